@@ -1,0 +1,164 @@
+//! How the rows of a forward or backward pass lie in memory.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Span;
+
+/// What happens to the first `prefix_len` positions before each block (docs/prompt-tuning.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Injection {
+    /// Nothing: the prefix enters at block 0 and flows on (`ptune`, Lester et al. 2021).
+    None,
+    /// `prefix += Q_l` before block `l`, as Petals' `deep_ptune` does.
+    Add,
+    /// `prefix := Q_l` before block `l` (P-Tuning v2, Liu et al. 2021); for block 0 `Q_0` is the input prompt itself.
+    Replace,
+}
+
+/// The shape of one micro-batch on its way through a span.
+///
+/// Text rows are packed: example `i` contributes `lengths[i]` consecutive rows and nothing is padded, so the text tensor
+/// is `[tokens, hidden]` with `tokens = lengths.sum()`. The prefix comes first, is the same for every example and
+/// travels once: `[prefix_len, hidden]`. Positions are `0..prefix_len` for the prefix and from `prefix_len` for each text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassLayout {
+    /// The blocks to run; any part of what the server hosts.
+    pub span: Span,
+    /// Tokens of each example, every one at least 1.
+    pub lengths: Vec<u32>,
+    /// Rows of the shared prefix; 0 without prompts.
+    pub prefix_len: u32,
+    /// What each block does to the prefix. [`Injection::None`] if `prefix_len` is 0.
+    pub injection: Injection,
+    /// Packed text rows that are read from the span's output, strictly ascending; `None` for all.
+    ///
+    /// Set on the last span only: the prefix leaves no output then, nothing reads it.
+    pub read_rows: Option<Vec<u32>>,
+}
+
+/// Why a [`PassLayout`] makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// No examples at all.
+    #[error("the batch has no examples")]
+    NoExamples,
+    /// An example without tokens.
+    #[error("example {0} has no tokens")]
+    EmptyExample(usize),
+    /// More rows than can be counted.
+    #[error("the batch has more than {max} rows", max = u32::MAX)]
+    TooManyRows,
+    /// Rows to read are not strictly ascending or lie outside of the text.
+    #[error("the rows to read must be ascending, distinct, at least one and below {tokens}")]
+    ReadRows {
+        /// Number of text rows.
+        tokens: usize,
+    },
+    /// An injection into a prefix that does not exist.
+    #[error("an injection needs a prefix of at least one row")]
+    InjectionWithoutPrefix,
+}
+
+impl PassLayout {
+    /// Text rows of the whole batch.
+    pub fn tokens(&self) -> usize {
+        self.lengths.iter().map(|&n| n as usize).sum()
+    }
+
+    /// Text rows that leave the span.
+    pub fn output_rows(&self) -> usize {
+        self.read_rows.as_ref().map_or_else(|| self.tokens(), Vec::len)
+    }
+
+    /// Rows of the prefix.
+    pub fn prefix_rows(&self) -> usize {
+        self.prefix_len as usize
+    }
+
+    /// Whether the prefix's hidden states enter the span as `[prefix_len, hidden]`.
+    ///
+    /// Under [`Injection::Replace`] they never travel: each block's prefix rows come from the prompts.
+    pub fn carries_prefix(&self) -> bool {
+        self.prefix_len > 0 && self.injection != Injection::Replace
+    }
+
+    /// Whether the prefix's hidden states leave the span for the next one.
+    pub fn returns_prefix(&self) -> bool {
+        self.carries_prefix() && self.read_rows.is_none()
+    }
+
+    /// Whether the span gets prompts of its own, `[span.len(), prefix_len, hidden]`.
+    pub fn has_prompts(&self) -> bool {
+        self.prefix_len > 0 && self.injection != Injection::None
+    }
+
+    /// Checks everything that can be checked without knowing the model.
+    ///
+    /// # Errors
+    /// The first [`LayoutError`] found.
+    pub fn validate(&self) -> Result<(), LayoutError> {
+        if self.lengths.is_empty() {
+            return Err(LayoutError::NoExamples);
+        }
+        if let Some(empty) = self.lengths.iter().position(|&n| n == 0) {
+            return Err(LayoutError::EmptyExample(empty));
+        }
+        let tokens = self.lengths.iter().try_fold(self.prefix_len, |sum, &n| sum.checked_add(n));
+        if tokens.is_none() {
+            return Err(LayoutError::TooManyRows);
+        }
+        if self.prefix_len == 0 && self.injection != Injection::None {
+            return Err(LayoutError::InjectionWithoutPrefix);
+        }
+        let tokens = self.tokens();
+        if let Some(rows) = &self.read_rows {
+            let ascending = rows.windows(2).all(|pair| pair[0] < pair[1]);
+            let inside = rows.last().is_some_and(|&last| (last as usize) < tokens);
+            if !ascending || !inside {
+                return Err(LayoutError::ReadRows { tokens });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> PassLayout {
+        let span = Span::new(0, 2).unwrap();
+        PassLayout { span, lengths: vec![3, 2], prefix_len: 4, injection: Injection::Add, read_rows: None }
+    }
+
+    #[test]
+    fn counts_rows() {
+        let all = layout();
+        assert_eq!((all.tokens(), all.output_rows()), (5, 5));
+        assert!(all.carries_prefix() && all.returns_prefix() && all.has_prompts());
+        let last = PassLayout { read_rows: Some(vec![2, 4]), ..layout() };
+        assert_eq!(last.output_rows(), 2);
+        assert!(last.carries_prefix() && !last.returns_prefix());
+        let replace = PassLayout { injection: Injection::Replace, ..layout() };
+        assert!(!replace.carries_prefix() && replace.has_prompts());
+    }
+
+    #[test]
+    fn refuses_nonsense() {
+        let with = |change: fn(&mut PassLayout)| {
+            let mut wrong = layout();
+            change(&mut wrong);
+            wrong.validate().unwrap_err()
+        };
+        assert_eq!(layout().validate(), Ok(()));
+        assert_eq!(with(|l| l.lengths.clear()), LayoutError::NoExamples);
+        assert_eq!(with(|l| l.lengths[1] = 0), LayoutError::EmptyExample(1));
+        assert_eq!(with(|l| l.lengths[0] = u32::MAX), LayoutError::TooManyRows);
+        assert_eq!(with(|l| l.prefix_len = 0), LayoutError::InjectionWithoutPrefix);
+        for rows in [vec![], vec![5], vec![2, 2], vec![3, 1]] {
+            let wrong = PassLayout { read_rows: Some(rows), ..layout() };
+            assert_eq!(wrong.validate(), Err(LayoutError::ReadRows { tokens: 5 }));
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! What travels between the members of a swarm: identifiers, tensors, messages, frames and server records.
+//!
+//! No libp2p, no burn and no async runtime here: a [`FrameReader`] works on anything that is [`futures::io::AsyncRead`].
+//! `docs/protocol.md` specifies the same bytes in prose.
+
+mod codec;
+mod frame;
+mod ids;
+mod layout;
+mod message;
+mod refusal;
+mod server_info;
+mod tensor;
+
+pub use codec::{DecodeError, decode, encode};
+pub use frame::{
+    Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, MAGIC, PREAMBLE_LEN, WIRE_VERSION,
+};
+pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, Span, StashId};
+pub use layout::{Injection, LayoutError, PassLayout};
+pub use message::{
+    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Limits, PROTOCOL_NAME, Request, Response, Welcome,
+};
+pub use refusal::{Refusal, Remedy};
+pub use server_info::{MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};
+pub use tensor::{Tensor, TensorError, TensorMeta, WireDtype};

@@ -1,0 +1,130 @@
+//! Requests and responses on a stream between a client and a server.
+//!
+//! A stream carries any number of requests; each has an id (in the frame) that its response repeats. Responses may come
+//! in another order than the requests. The first request of a stream is [`Request::Hello`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ModelId, StashId};
+use crate::layout::PassLayout;
+use crate::refusal::Refusal;
+use crate::server_info::ServerInfo;
+use crate::tensor::WireDtype;
+
+/// libp2p protocol name of block streams. Changes with every incompatible change of the frames or messages.
+pub const PROTOCOL_NAME: &str = "/petals-rs/blocks/1";
+
+/// What a client asks. The tensors named in each variant follow the header, in this order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Opens the stream. No tensors. Answered by [`Response::Welcome`].
+    Hello {
+        /// The model the client wants to use.
+        model: ModelId,
+    },
+    /// Runs a span forward. Tensors: text `[tokens, hidden]`; prefix `[prefix_len, hidden]` if the layout carries one;
+    /// prompts `[span, prefix_len, hidden]` if it has them.
+    Forward(ForwardRequest),
+    /// Runs a span backward to the gradients of its inputs (weights are frozen and have none).
+    /// Tensors: without a stash, first those of the forward; then the output gradients: text `[output_rows, hidden]`
+    /// and, if the layout returns a prefix, prefix `[prefix_len, hidden]`.
+    Backward(BackwardRequest),
+    /// Drops a stash that will not be used, without an answer. No tensors.
+    Forget {
+        /// Which.
+        stash: StashId,
+    },
+}
+
+/// See [`Request::Forward`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ForwardRequest {
+    /// Shape of the micro-batch.
+    pub layout: PassLayout,
+    /// Keep what the backward needs under this name, if memory allows.
+    pub stash: Option<StashId>,
+    /// Dtype of the tensors in the response.
+    pub reply_dtype: WireDtype,
+    /// The client gives up after this many milliseconds; work not started by then may be dropped.
+    pub deadline_ms: u32,
+}
+
+/// See [`Request::Backward`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackwardRequest {
+    /// Shape of the micro-batch, as in its forward.
+    pub layout: PassLayout,
+    /// The stash of the forward; `None` if the inputs are sent again.
+    pub stash: Option<StashId>,
+    /// Whether the gradient of the text input is wanted. Nobody needs it below block 0.
+    pub text_grad: bool,
+    /// Dtype of the tensors in the response.
+    pub reply_dtype: WireDtype,
+    /// As in [`ForwardRequest`].
+    pub deadline_ms: u32,
+}
+
+/// What a server answers. The tensors named in each variant follow the header, in this order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    /// The stream is open. No tensors.
+    Welcome(Box<Welcome>),
+    /// Tensors: text `[output_rows, hidden]`; prefix `[prefix_len, hidden]` if the layout returns one.
+    Forward(ForwardReply),
+    /// Tensors: text gradient `[tokens, hidden]` if asked for; prefix gradient `[prefix_len, hidden]` if the layout
+    /// carries one; prompt gradients `[span, prefix_len, hidden]` if it has prompts. Prefix and prompt gradients are
+    /// summed over the examples.
+    Backward(BackwardReply),
+    /// Nothing was done. No tensors.
+    Refused(Refusal),
+}
+
+/// See [`Response::Welcome`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// What the server hosts, as of now, in the form it is announced in ([`ServerInfo::to_json`]).
+    pub info: String,
+    /// What it accepts.
+    pub limits: Limits,
+}
+
+/// Bounds on one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Rows of one pass, prefix included.
+    pub max_rows: u32,
+    /// Bytes of one frame's tensors.
+    pub max_body: u64,
+    /// Requests of one stream that may be unanswered at a time.
+    pub max_in_flight: u32,
+}
+
+/// See [`Response::Forward`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ForwardReply {
+    /// Whether the stash asked for was kept.
+    pub stashed: bool,
+    /// Microseconds between the request's arrival and the start of the computation.
+    pub queue_us: u32,
+    /// Microseconds of computation.
+    pub compute_us: u32,
+}
+
+/// See [`Response::Backward`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BackwardReply {
+    /// As in [`ForwardReply`].
+    pub queue_us: u32,
+    /// As in [`ForwardReply`].
+    pub compute_us: u32,
+}
+
+impl Welcome {
+    /// The server's record.
+    ///
+    /// # Errors
+    /// If it is malformed or too long.
+    pub fn server_info(&self) -> Result<ServerInfo, crate::RecordError> {
+        ServerInfo::from_json(self.info.as_bytes())
+    }
+}

@@ -1,0 +1,124 @@
+//! Typed answers of a server that does not do what was asked.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ModelId, Span};
+
+/// Why a server refused a request. Ordinary traffic, not a fault of the connection: the stream stays usable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The queue or a memory budget is full.
+    #[error("the server is busy, retry in {retry_after_ms} ms")]
+    Busy {
+        /// When asking again may succeed.
+        retry_after_ms: u32,
+    },
+    /// The server is about to stop and takes no new work.
+    #[error("the server is draining")]
+    Draining,
+    /// The server hosts another model.
+    #[error("the server hosts the model {served}")]
+    WrongModel {
+        /// What it hosts.
+        served: ModelId,
+    },
+    /// The blocks asked for are not all hosted here.
+    #[error("the server hosts blocks {served}, not all of {asked}")]
+    WrongSpan {
+        /// What was asked for.
+        asked: Span,
+        /// What is hosted.
+        served: Span,
+    },
+    /// The stash is gone: evicted, expired, already used, or left on an earlier connection. Send the inputs again.
+    #[error("the stash of this pass is gone")]
+    StashGone,
+    /// The request exceeds a limit that [`crate::Welcome`] announced.
+    #[error("{what} is {got}, above the server's limit of {limit}")]
+    TooLarge {
+        /// Which quantity.
+        what: String,
+        /// How much was asked.
+        got: u64,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// A tensor has the wrong shape or dtype, or is missing.
+    #[error("bad shape: {what}")]
+    BadShape {
+        /// What was wrong.
+        what: String,
+    },
+    /// A value is NaN or infinite.
+    #[error("not finite: {what}")]
+    NotFinite {
+        /// Which tensor, and where.
+        what: String,
+    },
+    /// The request makes no sense or cannot be read.
+    #[error("bad request: {what}")]
+    BadRequest {
+        /// What was wrong.
+        what: String,
+    },
+    /// Something failed in the server through no fault of the request.
+    #[error("internal error of the server: {what}")]
+    Internal {
+        /// A short description without details of the host.
+        what: String,
+    },
+}
+
+/// What a client does about a [`Refusal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// Ask the same server again after the delay.
+    RetryThere {
+        /// How long to wait first.
+        after: std::time::Duration,
+    },
+    /// Send the forward inputs again, to the same server.
+    Replay,
+    /// Use another server.
+    GoElsewhere,
+    /// The client's own mistake: every server would answer the same.
+    Stop,
+}
+
+impl Refusal {
+    /// What the client does next.
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Self::Busy { retry_after_ms } => {
+                Remedy::RetryThere { after: std::time::Duration::from_millis(u64::from(*retry_after_ms)) }
+            }
+            Self::StashGone => Remedy::Replay,
+            Self::Draining | Self::WrongModel { .. } | Self::WrongSpan { .. } | Self::Internal { .. } => {
+                Remedy::GoElsewhere
+            }
+            Self::TooLarge { .. } | Self::BadShape { .. } | Self::NotFinite { .. } | Self::BadRequest { .. } => {
+                Remedy::Stop
+            }
+        }
+    }
+
+    /// Whether the same work may succeed, here or elsewhere, without the client changing it.
+    pub fn is_retryable(&self) -> bool {
+        self.remedy() != Remedy::Stop
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_clients_own_mistakes_stop_it() {
+        assert!(Refusal::Busy { retry_after_ms: 5 }.is_retryable());
+        assert!(Refusal::StashGone.is_retryable());
+        assert!(Refusal::Internal { what: String::new() }.is_retryable());
+        assert!(!Refusal::BadShape { what: String::new() }.is_retryable());
+        assert!(!Refusal::TooLarge { what: String::new(), got: 2, limit: 1 }.is_retryable());
+    }
+}

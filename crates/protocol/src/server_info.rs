@@ -1,0 +1,134 @@
+//! What a server says of itself, in the DHT and when a stream opens.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ModelId, Span};
+
+/// Longest encoded record, in bytes. Kademlia packets end at 16 KiB.
+pub const MAX_RECORD_LEN: usize = 8 * 1024;
+
+/// Life cycle of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerState {
+    /// Loading its blocks: counts for placement, not for routing.
+    Joining,
+    /// Serving.
+    Online,
+    /// Finishes what it has, takes nothing new.
+    Draining,
+    /// Gone.
+    Offline,
+    /// A state that a newer version knows; not to be routed to.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A server's announcement. Encoded as JSON so that older nodes can read newer records: unknown fields are ignored,
+/// optional ones may be missing.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerInfo {
+    /// Model hosted.
+    pub model: ModelId,
+    /// Blocks hosted.
+    pub span: Span,
+    /// Life cycle.
+    pub state: ServerState,
+    /// Unix time in milliseconds at which this was written; of two records of one server the later one counts.
+    pub written_ms: u64,
+    /// Tokens per second of forward through the whole span, if measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward_tokens_per_s: Option<f32>,
+    /// Requests waiting or running when this was written.
+    #[serde(default)]
+    pub queue_depth: u32,
+    /// Dtype the blocks compute in: `f32`, `bf16` or `f16`.
+    #[serde(default)]
+    pub dtype: String,
+    /// Software version.
+    #[serde(default)]
+    pub version: String,
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_name: Option<String>,
+}
+
+/// Why bytes are not a [`ServerInfo`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// Longer than [`MAX_RECORD_LEN`].
+    #[error("the server record has {0} bytes, more than {MAX_RECORD_LEN}")]
+    TooLong(usize),
+    /// Not the JSON expected.
+    #[error("the server record is malformed")]
+    Malformed(#[source] serde_json::Error),
+    /// A number that no honest server would write.
+    #[error("the server record claims an impossible throughput")]
+    Throughput,
+}
+
+impl ServerInfo {
+    /// The record's bytes, as signed and stored.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a server record always encodes")
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// [`RecordError`] for anything too long, malformed or impossible.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, RecordError> {
+        if bytes.len() > MAX_RECORD_LEN {
+            return Err(RecordError::TooLong(bytes.len()));
+        }
+        let info: Self = serde_json::from_slice(bytes).map_err(RecordError::Malformed)?;
+        if info.forward_tokens_per_s.is_some_and(|rate| !rate.is_finite() || rate < 0.0) {
+            return Err(RecordError::Throughput);
+        }
+        Ok(info)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Fingerprint;
+
+    fn info() -> ServerInfo {
+        ServerInfo {
+            model: ModelId::new("demo", Fingerprint([7; 8])).unwrap(),
+            span: Span::new(0, 4).unwrap(),
+            state: ServerState::Online,
+            written_ms: 1_700_000_000_000,
+            forward_tokens_per_s: Some(1234.5),
+            queue_depth: 2,
+            dtype: "f32".into(),
+            version: "0.1.0".into(),
+            public_name: None,
+        }
+    }
+
+    #[test]
+    fn round_trips() {
+        assert_eq!(ServerInfo::from_json(info().to_json().as_bytes()).unwrap(), info());
+    }
+
+    #[test]
+    fn a_newer_record_is_read_and_a_minimal_one_too() {
+        let newer = info().to_json().replace("\"online\"", "\"hibernating\"").replacen('{', "{\"colour\":[1],", 1);
+        assert_eq!(ServerInfo::from_json(newer.as_bytes()).unwrap().state, ServerState::Unknown);
+        let minimal = r#"{"model":"m@0000000000000000","span":[1,2],"state":"online","written_ms":1}"#;
+        assert_eq!(ServerInfo::from_json(minimal.as_bytes()).unwrap().queue_depth, 0);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(matches!(ServerInfo::from_json(&[b'x'; MAX_RECORD_LEN + 1]), Err(RecordError::TooLong(_))));
+        assert!(matches!(ServerInfo::from_json(b"{}"), Err(RecordError::Malformed(_))));
+        let empty_span = info().to_json().replace("[0,4]", "[4,4]");
+        assert!(ServerInfo::from_json(empty_span.as_bytes()).is_err());
+        let negative = info().to_json().replace("1234.5", "-1.0");
+        assert!(matches!(ServerInfo::from_json(negative.as_bytes()), Err(RecordError::Throughput)));
+    }
+}
