@@ -1,0 +1,53 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+mod eval;
+mod generate;
+mod logits;
+mod route;
+mod swarm;
+mod train;
+mod values;
+
+pub(crate) use eval::EvalArgs;
+pub(crate) use generate::GenerateArgs;
+pub(crate) use logits::LogitsArgs;
+pub(crate) use route::RouteArgs;
+pub(crate) use swarm::{PassArgs, SwarmArgs};
+pub(crate) use train::{TrainArgs, TrainLength};
+
+/// Adapts a language model that a swarm of peers serves, by training prompts on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "petals-tune", version, about, arg_required_else_help = true, max_term_width = 120)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Print one JSON object per line on stdout and nothing else there.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Log more on stderr: -v what happens, -vv every request. RUST_LOG overrides this.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train prompts, and for seq-cls a score head, on a data file.
+    Train(Box<TrainArgs>),
+    /// Measure an adapter's loss, and for seq-cls its accuracy, on a data file.
+    Eval(EvalArgs),
+    /// Continue a prompt, with or without an adapter.
+    Generate(GenerateArgs),
+    /// Show which peers serve which blocks, and the route a pass would take.
+    Route(RouteArgs),
+    /// Write the logits of given token ids to a file.
+    Logits(LogitsArgs),
+}
+
+#[cfg(test)]
+mod tests;

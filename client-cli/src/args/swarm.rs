@@ -1,0 +1,51 @@
+//! What every command needs to reach a swarm.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use petals_client::WireDtype;
+
+use super::values::{at_least, duration, multiaddr};
+
+/// The model, and how to reach those who serve it.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Swarm")]
+pub(crate) struct SwarmArgs {
+    /// Directory of the model: config.json, tokenizer.json, and the safetensors with embeddings, norm and head.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+
+    /// Name of the model in the swarm [default: the directory's name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model_name: Option<String>,
+
+    /// Addresses of any members of the swarm, as nodes print them.
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., required = true, value_parser = multiaddr)]
+    pub(crate) peers: Vec<String>,
+
+    /// Longest wait for the answer to one request.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub(crate) request_timeout: Duration,
+
+    /// Longest wait for servers of blocks that nobody serves, before giving up.
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub(crate) give_up_after: Duration,
+
+    /// Type of hidden states and gradients on the wire: f32, f16 or bf16.
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    pub(crate) wire_dtype: WireDtype,
+}
+
+/// How batches are cut into passes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Passes")]
+pub(crate) struct PassArgs {
+    /// Tokens of a micro-batch; results do not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least(1))]
+    pub(crate) micro_batch_tokens: usize,
+
+    /// Micro-batches under way at a time.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least(1))]
+    pub(crate) in_flight: usize,
+}

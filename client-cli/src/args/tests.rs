@@ -1,0 +1,94 @@
+use clap::CommandFactory;
+use clap::error::ErrorKind;
+use petals_client::{Injection, TuningMode};
+
+use super::*;
+use crate::data::BatchOrder;
+
+const PEER: &str = "/ip4/127.0.0.1/tcp/1/p2p/x";
+
+fn parse(command: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(command.split_whitespace())
+}
+
+fn train(flags: &str) -> Result<Box<TrainArgs>, clap::Error> {
+    let fixed = "--mode deep_ptune --prefix-len 4 --task seq-cls --data d.jsonl --out o";
+    let cli = parse(&format!("petals-tune train --model m --peers {PEER} {fixed} {flags}"))?;
+    let Command::Train(args) = cli.command else { panic!("another command") };
+    Ok(args)
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_is_understood_as_documented() {
+    let swarm = format!("--model m --peers {PEER} {PEER} --peers {PEER} --json");
+    for command in [
+        "eval --adapter a --data d.jsonl",
+        "generate --prompt hello --max-new-tokens 8 --temperature 0.7 --top-k 40 --top-p 0.9 --seed 1",
+        "generate --adapter a --prompt hello --max-new-tokens 8",
+        "logits --adapter a --input-ids i.json --out l.safetensors",
+        "route",
+    ] {
+        let cli = parse(&format!("petals-tune {command} {swarm}")).unwrap();
+        assert!(cli.json);
+        if let Command::Route(args) = cli.command {
+            assert_eq!(args.swarm.peers, [PEER; 3]);
+        }
+    }
+    let all = "--injection add --eval e.jsonl --epochs 2 --batch-size 8 --lr 0.1 --weight-decay 0.01 --schedule linear \
+               --warmup 3 --clip 0 --max-length 64 --micro-batch-tokens 256 --seed 5 --init sample-vocab --init-from i \
+               --no-shuffle --save-every 10 --resume --json";
+    let args = train(all).unwrap();
+    assert_eq!((args.injection(), args.optimiser.length()), (Injection::Add, TrainLength::Epochs(2)));
+    assert_eq!((args.optimiser.order(), args.text.rules().max_length), (BatchOrder::File, Some(64)));
+}
+
+#[test]
+fn ptune_has_no_injection_and_deep_ptune_replaces_by_default() {
+    assert_eq!(train("").unwrap().injection(), Injection::Replace);
+    let plain = TrainArgs { mode: TuningMode::Ptune, ..*train("--injection add").unwrap() };
+    assert_eq!(plain.injection(), Injection::None);
+}
+
+#[test]
+fn a_run_is_one_epoch_unless_told_otherwise() {
+    assert_eq!(train("").unwrap().optimiser.length(), TrainLength::Epochs(1));
+    assert_eq!(train("--steps 7").unwrap().optimiser.length(), TrainLength::Steps(7));
+    assert_eq!(train("--steps 7 --epochs 1").unwrap_err().kind(), ErrorKind::ArgumentConflict);
+}
+
+#[test]
+fn bad_values_are_refused_with_status_2_and_named() {
+    for (flags, named) in [
+        ("--lr -1", "--lr"),
+        ("--clip nan", "--clip"),
+        ("--batch-size 0", "--batch-size"),
+        ("--schedule step", "--schedule"),
+        ("--injection prepend", "--injection"),
+        ("--give-up-after soon", "--give-up-after"),
+        ("--wire-dtype int8", "--wire-dtype"),
+        ("--init text", "--init-text"),
+        ("--max-length 1", "--max-length"),
+        ("--peers localhost", "--peers"),
+    ] {
+        let error = train(flags).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(named), "{error}");
+    }
+}
+
+#[test]
+fn settings_change_with_the_flags_that_shape_the_curve_only() {
+    let settings = |flags: &str| train(flags).unwrap().settings("digest");
+    assert_eq!(settings(""), settings("--micro-batch-tokens 1 --save-every 1 --steps 9 --resume"));
+    for flags in ["--lr 0.5", "--seed 1", "--clip 2", "--no-shuffle", "--injection add", "--batch-size 3"] {
+        let flag = flags.split(' ').next().unwrap();
+        let (was, now) = (settings(""), settings(flags));
+        let changed: Vec<&String> = was.keys().filter(|key| was.get(*key) != now.get(*key)).collect();
+        assert_eq!(changed, [flag]);
+    }
+}

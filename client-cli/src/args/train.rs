@@ -1,0 +1,270 @@
+//! `petals-tune train`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use petals_client::{DeepInit, InitRule, Injection, Schedule, Task, TextRules, TuningMode};
+
+use super::values::{at_least, deep_init, injection, mode, not_negative, schedule, task};
+use super::{PassArgs, SwarmArgs};
+use crate::data::BatchOrder;
+use crate::text::{TextError, TextTokenizer};
+
+const EXAMPLES: &str = "\
+Examples:
+  petals-tune train --model ./Llama-3.2-1B --peers /ip4/192.0.2.1/tcp/31337/p2p/12D3Koo… \\
+      --mode deep_ptune --prefix-len 16 --task seq-cls --data train.jsonl --eval dev.jsonl --out ./sst2-prompt
+  petals-tune train … --mode ptune --prefix-len 20 --task causal-lm --data notes.txt --steps 500 --out ./notes --resume";
+
+/// Arguments of `train`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) swarm: SwarmArgs,
+
+    /// Where prompts enter: in front of the embeddings, or in front of every block.
+    #[arg(long, value_parser = mode())]
+    pub(crate) mode: TuningMode,
+
+    /// With deep_ptune: each block's prompt replaces the prefix, or is added to it.
+    #[arg(long, default_value = "replace", value_parser = injection())]
+    pub(crate) injection: Injection,
+
+    /// Number of trained prompt vectors in front of the text.
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub(crate) prefix_len: usize,
+
+    /// Predict the next token, or classify texts.
+    #[arg(long, value_parser = task())]
+    pub(crate) task: Task,
+
+    /// Training data: JSON lines, or plain text (.txt) for causal-lm.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+
+    /// Held-out data in the same form, measured during and after training.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) eval: Option<PathBuf>,
+
+    /// Directory for the adapter and the training state.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) optimiser: OptimiserArgs,
+
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+
+    #[command(flatten)]
+    pub(crate) start: StartArgs,
+
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+
+    #[command(flatten)]
+    pub(crate) passes: PassArgs,
+}
+
+/// Length of the run, batches and AdamW.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct OptimiserArgs {
+    /// Passes over the training data [default: 1].
+    #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = clap::value_parser!(u64).range(1..))]
+    epochs: Option<u64>,
+
+    /// Optimiser steps.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    steps: Option<u64>,
+
+    /// Examples per batch.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least(1))]
+    pub(crate) batch_size: usize,
+
+    /// Batches per optimiser step; the step's loss is the mean over all of them.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
+    pub(crate) accumulation: usize,
+
+    /// Highest learning rate.
+    #[arg(long, value_name = "X", default_value_t = 0.01, allow_negative_numbers = true, value_parser = not_negative)]
+    pub(crate) lr: f64,
+
+    /// Decoupled weight decay of AdamW, on every trained table.
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative)]
+    pub(crate) weight_decay: f64,
+
+    /// How the learning rate moves after the warm-up.
+    #[arg(long, default_value = "constant", value_parser = schedule())]
+    pub(crate) schedule: Schedule,
+
+    /// Steps over which the learning rate rises from 0.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) warmup: u64,
+
+    /// Largest global norm of the gradients; 0 is off.
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, value_parser = not_negative)]
+    pub(crate) clip: f64,
+
+    /// Seed of the tables' first values and of the order of the data.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+
+    /// Take consecutive lines in file order, wrapping round, instead of shuffled batches of similar lengths.
+    #[arg(long)]
+    no_shuffle: bool,
+}
+
+/// How text becomes tokens.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Text")]
+pub(crate) struct TextArgs {
+    /// Most tokens of an example; longer ones are cut.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least(2))]
+    max_length: usize,
+
+    /// Append the end-of-sequence token to every text.
+    #[arg(long)]
+    append_eos: bool,
+}
+
+/// Where the tables start.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Start")]
+pub(crate) struct StartArgs {
+    /// First values of the prompts: random, embeddings of random tokens, or embeddings of --init-text.
+    #[arg(long, value_enum, default_value = "normal")]
+    init: Init,
+
+    /// The text for --init text, repeated and cut to the prefix length.
+    #[arg(long, value_name = "TEXT", required_if_eq("init", "text"), allow_hyphen_values = true)]
+    init_text: Option<String>,
+
+    /// First values of the deep prompts [default: like-input for replace, zeros for add].
+    #[arg(long, value_name = "RULE", value_parser = deep_init())]
+    pub(crate) init_deep: Option<DeepInit>,
+
+    /// Start from the tables of this adapter; only its adapter_model.safetensors is needed.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) init_from: Option<PathBuf>,
+
+    /// Go on with the run saved in --out, or start if there is none.
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+/// What is saved and reported when.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Reports")]
+pub(crate) struct ReportArgs {
+    /// Save adapter and training state every N steps, and at the end; 0: only at the end.
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) save_every: u64,
+
+    /// Measure --eval every N steps, and at the end; 0: only at the end.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) eval_every: u64,
+
+    /// Measure --eval before the first step too.
+    #[arg(long)]
+    pub(crate) eval_first: bool,
+
+    /// With --json, print every N-th step.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) log_every: u64,
+}
+
+/// First values of the input prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Init {
+    /// Normally distributed with the model's `initializer_range`.
+    Normal,
+    /// Embeddings of random tokens.
+    SampleVocab,
+    /// Embeddings of a text's tokens.
+    Text,
+}
+
+/// How long a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TrainLength {
+    /// Passes over the data.
+    Epochs(u64),
+    /// Optimiser steps.
+    Steps(u64),
+}
+
+impl TrainArgs {
+    /// What blocks do to the prefix.
+    pub(crate) fn injection(&self) -> Injection {
+        match self.mode {
+            TuningMode::Ptune => Injection::None,
+            TuningMode::DeepPtune => self.injection,
+        }
+    }
+
+    /// The flags that shape the loss curve, for [`petals_client::TrainingRecord::settings`]; `data` is the digest of the
+    /// training data.
+    pub(crate) fn settings(&self, data: &str) -> BTreeMap<String, String> {
+        let optimiser = &self.optimiser;
+        let injection = format!("{:?}", self.injection()).to_lowercase();
+        [
+            ("--mode", self.mode.to_string()),
+            ("--injection", injection),
+            ("--prefix-len", self.prefix_len.to_string()),
+            ("--task", self.task.to_string()),
+            ("--data", data.to_owned()),
+            ("--batch-size", optimiser.batch_size.to_string()),
+            ("--accumulation", optimiser.accumulation.to_string()),
+            ("--lr", optimiser.lr.to_string()),
+            ("--weight-decay", optimiser.weight_decay.to_string()),
+            ("--schedule", optimiser.schedule.to_string()),
+            ("--warmup", optimiser.warmup.to_string()),
+            ("--clip", optimiser.clip.to_string()),
+            ("--seed", optimiser.seed.to_string()),
+            ("--no-shuffle", optimiser.no_shuffle.to_string()),
+        ]
+        .map(|(flag, value)| (flag.to_owned(), value))
+        .into()
+    }
+}
+
+impl OptimiserArgs {
+    /// How long the run is.
+    pub(crate) fn length(&self) -> TrainLength {
+        self.steps.map_or(TrainLength::Epochs(self.epochs.unwrap_or(1)), TrainLength::Steps)
+    }
+
+    /// Examples per optimiser step.
+    pub(crate) fn step_size(&self) -> usize {
+        self.batch_size.saturating_mul(self.accumulation)
+    }
+
+    /// The order of the examples.
+    pub(crate) fn order(&self) -> BatchOrder {
+        if self.no_shuffle { BatchOrder::File } else { BatchOrder::Shuffled { seed: self.seed } }
+    }
+}
+
+impl TextArgs {
+    /// The rules as an adapter's manifest keeps them.
+    pub(crate) fn rules(&self) -> TextRules {
+        TextRules { max_length: Some(self.max_length), append_eos: self.append_eos }
+    }
+}
+
+impl StartArgs {
+    /// First values of the input prompt. A text is tokenised with the post-processor, as PEFT does.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`].
+    pub(crate) fn init_rule(&self, tokenizer: &TextTokenizer) -> Result<InitRule, TextError> {
+        Ok(match self.init {
+            Init::Normal => InitRule::Normal,
+            Init::SampleVocab => InitRule::SampleVocab,
+            Init::Text => InitRule::Text(tokenizer.encode(self.init_text.as_deref().unwrap_or_default())?),
+        })
+    }
+}

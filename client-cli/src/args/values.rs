@@ -1,0 +1,112 @@
+//! Parsers of single values. Their messages complete clap's "invalid value … for …".
+
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use petals_client::{DeepInit, Injection, Schedule, Task, TuningMode};
+
+/// A whole number of at least `least`.
+pub(super) fn at_least(least: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..)
+}
+
+/// A finite number of at least 0.
+pub(super) fn not_negative(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().map_err(|_| "not a number".to_owned())?;
+    if number.is_finite() && number >= 0.0 { Ok(number) } else { Err("must be finite and at least 0".to_owned()) }
+}
+
+/// As [`not_negative`], in single precision.
+pub(super) fn not_negative_f32(text: &str) -> Result<f32, String> {
+    let number = not_negative(text)? as f32;
+    if number.is_finite() { Ok(number) } else { Err("too large".to_owned()) }
+}
+
+/// A probability above 0.
+pub(super) fn probability(text: &str) -> Result<f32, String> {
+    let number = not_negative_f32(text)?;
+    if number > 0.0 && number <= 1.0 { Ok(number) } else { Err("must be above 0 and at most 1".to_owned()) }
+}
+
+/// A time such as `500ms`, `30s`, `10m` or `2h`; a bare number is seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let millis = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("write a whole number and ms, s, m or h, for example 30s or 10m".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a whole number and ms, s, m or h".to_owned())?;
+    number.checked_mul(millis).filter(|&ms| ms > 0).map(Duration::from_millis).ok_or("must be above 0".to_owned())
+}
+
+/// A multiaddress, checked as far as its first character: the rest is told by the dial.
+pub(super) fn multiaddr(text: &str) -> Result<String, String> {
+    if text.starts_with('/') && text.len() > 1 {
+        return Ok(text.to_owned());
+    }
+    Err("not a multiaddress: write it as the node prints it, for example /ip4/192.0.2.1/tcp/31337/p2p/12D3Koo…"
+        .to_owned())
+}
+
+/// `ptune` or `deep_ptune`.
+pub(super) fn mode() -> impl TypedValueParser<Value = TuningMode> {
+    PossibleValuesParser::new(["ptune", "deep_ptune"]).try_map(|text| text.parse::<TuningMode>())
+}
+
+/// `causal-lm` or `seq-cls`.
+pub(super) fn task() -> impl TypedValueParser<Value = Task> {
+    PossibleValuesParser::new(["causal-lm", "seq-cls"]).try_map(|text| text.parse::<Task>())
+}
+
+/// `constant`, `linear` or `cosine`.
+pub(super) fn schedule() -> impl TypedValueParser<Value = Schedule> {
+    PossibleValuesParser::new(["constant", "linear", "cosine"]).try_map(|text| text.parse::<Schedule>())
+}
+
+/// `replace` or `add`.
+pub(super) fn injection() -> impl TypedValueParser<Value = Injection> {
+    PossibleValuesParser::new(["replace", "add"])
+        .map(|text| if text == "add" { Injection::Add } else { Injection::Replace })
+}
+
+/// `zeros`, `normal` or `like-input`.
+pub(super) fn deep_init() -> impl TypedValueParser<Value = DeepInit> {
+    PossibleValuesParser::new(["zeros", "normal", "like-input"]).map(|text| match text.as_str() {
+        "zeros" => DeepInit::Zeros,
+        "normal" => DeepInit::Normal,
+        _ => DeepInit::LikeInput,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        let seconds = |text| duration(text).map(|time| time.as_secs_f64());
+        assert_eq!(seconds("90"), Ok(90.0));
+        assert_eq!((seconds("500ms"), seconds("10m"), seconds("2h")), (Ok(0.5), Ok(600.0), Ok(7200.0)));
+        for wrong in ["", "s", "1.5s", "-1s", "10d", "0s", "99999999999999999h", "999999999999999999999s"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        assert_eq!((not_negative("1e-3"), not_negative("0")), (Ok(0.001), Ok(0.0)));
+        assert!(["-1", "nan", "inf", "x"].iter().all(|text| not_negative(text).is_err()));
+        assert!(probability("1").is_ok() && probability("0").is_err() && probability("1.01").is_err());
+        assert!(not_negative_f32("1e300").is_err());
+    }
+
+    #[test]
+    fn an_address_starts_with_a_slash() {
+        assert!(multiaddr("/ip4/127.0.0.1/tcp/1").is_ok());
+        assert!(multiaddr("127.0.0.1:1").is_err() && multiaddr("/").is_err());
+    }
+}

@@ -1,0 +1,8 @@
+//! One file per subcommand, each with one `run`.
+
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod logits;
+pub(crate) mod route;
+mod session;
+pub(crate) mod train;

@@ -1,0 +1,45 @@
+//! `petals-tune`: trains, measures and uses prompt adapters of a model that a swarm serves.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::error::CliError;
+use crate::output::Output;
+
+mod args;
+mod commands;
+mod data;
+mod error;
+mod output;
+mod progress;
+mod terminal;
+mod text;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    terminal::init_logging(cli.verbose);
+    match run(cli.command, Output::new(cli.json)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::around_bars(|| eprintln!("error: {error}"));
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+fn run(command: Command, output: Output) -> Result<(), CliError> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        match command {
+            Command::Train(args) => commands::train::run(*args, output).await,
+            Command::Eval(args) => commands::eval::run(args, output).await,
+            Command::Generate(args) => commands::generate::run(args, output).await,
+            Command::Route(args) => commands::route::run(args, output).await,
+            Command::Logits(args) => commands::logits::run(args, output).await,
+        }
+    })
+}

@@ -1,0 +1,241 @@
+//! Results on stdout: lines for people, or one JSON object per line.
+
+use std::fmt::{self, Display};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::error::CliError;
+use crate::terminal;
+
+/// Something a command tells on stdout: readable, and as JSON under a fixed name.
+pub(crate) trait Event: Display + Serialize {
+    /// Value of the JSON field `event`.
+    const NAME: &'static str;
+}
+
+/// Prints events.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Tagged<'a, E> {
+    event: &'static str,
+    #[serde(flatten)]
+    body: &'a E,
+}
+
+impl Output {
+    /// Output for people, or with `json` for scripts.
+    pub(crate) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Whether scripts read this.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// Prints one event as one line (for people, generated text may have several).
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] if stdout is closed.
+    pub(crate) fn emit<E: Event>(self, event: &E) -> Result<(), CliError> {
+        let line = self.line(event).map_err(anyhow::Error::from)?;
+        let written = terminal::around_bars(|| {
+            let mut stdout = io::stdout().lock();
+            writeln!(stdout, "{line}").and_then(|()| stdout.flush())
+        });
+        Ok(written.map_err(|error| anyhow::Error::new(error).context("cannot write to stdout"))?)
+    }
+
+    fn line<E: Event>(self, event: &E) -> serde_json::Result<String> {
+        if self.json { serde_json::to_string(&Tagged { event: E::NAME, body: event }) } else { Ok(event.to_string()) }
+    }
+}
+
+/// One optimiser step.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Step {
+    /// Steps made, this one included.
+    pub(crate) step: u64,
+    /// Mean cross-entropy over the labels of the step's batch, before the update.
+    pub(crate) loss: f64,
+    /// Learning rate of the update.
+    pub(crate) lr: f64,
+    /// Text tokens through the blocks per second, forward and backward.
+    pub(crate) tokens_per_s: f64,
+    /// Global norm of the gradients before clipping.
+    pub(crate) grad_norm: f64,
+}
+
+/// A measurement on held-out data.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Eval {
+    /// Steps that the tables were trained for.
+    pub(crate) step: u64,
+    /// Mean cross-entropy over all labels.
+    pub(crate) loss: f64,
+    /// Share of correct classes; seq-cls only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) accuracy: Option<f64>,
+}
+
+/// A run goes on from its saved state.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Resumed {
+    /// Steps made before.
+    pub(crate) step: u64,
+}
+
+/// Adapter and training state were written.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Saved {
+    /// Steps made.
+    pub(crate) step: u64,
+}
+
+/// Nobody serves some blocks for now.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Waiting {
+    /// Why, with the blocks.
+    pub(crate) reason: String,
+    /// Seconds until the next attempt.
+    pub(crate) retry_in_s: f64,
+}
+
+/// Training is complete.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Done {
+    /// Directory of the adapter.
+    pub(crate) adapter: PathBuf,
+}
+
+/// A generated text.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Generated {
+    /// The new text, without the prompt.
+    pub(crate) text: String,
+    /// Its tokens.
+    pub(crate) token_ids: Vec<u32>,
+}
+
+/// Logits were written.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct LogitsWritten {
+    /// The file.
+    pub(crate) out: PathBuf,
+    /// Rows, tokens, vocabulary.
+    pub(crate) shape: [usize; 3],
+}
+
+impl Event for Step {
+    const NAME: &'static str = "step";
+}
+
+impl Event for Eval {
+    const NAME: &'static str = "eval";
+}
+
+impl Event for Resumed {
+    const NAME: &'static str = "resumed";
+}
+
+impl Event for Saved {
+    const NAME: &'static str = "saved";
+}
+
+impl Event for Waiting {
+    const NAME: &'static str = "waiting";
+}
+
+impl Event for Done {
+    const NAME: &'static str = "done";
+}
+
+impl Event for Generated {
+    const NAME: &'static str = "generated";
+}
+
+impl Event for LogitsWritten {
+    const NAME: &'static str = "logits";
+}
+
+impl Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, loss, lr, tokens_per_s, .. } = self;
+        write!(f, "step {step}: loss {loss:.4}, lr {lr:.2e}, {tokens_per_s:.0} tokens/s")
+    }
+}
+
+impl Display for Eval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "after step {}: held-out loss {:.4}", self.step, self.loss)?;
+        self.accuracy.map_or(Ok(()), |accuracy| write!(f, ", accuracy {:.1} %", accuracy * 100.0))
+    }
+}
+
+impl Display for Resumed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "resuming after step {}", self.step)
+    }
+}
+
+impl Display for Saved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "saved after step {}", self.step)
+    }
+}
+
+impl Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "waiting: {}; next attempt in {:.0} s", self.reason, self.retry_in_s)
+    }
+}
+
+impl Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "done: the adapter is in {}", self.adapter.display())
+    }
+}
+
+impl Display for Generated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Display for LogitsWritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "logits {:?} written to {}", self.shape, self.out.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_have_the_documented_json() {
+        let json = Output::new(true);
+        let step = Step { step: 3, loss: 0.25, lr: 0.01, tokens_per_s: 100.0, grad_norm: 2.0 };
+        let line = r#"{"event":"step","step":3,"loss":0.25,"lr":0.01,"tokens_per_s":100.0,"grad_norm":2.0}"#;
+        assert_eq!(json.line(&step).unwrap(), line);
+        let eval = |accuracy| Eval { step: 3, loss: 0.5, accuracy };
+        assert_eq!(json.line(&eval(Some(0.75))).unwrap(), r#"{"event":"eval","step":3,"loss":0.5,"accuracy":0.75}"#);
+        assert_eq!(json.line(&eval(None)).unwrap(), r#"{"event":"eval","step":3,"loss":0.5}"#);
+        let done = Done { adapter: "out".into() };
+        assert_eq!(json.line(&done).unwrap(), r#"{"event":"done","adapter":"out"}"#);
+        let generated = Generated { text: "a\n".into(), token_ids: vec![1, 2] };
+        assert_eq!(json.line(&generated).unwrap(), r#"{"event":"generated","text":"a\n","token_ids":[1,2]}"#);
+    }
+
+    #[test]
+    fn people_read_sentences() {
+        let eval = Eval { step: 20, loss: 0.5, accuracy: Some(0.9375) };
+        assert_eq!(Output::new(false).line(&eval).unwrap(), "after step 20: held-out loss 0.5000, accuracy 93.8 %");
+    }
+}

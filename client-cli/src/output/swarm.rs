@@ -1,0 +1,111 @@
+//! Events about servers and routes.
+
+use std::fmt::{self, Display};
+
+use petals_client::ServerState;
+use serde::Serialize;
+
+use super::Event;
+
+/// A server failed a request; its blocks are routed anew.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct HopFailed {
+    /// Peer id.
+    pub(crate) peer: String,
+    /// Blocks it was to run, `A..B`.
+    pub(crate) blocks: String,
+    /// What happened.
+    pub(crate) reason: String,
+}
+
+/// A server that the directory knows.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Server {
+    /// Peer id.
+    pub(crate) peer: String,
+    /// Blocks hosted, `A..B`.
+    pub(crate) blocks: String,
+    /// Life cycle.
+    pub(crate) state: ServerState,
+    /// Tokens per second through its whole span, as announced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) forward_tokens_per_s: Option<f32>,
+    /// Requests waiting or running when it was announced.
+    pub(crate) queue_depth: u32,
+    /// Dtype it computes in.
+    pub(crate) dtype: String,
+    /// Software version.
+    pub(crate) version: String,
+    /// A name for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) public_name: Option<String>,
+}
+
+/// The chain of servers that a pass would use.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Route {
+    /// Model id.
+    pub(crate) model: String,
+    /// In order of the blocks.
+    pub(crate) hops: Vec<RouteHop>,
+    /// Estimated seconds of a forward.
+    pub(crate) seconds: f64,
+    /// Rows of the pass that was planned.
+    pub(crate) rows: usize,
+}
+
+/// One hop of a [`Route`].
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RouteHop {
+    /// Peer id.
+    pub(crate) peer: String,
+    /// Blocks it runs, `A..B`.
+    pub(crate) blocks: String,
+}
+
+impl Event for HopFailed {
+    const NAME: &'static str = "hop_failed";
+}
+
+impl Event for Server {
+    const NAME: &'static str = "server";
+}
+
+impl Event for Route {
+    const NAME: &'static str = "route";
+}
+
+impl Display for HopFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, blocks, reason } = self;
+        write!(f, "server {} failed on blocks {blocks} ({reason}), routing around it", short(peer))
+    }
+}
+
+impl Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.public_name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let state = format!("{:?}", self.state).to_lowercase();
+        write!(f, "server {}{name}: blocks {}, {state}, {}", short(&self.peer), self.blocks, self.dtype)?;
+        match self.forward_tokens_per_s {
+            Some(rate) => write!(f, ", {rate:.0} tokens/s"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hops: Vec<String> = self.hops.iter().map(|hop| format!("{} via {}", hop.blocks, short(&hop.peer))).collect();
+        let (ms, rows) = (self.seconds * 1e3, self.rows);
+        write!(f, "route: {} (about {ms:.0} ms forward for {rows} tokens)", hops.join(" -> "))
+    }
+}
+
+/// The end of a peer id, which is what differs.
+fn short(peer: &str) -> String {
+    match peer.char_indices().rev().nth(5) {
+        Some((at, _)) => format!("…{}", &peer[at..]),
+        None => peer.to_owned(),
+    }
+}

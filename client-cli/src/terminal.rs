@@ -1,0 +1,55 @@
+//! The terminal on stderr: progress bars, and everything else that must not be written across them.
+
+use std::io::{self, Write};
+use std::sync::LazyLock;
+
+use indicatif::MultiProgress;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// The bars on stderr; hidden if stderr is not a terminal.
+pub(crate) fn bars() -> &'static MultiProgress {
+    &BARS
+}
+
+/// Does something that writes to the terminal while the bars are out of the way.
+pub(crate) fn around_bars<T>(write: impl FnOnce() -> T) -> T {
+    BARS.suspend(write)
+}
+
+/// Sends logs to stderr. RUST_LOG decides what is logged; else warnings, and with more `verbose` more of ours.
+pub(crate) fn init_logging(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "warn,petals_client=info,petals_swarm=info,petals_tune=info",
+        _ => "info,petals_client=debug,petals_swarm=debug,petals_tune=debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(AroundBars).with_target(false).init();
+}
+
+/// Makes writers to stderr that keep clear of the bars.
+struct AroundBars;
+
+/// One log line on its way to stderr.
+struct LogLine;
+
+impl MakeWriter<'_> for AroundBars {
+    type Writer = LogLine;
+
+    fn make_writer(&self) -> LogLine {
+        LogLine
+    }
+}
+
+impl Write for LogLine {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        around_bars(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}

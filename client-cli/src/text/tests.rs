@@ -1,0 +1,70 @@
+use std::fs;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A model directory with a word tokenizer: `<bos>` 0, `<eos>` 1, `<unk>` 2, `a` 3, `b` 4, `c` 5; `<bos>` comes first.
+pub(crate) fn word_model() -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let special = |id: u32, content: &str| {
+        json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true })
+    };
+    let bos = json!({ "SpecialToken": { "id": "<bos>", "type_id": 0 } });
+    let tokenizer = json!({
+        "version": "1.0",
+        "truncation": { "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0 },
+        "padding": null,
+        "added_tokens": [special(0, "<bos>"), special(1, "<eos>"), special(2, "<unk>")],
+        "normalizer": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [bos, { "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "<bos>": { "id": "<bos>", "ids": [0], "tokens": ["<bos>"] } }
+        },
+        "decoder": null,
+        "model": {
+            "type": "WordLevel", "unk_token": "<unk>",
+            "vocab": { "<bos>": 0, "<eos>": 1, "<unk>": 2, "a": 3, "b": 4, "c": 5 }
+        }
+    });
+    fs::write(root.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    fs::write(root.path().join("config.json"), r#"{"eos_token_id": [1, 4]}"#).unwrap();
+    root
+}
+
+#[test]
+fn text_gets_what_the_post_processor_adds_and_is_not_truncated() {
+    let model = word_model();
+    let tokenizer = TextTokenizer::load(model.path()).unwrap();
+    assert_eq!(tokenizer.encode("a b c a b").unwrap(), [0, 3, 4, 5, 3, 4]);
+    assert_eq!(tokenizer.encode_continuation("c a").unwrap(), [5, 3]);
+    assert_eq!(tokenizer.decode(&[0, 3, 4, 1]).unwrap(), "a b");
+}
+
+#[test]
+fn end_tokens_come_from_the_models_files() {
+    let model = word_model();
+    let ends = || TextTokenizer::load(model.path()).map(|t| (t.eos().ok(), t.stop_tokens().to_vec())).unwrap();
+    assert_eq!(ends(), (Some(1), vec![1, 4]));
+    fs::write(model.path().join("tokenizer_config.json"), r#"{"eos_token": {"content": "c"}}"#).unwrap();
+    fs::write(model.path().join("generation_config.json"), r#"{"eos_token_id": 2}"#).unwrap();
+    assert_eq!(ends(), (Some(5), vec![1, 2, 4, 5]));
+    for file in ["config.json", "tokenizer_config.json", "generation_config.json"] {
+        fs::remove_file(model.path().join(file)).unwrap();
+    }
+    assert!(matches!(TextTokenizer::load(model.path()).unwrap().eos(), Err(TextError::NoEos)));
+}
+
+#[test]
+fn a_missing_or_broken_tokenizer_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let missing = TextTokenizer::load(root.path()).unwrap_err().to_string();
+    assert!(missing.contains("tokenizer.json does not exist"), "{missing}");
+    fs::write(root.path().join("tokenizer.json"), "{}").unwrap();
+    assert!(matches!(TextTokenizer::load(root.path()), Err(TextError::Malformed { .. })));
+}

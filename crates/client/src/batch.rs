@@ -1,0 +1,136 @@
+//! Examples, and how a batch of them becomes micro-batches.
+
+use std::ops::Range;
+
+/// A tokenised example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Token ids: at least one, for next-token prediction at least two.
+    pub tokens: Vec<u32>,
+    /// What is to be learnt from it.
+    pub target: Target,
+}
+
+/// The labels of an example.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Each token from this index on (at least 1) is predicted from those before it.
+    NextToken {
+        /// First token with a loss.
+        from: usize,
+    },
+    /// The class of the whole text, predicted at its last token.
+    Class(usize),
+}
+
+/// One micro-batch: token rows to embed, output rows to read, a label for each of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MicroBatch {
+    pub(crate) lengths: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) read_rows: Vec<u32>,
+    pub(crate) labels: Vec<u32>,
+}
+
+impl Example {
+    /// Tokens that go through the blocks. The last token of a text has no successor, so no prediction is read there, and
+    /// nothing before it depends on it.
+    fn input_len(&self) -> usize {
+        match self.target {
+            Target::NextToken { .. } => self.tokens.len().saturating_sub(1),
+            Target::Class(_) => self.tokens.len(),
+        }
+    }
+
+    /// Number of labels.
+    pub fn labels(&self) -> usize {
+        match self.target {
+            Target::NextToken { from } => self.tokens.len().saturating_sub(from.max(1)),
+            Target::Class(_) => usize::from(!self.tokens.is_empty()),
+        }
+    }
+}
+
+impl MicroBatch {
+    /// Packs examples. Those without a label are left out.
+    pub(crate) fn new(examples: &[Example]) -> Self {
+        let mut batch = Self { lengths: Vec::new(), tokens: Vec::new(), read_rows: Vec::new(), labels: Vec::new() };
+        for example in examples.iter().filter(|example| example.labels() > 0) {
+            let offset = batch.tokens.len();
+            let input = &example.tokens[..example.input_len()];
+            match example.target {
+                Target::NextToken { from } => {
+                    for at in from.max(1)..example.tokens.len() {
+                        batch.read_rows.push((offset + at - 1) as u32);
+                        batch.labels.push(example.tokens[at]);
+                    }
+                }
+                Target::Class(class) => {
+                    batch.read_rows.push((offset + input.len() - 1) as u32);
+                    batch.labels.push(class as u32);
+                }
+            }
+            batch.lengths.push(input.len() as u32);
+            batch.tokens.extend_from_slice(input);
+        }
+        batch
+    }
+}
+
+/// Splits a batch into runs of consecutive examples of at most `max_tokens` tokens each. An example longer than that goes
+/// alone.
+pub(crate) fn micro_batches(examples: &[Example], max_tokens: usize) -> Vec<Range<usize>> {
+    let mut ranges = Vec::new();
+    let (mut start, mut tokens) = (0, 0);
+    for (at, example) in examples.iter().enumerate() {
+        let len = example.input_len();
+        if at > start && tokens + len > max_tokens {
+            ranges.push(start..at);
+            (start, tokens) = (at, 0);
+        }
+        tokens += len;
+    }
+    if start < examples.len() {
+        ranges.push(start..examples.len());
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(tokens: &[u32], from: usize) -> Example {
+        Example { tokens: tokens.to_vec(), target: Target::NextToken { from } }
+    }
+
+    #[test]
+    fn next_tokens_are_read_one_row_before_them() {
+        let batch = MicroBatch::new(&[text(&[5, 6, 7], 1), text(&[8, 9, 10, 11], 3)]);
+        assert_eq!(batch.lengths, [2, 3]);
+        assert_eq!(batch.tokens, [5, 6, 8, 9, 10]);
+        assert_eq!((batch.read_rows, batch.labels), (vec![0, 1, 4], vec![6, 7, 11]));
+    }
+
+    #[test]
+    fn classes_are_read_at_the_last_token() {
+        let class = |tokens: &[u32], class| Example { tokens: tokens.to_vec(), target: Target::Class(class) };
+        let batch = MicroBatch::new(&[class(&[5, 6], 1), class(&[7], 0)]);
+        assert_eq!((batch.lengths, batch.read_rows, batch.labels), (vec![2, 1], vec![1, 2], vec![1, 0]));
+    }
+
+    #[test]
+    fn examples_without_labels_are_left_out() {
+        let batch = MicroBatch::new(&[text(&[5], 1), text(&[6, 7], 2), text(&[8, 9], 0)]);
+        assert_eq!((batch.lengths, batch.tokens, batch.labels), (vec![1], vec![8], vec![9]));
+    }
+
+    #[test]
+    fn a_batch_splits_by_tokens_and_keeps_its_order() {
+        let examples: Vec<_> = [4, 4, 2, 9, 1].map(|n| text(&vec![0; n + 1], 1)).into();
+        assert_eq!(micro_batches(&examples, 8), [0..2, 2..3, 3..4, 4..5]);
+        assert_eq!(micro_batches(&examples, 1000), [0..5]);
+        assert_eq!(micro_batches(&examples, 1).len(), 5);
+        assert!(micro_batches(&[], 8).is_empty());
+    }
+}

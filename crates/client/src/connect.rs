@@ -1,0 +1,102 @@
+//! From a model's directory and an address to blocks that can be used.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use petals_model::{Checkpoint, CheckpointError, ClientModel, ModelConfig};
+use petals_protocol::{ModelIdError, Span};
+use petals_swarm::{AddressError, ConnectError, Identity, StartError, SwarmConfig, SwarmHandle, SwarmNode, parse_peers};
+use tokio::sync::mpsc;
+
+use crate::adapter::AdaptedModel;
+use crate::sequence::{RemoteSequence, SequenceConfig, SwarmEvent};
+
+/// How long the start waits for the first of the given peers.
+const FIRST_PEER: Duration = Duration::from_secs(15);
+
+/// The client's part of a model: embeddings, final norm and head, from the files on this machine.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    /// Embeddings, norm and head.
+    pub local: Arc<ClientModel>,
+    /// The configuration.
+    pub config: ModelConfig,
+    /// Identity and extents, as adapters need them.
+    pub adapted: AdaptedModel,
+    /// Every block of the model.
+    pub blocks: Span,
+}
+
+/// Why a model's files cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelFilesError {
+    /// A file is missing, malformed or of an unknown family.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The directory has no name that can be used in the swarm.
+    #[error("the model {} needs a name for the swarm: give --model-name", path.display())]
+    Name {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with its own name.
+        source: ModelIdError,
+    },
+}
+
+/// Why the swarm cannot be joined.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// An address that cannot be used.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The local node did not start.
+    #[error("cannot start the network node")]
+    Start(#[from] StartError),
+    /// None of the addresses answers.
+    #[error("no --peers address answers: is a node running there, and can this machine reach it?")]
+    Unreachable(#[from] ConnectError),
+}
+
+impl ModelFiles {
+    /// Opens a model's directory. The name in the swarm is the directory's unless given.
+    ///
+    /// # Errors
+    /// [`ModelFilesError`].
+    pub fn open(directory: &Path, name: Option<&str>) -> Result<Self, ModelFilesError> {
+        let checkpoint = Checkpoint::open(directory)?;
+        let id = checkpoint.model_id(name);
+        let id = id.map_err(|source| ModelFilesError::Name { path: directory.to_owned(), source })?;
+        let config = checkpoint.config().clone();
+        let adapted = AdaptedModel {
+            id,
+            name_or_path: directory.display().to_string(),
+            blocks: config.num_hidden_layers,
+            hidden: config.hidden_size,
+            attention_heads: config.num_attention_heads,
+        };
+        let local = Arc::new(checkpoint.load_client()?);
+        Ok(Self { local, blocks: checkpoint.blocks(), config, adapted })
+    }
+
+    /// Joins the swarm as a client and waits for the first peer.
+    ///
+    /// # Errors
+    /// [`JoinError`].
+    pub async fn connect(
+        &self,
+        peers: &[String],
+        config: SequenceConfig,
+        events: mpsc::Sender<SwarmEvent>,
+    ) -> Result<(RemoteSequence, SwarmHandle), JoinError> {
+        let peers = parse_peers(peers.iter().map(String::as_str))?;
+        let node = SwarmConfig { peers, ..SwarmConfig::client() };
+        let (swarm, _) = SwarmNode::start(Identity::generate(), node).await?;
+        swarm.wait_connected(FIRST_PEER).await?;
+        let id = self.adapted.id.clone();
+        let sequence = RemoteSequence::new(swarm.clone(), id, self.blocks, self.config.hidden_size, config);
+        Ok((sequence.with_events(events), swarm))
+    }
+}

@@ -1,0 +1,49 @@
+//! Using and prompt-tuning a model whose blocks are served by a swarm.
+//!
+//! [`ModelFiles`] holds the client's part of a model and joins a swarm; [`RemoteSequence`] runs all blocks forward and
+//! backward over whichever servers hold them; [`PromptTuner`] trains [`PromptTables`] through it; [`Adapter`] saves the
+//! result.
+
+mod adapter;
+mod atomic_file;
+mod batch;
+mod connect;
+mod exchange;
+mod hop;
+mod labels;
+mod logits;
+mod names;
+mod optimizer;
+mod peers;
+mod planner;
+mod retry;
+mod sampler;
+mod schedule;
+mod sequence;
+mod tables;
+mod tensor_file;
+mod training_state;
+mod tuner;
+mod view;
+
+pub use adapter::{AdaptedModel, Adapter, AdapterError, AdapterManifest, TextRules};
+pub use atomic_file::WriteError;
+pub use batch::{Example, Target};
+pub use connect::{JoinError, ModelFiles, ModelFilesError};
+pub use hop::{HopError, TrafficCount};
+pub use labels::{Label, LabelError, LabelMap};
+pub use logits::{LogitsError, RemoteModel};
+pub use names::{Task, TuningMode, UnknownName};
+pub use optimizer::AdamW;
+pub use petals_protocol::{Injection, ServerState, WireDtype};
+pub use petals_swarm::SwarmHandle;
+pub use planner::{Candidate, Hop, MissingBlocks, Route, plan};
+pub use sampler::{Sampler, Sampling, SamplingError};
+pub use schedule::{LearningRate, Schedule};
+pub use sequence::{PassGradients, PassInput, RemoteSequence, SequenceConfig, SequenceError, SwarmEvent, Trace};
+pub use tables::{
+    DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit, TableShape,
+};
+pub use tensor_file::TensorFileError;
+pub use training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};
+pub use tuner::{PromptTuner, Score, StepReport, TuneError, TunerConfig, evaluate};

@@ -1,0 +1,84 @@
+//! Plain forward passes: logits of given tokens, and text generation by recomputation.
+
+use std::sync::Arc;
+
+use petals_model::{ClientModel, HeadError};
+
+use crate::sequence::{PassInput, RemoteSequence, SequenceError};
+use crate::tables::PromptTables;
+
+/// Why logits could not be computed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogitsError {
+    /// The pass through the swarm failed.
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+    /// The local part failed.
+    #[error(transparent)]
+    Model(#[from] HeadError),
+    /// A local computation was stopped.
+    #[error("a local computation failed")]
+    Local(#[from] tokio::task::JoinError),
+}
+
+/// A model whose blocks are in the swarm, with or without trained prompts.
+#[derive(Debug, Clone)]
+pub struct RemoteModel {
+    /// The blocks.
+    pub sequence: Arc<RemoteSequence>,
+    /// Embeddings, norm and head.
+    pub local: Arc<ClientModel>,
+    /// Prompts in front, if any.
+    pub tables: Option<Arc<PromptTables>>,
+}
+
+impl RemoteModel {
+    /// Hidden states behind the last block (before the final norm) of every text row, `[tokens, hidden]`, packed like
+    /// the rows of `texts`.
+    ///
+    /// # Errors
+    /// [`LogitsError`].
+    pub async fn hidden_states(&self, texts: &[Vec<u32>]) -> Result<Vec<f32>, LogitsError> {
+        self.pass(texts, None).await
+    }
+
+    /// Logits of every position, `[tokens, vocab]`, packed like the rows of `texts`.
+    ///
+    /// # Errors
+    /// [`LogitsError`].
+    pub async fn logits(&self, texts: &[Vec<u32>]) -> Result<Vec<f32>, LogitsError> {
+        let hidden = self.pass(texts, None).await?;
+        self.head(hidden).await
+    }
+
+    /// Logits of each text's last position, `[texts, vocab]`.
+    ///
+    /// # Errors
+    /// [`LogitsError`].
+    pub async fn next_token_logits(&self, texts: &[Vec<u32>]) -> Result<Vec<f32>, LogitsError> {
+        let mut end = 0;
+        let last = texts.iter().map(|text| {
+            end += text.len() as u32;
+            end.saturating_sub(1)
+        });
+        let hidden = self.pass(texts, Some(last.collect())).await?;
+        self.head(hidden).await
+    }
+
+    async fn pass(&self, texts: &[Vec<u32>], read_rows: Option<Vec<u32>>) -> Result<Vec<f32>, LogitsError> {
+        let tokens: Vec<u32> = texts.concat();
+        let input = PassInput {
+            lengths: texts.iter().map(|text| text.len() as u32).collect(),
+            text: self.local.embed(&tokens)?,
+            read_rows,
+            prompts: self.tables.clone(),
+        };
+        Ok(self.sequence.forward(input, false).await?.0)
+    }
+
+    async fn head(&self, hidden: Vec<f32>) -> Result<Vec<f32>, LogitsError> {
+        let model = self.local.clone();
+        Ok(tokio::task::spawn_blocking(move || model.lm_logits(&hidden)).await??)
+    }
+}

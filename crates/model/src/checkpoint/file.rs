@@ -1,0 +1,133 @@
+//! One safetensors file, mapped into memory.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use serde::Deserialize;
+
+use super::CheckpointError;
+
+/// Longest header that is read; the format's own limit.
+const MAX_HEADER: usize = 100_000_000;
+
+/// A mapped file and what its header says.
+#[derive(Debug)]
+pub(crate) struct TensorFile {
+    path: PathBuf,
+    map: Mmap,
+    data_start: usize,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+/// How a file's floats are encoded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum FileDtype {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// Where a tensor lies in its file; its shape has been checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Located {
+    pub(crate) dtype: FileDtype,
+    range: Range<usize>,
+}
+
+impl FileDtype {
+    pub(crate) fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    /// Decodes little-endian `bytes` to as many values as `out` has.
+    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Self::F32 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| *v = f32::from_le_bytes(b)),
+            Self::Bf16 => {
+                out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| *v = bf16::from_le_bytes(b).to_f32());
+            }
+            Self::F16 => {
+                out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| *v = f16::from_le_bytes(b).to_f32());
+            }
+        }
+    }
+}
+
+impl TensorFile {
+    /// Maps the file and reads its header.
+    #[allow(unsafe_code)]
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let io = |source| CheckpointError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the map is read-only. Whoever truncates a model's file while a node serves from it can make reads fail
+        // with SIGBUS, as with every program that maps its weights; the documentation says not to.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let malformed = |reason: String| CheckpointError::Malformed { path: path.to_owned(), reason };
+        let short = || malformed("it ends within its header".to_owned());
+        let length = map.first_chunk().map(|&bytes| u64::from_le_bytes(bytes)).ok_or_else(short)?;
+        let length = usize::try_from(length).ok().filter(|&n| n <= MAX_HEADER).ok_or_else(short)?;
+        let header = map.get(8..8 + length).ok_or_else(short)?;
+        let tensors = parse_header(header).map_err(|e| malformed(e.to_string()))?;
+        Ok(Self { path: path.to_owned(), data_start: 8 + length, map, tensors })
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Finds a tensor and checks its dtype, its shape and that its bytes are there.
+    pub(crate) fn locate(&self, name: &str, expected: &[usize]) -> Result<Located, CheckpointError> {
+        let path = || self.path.clone();
+        let name_owned = || name.to_owned();
+        let entry = self.tensors.get(name);
+        let entry = entry.ok_or_else(|| CheckpointError::MissingTensor { path: path(), name: name_owned() })?;
+        let dtype = match entry.dtype.as_str() {
+            "F32" => FileDtype::F32,
+            "BF16" => FileDtype::Bf16,
+            "F16" => FileDtype::F16,
+            other => {
+                let dtype = other.escape_default().to_string();
+                return Err(CheckpointError::Dtype { path: path(), name: name_owned(), dtype });
+            }
+        };
+        if entry.shape != expected {
+            let (got, expected) = (entry.shape.clone(), expected.to_vec());
+            return Err(CheckpointError::Shape { path: path(), name: name_owned(), got, expected });
+        }
+        let (start, end) = entry.data_offsets;
+        let length = expected.iter().product::<usize>() * dtype.size();
+        let range = self.data_start.checked_add(start).zip(self.data_start.checked_add(end));
+        let range = range.filter(|&(s, e)| e <= self.map.len() && e.checked_sub(s) == Some(length));
+        let (start, end) = range.ok_or_else(|| CheckpointError::Malformed {
+            path: path(),
+            reason: format!("the bytes of `{name}` are not where its header says, or too few or many"),
+        })?;
+        Ok(Located { dtype, range: start..end })
+    }
+
+    /// The bytes of a tensor that [`Self::locate`] found in this file.
+    pub(crate) fn bytes(&self, located: &Located) -> &[u8] {
+        &self.map[located.range.clone()]
+    }
+}
+
+/// The tensors of a header; its `__metadata__` and whatever else is not a tensor are skipped.
+fn parse_header(header: &[u8]) -> Result<BTreeMap<String, Entry>, serde_json::Error> {
+    let mut raw: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header)?;
+    raw.remove("__metadata__");
+    raw.into_iter().map(|(name, value)| Ok((name, serde_json::from_value(value)?))).collect()
+}

@@ -1,0 +1,253 @@
+//! What a client computes itself: embeddings before the first block, final norm, head and loss behind the last.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::checkpoint::file::{Located, TensorFile};
+use crate::config::ModelConfig;
+use crate::device::Device;
+use crate::kernels::rms_norm;
+use crate::tensor::{DeviceFailure, Tensor, from_vec, into_vec};
+use cross_entropy::cross_entropy;
+
+mod cross_entropy;
+
+/// Bytes that the logits of one chunk of rows may take.
+const LOGITS_BYTES: usize = 32 << 20;
+
+/// Embeddings, final norm and language-model head, frozen, on the CPU in f32.
+///
+/// Embeddings are read row by row from the mapped file and take no memory of their own. The head takes
+/// `vocab_size · hidden_size · 4` bytes once, tied or not, and serves its forward and its backward as it is.
+#[derive(Debug)]
+pub struct ClientModel {
+    config: ModelConfig,
+    embeddings: (Arc<TensorFile>, Located),
+    norm: Vec<f32>,
+    head: Tensor<2>,
+}
+
+/// What [`crate::Checkpoint::load_client`] found.
+pub(crate) struct ClientParts {
+    pub(crate) embeddings: (Arc<TensorFile>, Located),
+    pub(crate) norm: Vec<f32>,
+    pub(crate) head: Vec<f32>,
+}
+
+/// A loss over language-model labels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LossOutput {
+    /// Sum of the cross-entropies over the rows, in nats.
+    pub loss_sum: f64,
+    /// Rows whose label has the largest logit.
+    pub correct: usize,
+    /// Gradient of [`Self::loss_sum`] with respect to the hidden states, `[R, d]`.
+    pub grad: Vec<f32>,
+}
+
+/// A loss over classes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassOutput {
+    /// Sum of the cross-entropies over the rows, in nats.
+    pub loss_sum: f64,
+    /// Rows whose label has the largest logit.
+    pub correct: usize,
+    /// `[B, labels]`.
+    pub logits: Vec<f32>,
+    /// Gradient of [`Self::loss_sum`] with respect to the hidden states, `[B, d]`.
+    pub hidden_grad: Vec<f32>,
+    /// Gradient of [`Self::loss_sum`] with respect to the score table, `[labels, d]`.
+    pub score_grad: Vec<f32>,
+}
+
+/// Why embeddings or a loss could not be computed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeadError {
+    /// A token that the vocabulary does not have.
+    #[error("token {id} is not below the vocabulary's size {vocab_size}")]
+    Token {
+        /// Which.
+        id: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// A class that the score table does not have.
+    #[error("label {label} is not below the number of labels {labels}")]
+    Label {
+        /// Which.
+        label: u32,
+        /// Rows of the score table.
+        labels: usize,
+    },
+    /// An input of another size than expected.
+    #[error("{what} has {got} values, expected {expected}")]
+    Size {
+        /// Which input.
+        what: &'static str,
+        /// Values given.
+        got: usize,
+        /// Values expected.
+        expected: usize,
+    },
+    /// The loss or a logit is NaN or infinite.
+    #[error("{0} is not finite: the hidden states are extreme")]
+    NotFinite(&'static str),
+    /// The backend failed.
+    #[error("the head could not be computed")]
+    Device(#[from] DeviceFailure),
+}
+
+impl ClientModel {
+    pub(crate) fn new(config: ModelConfig, parts: ClientParts) -> Self {
+        let ClientParts { embeddings, norm, head } = parts;
+        let head = from_vec(head, [config.vocab_size, config.hidden_size], Device::cpu().raw());
+        Self { config, embeddings, norm, head }
+    }
+
+    /// The model's architecture.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Bytes of the weights in memory, the mapped embeddings not counted.
+    pub fn weight_bytes(&self) -> u64 {
+        4 * (self.config.vocab_size as u64 + 1) * self.config.hidden_size as u64
+    }
+
+    /// The embeddings of `ids`, `[ids.len(), d]`.
+    ///
+    /// # Errors
+    /// [`HeadError::Token`] for the first id that the vocabulary does not have.
+    pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, HeadError> {
+        let d = self.config.hidden_size;
+        check_tokens(ids, self.config.vocab_size)?;
+        let (file, located) = &self.embeddings;
+        let (bytes, row_bytes) = (file.bytes(located), d * located.dtype.size());
+        let mut rows = vec![0.0; ids.len() * d];
+        for (row, &id) in rows.chunks_exact_mut(d).zip(ids) {
+            let start = id as usize * row_bytes;
+            located.dtype.decode(&bytes[start..start + row_bytes], row);
+        }
+        Ok(rows)
+    }
+
+    /// Logits `[R, vocab_size]` of the last block's output `hidden` `[R, d]`.
+    ///
+    /// # Errors
+    /// If `hidden` is not a whole number of rows, or a logit is not finite.
+    pub fn lm_logits(&self, hidden: &[f32]) -> Result<Vec<f32>, HeadError> {
+        self.count_rows(hidden)?;
+        let mut logits = Vec::with_capacity(hidden.len() / self.config.hidden_size * self.config.vocab_size);
+        for chunk in hidden.chunks(self.chunk_rows() * self.config.hidden_size) {
+            logits.extend(into_vec(self.logits(self.normed(chunk)))?);
+        }
+        finite("a logit", &logits)?;
+        Ok(logits)
+    }
+
+    /// Cross-entropy of the last block's output `hidden` `[R, d]` against one label per row, and its gradient.
+    ///
+    /// The logits exist for a chunk of rows at a time, at most 32 MiB.
+    ///
+    /// # Errors
+    /// If sizes do not match, a label is not in the vocabulary, or the loss is not finite.
+    pub fn lm_loss(&self, hidden: &[f32], labels: &[u32]) -> Result<LossOutput, HeadError> {
+        let d = self.config.hidden_size;
+        expect_size("hidden", hidden.len(), labels.len() * d)?;
+        check_tokens(labels, self.config.vocab_size)?;
+        let mut total = LossOutput { loss_sum: 0.0, correct: 0, grad: Vec::with_capacity(hidden.len()) };
+        let rows = self.chunk_rows();
+        for (chunk, labels) in hidden.chunks(rows * d).zip(labels.chunks(rows)) {
+            let mut logits = into_vec(self.logits(self.normed(chunk)))?;
+            let (loss, correct) = cross_entropy(&mut logits, labels, self.config.vocab_size);
+            total.loss_sum += loss;
+            total.correct += correct;
+            let d_logits = from_vec(logits, [labels.len(), self.config.vocab_size], Device::cpu().raw());
+            let mut grad = into_vec(d_logits.matmul(self.head.clone()))?;
+            rms_norm::backward(chunk, &self.norm, self.config.rms_norm_eps, &mut grad);
+            total.grad.append(&mut grad);
+        }
+        if !total.loss_sum.is_finite() {
+            return Err(HeadError::NotFinite("the loss"));
+        }
+        finite("the loss's gradient", &total.grad)?;
+        Ok(total)
+    }
+
+    /// Cross-entropy of a classification head without bias: `hidden` `[B, d]` is the last block's output at the row
+    /// that each example is read at, `score` is `[labels, d]`, `labels` has one class per example.
+    ///
+    /// # Errors
+    /// If sizes do not match, a label has no row in `score`, or the loss is not finite.
+    pub fn class_loss(&self, hidden: &[f32], score: &[f32], labels: &[u32]) -> Result<ClassOutput, HeadError> {
+        let d = self.config.hidden_size;
+        let classes = score.len() / d;
+        expect_size("score", score.len(), classes.max(1) * d)?;
+        expect_size("hidden", hidden.len(), labels.len() * d)?;
+        if let Some(&label) = labels.iter().find(|&&label| label as usize >= classes) {
+            return Err(HeadError::Label { label, labels: classes });
+        }
+        let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
+        let logits = class_logits(&normed, score, d);
+        let mut d_logits = logits.clone();
+        let (loss_sum, correct) = cross_entropy(&mut d_logits, labels, classes);
+        let (mut hidden_grad, mut score_grad) = (vec![0.0; hidden.len()], vec![0.0; score.len()]);
+        let examples = normed.chunks_exact(d).zip(hidden_grad.chunks_exact_mut(d)).zip(d_logits.chunks_exact(classes));
+        for ((normed, hidden_grad), d_logits) in examples {
+            let tables = score.chunks_exact(d).zip(score_grad.chunks_exact_mut(d));
+            for ((score, score_grad), g) in tables.zip(d_logits) {
+                hidden_grad.iter_mut().zip(score).for_each(|(sum, s)| *sum += g * s);
+                score_grad.iter_mut().zip(normed).for_each(|(sum, n)| *sum += g * n);
+            }
+        }
+        rms_norm::backward(hidden, &self.norm, self.config.rms_norm_eps, &mut hidden_grad);
+        if !loss_sum.is_finite() {
+            return Err(HeadError::NotFinite("the loss"));
+        }
+        Ok(ClassOutput { loss_sum, correct, logits, hidden_grad, score_grad })
+    }
+
+    fn count_rows(&self, hidden: &[f32]) -> Result<usize, HeadError> {
+        let rows = hidden.len() / self.config.hidden_size;
+        expect_size("hidden", hidden.len(), rows * self.config.hidden_size)?;
+        Ok(rows)
+    }
+
+    fn chunk_rows(&self) -> usize {
+        (LOGITS_BYTES / (4 * self.config.vocab_size)).max(1)
+    }
+
+    fn normed(&self, hidden: &[f32]) -> Tensor<2> {
+        let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
+        let rows = hidden.len() / self.config.hidden_size;
+        from_vec(normed, [rows, self.config.hidden_size], Device::cpu().raw())
+    }
+
+    fn logits(&self, normed: Tensor<2>) -> Tensor<2> {
+        normed.matmul(self.head.clone().transpose())
+    }
+}
+
+/// `normed·scoreᵀ`, `[B, labels]`.
+fn class_logits(normed: &[f32], score: &[f32], d: usize) -> Vec<f32> {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    normed.chunks_exact(d).flat_map(|row| score.chunks_exact(d).map(move |class| dot(row, class))).collect()
+}
+
+fn check_tokens(ids: &[u32], vocab_size: usize) -> Result<(), HeadError> {
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        Some(&id) => Err(HeadError::Token { id, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+fn expect_size(what: &'static str, got: usize, expected: usize) -> Result<(), HeadError> {
+    if got == expected { Ok(()) } else { Err(HeadError::Size { what, got, expected }) }
+}
+
+fn finite(what: &'static str, values: &[f32]) -> Result<(), HeadError> {
+    let finite = values.par_chunks(1 << 14).all(|chunk| chunk.iter().fold(true, |all, v| all & v.is_finite()));
+    if finite { Ok(()) } else { Err(HeadError::NotFinite(what)) }
+}

@@ -1,0 +1,105 @@
+//! Tiny random checkpoints for tests.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype as FileDtype, TensorView};
+use serde_json::{Value, json};
+
+/// A checkpoint directory that is removed when dropped.
+pub(crate) type Dir = tempfile::TempDir;
+
+/// Deterministic values in [-1, 1).
+pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..8).for_each(|_| drop(next()));
+    (0..count).map(|_| next()).collect()
+}
+
+/// A small configuration with grouped queries, biases and head norms: everything that a block can have.
+pub(crate) fn config() -> Value {
+    json!({
+        "model_type": "qwen3", "attention_bias": true, "vocab_size": 40, "hidden_size": 12, "intermediate_size": 20,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+        "max_position_embeddings": 300, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    })
+}
+
+/// All tensors of a model with [`config`], in f32.
+pub(crate) fn tensors() -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let (d, q, k, f) = (12, 24, 12, 20);
+    let mut shapes =
+        vec![("model.embed_tokens.weight".to_owned(), vec![40, d]), ("model.norm.weight".to_owned(), vec![d])];
+    shapes.push(("lm_head.weight".to_owned(), vec![40, d]));
+    for block in 0..3 {
+        let at = |name: &str| format!("model.layers.{block}.{name}");
+        let vectors = [
+            ("input_layernorm.weight", d),
+            ("post_attention_layernorm.weight", d),
+            ("self_attn.q_norm.weight", 6),
+            ("self_attn.k_norm.weight", 6),
+            ("self_attn.q_proj.bias", q),
+            ("self_attn.k_proj.bias", k),
+            ("self_attn.v_proj.bias", k),
+            ("self_attn.o_proj.bias", d),
+        ];
+        shapes.extend(vectors.map(|(name, width)| (at(name), vec![width])));
+        let matrices = [
+            ("self_attn.q_proj.weight", [q, d]),
+            ("self_attn.k_proj.weight", [k, d]),
+            ("self_attn.v_proj.weight", [k, d]),
+            ("self_attn.o_proj.weight", [d, q]),
+            ("mlp.gate_proj.weight", [f, d]),
+            ("mlp.up_proj.weight", [f, d]),
+            ("mlp.down_proj.weight", [d, f]),
+        ];
+        shapes.extend(matrices.map(|(name, shape)| (at(name), shape.to_vec())));
+    }
+    let fill = |(seed, (name, shape)): (usize, (String, Vec<usize>))| {
+        let mut values = noise(seed as u64 + 1, shape.iter().product());
+        let (scale, shift) = if name.contains("norm") { (0.5, 1.0) } else { (0.6, 0.0) };
+        values.iter_mut().for_each(|v| *v = *v * scale + shift);
+        (name, (shape, values))
+    };
+    shapes.into_iter().enumerate().map(fill).collect()
+}
+
+/// Writes f32 tensors to one file.
+pub(crate) fn write_file(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let data: Vec<_> = tensors.iter().map(|(name, (shape, values))| (name, shape.clone(), bytes(values))).collect();
+    let view = |(name, shape, bytes)| (name, TensorView::new(FileDtype::F32, shape, bytes).unwrap());
+    let views = data.iter().map(|(name, shape, bytes)| view((*name, shape.clone(), bytes.as_slice())));
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// The model of [`config`] in a single file.
+pub(crate) fn single() -> Dir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config().to_string()).unwrap();
+    write_file(&dir.path().join("model.safetensors"), &tensors());
+    dir
+}
+
+/// The same model, one file per block and one for the rest, with their index.
+pub(crate) fn sharded() -> Dir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config().to_string()).unwrap();
+    let mut shards: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
+    let mut map = BTreeMap::new();
+    for (name, tensor) in tensors() {
+        let block = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()).unwrap_or("rest");
+        let file = format!("shard-{block}.safetensors");
+        map.insert(name.clone(), file.clone());
+        shards.entry(file).or_default().insert(name, tensor);
+    }
+    shards.iter().for_each(|(file, tensors)| write_file(&dir.path().join(file), tensors));
+    std::fs::write(dir.path().join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
+    dir
+}

@@ -1,0 +1,43 @@
+//! See [`crate::ops::rms_norm`] for the mathematics.
+
+use rayon::prelude::*;
+
+use super::simd::{sum2, vectorized};
+
+/// Rows that one task takes: enough to be worth a task, few enough to balance two threads.
+const ROWS: usize = 16;
+
+/// The normed rows of `x`, `[rows, weight.len()]`.
+pub(crate) fn forward(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let width = weight.len();
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
+        vectorized(|| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                let inverse = inverse_rms(x, eps);
+                y.iter_mut().zip(x).zip(weight).for_each(|((y, x), w)| *y = x * inverse * w);
+            }
+        });
+    });
+    y
+}
+
+/// Replaces the output's gradient `dy` by that of `x`.
+pub(crate) fn backward(x: &[f32], weight: &[f32], eps: f32, dy: &mut [f32]) {
+    let width = weight.len();
+    dy.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(dy, x)| {
+        vectorized(|| {
+            for (dy, x) in dy.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                let inverse = inverse_rms(x, eps);
+                dy.iter_mut().zip(weight).for_each(|(g, w)| *g *= w);
+                let along = sum2(dy, x, |g, x| g * x) / width as f32 * inverse * inverse * inverse;
+                dy.iter_mut().zip(x).for_each(|(g, x)| *g = *g * inverse - x * along);
+            }
+        });
+    });
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    (sum2(x, x, |a, b| a * b) / x.len() as f32 + eps).sqrt().recip()
+}

@@ -1,0 +1,102 @@
+//! Building blocks that compilers vectorise.
+
+/// Accumulators of a reduction: one AVX-512 register, two of AVX2.
+const LANES: usize = 16;
+
+/// Runs `kernel`, whose inlined code is compiled for the best instruction set that the processor has.
+#[inline]
+pub(crate) fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(kernel)
+}
+
+/// `exp(x)` to about 2 units in the last place (Cephes' polynomial), 1e-38 below -87; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    /// Adding it leaves a number's nearest integer in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // Comparisons and not `clamp` or `max`: they compile to blends and let NaN through.
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5.000_000_2e-1;
+    let mantissa = p * r * r + r + 1.0;
+    mantissa * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `sum(f(a_i, b_i))` in a fixed order, over as many elements as both have.
+#[inline(always)]
+pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..LANES {
+            lanes[i] += f(a[i], b[i]);
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(&a, &b)| f(a, b)).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The largest value; -inf of nothing.
+#[inline(always)]
+pub(crate) fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(chunk[i], lanes[i]);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(b, a))
+}
+
+/// Replaces `row` by `softmax(scale · row)`.
+#[inline(always)]
+pub(crate) fn softmax(row: &mut [f32], scale: f32) {
+    let shift = max(row) * scale;
+    row.iter_mut().for_each(|v| *v = exp(*v * scale - shift));
+    let normaliser = sum2(row, row, |v, _| v).recip();
+    row.iter_mut().for_each(|v| *v *= normaliser);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate_over_its_whole_range() {
+        for i in -8_700..8_800 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 4e-7, "exp({x}) = {}, not {exact}", exp(x));
+        }
+        assert!(exp(f32::NAN).is_nan() && exp(-1e30) < 1e-37 && exp(0.0) == 1.0);
+    }
+
+    #[test]
+    fn reductions_count_every_element_once() {
+        let values: Vec<f32> = (0..37).map(|v| v as f32).collect();
+        assert_eq!(sum2(&values, &values, |a, b| a + b), 1332.0);
+        assert_eq!(max(&values), 36.0);
+        let mut row = values;
+        softmax(&mut row, 0.1);
+        assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6 && row[36] > row[35]);
+    }
+}

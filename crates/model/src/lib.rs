@@ -1,0 +1,24 @@
+//! The model side of the swarm: frozen transformer blocks of the Llama family on a CPU or GPU, forward and backward,
+//! and what a client computes itself.
+//!
+//! No network and no async here. Hidden states enter and leave as f32 host vectors whose shapes follow from a
+//! [`petals_protocol::PassLayout`]. Blocks have no automatic differentiation: weights are frozen, so a backward is short
+//! enough to be written by hand, and what it needs is an explicit [`Stash`] of known size.
+
+mod checkpoint;
+mod client_model;
+mod config;
+mod device;
+#[cfg(test)]
+mod fixture;
+mod kernels;
+mod ops;
+mod stack;
+mod tensor;
+
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput};
+pub use config::{ConfigError, ModelConfig, RopeScaling};
+pub use device::{Device, DeviceError, Dtype};
+pub use stack::{BlockStack, ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Stash};
+pub use tensor::DeviceFailure;

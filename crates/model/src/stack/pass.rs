@@ -1,0 +1,166 @@
+//! What goes into a pass and comes out of it, and the checks on both.
+
+use petals_protocol::{LayoutError, PassLayout, Span};
+
+use super::stash::Stash;
+use crate::config::ModelConfig;
+use crate::tensor::DeviceFailure;
+
+/// Inputs of a forward. `T` text rows, `m` prefix rows, `n` blocks in the span, `d` hidden size; all row-major.
+#[derive(Debug)]
+pub struct ForwardPass<'a> {
+    /// Shapes, span and injection.
+    pub layout: &'a PassLayout,
+    /// Packed hidden states of the text, `[T, d]`.
+    pub text: Vec<f32>,
+    /// Hidden states of the prefix, `[m, d]`, exactly if [`PassLayout::carries_prefix`].
+    pub prefix: Option<Vec<f32>>,
+    /// Prompts of each block, `[n, m, d]`, exactly if [`PassLayout::has_prompts`].
+    pub prompts: Option<Vec<f32>>,
+}
+
+/// Results of a forward.
+#[derive(Debug)]
+pub struct ForwardOutput {
+    /// Hidden states of the text rows that are read, `[output_rows, d]`.
+    pub text: Vec<f32>,
+    /// Hidden states of the prefix, `[m, d]`, exactly if [`PassLayout::returns_prefix`].
+    pub prefix: Option<Vec<f32>>,
+    /// What the backward needs, if it was to be kept.
+    pub stash: Option<Stash>,
+}
+
+/// Gradients of a forward's outputs.
+#[derive(Debug)]
+pub struct OutputGrads {
+    /// Of the text rows that are read, `[output_rows, d]`.
+    pub text: Vec<f32>,
+    /// Of the prefix, `[m, d]`, exactly if [`PassLayout::returns_prefix`].
+    pub prefix: Option<Vec<f32>>,
+}
+
+/// Gradients of a forward's inputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InputGrads {
+    /// Of the text, `[T, d]`, if asked for.
+    pub text: Option<Vec<f32>>,
+    /// Of the prefix, `[m, d]`, exactly if [`PassLayout::carries_prefix`]; summed over the examples.
+    pub prefix: Option<Vec<f32>>,
+    /// Of each block's prompts, `[n, m, d]`, exactly if [`PassLayout::has_prompts`]; summed over the examples.
+    pub prompts: Option<Vec<f32>>,
+}
+
+/// Why a pass was refused or failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PassError {
+    /// The layout makes no sense for any model.
+    #[error("the pass has an impossible layout")]
+    Layout(#[from] LayoutError),
+    /// Blocks that are not here.
+    #[error("blocks {asked} were asked for, only {held} are here")]
+    Span {
+        /// Blocks of the layout.
+        asked: Span,
+        /// Blocks of the stack.
+        held: Span,
+    },
+    /// A sequence longer than the model's positions.
+    #[error("a sequence has {length} positions with its prefix, the model has {max}")]
+    TooLong {
+        /// Positions of the longest example.
+        length: usize,
+        /// `max_position_embeddings` of the model.
+        max: usize,
+    },
+    /// An input of another size than the layout implies.
+    #[error("{what}: {got} values were given, {expected} expected")]
+    Size {
+        /// Which input.
+        what: &'static str,
+        /// Values given.
+        got: usize,
+        /// Values implied by the layout.
+        expected: usize,
+    },
+    /// An input that the layout needs.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// An input that the layout has no place for.
+    #[error("{0} is given but has no place in this pass")]
+    Superfluous(&'static str),
+    /// The stash was not made by a stack of these blocks.
+    #[error("the stash does not belong to these blocks")]
+    ForeignStash,
+    /// A value is NaN or infinite: the inputs were extreme, or the weights are broken.
+    #[error("{0} is not finite")]
+    NotFinite(&'static str),
+    /// The device failed.
+    #[error("the pass could not be computed")]
+    Device(#[from] DeviceFailure),
+}
+
+impl ForwardPass<'_> {
+    pub(super) fn check(&self, held: Span, config: &ModelConfig) -> Result<(), PassError> {
+        let layout = self.layout;
+        layout.validate()?;
+        if !held.covers(layout.span) {
+            return Err(PassError::Span { asked: layout.span, held });
+        }
+        let longest = layout.lengths.iter().copied().max().unwrap_or_default() as usize;
+        let (length, max) = (longest + layout.prefix_rows(), config.max_position_embeddings);
+        if length > max {
+            return Err(PassError::TooLong { length, max });
+        }
+        let (m, d) = (layout.prefix_rows(), config.hidden_size);
+        size("the text", &self.text, layout.tokens() * d)?;
+        optional("the prefix", self.prefix.as_deref(), layout.carries_prefix(), m * d)?;
+        optional("the prompts", self.prompts.as_deref(), layout.has_prompts(), layout.span.len() * m * d)
+    }
+}
+
+impl OutputGrads {
+    pub(super) fn check(&self, layout: &PassLayout, held: Span, config: &ModelConfig) -> Result<(), PassError> {
+        if !held.covers(layout.span) {
+            return Err(PassError::ForeignStash);
+        }
+        let d = config.hidden_size;
+        size("the text gradient", &self.text, layout.output_rows() * d)?;
+        let prefix = layout.prefix_rows() * d;
+        optional("the prefix gradient", self.prefix.as_deref(), layout.returns_prefix(), prefix)
+    }
+}
+
+impl InputGrads {
+    pub(super) fn check_finite(&self) -> Result<(), PassError> {
+        let named = [
+            ("the text gradient", &self.text),
+            ("the prefix gradient", &self.prefix),
+            ("the prompt gradient", &self.prompts),
+        ];
+        for (what, values) in named {
+            values.as_ref().map_or(Ok(()), |values| finite(what, values))?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses NaN and infinities.
+pub(super) fn finite(what: &'static str, values: &[f32]) -> Result<(), PassError> {
+    let finite = values.chunks(1 << 12).all(|chunk| chunk.iter().fold(true, |all, v| all & v.is_finite()));
+    if finite { Ok(()) } else { Err(PassError::NotFinite(what)) }
+}
+
+fn size(what: &'static str, values: &[f32], expected: usize) -> Result<(), PassError> {
+    let got = values.len();
+    if got == expected { Ok(()) } else { Err(PassError::Size { what, got, expected }) }
+}
+
+fn optional(what: &'static str, values: Option<&[f32]>, wanted: bool, expected: usize) -> Result<(), PassError> {
+    match (values, wanted) {
+        (Some(values), true) => size(what, values, expected),
+        (None, true) => Err(PassError::Missing(what)),
+        (Some(_), false) => Err(PassError::Superfluous(what)),
+        (None, false) => Ok(()),
+    }
+}

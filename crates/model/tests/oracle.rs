@@ -1,0 +1,273 @@
+//! Against what Hugging Face transformers and torch's autograd computed (tests/oracle, tests/goldens).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use petals_model::{BlockStack, Checkpoint, ClientModel, Device, Dtype, ForwardPass, OutputGrads, Stash};
+use petals_protocol::{Injection, PassLayout, Span};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+const FAMILIES: [&str; 6] = ["llama-gqa", "llama3-rope", "llama-linear-rope", "mistral", "qwen2", "qwen3"];
+const MODES: [&str; 3] = ["ptune", "add", "replace"];
+/// Block ranges of one, two and three servers.
+const SPLITS: [&[u32]; 3] = [&[0, 4], &[0, 1, 4], &[0, 2, 3, 4]];
+
+struct Golden {
+    bytes: Vec<u8>,
+    scalars: Value,
+    dir: PathBuf,
+}
+
+impl Golden {
+    fn read(family: &str) -> Self {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(family);
+        let scalars = serde_json::from_slice(&fs::read(dir.join("goldens.json")).unwrap()).unwrap();
+        Self { bytes: fs::read(dir.join("goldens.safetensors")).unwrap(), scalars, dir }
+    }
+
+    fn bytes_of(&self, name: &str) -> (Vec<usize>, Vec<u8>) {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+        (view.shape().to_vec(), view.data().to_vec())
+    }
+
+    fn tensor(&self, name: &str) -> Vec<f32> {
+        self.bytes_of(name).1.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::open(self.dir.join("model")).unwrap()
+    }
+
+    /// Token ids of the three rows, cut to the recorded lengths if `ragged`.
+    fn rows(&self, ragged: bool) -> Vec<Vec<u32>> {
+        let (shape, bytes) = self.bytes_of("input_ids");
+        let ids: Vec<u32> = bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as u32).collect();
+        let lengths = self.numbers("lengths");
+        let rows = ids.chunks(shape[1]).zip(lengths);
+        rows.map(|(row, length)| row[..if ragged { length as usize } else { shape[1] }].to_vec()).collect()
+    }
+
+    fn numbers(&self, name: &str) -> Vec<u32> {
+        self.scalars[name].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+    }
+}
+
+fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}: number of values");
+    let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+    let worst = got.iter().zip(expected).fold(0.0f32, |a, (g, e)| a.max((g - e).abs()));
+    assert!(worst <= tolerance * largest, "{what}: off by {:e} of the largest, {largest}", worst / largest);
+}
+
+/// A model cut into spans, one stack each, as on several servers.
+struct Swarm {
+    client: ClientModel,
+    stacks: Vec<BlockStack>,
+}
+
+/// A mode's tables: what enters as prefix and as prompts of all blocks.
+struct Tables {
+    injection: Injection,
+    m: usize,
+    prefix: Option<Vec<f32>>,
+    prompts: Option<Vec<f32>>,
+}
+
+impl Tables {
+    fn read(golden: &Golden, mode: &str) -> Self {
+        let (m, p) = (golden.bytes_of("P").0[0], golden.tensor("P"));
+        let (injection, prefix, prompts) = match mode {
+            "ptune" => (Injection::None, Some(p), None),
+            "add" => (Injection::Add, Some(p), Some(golden.tensor("Q_add"))),
+            _ => (Injection::Replace, None, Some([p, golden.tensor("Q_replace")].concat())),
+        };
+        Self { injection, m, prefix, prompts }
+    }
+}
+
+struct Run {
+    text: Vec<f32>,
+    stashes: Vec<Stash>,
+}
+
+impl Swarm {
+    fn load(golden: &Golden, split: &[u32], device: &Device) -> Self {
+        let checkpoint = golden.checkpoint();
+        let load =
+            |ends: &[u32]| checkpoint.load_span(Span::new(ends[0], ends[1]).unwrap(), device, Dtype::F32).unwrap();
+        Self { client: checkpoint.load_client().unwrap(), stacks: split.windows(2).map(load).collect() }
+    }
+
+    fn forward(&self, rows: &[Vec<u32>], tables: Option<&Tables>, read: Option<Vec<u32>>) -> Run {
+        let d = self.client.config().hidden_size;
+        let mut text = self.client.embed(&rows.concat()).unwrap();
+        let mut prefix = tables.and_then(|t| t.prefix.clone());
+        let mut stashes = Vec::new();
+        for (number, stack) in self.stacks.iter().enumerate() {
+            let layout = PassLayout {
+                span: stack.span(),
+                lengths: rows.iter().map(|row| row.len() as u32).collect(),
+                prefix_len: tables.map_or(0, |t| t.m as u32),
+                injection: tables.map_or(Injection::None, |t| t.injection),
+                read_rows: read.clone().filter(|_| number + 1 == self.stacks.len()),
+            };
+            let prompts = tables.and_then(|t| {
+                t.prompts.as_ref().map(|all| {
+                    let table = t.m * d;
+                    all[layout.span.start() as usize * table..layout.span.end() as usize * table].to_vec()
+                })
+            });
+            let output = stack.forward(ForwardPass { layout: &layout, text, prefix, prompts }, true).unwrap();
+            let stash = output.stash.unwrap();
+            assert_eq!(stash.bytes(), stack.stash_bytes_estimate(&layout));
+            (text, prefix) = (output.text, output.prefix);
+            stashes.push(stash);
+        }
+        Run { text, stashes }
+    }
+
+    /// Gradients of the prefix that entered and of all prompts, in the order of the blocks.
+    fn backward(&self, run: Run, text: Vec<f32>) -> (Option<Vec<f32>>, Vec<f32>) {
+        let last = run.stashes.last().unwrap().layout().clone();
+        let zeros = vec![0.0; last.prefix_rows() * self.client.config().hidden_size];
+        let mut grads = OutputGrads { text, prefix: last.returns_prefix().then_some(zeros) };
+        let mut prompts = Vec::new();
+        for (number, (stack, stash)) in self.stacks.iter().zip(run.stashes).enumerate().rev() {
+            let back = stack.backward(stash, grads, number > 0).unwrap();
+            prompts = [back.prompts.unwrap_or_default(), prompts].concat();
+            grads = OutputGrads { text: back.text.unwrap_or_default(), prefix: back.prefix };
+        }
+        (grads.prefix, prompts)
+    }
+}
+
+fn devices() -> [Device; 2] {
+    [Device::cpu(), Device::cpu_without_kernels()]
+}
+
+#[test]
+fn every_block_and_every_span_has_the_recorded_outputs() {
+    for family in FAMILIES {
+        let golden = Golden::read(family);
+        let states = golden.tensor("hidden_states");
+        let layer = states.len() / 5;
+        for device in devices() {
+            let whole = golden.checkpoint().load_span(Span::new(0, 4).unwrap(), &device, Dtype::F32).unwrap();
+            for (start, end) in [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4), (1, 3)] {
+                let span = Span::new(start, end).unwrap();
+                let layout = PassLayout {
+                    span,
+                    lengths: vec![9; 3],
+                    prefix_len: 0,
+                    injection: Injection::None,
+                    read_rows: None,
+                };
+                let text = states[start as usize * layer..][..layer].to_vec();
+                let pass = ForwardPass { layout: &layout, text, prefix: None, prompts: None };
+                let output = whole.forward(pass, false).unwrap().text;
+                assert_close(&format!("{family} {span}"), &output, &states[end as usize * layer..][..layer], 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_are_the_recorded_ones_in_every_mode_and_split() {
+    for family in FAMILIES {
+        let golden = Golden::read(family);
+        for (split, device) in SPLITS.iter().flat_map(|split| devices().map(|device| (split, device))) {
+            let swarm = Swarm::load(&golden, split, &device);
+            let rows = golden.rows(false);
+            let bare = swarm.client.lm_logits(&swarm.forward(&rows, None, None).text).unwrap();
+            assert_close(&format!("{family} {split:?}"), &bare, &golden.tensor("logits"), 1e-4);
+            for mode in MODES {
+                let run = swarm.forward(&rows, Some(&Tables::read(&golden, mode)), None);
+                let logits = swarm.client.lm_logits(&run.text).unwrap();
+                let expected = golden.tensor(&format!("logits.{mode}"));
+                assert_close(&format!("{family} {mode} {split:?}"), &logits, &expected, 1e-4);
+            }
+        }
+    }
+}
+
+/// The text rows that a task reads, and their labels.
+fn reads(golden: &Golden, rows: &[Vec<u32>], task: &str) -> (Vec<u32>, Vec<u32>) {
+    let (mut read, mut labels, mut start) = (Vec::new(), golden.numbers("labels"), 0);
+    if task == "causal-lm" {
+        labels.clear();
+    }
+    for row in rows {
+        let end = start + row.len() as u32;
+        if task == "causal-lm" {
+            read.extend(start..end - 1);
+            labels.extend(&row[1..]);
+        } else {
+            read.push(end - 1);
+        }
+        start = end;
+    }
+    (read, labels)
+}
+
+/// Mean loss, and gradients by table name.
+fn step(
+    golden: &Golden,
+    swarm: &Swarm,
+    rows: &[Vec<u32>],
+    mode: &str,
+    task: &str,
+) -> (f64, Vec<(&'static str, Vec<f32>)>) {
+    let tables = Tables::read(golden, mode);
+    let (read, labels) = reads(golden, rows, task);
+    let run = swarm.forward(rows, Some(&tables), Some(read));
+    let scale = 1.0 / labels.len() as f32;
+    let scaled = |grad: Vec<f32>| grad.into_iter().map(|g| g * scale).collect::<Vec<f32>>();
+    let mut named = Vec::new();
+    let (loss, grad) = if task == "causal-lm" {
+        let loss = swarm.client.lm_loss(&run.text, &labels).unwrap();
+        (loss.loss_sum, loss.grad)
+    } else {
+        let loss = swarm.client.class_loss(&run.text, &golden.tensor("score"), &labels).unwrap();
+        named.push(("score", scaled(loss.score_grad)));
+        (loss.loss_sum, loss.hidden_grad)
+    };
+    let (prefix, mut prompts) = swarm.backward(run, scaled(grad));
+    match tables.injection {
+        Injection::Replace => {
+            let table = tables.m * swarm.client.config().hidden_size;
+            named.push(("Q", prompts.split_off(table)));
+            named.push(("P", prompts));
+        }
+        _ => {
+            named.push(("P", prefix.unwrap()));
+            if tables.injection == Injection::Add {
+                named.push(("Q", prompts));
+            }
+        }
+    }
+    (loss * f64::from(scale), named)
+}
+
+#[test]
+fn losses_and_gradients_are_the_recorded_ones_in_every_mode_task_and_split() {
+    for family in FAMILIES {
+        let golden = Golden::read(family);
+        for (split, device) in SPLITS.iter().flat_map(|split| devices().map(|device| (split, device))) {
+            let swarm = Swarm::load(&golden, split, &device);
+            for (mode, task) in MODES.iter().flat_map(|mode| ["causal-lm", "seq-cls"].map(|task| (mode, task))) {
+                let (loss, grads) = step(&golden, &swarm, &golden.rows(true), mode, task);
+                let expected = golden.scalars[format!("loss.{mode}.{task}")].as_f64().unwrap();
+                assert!(
+                    (loss - expected).abs() < 1e-5 * expected,
+                    "{family} {mode} {task}: loss {loss} for {expected}"
+                );
+                for (table, grad) in grads {
+                    let expected = golden.tensor(&format!("grad.{mode}.{task}.{table}"));
+                    assert_close(&format!("{family} {mode} {task} {table} {split:?}"), &grad, &expected, 1e-4);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Looking up who serves a model.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream;
+use libp2p::{Multiaddr, PeerId};
+use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use crate::keys::MAX_BLOCKS;
+use crate::node::{DirectoryQuery, SwarmHandle};
+use crate::record::{SignedRecord, unix_ms};
+
+/// Queries in progress at a time. Each asks three nodes at a time.
+const PARALLEL: usize = 32;
+/// Answers waiting to be looked at.
+const ANSWERS: usize = 256;
+/// Servers of one model that are looked at. Keeps a flood of made-up provider entries from costing more than this.
+const MAX_SERVERS: usize = 1024;
+/// Once some node has answered, how long the others are waited for. A query ends by itself when all nodes near the key
+/// have answered, which on a healthy network is sooner; this is for nodes that have just died. 1 s: the first answer may
+/// come from this node itself, and the others need a connection first.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// A server found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DirectoryEntry {
+    /// Its id.
+    pub peer: PeerId,
+    /// What it says of itself, under its signature.
+    pub info: ServerInfo,
+    /// Where it says it is, under its signature.
+    pub addresses: Vec<Multiaddr>,
+}
+
+/// Why a lookup found nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LookupError {
+    /// There is nobody to ask.
+    #[error("not connected to any member of the swarm")]
+    NotConnected,
+    /// Nobody answered.
+    #[error("the swarm's members did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// No known model has so many blocks.
+    #[error("blocks beyond {MAX_BLOCKS} cannot be looked up, and {0} is the end of the span")]
+    Span(u32),
+    /// This node is shutting down.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+/// Finds the servers of any of `blocks`: first who they are, block by block, then what each of them says.
+pub(crate) async fn lookup(
+    swarm: &SwarmHandle,
+    model: &ModelId,
+    blocks: Span,
+    within: Duration,
+) -> Result<Vec<DirectoryEntry>, LookupError> {
+    if blocks.end() > MAX_BLOCKS {
+        return Err(LookupError::Span(blocks.end()));
+    }
+    let start = Instant::now();
+    // Names without records are worth nothing, so the first step leaves time for the second.
+    let (peers, all_answered) = find_servers(swarm, model, blocks, start + within / 2).await?;
+    let (entries, all_described) = describe_servers(swarm, model, blocks, peers, start + within).await?;
+    match (entries.is_empty(), all_answered && all_described) {
+        (true, _) if swarm.is_alone_unwillingly() => Err(LookupError::NotConnected),
+        (true, false) => Err(LookupError::TimedOut(within)),
+        (_, complete) => {
+            tracing::debug!(%model, %blocks, servers = entries.len(), complete, took = ?start.elapsed(), "lookup");
+            Ok(entries)
+        }
+    }
+}
+
+/// Who claims to serve any of `blocks`, and whether every query came to its end.
+async fn find_servers(
+    swarm: &SwarmHandle,
+    model: &ModelId,
+    blocks: Span,
+    deadline: Instant,
+) -> Result<(HashSet<PeerId>, bool), LookupError> {
+    let of_block = |block| async move {
+        let (found, answers) = mpsc::channel(ANSWERS);
+        let query = DirectoryQuery::Providers { model: model.clone(), block, found };
+        if !swarm.query(query).await {
+            return Err(LookupError::Closed);
+        }
+        let mut peers = HashSet::new();
+        let complete = collect(answers, deadline, |peer| {
+            peers.insert(peer);
+            true
+        });
+        let complete = complete.await;
+        Ok((peers, complete))
+    };
+    let mut results = stream::iter(blocks.blocks()).map(of_block).buffer_unordered(PARALLEL);
+    let (mut all, mut complete) = (HashSet::new(), true);
+    while let Some(result) = results.next().await {
+        let (peers, finished) = result?;
+        complete &= finished;
+        let room = MAX_SERVERS.saturating_sub(all.len());
+        all.extend(peers.into_iter().take(room));
+    }
+    Ok((all, complete))
+}
+
+/// What each of `peers` says of itself, as far as it serves any of `blocks`.
+async fn describe_servers(
+    swarm: &SwarmHandle,
+    model: &ModelId,
+    blocks: Span,
+    peers: HashSet<PeerId>,
+    deadline: Instant,
+) -> Result<(Vec<DirectoryEntry>, bool), LookupError> {
+    let of_peer = |peer| async move {
+        let (found, answers) = mpsc::channel(ANSWERS);
+        if !swarm.query(DirectoryQuery::Record { model: model.clone(), peer, found }).await {
+            return Err(LookupError::Closed);
+        }
+        let mut latest: Option<SignedRecord> = None;
+        let complete = collect(answers, deadline, |bytes: Vec<u8>| match SignedRecord::open(&bytes, unix_ms()) {
+            Ok(record) if record.peer == peer && record.info.model == *model => {
+                if latest.as_ref().is_none_or(|known| known.info.written_ms < record.info.written_ms) {
+                    latest = Some(record);
+                }
+                true
+            }
+            _ => false,
+        });
+        let complete = complete.await;
+        Ok((latest, complete))
+    };
+    let mut results = stream::iter(peers).map(of_peer).buffer_unordered(PARALLEL);
+    let (mut entries, mut complete) = (Vec::new(), true);
+    while let Some(result) = results.next().await {
+        let (record, finished) = result?;
+        complete &= finished;
+        let serving = |record: &SignedRecord| {
+            record.info.state != ServerState::Offline && record.info.span.intersect(blocks).is_some()
+        };
+        entries.extend(record.filter(serving).map(|SignedRecord { peer, info, addresses, .. }| DirectoryEntry {
+            peer,
+            info,
+            addresses,
+        }));
+    }
+    Ok((entries, complete))
+}
+
+/// Takes answers until they end (`true`), the deadline passes (`false`), or [`SETTLE`] has passed since the first useful
+/// one (`true`).
+async fn collect<T>(mut answers: mpsc::Receiver<T>, deadline: Instant, mut take: impl FnMut(T) -> bool) -> bool {
+    let mut until = deadline;
+    loop {
+        match timeout_at(until, answers.recv()).await {
+            Ok(Some(answer)) => {
+                if take(answer) {
+                    until = until.min(Instant::now() + SETTLE);
+                }
+            }
+            Ok(None) => return true,
+            Err(_) => return until < deadline,
+        }
+    }
+}

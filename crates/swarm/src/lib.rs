@@ -1,0 +1,27 @@
+//! The network: a libp2p node that knows who serves what and opens streams to them. No tensors are computed here.
+//!
+//! [`SwarmNode::start`] spawns one event loop that owns the sockets and gives back two ends: a [`SwarmHandle`] (clone it
+//! freely) to announce, look up and open streams, and [`Incoming`], the streams that others open to this node.
+//!
+//! The directory lives in a private Kademlia table: a server is a *provider* of every block it hosts, and publishes a
+//! record signed with its key, which says what it serves and where it is reachable. Nodes store and return only records
+//! that verify; see `record.rs` for the format and `store.rs` for what is refused.
+
+mod addresses;
+mod behaviour;
+mod config;
+mod directory;
+mod identity;
+mod keys;
+mod node;
+mod record;
+mod store;
+mod streams;
+
+pub use addresses::{AddressError, parse_address, parse_addresses, parse_peers};
+pub use config::{SwarmConfig, SwarmMode};
+pub use directory::{DirectoryEntry, LookupError};
+pub use identity::{Identity, IdentityError};
+pub use libp2p::{Multiaddr, PeerId};
+pub use node::{AnnounceError, ConnectError, StartError, SwarmHandle, SwarmNode};
+pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, Traffic};

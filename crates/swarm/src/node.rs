@@ -1,0 +1,161 @@
+//! A running node: one task owns the network; handles talk to it.
+
+mod announcer;
+mod dialler;
+mod event_loop;
+mod handle;
+mod queries;
+mod transport;
+mod view;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p::Multiaddr;
+use libp2p::swarm::{self, DialError, Swarm, SwarmEvent};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use announcer::AnnounceError;
+pub(crate) use handle::DirectoryQuery;
+pub use handle::{ConnectError, SwarmHandle};
+
+use crate::addresses::{AddressError, tcp_socket};
+use crate::behaviour::Behaviour;
+use crate::config::{SwarmConfig, SwarmMode};
+use crate::identity::Identity;
+use crate::streams::{self, Admission, INCOMING_CAPACITY, Incoming};
+use event_loop::EventLoop;
+use view::View;
+
+/// Commands waiting for the event loop, which takes microseconds for each.
+const COMMAND_CAPACITY: usize = 64;
+/// A listener reports its addresses at once; more than this is a fault of the machine.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Starts nodes.
+#[derive(Debug)]
+pub struct SwarmNode;
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address of the configuration is unusable.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The encryption layer could not be set up.
+    #[error("cannot set up the encrypted transport")]
+    Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A listen address cannot be used.
+    #[error("cannot listen on {address}: is it in use, or not an address of this machine?")]
+    Listen {
+        /// The address as configured.
+        address: Multiaddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// No listener became ready.
+    #[error("none of the listen addresses became ready within {LISTEN_DEADLINE:?}")]
+    NotListening,
+}
+
+impl SwarmNode {
+    /// Starts a node: listens, dials the configured peers in the background, and serves the directory until
+    /// [`SwarmHandle::shutdown`] is called or all handles are dropped. Must be called within a tokio runtime.
+    ///
+    /// When this returns the node listens; [`SwarmHandle::wait_connected`] waits for the peers.
+    ///
+    /// # Errors
+    /// [`StartError`] if an address is wrong or cannot be listened on.
+    pub async fn start(identity: Identity, config: SwarmConfig) -> Result<(SwarmHandle, Incoming), StartError> {
+        config.validate()?;
+        let admission = Admission::new(config.max_streams_per_peer, config.max_streams);
+        let (incoming_sender, incoming) = mpsc::channel(INCOMING_CAPACITY);
+        let incoming_sender = (config.mode == SwarmMode::Server).then_some(incoming_sender);
+        let streams = streams::Behaviour::new(incoming_sender, Arc::clone(&admission));
+        let swarm = build_swarm(&identity, &config, streams)?;
+
+        let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
+        let (view_sender, view) = watch::channel(View::default());
+        let shutdown = CancellationToken::new();
+        let local = identity.peer_id();
+        let lookup_timeout = config.lookup_timeout;
+        let mut event_loop = EventLoop::new(swarm, identity, config, command_receiver, view_sender, shutdown.clone());
+        event_loop.listen().await?;
+
+        let tasks = TaskTracker::new();
+        tasks.spawn(event_loop.run());
+        tasks.close();
+        let handle = SwarmHandle::new(local, commands, view, admission, shutdown, tasks, lookup_timeout);
+        Ok((handle, Incoming::new(incoming)))
+    }
+}
+
+fn build_swarm(
+    identity: &Identity,
+    config: &SwarmConfig,
+    streams: streams::Behaviour,
+) -> Result<Swarm<Behaviour>, StartError> {
+    let transport = transport::build(identity, config.dial_timeout).map_err(StartError::Transport)?;
+    let behaviour = Behaviour::new(identity, config, streams);
+    let swarm_config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(config.idle_timeout);
+    Ok(Swarm::new(transport, behaviour, identity.peer_id(), swarm_config))
+}
+
+impl EventLoop {
+    /// Opens the listeners and waits until each has told its addresses.
+    async fn listen(&mut self) -> Result<(), StartError> {
+        let mut waiting = Vec::new();
+        for address in self.config.listen.clone() {
+            let failed = |source| StartError::Listen { address: address.clone(), source };
+            check_port_is_free(&address).map_err(failed)?;
+            let listener = self.swarm.listen_on(address.clone()).map_err(|error| failed(io::Error::other(error)))?;
+            waiting.push(listener);
+        }
+        let deadline = tokio::time::Instant::now() + LISTEN_DEADLINE;
+        while !waiting.is_empty() {
+            let next = futures::StreamExt::select_next_some(&mut self.swarm);
+            let event = tokio::time::timeout_at(deadline, next).await.map_err(|_| StartError::NotListening)?;
+            if let SwarmEvent::NewListenAddr { listener_id, .. } = &event {
+                waiting.retain(|listener| listener != listener_id);
+            }
+            self.on_swarm_event(event);
+        }
+        Ok(())
+    }
+}
+
+/// libp2p shares listening ports (`SO_REUSEPORT`): a second server on the same port would start, and each would get some
+/// of the other's connections. An ordinary bind finds out.
+fn check_port_is_free(address: &Multiaddr) -> io::Result<()> {
+    match tcp_socket(address) {
+        Some(socket) if socket.port() != 0 => std::net::TcpListener::bind(socket).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// What went wrong, address by address, without the layers in between.
+pub(crate) fn describe_dial_error(error: &DialError) -> String {
+    match error {
+        DialError::Transport(failures) => {
+            let each = failures.iter().map(|(address, error)| format!("{address}: {}", innermost(error)));
+            each.collect::<Vec<_>>().join("; ")
+        }
+        DialError::WrongPeerId { obtained, address } => format!("{address}: another peer answers there, {obtained}"),
+        DialError::LocalPeerId { address } => format!("{address}: that is this node itself"),
+        DialError::NoAddresses => "no address of it is known".to_owned(),
+        DialError::Denied { cause } => innermost(cause),
+        DialError::Aborted | DialError::DialPeerConditionFalse(_) => "the attempt was given up".to_owned(),
+    }
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

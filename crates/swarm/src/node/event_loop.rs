@@ -1,0 +1,230 @@
+//! The task that owns the network: what it is asked to do, and when. `network.rs` has what happens to it.
+
+mod network;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures::StreamExt;
+use libp2p::Multiaddr;
+use libp2p::PeerId;
+use libp2p::kad::{self, Quorum, Record};
+use libp2p::swarm::{ConnectionId, Swarm};
+use petals_protocol::{ServerInfo, ServerState};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::announcer::{AnnounceError, Announcer};
+use super::dialler::Dialler;
+use super::handle::{Command, DirectoryQuery};
+use super::queries::{Queries, Query};
+use super::view::View;
+use crate::addresses::external_addresses;
+use crate::behaviour::Behaviour;
+use crate::config::SwarmConfig;
+use crate::identity::Identity;
+use crate::keys::{MAX_BLOCKS, block_key, server_key};
+use crate::record::{SignedRecord, SignedRecordError, unix_ms};
+
+/// Time between looks at what nobody waits for or has expired.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Longest wait for connections to close in order.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Owns the network; see [`super::SwarmNode::start`].
+pub(super) struct EventLoop {
+    pub(super) swarm: Swarm<Behaviour>,
+    pub(super) config: SwarmConfig,
+    identity: Identity,
+    commands: mpsc::Receiver<Command>,
+    view: watch::Sender<View>,
+    shutdown: CancellationToken,
+    queries: Queries,
+    announcer: Announcer,
+    dialler: Dialler,
+    /// The other end of each connection.
+    remotes: HashMap<ConnectionId, Remote>,
+    housekeeping: Instant,
+}
+
+/// The other end of a connection.
+#[derive(Debug)]
+struct Remote {
+    peer: PeerId,
+    address: Multiaddr,
+    /// When it last answered a ping; `None` if it does not speak that protocol.
+    alive: Option<Instant>,
+}
+
+impl EventLoop {
+    pub(super) fn new(
+        swarm: Swarm<Behaviour>,
+        identity: Identity,
+        config: SwarmConfig,
+        commands: mpsc::Receiver<Command>,
+        view: watch::Sender<View>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let dialler = Dialler::new(identity.peer_id(), &config.peers);
+        view.send_modify(|view| view.wanted = dialler.peers());
+        let mut event_loop = Self {
+            swarm,
+            identity,
+            commands,
+            view,
+            shutdown,
+            queries: Queries::default(),
+            announcer: Announcer::new(config.announce_period),
+            dialler,
+            remotes: HashMap::new(),
+            housekeeping: Instant::now() + HOUSEKEEPING,
+            config,
+        };
+        event_loop.refresh_addresses();
+        event_loop
+    }
+
+    /// Runs until shutdown. Panics on nothing that comes from the network.
+    pub(super) async fn run(mut self) {
+        loop {
+            self.do_what_is_due();
+            let due = [self.dialler.next_due(), self.announcer.next_due()];
+            let due = due.into_iter().flatten().fold(self.housekeeping, Instant::min);
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                command = self.commands.recv() => match command {
+                    Some(command) => self.on_command(command),
+                    None => break,
+                },
+                event = self.swarm.select_next_some() => self.on_swarm_event(event),
+                () = tokio::time::sleep_until(due) => {}
+            }
+        }
+        self.close().await;
+    }
+
+    /// Ends all connections, so that others notice at once.
+    async fn close(mut self) {
+        // From here on, whoever asks is told that the node is gone.
+        self.commands.close();
+        let peers: Vec<_> = self.swarm.connected_peers().copied().collect();
+        for peer in peers {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        let closed = async {
+            while self.swarm.network_info().num_peers() > 0 {
+                self.swarm.select_next_some().await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, closed).await;
+    }
+
+    fn do_what_is_due(&mut self) {
+        let now = Instant::now();
+        for attempt in self.dialler.take_due(now) {
+            let peer = attempt.get_peer_id();
+            if let Err(error) = self.swarm.dial(attempt) {
+                self.on_dial_error(peer, &error);
+            }
+        }
+        let heard = self.swarm.behaviour_mut().kad.kbuckets().next().is_some();
+        if let Some(info) = self.announcer.take_due(now, unix_ms(), heard)
+            && let Err(error) = self.publish(&info, None)
+        {
+            tracing::warn!(%error, "this server cannot be announced");
+        }
+        if self.housekeeping <= now {
+            self.housekeeping = now + HOUSEKEEPING;
+            self.close_silent_connections(now);
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            kad.store_mut().expire();
+            for id in self.queries.take_abandoned() {
+                if let Some(mut query) = kad.query_mut(&id) {
+                    query.finish();
+                }
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Announce { info, reply } => {
+                let _ = reply.send(self.announce(*info));
+            }
+            Command::Withdraw { done } => self.withdraw(done),
+            Command::Query(query) => self.query(query),
+            Command::Open { peer, addresses, request } => {
+                self.swarm.behaviour_mut().streams.open(peer, addresses, request);
+            }
+        }
+    }
+
+    fn query(&mut self, query: DirectoryQuery) {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let (key, query) = query.split();
+        let id = match &query {
+            Query::Providers(_) => kad.get_providers(key),
+            Query::Record(_) | Query::Withdrawal(_) => kad.get_record(key),
+        };
+        self.queries.insert(id, query);
+    }
+
+    fn announce(&mut self, info: ServerInfo) -> Result<(), AnnounceError> {
+        if info.span.end() > MAX_BLOCKS {
+            return Err(AnnounceError::Span(info.span.end()));
+        }
+        self.seal(&info)?;
+        if let Some(old) = self.announcer.set(info.clone(), Instant::now()) {
+            let gone = old.span.blocks().filter(|block| old.model != info.model || !info.span.contains(*block));
+            for block in gone {
+                self.swarm.behaviour_mut().kad.stop_providing(&block_key(&old.model, block));
+            }
+            if old.model != info.model {
+                let written_ms = self.announcer.stamp(unix_ms());
+                // Should this fail, the old record expires by itself.
+                let _ = self.publish(&ServerInfo { state: ServerState::Offline, written_ms, ..old }, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn withdraw(&mut self, done: oneshot::Sender<()>) {
+        // Dropping `done` tells the caller that there is nothing to wait for.
+        let Some(last) = self.announcer.withdraw(unix_ms()) else { return };
+        for block in last.span.blocks() {
+            self.swarm.behaviour_mut().kad.stop_providing(&block_key(&last.model, block));
+        }
+        if let Err(error) = self.publish(&last, Some(done)) {
+            tracing::debug!(%error, "could not say goodbye");
+        }
+    }
+
+    fn seal(&self, info: &ServerInfo) -> Result<Vec<u8>, AnnounceError> {
+        let addresses = external_addresses(&self.config.announce, &self.listening());
+        SignedRecord::seal(&self.identity, info, &addresses, self.config.record_ttl()).map_err(|error| match error {
+            SignedRecordError::TooLong(_) => AnnounceError::TooLong,
+            other => AnnounceError::Record(other.to_string()),
+        })
+    }
+
+    /// Sends what this server says of itself to the nodes that keep it; then, unless it is leaving, its name to those that
+    /// keep its blocks' lists.
+    fn publish(&mut self, info: &ServerInfo, done: Option<oneshot::Sender<()>>) -> Result<(), AnnounceError> {
+        let value = self.seal(info)?;
+        let refused = |error: kad::store::Error| AnnounceError::Record(error.to_string());
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let record = Record::new(server_key(&info.model, &self.identity.peer_id()), value);
+        let id = kad.put_record(record, Quorum::All).map_err(refused)?;
+        if let Some(done) = done {
+            self.queries.insert(id, Query::Withdrawal(done));
+        }
+        if info.state != ServerState::Offline {
+            for block in info.span.blocks() {
+                kad.start_providing(block_key(&info.model, block)).map_err(refused)?;
+            }
+        }
+        tracing::debug!(model = %info.model, span = %info.span, state = ?info.state, "announced");
+        Ok(())
+    }
+}

@@ -1,0 +1,243 @@
+//! The node as the rest of a program sees it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p::{Multiaddr, PeerId};
+use petals_protocol::{ModelId, ServerInfo, Span};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::announcer::AnnounceError;
+use super::queries::Query;
+use super::view::View;
+use crate::directory::{self, DirectoryEntry, LookupError};
+use crate::streams::{Admission, OpenError, OpenFailure, OpenRequest, PeerStream, Traffic};
+
+/// Attempts of one [`SwarmHandle::open_stream`]: a connection may close just when a stream is opened on it.
+const OPEN_ATTEMPTS: usize = 3;
+/// Longest wait for others to take note that this server is leaving.
+const WITHDRAW_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A handle on a running node. Clones are cheap and lead to the same node.
+#[derive(Debug, Clone)]
+pub struct SwarmHandle {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    local: PeerId,
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+    admission: Arc<Admission>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+    lookup_timeout: Duration,
+}
+
+/// What handles ask of the event loop.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Announce { info: Box<ServerInfo>, reply: oneshot::Sender<Result<(), AnnounceError>> },
+    Withdraw { done: oneshot::Sender<()> },
+    Query(DirectoryQuery),
+    Open { peer: PeerId, addresses: Vec<Multiaddr>, request: OpenRequest },
+}
+
+/// A question to the hash table. Answers come through the channel, which closes when there are no more; dropping the
+/// receiver ends the query.
+#[derive(Debug)]
+pub(crate) enum DirectoryQuery {
+    Providers { model: ModelId, block: u32, found: mpsc::Sender<PeerId> },
+    Record { model: ModelId, peer: PeerId, found: mpsc::Sender<Vec<u8>> },
+}
+
+/// Why the node is not part of a swarm.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// No configured peer answered.
+    #[error("none of the given peers could be reached within {after:?}: {}", failures.join("; "))]
+    Unreachable {
+        /// The time allowed.
+        after: Duration,
+        /// What happened at each address.
+        failures: Vec<String>,
+    },
+    /// This node is shutting down.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+impl SwarmHandle {
+    pub(super) fn new(
+        local: PeerId,
+        commands: mpsc::Sender<Command>,
+        view: watch::Receiver<View>,
+        admission: Arc<Admission>,
+        shutdown: CancellationToken,
+        tasks: TaskTracker,
+        lookup_timeout: Duration,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { local, commands, view, admission, shutdown, tasks, lookup_timeout }) }
+    }
+
+    /// This node's id.
+    pub fn local_peer(&self) -> PeerId {
+        self.inner.local
+    }
+
+    /// The addresses this node listens on, each ending in `/p2p/` and its id.
+    pub fn listen_addresses(&self) -> Vec<Multiaddr> {
+        self.inner.view.borrow().listen.clone()
+    }
+
+    /// The addresses this node tells others, each ending in `/p2p/` and its id: what to hand to `--peers`.
+    pub fn external_addresses(&self) -> Vec<Multiaddr> {
+        self.inner.view.borrow().external.clone()
+    }
+
+    /// The peers connected now.
+    pub fn connected_peers(&self) -> Vec<PeerId> {
+        self.inner.view.borrow().peers.keys().copied().collect()
+    }
+
+    /// Whether there is a connection to `peer` now.
+    pub fn is_connected(&self, peer: &PeerId) -> bool {
+        self.inner.view.borrow().peers.contains_key(peer)
+    }
+
+    /// The last round trip to `peer`, if it is connected and has answered a ping.
+    pub fn ping(&self, peer: &PeerId) -> Option<Duration> {
+        self.inner.view.borrow().peers.get(peer).copied().flatten()
+    }
+
+    /// What has passed through block streams since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.inner.admission.traffic()
+    }
+
+    /// Waits until one of the configured peers is connected; returns at once if none is configured. The node goes on
+    /// trying whatever this returns.
+    ///
+    /// # Errors
+    /// [`ConnectError::Unreachable`] says what happened at each address.
+    pub async fn wait_connected(&self, timeout: Duration) -> Result<(), ConnectError> {
+        let mut view = self.inner.view.clone();
+        match tokio::time::timeout(timeout, view.wait_for(View::has_joined)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ConnectError::Closed),
+            Err(_) => Err(ConnectError::Unreachable { after: timeout, failures: self.failures() }),
+        }
+    }
+
+    fn failures(&self) -> Vec<String> {
+        let view = self.inner.view.borrow();
+        let describe = |peer: &PeerId| match view.failures.get(peer) {
+            Some(failure) => failure.clone(),
+            None => format!("no answer from {peer} yet"),
+        };
+        view.wanted.iter().map(describe).collect()
+    }
+
+    /// Announces what this server is, now and every period, until [`Self::withdraw`]. Call it again whenever something
+    /// changes: another state or span is published at once, other changes within a second. `written_ms` is filled in.
+    ///
+    /// Returns when the announcement is kept here. It is sent to others as soon as there are any.
+    ///
+    /// # Errors
+    /// [`AnnounceError`] if others would refuse the record.
+    pub async fn announce(&self, info: ServerInfo) -> Result<(), AnnounceError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Announce { info: Box::new(info), reply };
+        self.inner.commands.send(command).await.map_err(|_| AnnounceError::Closed)?;
+        answer.await.map_err(|_| AnnounceError::Closed)?
+    }
+
+    /// Stops announcing and tells others that this server is gone. Waits a little until they took note.
+    pub async fn withdraw(&self) {
+        let (done, told) = oneshot::channel();
+        if self.inner.commands.send(Command::Withdraw { done }).await.is_err() {
+            return;
+        }
+        if tokio::time::timeout(WITHDRAW_DEADLINE, told).await.is_err() {
+            tracing::debug!("left before others took note; they forget this server when its record expires");
+        }
+    }
+
+    /// Finds the servers of any of `blocks`. An empty list is an answer: nobody serves them. What cannot be found within
+    /// the configured time is missing from the result.
+    ///
+    /// # Errors
+    /// [`LookupError`] if nothing was found and the reason is not that there is nothing.
+    pub async fn lookup(&self, model: &ModelId, blocks: Span) -> Result<Vec<DirectoryEntry>, LookupError> {
+        directory::lookup(self, model, blocks, self.inner.lookup_timeout).await
+    }
+
+    /// Opens a stream to `peer`, over a new connection to one of `addresses` (or one known from the hash table) if
+    /// there is none. A peer that refuses the stream closes it: the first read then ends.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing here waits longer than `timeout`.
+    pub async fn open_stream(
+        &self,
+        peer: PeerId,
+        addresses: &[Multiaddr],
+        timeout: Duration,
+    ) -> Result<PeerStream, OpenError> {
+        let attempts = async {
+            for _ in 1..OPEN_ATTEMPTS {
+                match self.open_once(peer, addresses).await {
+                    Err(OpenError::ConnectionLost(_)) => {}
+                    result => return result,
+                }
+            }
+            self.open_once(peer, addresses).await
+        };
+        tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(OpenError::Timeout { peer, after: timeout }))
+    }
+
+    async fn open_once(&self, peer: PeerId, addresses: &[Multiaddr]) -> Result<PeerStream, OpenError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Open { peer, addresses: addresses.to_vec(), request: OpenRequest { reply } };
+        self.inner.commands.send(command).await.map_err(|_| OpenError::Closed)?;
+        match answer.await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(OpenFailure::Unreachable(reason))) => Err(OpenError::Unreachable { peer, reason }),
+            Ok(Err(OpenFailure::Unsupported)) => Err(OpenError::Unsupported(peer)),
+            Ok(Err(OpenFailure::Io(source))) => Err(OpenError::Io { peer, source }),
+            Err(_) if self.inner.commands.is_closed() => Err(OpenError::Closed),
+            Err(_) => Err(OpenError::ConnectionLost(peer)),
+        }
+    }
+
+    /// Asks the hash table. `false` if the node is shutting down.
+    pub(crate) async fn query(&self, query: DirectoryQuery) -> bool {
+        self.inner.commands.send(Command::Query(query)).await.is_ok()
+    }
+
+    /// Whether the node has peers to ask, or knows that it needs none.
+    pub(crate) fn is_alone_unwillingly(&self) -> bool {
+        let view = self.inner.view.borrow();
+        view.peers.is_empty() && !view.wanted.is_empty()
+    }
+
+    /// Closes all connections and ends the node; returns when it has ended. Streams end with an error. Servers call
+    /// [`Self::withdraw`] first.
+    pub async fn shutdown(&self) {
+        self.inner.shutdown.cancel();
+        self.inner.tasks.wait().await;
+    }
+}
+
+impl DirectoryQuery {
+    /// How the event loop remembers it.
+    pub(super) fn split(self) -> (libp2p::kad::RecordKey, Query) {
+        match self {
+            Self::Providers { model, block, found } => (crate::keys::block_key(&model, block), Query::Providers(found)),
+            Self::Record { model, peer, found } => (crate::keys::server_key(&model, &peer), Query::Record(found)),
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The part of the hash table that this node keeps. Everything is checked on the way in, whatever path it takes.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use libp2p::kad::store::{Error as KadError, RecordStore, Result as KadResult};
+use libp2p::kad::{ProviderRecord, Record, RecordKey};
+use petals_protocol::{ModelId, ServerState, Span};
+
+use crate::addresses::{MAX_ADDRESS_LEN, MAX_ADDRESSES};
+use crate::keys::{MAX_BLOCKS, parse_block_key, server_key};
+use crate::record::{SignedRecord, SignedRecordError, unix_ms};
+
+/// Records kept in all. 8 KiB each, so at most 32 MiB.
+const MAX_RECORDS: usize = 4096;
+/// Records of one server: one per model it hosts.
+const MAX_RECORDS_PER_PEER: usize = 8;
+/// Provider entries kept in all. A few hundred bytes each.
+const MAX_PROVIDERS: usize = 65_536;
+/// Providers of one block.
+const MAX_PROVIDERS_PER_KEY: usize = 256;
+/// Provider entries of one server: a whole model, and one more while it moves.
+const MAX_KEYS_PER_PEER: usize = 2 * MAX_BLOCKS as usize;
+/// Life of a provider entry. It is only an index of records, which have their own: 5 min outlives two announcements.
+pub(crate) const PROVIDER_TTL: Duration = Duration::from_secs(300);
+
+/// Records and provider entries, bounded in all, per key and per peer.
+#[derive(Debug)]
+pub(crate) struct DirectoryStore {
+    local: PeerId,
+    records: HashMap<RecordKey, Kept>,
+    providers: HashMap<RecordKey, Vec<ProviderRecord>>,
+    holdings: HashMap<PeerId, Holdings>,
+    provider_count: usize,
+    rotation: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Kept {
+    record: Record,
+    peer: PeerId,
+    written_ms: u64,
+}
+
+/// What one peer occupies.
+#[derive(Debug, Default)]
+struct Holdings {
+    records: HashSet<RecordKey>,
+    blocks: HashSet<RecordKey>,
+}
+
+/// Why something was not kept.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(crate) enum StoreError {
+    #[error(transparent)]
+    Record(#[from] SignedRecordError),
+    #[error("the record's key does not belong to its signer and model")]
+    WrongKey,
+    #[error("a later record is known")]
+    Stale,
+    #[error("no more records of this peer are kept")]
+    PeerFull,
+    #[error("no more records are kept")]
+    Full,
+}
+
+impl DirectoryStore {
+    pub(crate) fn new(local: PeerId) -> Self {
+        Self {
+            local,
+            records: HashMap::new(),
+            providers: HashMap::new(),
+            holdings: HashMap::new(),
+            provider_count: 0,
+            rotation: AtomicUsize::new(0),
+        }
+    }
+
+    /// Keeps a record if it is valid, belongs under its key and is later than what is known.
+    pub(crate) fn insert(&mut self, mut record: Record) -> Result<(), StoreError> {
+        let signed = SignedRecord::open(&record.value, unix_ms())?;
+        if record.key != server_key(&signed.info.model, &signed.peer) {
+            return Err(StoreError::WrongKey);
+        }
+        match self.records.get(&record.key) {
+            Some(kept) if kept.written_ms > signed.info.written_ms => return Err(StoreError::Stale),
+            Some(kept) if kept.written_ms == signed.info.written_ms && kept.record.value != record.value => {
+                return Err(StoreError::Stale);
+            }
+            Some(_) => {}
+            None => self.make_room_for_record(&signed.peer)?,
+        }
+        record.publisher = Some(signed.peer);
+        record.expires = Some(Instant::now() + signed.remaining);
+        self.holdings.entry(signed.peer).or_default().records.insert(record.key.clone());
+        let served = (signed.info.state != ServerState::Offline).then_some(signed.info.span);
+        self.forget_blocks_outside(&signed.peer, &signed.info.model, served);
+        let kept = Kept { peer: signed.peer, written_ms: signed.info.written_ms, record };
+        self.records.insert(kept.record.key.clone(), kept);
+        Ok(())
+    }
+
+    /// Notes that a peer serves a block. The caller knows that the entry came from that peer itself.
+    pub(crate) fn insert_provider(&mut self, mut entry: ProviderRecord) -> Result<(), StoreError> {
+        parse_block_key(&entry.key).ok_or(StoreError::WrongKey)?;
+        entry.addresses.retain(|address| address.len() <= MAX_ADDRESS_LEN);
+        entry.addresses.truncate(MAX_ADDRESSES);
+        let latest = Instant::now() + PROVIDER_TTL;
+        let own = entry.provider == self.local;
+        entry.expires = if own { None } else { Some(entry.expires.map_or(latest, |expires| expires.min(latest))) };
+        if let Some(known) = self.providers.get_mut(&entry.key).and_then(|all| find(all, &entry.provider)) {
+            *known = entry;
+            return Ok(());
+        }
+        let of_key = self.providers.get(&entry.key).map_or(0, Vec::len);
+        let of_peer = self.holdings.get(&entry.provider).map_or(0, |held| held.blocks.len());
+        if of_peer >= MAX_KEYS_PER_PEER {
+            return Err(StoreError::PeerFull);
+        }
+        if !own && (of_key >= MAX_PROVIDERS_PER_KEY || self.provider_count >= MAX_PROVIDERS) {
+            return Err(StoreError::Full);
+        }
+        self.holdings.entry(entry.provider).or_default().blocks.insert(entry.key.clone());
+        self.providers.entry(entry.key.clone()).or_default().push(entry);
+        self.provider_count += 1;
+        Ok(())
+    }
+
+    /// Drops what has expired. Called now and then; expired entries are never returned either way.
+    pub(crate) fn expire(&mut self) {
+        let now = Instant::now();
+        let keys: Vec<_> = self
+            .records
+            .values()
+            .filter(|kept| kept.record.is_expired(now))
+            .map(|kept| kept.record.key.clone())
+            .collect();
+        keys.iter().for_each(|key| self.remove(key));
+        let entries: Vec<_> = self.providers.values().flatten().filter(|entry| entry.is_expired(now)).collect();
+        let entries: Vec<_> = entries.into_iter().map(|entry| (entry.key.clone(), entry.provider)).collect();
+        entries.iter().for_each(|(key, peer)| self.remove_provider(key, peer));
+    }
+
+    fn make_room_for_record(&mut self, peer: &PeerId) -> Result<(), StoreError> {
+        if self.holdings.get(peer).is_some_and(|held| held.records.len() >= MAX_RECORDS_PER_PEER) {
+            return Err(StoreError::PeerFull);
+        }
+        if self.records.len() >= MAX_RECORDS && *peer != self.local {
+            return Err(StoreError::Full);
+        }
+        Ok(())
+    }
+
+    /// A server's own word on what it serves counts at once, not when its older provider entries expire.
+    fn forget_blocks_outside(&mut self, peer: &PeerId, model: &ModelId, served: Option<Span>) {
+        let Some(held) = self.holdings.get(peer) else { return };
+        let outside = |key: &&RecordKey| {
+            parse_block_key(key)
+                .is_some_and(|(of, block)| of == *model && !served.is_some_and(|span| span.contains(block)))
+        };
+        let outside: Vec<_> = held.blocks.iter().filter(outside).cloned().collect();
+        outside.iter().for_each(|key| self.remove_provider(key, peer));
+    }
+
+    fn release(&mut self, peer: &PeerId, release: impl FnOnce(&mut Holdings)) {
+        if let Some(held) = self.holdings.get_mut(peer) {
+            release(held);
+            if held.records.is_empty() && held.blocks.is_empty() {
+                self.holdings.remove(peer);
+            }
+        }
+    }
+}
+
+fn find<'a>(entries: &'a mut [ProviderRecord], peer: &PeerId) -> Option<&'a mut ProviderRecord> {
+    entries.iter_mut().find(|entry| entry.provider == *peer)
+}
+
+impl RecordStore for DirectoryStore {
+    type RecordsIter<'a> = std::vec::IntoIter<Cow<'a, Record>>;
+    type ProvidedIter<'a> = std::vec::IntoIter<Cow<'a, ProviderRecord>>;
+
+    fn get(&self, key: &RecordKey) -> Option<Cow<'_, Record>> {
+        let now = Instant::now();
+        self.records.get(key).filter(|kept| !kept.record.is_expired(now)).map(|kept| Cow::Borrowed(&kept.record))
+    }
+
+    fn put(&mut self, record: Record) -> KadResult<()> {
+        // Kademlia knows three errors; whoever needs the reason calls `insert`.
+        self.insert(record).map_err(|error| match error {
+            StoreError::Full | StoreError::PeerFull => KadError::MaxRecords,
+            _ => KadError::ValueTooLarge,
+        })
+    }
+
+    fn remove(&mut self, key: &RecordKey) {
+        if let Some(kept) = self.records.remove(key) {
+            self.release(&kept.peer, |held| {
+                held.records.remove(key);
+            });
+        }
+    }
+
+    fn records(&self) -> Self::RecordsIter<'_> {
+        self.records.values().map(|kept| Cow::Borrowed(&kept.record)).collect::<Vec<_>>().into_iter()
+    }
+
+    fn add_provider(&mut self, entry: ProviderRecord) -> KadResult<()> {
+        self.insert_provider(entry).map_err(|_| KadError::MaxProvidedKeys)
+    }
+
+    /// Kademlia sends the first 20 of these, so every call starts elsewhere: who asks again gets to know the others.
+    fn providers(&self, key: &RecordKey) -> Vec<ProviderRecord> {
+        let now = Instant::now();
+        let Some(entries) = self.providers.get(key) else { return Vec::new() };
+        let mut live: Vec<_> = entries.iter().filter(|entry| !entry.is_expired(now)).cloned().collect();
+        if live.len() > 1 {
+            let start = self.rotation.fetch_add(7, Ordering::Relaxed) % live.len();
+            live.rotate_left(start);
+        }
+        live
+    }
+
+    fn provided(&self) -> Self::ProvidedIter<'_> {
+        let own = self.providers.values().flatten().filter(|entry| entry.provider == self.local);
+        own.map(Cow::Borrowed).collect::<Vec<_>>().into_iter()
+    }
+
+    fn remove_provider(&mut self, key: &RecordKey, peer: &PeerId) {
+        let Some(entries) = self.providers.get_mut(key) else { return };
+        let before = entries.len();
+        entries.retain(|entry| entry.provider != *peer);
+        self.provider_count -= before - entries.len();
+        if entries.is_empty() {
+            self.providers.remove(key);
+        }
+        self.release(peer, |held| {
+            held.blocks.remove(key);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

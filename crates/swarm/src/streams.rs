@@ -1,0 +1,204 @@
+//! Block streams: opened to a peer, or accepted from one.
+//!
+//! This is a small protocol handler of our own rather than `libp2p-stream`, which loses inbound streams that arrive
+//! faster than its one-slot channel is emptied, and whose opener can wait forever.
+
+mod admission;
+mod behaviour;
+mod handler;
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::io::{AsyncRead, AsyncWrite, IoSlice, IoSliceMut};
+use libp2p::PeerId;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+pub(crate) use admission::Admission;
+use admission::Permit;
+pub use admission::Traffic;
+pub(crate) use behaviour::Behaviour;
+
+/// Inbound streams waiting for [`Incoming::next`]. Whoever takes them only spawns, so a few suffice; a burst of clients
+/// that reconnect at once should fit.
+pub(crate) const INCOMING_CAPACITY: usize = 256;
+
+/// Why no stream was opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Nothing happened in the time allowed.
+    #[error("peer {peer} did not open a stream within {after:?}")]
+    Timeout {
+        /// Who was asked.
+        peer: PeerId,
+        /// The time allowed.
+        after: Duration,
+    },
+    /// No connection could be made.
+    #[error("peer {peer} cannot be reached: {reason}")]
+    Unreachable {
+        /// Who was dialled.
+        peer: PeerId,
+        /// Each address tried and what went wrong there.
+        reason: String,
+    },
+    /// The peer answers, but serves no blocks.
+    #[error("peer {0} does not serve blocks in a protocol this version knows")]
+    Unsupported(PeerId),
+    /// The connection closed while the stream was being opened.
+    #[error("the connection to peer {0} closed")]
+    ConnectionLost(PeerId),
+    /// The stream failed while it was being opened.
+    #[error("the stream to peer {peer} failed")]
+    Io {
+        /// The peer.
+        peer: PeerId,
+        /// Why.
+        source: io::Error,
+    },
+    /// This node is shutting down.
+    #[error("the node is shutting down")]
+    Closed,
+}
+
+impl OpenError {
+    /// Whether the same peer may well answer if asked again.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Timeout { .. } | Self::ConnectionLost(_) | Self::Io { .. } | Self::Unreachable { .. })
+    }
+}
+
+/// A request for an outbound stream. Dropping it unanswered means that the connection closed.
+#[derive(Debug)]
+pub(crate) struct OpenRequest {
+    pub(crate) reply: oneshot::Sender<Result<PeerStream, OpenFailure>>,
+}
+
+/// What the handler and the behaviour know of a failure; the caller adds the peer.
+#[derive(Debug)]
+pub(crate) enum OpenFailure {
+    Unreachable(String),
+    Unsupported,
+    Io(io::Error),
+}
+
+/// A stream of bytes to or from a peer, in order and encrypted. Ends with an error when its connection closes.
+#[derive(Debug)]
+pub struct PeerStream {
+    inner: libp2p::Stream,
+    admission: Arc<Admission>,
+    /// The yamux multiplexer does not wake the readers of a connection that this side closes, and a dead peer never
+    /// closes its own: without this a read would wait forever.
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    _permit: Option<Permit>,
+}
+
+/// A stream that a peer opened to this node.
+#[derive(Debug)]
+pub struct IncomingStream {
+    /// Who opened it.
+    pub peer: PeerId,
+    /// The stream.
+    pub stream: PeerStream,
+}
+
+/// The streams that others open to this node. Take them promptly: what does not fit in the queue is refused.
+#[derive(Debug)]
+pub struct Incoming {
+    receiver: mpsc::Receiver<IncomingStream>,
+}
+
+impl Incoming {
+    pub(crate) fn new(receiver: mpsc::Receiver<IncomingStream>) -> Self {
+        Self { receiver }
+    }
+
+    /// The next stream, or `None` once the node has shut down. Cancel safe.
+    pub async fn next(&mut self) -> Option<IncomingStream> {
+        self.receiver.recv().await
+    }
+}
+
+impl PeerStream {
+    fn new(
+        inner: libp2p::Stream,
+        admission: Arc<Admission>,
+        closed: &CancellationToken,
+        permit: Option<Permit>,
+    ) -> Self {
+        Self { inner, admission, closed: Box::pin(closed.clone().cancelled_owned()), _permit: permit }
+    }
+
+    /// What has arrived is delivered before the end is.
+    fn or_closed<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_pending() && self.closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::ConnectionReset,
+                "the connection to the peer closed",
+            )));
+        }
+        result
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.admission.counters.bytes_in.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
+        self.or_closed(cx, result)
+    }
+
+    fn written(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.admission.counters.bytes_out.fetch_add(*bytes as u64, Ordering::Relaxed);
+        }
+        self.or_closed(cx, result)
+    }
+}
+
+impl AsyncRead for PeerStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.read(cx, result)
+    }
+
+    fn poll_read_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_read_vectored(cx, bufs);
+        self.read(cx, result)
+    }
+}
+
+impl AsyncWrite for PeerStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.written(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.written(cx, result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        self.or_closed(cx, result)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_close(cx);
+        self.or_closed(cx, result)
+    }
+}

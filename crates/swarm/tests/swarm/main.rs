@@ -1,0 +1,7 @@
+//! Whole nodes on loopback.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod directory;
+mod streams;
+mod support;

@@ -1,0 +1,158 @@
+//! The command line of `petals-node`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use petals_protocol::Span;
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  Start a swarm with the first half of a model:
+    petals-node serve --model ./Llama-3.1-8B --blocks 0..16
+  Join it from a second machine with whatever is served worst:
+    petals-node serve --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
+
+const BOOTSTRAP_EXAMPLES: &str = "\
+Example:
+  petals-node bootstrap --listen /ip4/0.0.0.0/tcp/31337 --identity bootstrap.key";
+
+const KEYGEN_EXAMPLES: &str = "\
+Example:
+  petals-node keygen --out node.key";
+
+/// Serve blocks of a large language model to a swarm.
+#[derive(Debug, Parser)]
+#[command(name = "petals-node", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Host a range of a model's frozen blocks.
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(ServeArgs),
+    /// Run a node that only helps others to find each other.
+    #[command(after_help = BOOTSTRAP_EXAMPLES)]
+    Bootstrap(BootstrapArgs),
+    /// Make an identity file and print its peer id.
+    #[command(after_help = KEYGEN_EXAMPLES)]
+    Keygen(KeygenArgs),
+}
+
+/// How a node is reached and who it is.
+#[derive(Debug, Clone, Args)]
+pub struct NetworkArgs {
+    /// Address to listen on; repeatable. Default: TCP and QUIC on a free port of every interface.
+    #[arg(long, value_name = "MULTIADDR")]
+    pub listen: Vec<String>,
+    /// Address to tell others instead of the ones found, for a forwarded port; repeatable.
+    #[arg(long, value_name = "MULTIADDR")]
+    pub announce: Vec<String>,
+    /// Key file that gives the node the same peer id after a restart; made if missing. Default: a new id each time.
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// Print one JSON object per line on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Directory with config.json and model.safetensors (or its shards and index).
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Name of the model in the swarm; clients must use the same. Default: the directory's name.
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// Blocks to host, for example 0..12. Default: as many as fit into memory, where the swarm is weakest.
+    #[arg(long, value_name = "A..B")]
+    pub blocks: Option<Span>,
+    /// Address of a node of the swarm, ending in /p2p/PEER; repeatable.
+    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    pub peers: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub network: NetworkArgs,
+    /// Where to compute: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
+    /// Dtype of weights and computation: auto (f32 on CPU, bf16 on CUDA), f32, bf16 or f16.
+    #[arg(long, default_value = "auto", value_name = "DTYPE")]
+    pub dtype: String,
+    /// Largest number of rows (prefix and text) of one pass.
+    #[arg(long, default_value_t = 8192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_rows: u32,
+    /// Memory for what training forwards leave for their backwards, such as 512M or 2G. Default: an eighth of what is free.
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    pub stash_bytes: Option<u64>,
+    /// A name that people see in listings.
+    #[arg(long, value_name = "TEXT")]
+    pub public_name: Option<String>,
+}
+
+/// Arguments of `bootstrap`.
+#[derive(Debug, Clone, Args)]
+pub struct BootstrapArgs {
+    /// Address of another node of the swarm, ending in /p2p/PEER; repeatable.
+    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    pub peers: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub network: NetworkArgs,
+}
+
+/// Arguments of `keygen`.
+#[derive(Debug, Clone, Args)]
+pub struct KeygenArgs {
+    /// File to write; must not exist.
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Print one JSON object on stdout.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn byte_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: u64 = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "K" | "KB" | "KIB" => 1 << 10,
+        "M" | "MB" | "MIB" => 1 << 20,
+        "G" | "GB" | "GIB" => 1 << 30,
+        "T" | "TB" | "TIB" => 1 << 40,
+        unit => return Err(format!("unknown unit `{unit}`: use K, M, G or T")),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not a size such as 512M or 2G"))?;
+    number.checked_mul(factor).ok_or_else(|| format!("`{text}` is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(byte_size("512M"), Ok(512 << 20));
+        assert_eq!(byte_size("3"), Ok(3));
+        assert_eq!(byte_size("2GiB"), Ok(2 << 30));
+        assert!(byte_size("2X").is_err() && byte_size("M").is_err() && byte_size("99999999T").is_err());
+    }
+
+    #[test]
+    fn a_wrong_range_is_refused_with_an_example() {
+        let error = Cli::try_parse_from(["petals-node", "serve", "--model", "m", "--blocks", "4-8"]).unwrap_err();
+        assert!(error.to_string().contains("0..12"), "{error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+}

@@ -1,0 +1,19 @@
+//! `petals-node bootstrap`.
+
+use crate::args::BootstrapArgs;
+use crate::error::NodeError;
+use crate::events::NodeEvent;
+use crate::network;
+use crate::signals::StopSignals;
+
+pub(crate) async fn run(args: BootstrapArgs) -> Result<(), NodeError> {
+    let mut signals = StopSignals::install()?;
+    let config = network::config(&args.network, &args.peers)?;
+    let identity = network::identity(args.network.identity.as_deref())?;
+    // Block streams are not accepted here; dropping the receiver refuses them.
+    let (handle, _) = network::start(identity, config, args.network.json).await?;
+    signals.next().await;
+    handle.shutdown().await;
+    NodeEvent::Stopped.emit(args.network.json);
+    Ok(())
+}

@@ -1,0 +1,292 @@
+//! The one thread that computes.
+//!
+//! Blocks are owned by an operating-system thread of their own: a pass takes milliseconds to seconds and must never hold
+//! a worker of the network runtime. Work arrives through a bounded queue that serves peers in turn; a full queue is a
+//! [`Refusal::Busy`] with a hint, not a longer wait.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use petals_model::{BlockStack, ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Stash};
+use petals_protocol::{PassLayout, Refusal, StashId};
+use petals_swarm::PeerId;
+use tokio::sync::oneshot;
+
+use crate::queue::FairQueue;
+use crate::stash::StashStore;
+
+/// Bounds of the executor's queue and stash.
+#[derive(Debug, Clone, Copy)]
+pub struct ExecutorConfig {
+    /// Passes waiting, of all peers together.
+    pub queue: usize,
+    /// Passes waiting, of one peer.
+    pub queue_per_peer: usize,
+    /// Bytes kept of training forwards.
+    pub stash_bytes: u64,
+    /// How long a stash is kept for a backward that does not come.
+    pub stash_lifetime: Duration,
+}
+
+impl Default for ExecutorConfig {
+    /// 256 passes, 64 of one peer, 1 GiB of stash for at most 5 minutes.
+    fn default() -> Self {
+        Self {
+            queue: 256,
+            queue_per_peer: 64,
+            stash_bytes: 1 << 30,
+            stash_lifetime: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Inputs of a forward in host memory; shapes follow from the layout.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    pub(crate) text: Vec<f32>,
+    pub(crate) prefix: Option<Vec<f32>>,
+    pub(crate) prompts: Option<Vec<f32>>,
+}
+
+/// What a pass does.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Forward { inputs: Inputs, stash: Option<StashId> },
+    Backward { inputs: Option<Inputs>, stash: Option<StashId>, grads: OutputGrads, text_grad: bool },
+}
+
+/// A pass with everything that decides where and when it runs.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    pub(crate) peer: PeerId,
+    pub(crate) stream: u64,
+    pub(crate) layout: PassLayout,
+    pub(crate) work: Work,
+    pub(crate) arrived: Instant,
+    pub(crate) deadline: Instant,
+}
+
+/// What came out of a pass, and how long it took.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) output: Output,
+    pub(crate) queued: Duration,
+    pub(crate) computed: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) enum Output {
+    Forward { text: Vec<f32>, prefix: Option<Vec<f32>>, stashed: bool },
+    Backward(InputGrads),
+}
+
+type Reply = oneshot::Sender<Result<Done, Refusal>>;
+
+#[derive(Debug)]
+struct State {
+    queue: FairQueue<PeerId, (Pass, Reply)>,
+    running: bool,
+    stopping: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    stashes: Mutex<StashStore<Stash>>,
+    /// Mean time of recent passes in microseconds, for the hint in `Busy`.
+    mean_us: AtomicU64,
+}
+
+/// Owns the compute thread.
+#[derive(Debug)]
+pub(crate) struct Executor {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Submits passes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct ExecutorHandle(Arc<Shared>);
+
+impl Executor {
+    /// Starts the thread that owns `blocks`.
+    pub(crate) fn start(blocks: BlockStack, config: ExecutorConfig) -> std::io::Result<Self> {
+        let queue = FairQueue::new(config.queue, config.queue_per_peer);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { queue, running: false, stopping: false }),
+            wake: Condvar::new(),
+            stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime)),
+            mean_us: AtomicU64::new(0),
+        });
+        let worker = Worker { blocks, shared: shared.clone() };
+        let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    pub(crate) fn handle(&self) -> ExecutorHandle {
+        ExecutorHandle(self.shared.clone())
+    }
+}
+
+impl Drop for Executor {
+    /// Lets the running pass finish, refuses the waiting ones and joins the thread.
+    fn drop(&mut self) {
+        lock(&self.shared.state).stopping = true;
+        self.shared.wake.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl ExecutorHandle {
+    /// Queues a pass; its result arrives on the receiver.
+    pub(crate) fn submit(&self, pass: Pass) -> Result<oneshot::Receiver<Result<Done, Refusal>>, Refusal> {
+        let (reply, result) = oneshot::channel();
+        let mut state = lock(&self.0.state);
+        if state.stopping {
+            return Err(Refusal::Draining);
+        }
+        let waiting = state.queue.len() as u64 + 1;
+        if state.queue.push(pass.peer, (pass, reply)).is_err() {
+            let wait_ms = waiting * self.0.mean_us.load(Ordering::Relaxed) / 1000 / 2;
+            return Err(Refusal::Busy { retry_after_ms: wait_ms.clamp(10, 5_000) as u32 });
+        }
+        drop(state);
+        self.0.wake.notify_one();
+        Ok(result)
+    }
+
+    /// Passes waiting or running.
+    pub(crate) fn depth(&self) -> usize {
+        let state = lock(&self.0.state);
+        state.queue.len() + usize::from(state.running)
+    }
+
+    /// Bytes of stash held.
+    pub(crate) fn stash_bytes(&self) -> u64 {
+        lock(&self.0.stashes).bytes()
+    }
+
+    /// Drops one stash of a stream.
+    pub(crate) fn forget(&self, stream: u64, stash: StashId) {
+        lock(&self.0.stashes).forget((stream, stash));
+    }
+
+    /// Drops everything a stream left behind.
+    pub(crate) fn forget_stream(&self, stream: u64) {
+        lock(&self.0.stashes).forget_stream(stream);
+    }
+}
+
+/// A panic elsewhere leaves these structures consistent (they are changed in single steps), so poison is ignored.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Worker {
+    blocks: BlockStack,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    fn run(self) {
+        while let Some((pass, reply)) = self.next() {
+            // A client that went away or gave up is not worth the computation.
+            if reply.is_closed() || Instant::now() > pass.deadline {
+                continue;
+            }
+            let started = Instant::now();
+            let queued = started.duration_since(pass.arrived);
+            // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
+            // and must cost this request only.
+            let output = catch_unwind(AssertUnwindSafe(|| self.execute(pass))).unwrap_or_else(|_| {
+                tracing::error!("a pass panicked");
+                Err(Refusal::Internal { what: "the computation failed".into() })
+            });
+            let computed = started.elapsed();
+            self.record(computed);
+            let _ = reply.send(output.map(|output| Done { output, queued, computed }));
+        }
+    }
+
+    fn next(&self) -> Option<(Pass, Reply)> {
+        let mut state = lock(&self.shared.state);
+        state.running = false;
+        loop {
+            if state.stopping {
+                while let Some((_, reply)) = state.queue.pop() {
+                    let _ = reply.send(Err(Refusal::Draining));
+                }
+                return None;
+            }
+            if let Some(next) = state.queue.pop() {
+                state.running = true;
+                return Some(next);
+            }
+            state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn execute(&self, pass: Pass) -> Result<Output, Refusal> {
+        let Pass { stream, layout, work, .. } = pass;
+        match work {
+            Work::Forward { inputs, stash } => {
+                let key = stash.map(|stash| (stream, stash)).filter(|_| self.room_for_stash(&layout));
+                let ForwardOutput { text, prefix, stash } = self.forward(&layout, inputs, key.is_some())?;
+                let stashed = key.zip(stash).map(|(key, stash)| {
+                    let bytes = stash.bytes();
+                    lock(&self.shared.stashes).insert(key, layout, stash, bytes, Instant::now());
+                });
+                Ok(Output::Forward { text, prefix, stashed: stashed.is_some() })
+            }
+            Work::Backward { inputs, stash, grads, text_grad } => {
+                let stash = match (stash, inputs) {
+                    (Some(stash), _) => {
+                        lock(&self.shared.stashes).take((stream, stash), &layout).ok_or(Refusal::StashGone)?
+                    }
+                    (None, Some(inputs)) => self.recompute(&layout, inputs)?,
+                    (None, None) => return Err(Refusal::BadRequest { what: "backward without stash or inputs".into() }),
+                };
+                self.blocks.backward(stash, grads, text_grad).map(Output::Backward).map_err(refusal)
+            }
+        }
+    }
+
+    fn room_for_stash(&self, layout: &PassLayout) -> bool {
+        let bytes = self.blocks.stash_bytes_estimate(layout);
+        lock(&self.shared.stashes).make_room(bytes, Instant::now())
+    }
+
+    fn forward(&self, layout: &PassLayout, inputs: Inputs, keep: bool) -> Result<ForwardOutput, Refusal> {
+        let Inputs { text, prefix, prompts } = inputs;
+        self.blocks.forward(ForwardPass { layout, text, prefix, prompts }, keep).map_err(refusal)
+    }
+
+    fn recompute(&self, layout: &PassLayout, inputs: Inputs) -> Result<Stash, Refusal> {
+        let output = self.forward(layout, inputs, true)?;
+        output.stash.ok_or_else(|| Refusal::Internal { what: "the forward kept nothing".into() })
+    }
+
+    fn record(&self, computed: Duration) {
+        let new = computed.as_micros() as u64;
+        let old = self.shared.mean_us.load(Ordering::Relaxed);
+        self.shared.mean_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);
+    }
+}
+
+fn refusal(error: PassError) -> Refusal {
+    tracing::debug!(%error, "pass refused");
+    match error {
+        PassError::NotFinite(_) => Refusal::NotFinite { what: error.to_string() },
+        PassError::Device(_) => {
+            tracing::error!(%error, "the device failed");
+            Refusal::Internal { what: error.to_string() }
+        }
+        _ => Refusal::BadShape { what: error.to_string() },
+    }
+}

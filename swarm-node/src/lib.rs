@@ -1,0 +1,48 @@
+//! A node of the swarm: hosts a span of a model's frozen blocks, or only helps others to find each other.
+//!
+//! The binary `petals-node` is a thin shell around [`run`]; tests start the same nodes in their own process with
+//! [`Server::start`].
+
+mod args;
+mod bootstrap;
+mod error;
+mod events;
+mod executor;
+mod keygen;
+mod memory;
+mod network;
+mod placement;
+mod queue;
+mod request;
+mod serve;
+mod server;
+mod signals;
+mod stash;
+mod stream;
+
+pub use args::{BootstrapArgs, Cli, Command, KeygenArgs, NetworkArgs, ServeArgs};
+pub use error::NodeError;
+pub use events::NodeEvent;
+pub use executor::ExecutorConfig;
+pub use server::{Server, ServerConfig};
+
+/// Carries out a command line.
+///
+/// # Errors
+/// [`NodeError`], with the process's exit status in [`NodeError::exit_code`].
+pub async fn run(cli: Cli) -> Result<(), NodeError> {
+    match cli.command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Bootstrap(args) => bootstrap::run(args).await,
+        Command::Keygen(args) => keygen::run(&args),
+    }
+}
+
+/// Logs to stderr; the level comes from `RUST_LOG` and is `warn`, for this project's own code `info`, without it.
+pub fn log_to_stderr() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        EnvFilter::new("warn,petals_node=info,petals_swarm=info,petals_model=info")
+    });
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

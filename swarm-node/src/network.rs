@@ -1,0 +1,53 @@
+//! From arguments to a running libp2p node.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use petals_swarm::{Identity, Incoming, SwarmConfig, SwarmHandle, SwarmNode, parse_addresses, parse_peers};
+
+use crate::args::NetworkArgs;
+use crate::error::NodeError;
+use crate::events::NodeEvent;
+
+/// How long the start waits for a first peer before it goes on alone.
+const FIRST_PEER: Duration = Duration::from_secs(10);
+
+/// The configuration that the arguments describe.
+pub(crate) fn config(args: &NetworkArgs, peers: &[String]) -> Result<SwarmConfig, NodeError> {
+    let addresses = |texts: &[String], flag: &str| {
+        let parsed = parse_addresses(texts.iter().map(String::as_str));
+        parsed.with_context(|| format!("bad {flag}")).map_err(NodeError::input)
+    };
+    let peers = parse_peers(peers.iter().map(String::as_str)).context("bad --peers").map_err(NodeError::input)?;
+    let defaults = SwarmConfig::server();
+    let listen = addresses(&args.listen, "--listen")?;
+    Ok(SwarmConfig {
+        listen: if listen.is_empty() { defaults.listen.clone() } else { listen },
+        announce: addresses(&args.announce, "--announce")?,
+        peers,
+        ..defaults
+    })
+}
+
+/// The identity in `file`, or a new one for this run.
+pub(crate) fn identity(file: Option<&Path>) -> Result<Identity, NodeError> {
+    file.map_or_else(|| Ok(Identity::generate()), |file| Identity::load_or_create(file).map_err(NodeError::input))
+}
+
+/// Starts the node and tells where it listens.
+pub(crate) async fn start(
+    identity: Identity,
+    config: SwarmConfig,
+    json: bool,
+) -> Result<(SwarmHandle, Incoming), NodeError> {
+    let has_peers = !config.peers.is_empty();
+    let (handle, incoming) = SwarmNode::start(identity, config).await.map_err(NodeError::input)?;
+    for address in handle.listen_addresses() {
+        NodeEvent::Listening { address: address.to_string() }.emit(json);
+    }
+    if has_peers && let Err(error) = handle.wait_connected(FIRST_PEER).await {
+        tracing::warn!("no --peers address answers yet, going on and trying again: {error}");
+    }
+    Ok((handle, incoming))
+}

@@ -1,0 +1,187 @@
+//! From a frame to a checked pass, and from its result to a frame.
+
+use std::time::{Duration, Instant};
+
+use petals_model::{InputGrads, OutputGrads};
+use petals_protocol::{
+    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Limits, PassLayout, Refusal, Request, Response,
+    ServerInfo, Tensor, TensorError, WireDtype,
+};
+use petals_swarm::PeerId;
+
+use crate::executor::{Done, Inputs, Output, Pass, Work};
+
+/// Longest time a request may ask to wait.
+const MAX_PATIENCE: Duration = Duration::from_secs(600);
+
+/// What this node hosts.
+#[derive(Debug, Clone)]
+pub(crate) struct Hosted {
+    pub(crate) info: ServerInfo,
+    pub(crate) hidden_size: usize,
+}
+
+/// A request that may be computed.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) layout: PassLayout,
+    pub(crate) work: Work,
+    pub(crate) patience: Duration,
+    pub(crate) reply: ReplyShape,
+}
+
+/// What is needed to encode a result.
+#[derive(Debug, Clone)]
+pub(crate) struct ReplyShape {
+    dtype: WireDtype,
+    hidden: usize,
+    prefix_rows: usize,
+    blocks: usize,
+}
+
+impl Asked {
+    pub(crate) fn into_pass(self, peer: PeerId, stream: u64, arrived: Instant, deadline: Instant) -> Pass {
+        Pass { peer, stream, layout: self.layout, work: self.work, arrived, deadline }
+    }
+}
+
+/// Checks a request against what is hosted and decodes its tensors. Nothing from a stranger gets past this unchecked.
+pub(crate) fn pass(
+    hosted: &Hosted,
+    limits: &Limits,
+    draining: bool,
+    request: Request,
+    tensors: Vec<Tensor>,
+) -> Result<Asked, Refusal> {
+    match request {
+        Request::Forward(_) if draining => Err(Refusal::Draining),
+        Request::Forward(request) => forward(hosted, limits, request, tensors),
+        Request::Backward(request) => backward(hosted, limits, draining, request, tensors),
+        _ => Err(Refusal::BadRequest { what: "this request has no place here".into() }),
+    }
+}
+
+fn forward(hosted: &Hosted, limits: &Limits, request: ForwardRequest, tensors: Vec<Tensor>) -> Result<Asked, Refusal> {
+    let ForwardRequest { layout, stash, reply_dtype, deadline_ms } = request;
+    check_layout(hosted, limits, &layout)?;
+    let mut tensors = TensorsOf { tensors: tensors.into_iter(), layout: &layout, hidden: hosted.hidden_size };
+    let inputs = tensors.inputs()?;
+    tensors.end()?;
+    let reply = ReplyShape::new(hosted, &layout, reply_dtype);
+    Ok(Asked { work: Work::Forward { inputs, stash }, patience: patience(deadline_ms), layout, reply })
+}
+
+fn backward(
+    hosted: &Hosted,
+    limits: &Limits,
+    draining: bool,
+    request: BackwardRequest,
+    tensors: Vec<Tensor>,
+) -> Result<Asked, Refusal> {
+    let BackwardRequest { layout, stash, text_grad, reply_dtype, deadline_ms } = request;
+    check_layout(hosted, limits, &layout)?;
+    if draining && stash.is_none() {
+        return Err(Refusal::Draining);
+    }
+    let mut tensors = TensorsOf { tensors: tensors.into_iter(), layout: &layout, hidden: hosted.hidden_size };
+    let inputs = if stash.is_none() { Some(tensors.inputs()?) } else { None };
+    let grads = tensors.output_grads()?;
+    tensors.end()?;
+    let reply = ReplyShape::new(hosted, &layout, reply_dtype);
+    let work = Work::Backward { inputs, stash, grads, text_grad };
+    Ok(Asked { work, patience: patience(deadline_ms), layout, reply })
+}
+
+fn patience(deadline_ms: u32) -> Duration {
+    Duration::from_millis(u64::from(deadline_ms)).min(MAX_PATIENCE)
+}
+
+fn check_layout(hosted: &Hosted, limits: &Limits, layout: &PassLayout) -> Result<(), Refusal> {
+    if !hosted.info.span.covers(layout.span) {
+        return Err(Refusal::WrongSpan { asked: layout.span, served: hosted.info.span });
+    }
+    layout.validate().map_err(|error| Refusal::BadRequest { what: error.to_string() })?;
+    let rows = (layout.tokens() + layout.prefix_rows()) as u64;
+    if rows > u64::from(limits.max_rows) {
+        let limit = u64::from(limits.max_rows);
+        return Err(Refusal::TooLarge { what: "the number of rows".into(), got: rows, limit });
+    }
+    Ok(())
+}
+
+struct TensorsOf<'a> {
+    tensors: std::vec::IntoIter<Tensor>,
+    layout: &'a PassLayout,
+    hidden: usize,
+}
+
+impl TensorsOf<'_> {
+    fn inputs(&mut self) -> Result<Inputs, Refusal> {
+        let (layout, hidden) = (self.layout, self.hidden);
+        let prefix_rows = layout.prefix_rows();
+        let text = self.next("the text's hidden states", &[layout.tokens(), hidden])?;
+        let prefix = layout.carries_prefix().then(|| self.next("the prefix", &[prefix_rows, hidden])).transpose()?;
+        let prompts = [layout.span.len(), prefix_rows, hidden];
+        let prompts = layout.has_prompts().then(|| self.next("the prompts", &prompts)).transpose()?;
+        Ok(Inputs { text, prefix, prompts })
+    }
+
+    fn output_grads(&mut self) -> Result<OutputGrads, Refusal> {
+        let (layout, hidden) = (self.layout, self.hidden);
+        let text = self.next("the text's output gradient", &[layout.output_rows(), hidden])?;
+        let prefix = [layout.prefix_rows(), hidden];
+        let prefix = layout.returns_prefix().then(|| self.next("the prefix's output gradient", &prefix)).transpose()?;
+        Ok(OutputGrads { text, prefix })
+    }
+
+    fn next(&mut self, what: &'static str, shape: &[usize]) -> Result<Vec<f32>, Refusal> {
+        let missing = || Refusal::BadShape { what: format!("{what} is missing") };
+        self.tensors.next().ok_or_else(missing)?.to_f32(what, shape).map_err(|error| match error {
+            TensorError::NotFinite { .. } => Refusal::NotFinite { what: error.to_string() },
+            _ => Refusal::BadShape { what: error.to_string() },
+        })
+    }
+
+    fn end(mut self) -> Result<(), Refusal> {
+        match self.tensors.next() {
+            None => Ok(()),
+            Some(_) => Err(Refusal::BadShape { what: "there are more tensors than the request has".into() }),
+        }
+    }
+}
+
+impl ReplyShape {
+    fn new(hosted: &Hosted, layout: &PassLayout, dtype: WireDtype) -> Self {
+        let (prefix_rows, blocks) = (layout.prefix_rows(), layout.span.len());
+        Self { dtype, hidden: hosted.hidden_size, prefix_rows, blocks }
+    }
+
+    pub(crate) fn encode(&self, done: Done) -> (Response, Vec<Tensor>) {
+        let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        let (queue_us, compute_us) = (micros(done.queued), micros(done.computed));
+        match done.output {
+            Output::Forward { text, prefix, stashed } => {
+                let reply = ForwardReply { stashed, queue_us, compute_us };
+                let tensors = [Some(self.text(&text)), prefix.map(|rows| self.prefix(&rows))];
+                (Response::Forward(reply), tensors.into_iter().flatten().collect())
+            }
+            Output::Backward(InputGrads { text, prefix, prompts }) => {
+                let reply = BackwardReply { queue_us, compute_us };
+                let prompts = prompts.map(|values| {
+                    Tensor::from_f32(WireDtype::F32, &[self.blocks, self.prefix_rows, self.hidden], &values)
+                });
+                let tensors = [text.map(|rows| self.text(&rows)), prefix.map(|rows| self.prefix(&rows)), prompts];
+                (Response::Backward(reply), tensors.into_iter().flatten().collect())
+            }
+        }
+    }
+
+    fn text(&self, values: &[f32]) -> Tensor {
+        Tensor::from_f32(self.dtype, &[values.len() / self.hidden, self.hidden], values)
+    }
+
+    /// A prefix is a few rows that every example shares: never worth less than full precision.
+    fn prefix(&self, values: &[f32]) -> Tensor {
+        Tensor::from_f32(WireDtype::F32, &[self.prefix_rows, self.hidden], values)
+    }
+}

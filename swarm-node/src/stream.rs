@@ -1,0 +1,236 @@
+//! One client's stream: frames in, passes to the executor, frames out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadHalf};
+use petals_protocol::{
+    Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, Refusal, Request, Response, Tensor,
+    Welcome,
+};
+use petals_swarm::PeerId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::executor::ExecutorHandle;
+use crate::request::{self, Hosted};
+
+/// A new stream must say hello within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A stream without a request for this long is closed; its client opens another when it needs one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Time for the rest of a frame whose first bytes arrived, plus its size at the slowest link served (100 kB/s).
+const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
+const SLOWEST_BYTES_PER_S: u64 = 100_000;
+/// Unanswered requests of one stream; then reading pauses, which is backpressure to the client.
+const MAX_IN_FLIGHT: u32 = 32;
+/// Unit of the semaphore that bounds the bytes of requests held in memory.
+const MEMORY_UNIT: u64 = 1024;
+
+/// What all streams of a node share.
+#[derive(Debug)]
+pub(crate) struct StreamService {
+    pub(crate) hosted: Hosted,
+    pub(crate) executor: ExecutorHandle,
+    /// KiB of request tensors that may be in memory, of all streams together.
+    memory: Arc<Semaphore>,
+    memory_units: u32,
+    limits: Limits,
+    next_stream: AtomicU64,
+    /// Once cancelled, new forwards are refused with `Draining`; what runs is finished.
+    pub(crate) draining: CancellationToken,
+}
+
+impl StreamService {
+    pub(crate) fn new(hosted: Hosted, executor: ExecutorHandle, max_rows: u32, memory_bytes: u64) -> Self {
+        let memory_units = u32::try_from(memory_bytes / MEMORY_UNIT).unwrap_or(u32::MAX).max(1);
+        let hidden_bytes = 4 * hosted.hidden_size as u64;
+        // The largest honest frame: text, prefix and their gradients, and a prompt table for each block.
+        let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.info.span.len() as u64);
+        let max_body = frame.min(FrameLimits::default().max_body).min(u64::from(memory_units) * MEMORY_UNIT);
+        Self {
+            hosted,
+            executor,
+            memory: Arc::new(Semaphore::new(memory_units as usize)),
+            memory_units,
+            limits: Limits { max_rows, max_body, max_in_flight: MAX_IN_FLIGHT },
+            next_stream: AtomicU64::new(0),
+            draining: CancellationToken::new(),
+        }
+    }
+
+    /// Serves one stream until it ends, fails, falls silent or `cancel` fires.
+    pub(crate) async fn serve<S>(self: Arc<Self>, peer: PeerId, stream: S, cancel: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let number = self.next_stream.fetch_add(1, Ordering::Relaxed);
+        let (read, write) = stream.split();
+        let (replies, outbox) = mpsc::channel(MAX_IN_FLIGHT as usize);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(write_replies(write, outbox));
+        let limits = FrameLimits { max_body: self.limits.max_body };
+        let mut pump = Pump {
+            service: self.clone(),
+            peer,
+            stream: number,
+            reader: FrameReader::new(read, FrameKind::Request, limits),
+            replies,
+            in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
+            tasks,
+        };
+        let ended = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Ok(()),
+            ended = pump.run() => ended,
+        };
+        match ended {
+            Ok(()) | Err(StreamEnd::Frame(FrameError::Closed)) => {
+                pump.drain(&cancel).await;
+            }
+            Err(end) => tracing::debug!(%peer, stream = number, error = %end, "stream ended"),
+        }
+        self.executor.forget_stream(number);
+    }
+}
+
+/// Why a stream is not read any further.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("nothing arrived in time")]
+    Timeout(#[from] tokio::time::error::Elapsed),
+    #[error("the first request was not a greeting")]
+    NoHello,
+    #[error("the reply channel is closed")]
+    WriterGone,
+}
+
+type OutFrame = (u64, Response, Vec<Tensor>);
+
+struct Pump<R> {
+    service: Arc<StreamService>,
+    peer: PeerId,
+    stream: u64,
+    reader: FrameReader<R>,
+    replies: mpsc::Sender<OutFrame>,
+    in_flight: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Pump<ReadHalf<S>> {
+    async fn run(&mut self) -> Result<(), StreamEnd> {
+        self.hello().await?;
+        loop {
+            let slot = self.in_flight.clone().acquire_owned().await.map_err(|_| StreamEnd::WriterGone)?;
+            let body = timeout(IDLE_TIMEOUT, self.reader.next_body_len()).await??;
+            let memory = self.reserve(body).await?;
+            let arrived = Instant::now();
+            let patience = FRAME_TIMEOUT + Duration::from_secs(body / SLOWEST_BYTES_PER_S);
+            let frame: Frame<Request> = timeout(patience, self.reader.read()).await??;
+            self.handle(frame, arrived, (slot, memory)).await?;
+            while self.tasks.try_join_next().is_some() {}
+        }
+    }
+
+    async fn hello(&mut self) -> Result<(), StreamEnd> {
+        let frame: Frame<Request> = timeout(HELLO_TIMEOUT, self.reader.read()).await??;
+        let Request::Hello { model } = frame.message else {
+            self.reply(frame.id, refused(Refusal::BadRequest { what: "the first request must be a hello".into() })).await?;
+            return Err(StreamEnd::NoHello);
+        };
+        let hosted = &self.service.hosted;
+        let response = if model == hosted.info.model {
+            let mut info = hosted.info.clone();
+            info.queue_depth = self.service.executor.depth() as u32;
+            Response::Welcome(Box::new(Welcome { info: info.to_json(), limits: self.service.limits }))
+        } else {
+            Response::Refused(Refusal::WrongModel { served: hosted.info.model.clone() })
+        };
+        self.reply(frame.id, (response, Vec::new())).await
+    }
+
+    /// Waits for room for a request's tensors. While it waits the client's bytes stay in its own send buffer.
+    async fn reserve(&self, body: u64) -> Result<OwnedSemaphorePermit, StreamEnd> {
+        let units = u32::try_from(body.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX).min(self.service.memory_units);
+        let room = self.service.memory.clone().acquire_many_owned(units);
+        timeout(IDLE_TIMEOUT, room).await?.map_err(|_| StreamEnd::WriterGone)
+    }
+
+    async fn handle(
+        &mut self,
+        frame: Frame<Request>,
+        arrived: Instant,
+        held: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ) -> Result<(), StreamEnd> {
+        let Frame { id, message, tensors } = frame;
+        if let Request::Forget { stash } = message {
+            self.service.executor.forget(self.stream, stash);
+            return Ok(());
+        }
+        let draining = self.service.draining.is_cancelled();
+        let limits = &self.service.limits;
+        let submitted = request::pass(&self.service.hosted, limits, draining, message, tensors).and_then(|asked| {
+            let (peer, stream) = (self.peer, self.stream);
+            let deadline = arrived + asked.patience;
+            let reply = asked.reply.clone();
+            let pass = asked.into_pass(peer, stream, arrived, deadline);
+            Ok((self.service.executor.submit(pass)?, reply))
+        });
+        let (result, reply) = match submitted {
+            Ok(submitted) => submitted,
+            Err(refusal) => return self.reply(id, refused(refusal)).await,
+        };
+        let replies = self.replies.clone();
+        self.tasks.spawn(async move {
+            // A dropped sender means that the deadline passed before the work began: nobody waits for an answer.
+            let Ok(outcome) = result.await else { return };
+            let (response, tensors) = match outcome {
+                Ok(done) => reply.encode(done),
+                Err(refusal) => refused(refusal),
+            };
+            let _ = replies.send((id, response, tensors)).await;
+            drop(held);
+        });
+        Ok(())
+    }
+
+    async fn reply(&self, id: u64, (response, tensors): (Response, Vec<Tensor>)) -> Result<(), StreamEnd> {
+        self.replies.send((id, response, tensors)).await.map_err(|_| StreamEnd::WriterGone)
+    }
+
+    /// Lets answers under way leave before the stream is dropped.
+    async fn drain(self, cancel: &CancellationToken) {
+        let Self { replies, mut tasks, .. } = self;
+        drop(replies);
+        let finish = async { while tasks.join_next().await.is_some() {} };
+        tokio::select! {
+            _ = timeout(FRAME_TIMEOUT, finish) => {}
+            () = async { cancel.cancelled().await; tokio::time::sleep(Duration::from_secs(1)).await } => {}
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> (Response, Vec<Tensor>) {
+    (Response::Refused(refusal), Vec::new())
+}
+
+
+async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiver<OutFrame>) {
+    let mut writer = FrameWriter::new(write, FrameKind::Response);
+    while let Some((id, response, tensors)) = outbox.recv().await {
+        let bytes: u64 = tensors.iter().map(|t| t.bytes().len() as u64).sum();
+        let patience = FRAME_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S);
+        // A client that does not read its answers is given up, so that they do not pile up in memory.
+        match timeout(patience, writer.write(id, &response, &tensors)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+    let _ = writer.close().await;
+}
+

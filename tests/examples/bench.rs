@@ -1,0 +1,196 @@
+//! Figures of a swarm on this machine: `cargo run --release -p petals-e2e --example bench -- [small|tiny]...`
+//!
+//! A bootstrap node and two servers with half of the blocks each, real processes over loopback TCP, and the client on the
+//! same cores. Prints medians; absolute figures move from machine to machine.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use petals_client::{
+    AdamW, Example, PassInput, PromptTables, PromptTuner, RemoteSequence, SequenceConfig, TableInit, TableShape, Target,
+    TunerConfig, InitRule,
+};
+use petals_e2e::{ProcessSwarm, RandomModel};
+use petals_model::{Checkpoint, ClientModel};
+use petals_protocol::{Injection, ModelId, Span};
+use petals_swarm::{Identity, SwarmConfig, SwarmNode};
+
+const BATCH: usize = 4;
+const LENGTH: usize = 128;
+const PREFIX: usize = 16;
+
+struct Bench {
+    swarm: ProcessSwarm,
+    sequence: Arc<RemoteSequence>,
+    local: Arc<ClientModel>,
+    blocks: usize,
+    hidden: usize,
+    vocab: usize,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let mut names: Vec<String> = std::env::args().skip(1).collect();
+    if names.is_empty() {
+        names = vec!["tiny".into(), "small".into()];
+    }
+    for name in names {
+        let model = match name.as_str() {
+            "tiny" => RandomModel::TINY,
+            "small" => RandomModel::SMALL,
+            other => anyhow::bail!("no model `{other}`: small or tiny"),
+        };
+        println!("\n## {name}: hidden {}, {} blocks, batch {BATCH} x {LENGTH}, prefix {PREFIX}", model.hidden, model.blocks);
+        let directory = tempfile::tempdir()?;
+        model.write(directory.path())?;
+        let bench = Bench::start(directory.path(), &model).await?;
+        bench.servers()?;
+        bench.hop().await?;
+        bench.forward().await?;
+        for (task, labels) in [("causal-lm", None), ("seq-cls", Some(2))] {
+            for (mode, injection) in
+                [("ptune", Injection::None), ("deep replace", Injection::Replace), ("deep add", Injection::Add)]
+            {
+                bench.train(&format!("{task}, {mode}"), injection, labels).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Bench {
+    async fn start(directory: &Path, model: &RandomModel) -> anyhow::Result<Self> {
+        let half = model.blocks / 2;
+        let started = Instant::now();
+        let swarm = ProcessSwarm::start(directory, &[&format!("0..{half}"), &format!("{half}..{}", model.blocks)])?;
+        println!("three processes started and ready: {:.2} s", started.elapsed().as_secs_f64());
+        let checkpoint = Checkpoint::open(directory)?;
+        let local = Arc::new(checkpoint.load_client()?);
+        let name = directory.file_name().and_then(|name| name.to_str()).context("directory name")?;
+        let id = ModelId::new(name, checkpoint.fingerprint())?;
+        let config = SwarmConfig { peers: vec![swarm.bootstrap.address.parse()?], ..SwarmConfig::client() };
+        let (client, _) = SwarmNode::start(Identity::generate(), config).await?;
+        client.wait_connected(Duration::from_secs(10)).await?;
+        let blocks = Span::new(0, model.blocks as u32)?;
+        let sequence = RemoteSequence::new(client, id, blocks, model.hidden, SequenceConfig::default());
+        let (blocks, hidden, vocab) = (model.blocks, model.hidden, model.vocab);
+        Ok(Self { swarm, sequence: Arc::new(sequence), local, blocks, hidden, vocab })
+    }
+
+    /// Memory and start-up of the servers.
+    fn servers(&self) -> anyhow::Result<()> {
+        for server in &self.swarm.servers {
+            let resident = resident_bytes(server.id())?;
+            let ready = &server.ready;
+            let weights = ready["weight_bytes"].as_u64().context("no weight_bytes")?;
+            let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+            println!(
+                "server {}: ready after {:.2} s; resident {:.0} MiB for {:.0} MiB of weights",
+                ready["blocks"], ready["seconds"].as_f64().unwrap_or_default(), mib(resident), mib(weights)
+            );
+        }
+        Ok(())
+    }
+
+    /// What two hops cost when there is nearly nothing to compute: one row.
+    async fn hop(&self) -> anyhow::Result<()> {
+        let rows = 8192 / (4 * self.hidden).min(8192);
+        let mut times = Vec::new();
+        for _ in 0..200 {
+            let input = PassInput {
+                lengths: vec![rows as u32],
+                text: vec![0.01; rows * self.hidden],
+                read_rows: None,
+                prompts: None,
+            };
+            let started = Instant::now();
+            self.sequence.forward(input, false).await?;
+            times.push(started.elapsed());
+        }
+        println!("{rows} rows (8 KiB) forward over two hops, compute included: {:.3} ms", ms(median(times)));
+        Ok(())
+    }
+
+    async fn forward(&self) -> anyhow::Result<()> {
+        let text = vec![0.01; BATCH * LENGTH * self.hidden];
+        let mut times = Vec::new();
+        let before = self.sequence.traffic();
+        let repeats = 10;
+        for _ in 0..repeats {
+            let (lengths, text) = (vec![LENGTH as u32; BATCH], text.clone());
+            let input = PassInput { lengths, text, read_rows: None, prompts: None };
+            let started = Instant::now();
+            self.sequence.forward(input, false).await?;
+            times.push(started.elapsed());
+        }
+        let after = self.sequence.traffic();
+        let time = median(times);
+        println!(
+            "forward of hidden states: {:.1} ms, {:.0} tokens/s, {} bytes up, {} bytes down",
+            ms(time), (BATCH * LENGTH) as f64 / time.as_secs_f64(),
+            (after.sent - before.sent) / repeats, (after.received - before.received) / repeats,
+        );
+        Ok(())
+    }
+
+    async fn train(&self, what: &str, injection: Injection, labels: Option<usize>) -> anyhow::Result<()> {
+        let shape = TableShape { injection, blocks: self.blocks, prefix_len: PREFIX, hidden: self.hidden, labels };
+        let init =
+            TableInit { rule: InitRule::Normal, deep: None, std: 0.02, vocab_size: self.vocab as u32, seed: 0 };
+        let tables = PromptTables::initialise(shape, &init, |ids| self.local.embed(ids))?;
+        let (sequence, local) = (self.sequence.clone(), self.local.clone());
+        let config = TunerConfig::default();
+        let mut tuner = PromptTuner::new(sequence, local, tables, AdamW::new(&shape, 0.0), config);
+        let batch: Vec<Example> = (0..BATCH).map(|row| self.example(row, labels)).collect();
+        for _ in 0..2 {
+            tuner.step(&batch, 1e-3).await?;
+        }
+        let before = self.sequence.traffic();
+        let repeats = 7;
+        let mut times = Vec::new();
+        for _ in 0..repeats {
+            times.push(tuner.step(&batch, 1e-3).await?.elapsed);
+        }
+        let after = self.sequence.traffic();
+        let (up, down) = ((after.sent - before.sent) / repeats, (after.received - before.received) / repeats);
+        let reference = petals_bytes(self.hidden, self.blocks, injection);
+        let time = median(times);
+        println!(
+            "train {what}: {:.1} ms a step, {:.0} tokens/s, {up} bytes up, {down} down; Petals' formulas {reference}, {:.0} %",
+            ms(time), (BATCH * LENGTH) as f64 / time.as_secs_f64(), 100.0 * (up + down) as f64 / reference as f64,
+        );
+        Ok(())
+    }
+
+    fn example(&self, row: usize, labels: Option<usize>) -> Example {
+        let tokens = (0..LENGTH).map(|at| ((row * 7919 + at * 104_729 + 3) % self.vocab) as u32).collect();
+        let target = labels.map_or(Target::NextToken { from: 1 }, |labels| Target::Class(row % labels));
+        Example { tokens, target }
+    }
+}
+
+/// Bytes of the same step by Petals' protocol at f32: per span up 1 and down 1 forward, up 2 and down 1 backward, each
+/// `B (m + S) d` values, and with deep prompts three times `n B m d`.
+fn petals_bytes(hidden: usize, blocks: usize, injection: Injection) -> u64 {
+    let activations = 5 * 2 * BATCH * (PREFIX + LENGTH) * hidden;
+    let prompts = if injection == Injection::None { 0 } else { 3 * blocks * BATCH * PREFIX * hidden };
+    4 * (activations + prompts) as u64
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib * 1024)
+}

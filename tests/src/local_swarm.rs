@@ -1,0 +1,76 @@
+//! A swarm in this process, for what the command line does not show: gradients, and single requests.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use petals_client::{RemoteSequence, SequenceConfig};
+use petals_model::{Checkpoint, ClientModel, Device, Dtype};
+use petals_node::{ExecutorConfig, Server, ServerConfig};
+use petals_protocol::{ModelId, Span};
+use petals_swarm::{Identity, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
+
+/// Servers and a client over loopback TCP.
+#[derive(Debug)]
+pub struct LocalSwarm {
+    /// In the order of the spans asked for.
+    pub servers: Vec<Server>,
+    /// The client's node.
+    pub client: SwarmHandle,
+    /// What the servers host.
+    pub model: ModelId,
+    /// Every block of the model.
+    pub blocks: Span,
+    /// Width of the hidden states.
+    pub hidden: usize,
+    /// The client's part of the model.
+    pub local: Arc<ClientModel>,
+}
+
+impl LocalSwarm {
+    /// Starts a server for each of `spans`; all know the first one.
+    ///
+    /// # Errors
+    /// If a node or the model does not come up.
+    pub async fn start(model: &Path, spans: &[&str], executor: ExecutorConfig) -> anyhow::Result<Self> {
+        let checkpoint = Checkpoint::open(model)?;
+        let id = ModelId::new("golden", checkpoint.fingerprint())?;
+        let blocks = Span::new(0, checkpoint.config().num_hidden_layers as u32)?;
+        let hidden = checkpoint.config().hidden_size;
+        let local = Arc::new(checkpoint.load_client()?);
+        let mut peers: Vec<Multiaddr> = Vec::new();
+        let mut servers = Vec::new();
+        for span in spans {
+            let config = SwarmConfig {
+                listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
+                peers: peers.clone(),
+                ..SwarmConfig::server()
+            };
+            let (swarm, incoming) = SwarmNode::start(Identity::generate(), config).await?;
+            peers.truncate(1);
+            if peers.is_empty() {
+                peers.push(swarm.listen_addresses().first().context("no address")?.clone());
+            }
+            let config = ServerConfig {
+                model: id.clone(),
+                span: span.parse()?,
+                device: Device::cpu(),
+                dtype: Dtype::F32,
+                max_rows: 4096,
+                request_bytes: 1 << 30,
+                executor,
+                public_name: None,
+            };
+            servers.push(Server::start(swarm, incoming, Checkpoint::open(model)?, config).await?);
+        }
+        let config = SwarmConfig { peers, ..SwarmConfig::client() };
+        let (client, _) = SwarmNode::start(Identity::generate(), config).await?;
+        client.wait_connected(std::time::Duration::from_secs(10)).await?;
+        Ok(Self { servers, client, model: id, blocks, hidden, local })
+    }
+
+    /// All blocks, through this swarm.
+    pub fn sequence(&self, config: SequenceConfig) -> RemoteSequence {
+        RemoteSequence::new(self.client.clone(), self.model.clone(), self.blocks, self.hidden, config)
+    }
+}

@@ -1,0 +1,273 @@
+//! The real programs, started as a user would.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+/// Longest wait for a node to do something that takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let directory = test.parent().and_then(Path::parent).context("the test has no target directory")?;
+    let path = directory.join(name);
+    anyhow::ensure!(path.exists(), "{} is missing: cargo build --release -p {name}", path.display());
+    Ok(path)
+}
+
+/// Lines of a child's stdout, read on a thread so that waiting can time out.
+fn lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = sync_channel(10_000);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn next_event(lines: &Receiver<String>, name: &str, patience: Duration) -> anyhow::Result<Value> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => bail!("no `{name}` event within {patience:?}"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the program ended before its `{name}` event"),
+        };
+        let event: Value = serde_json::from_str(&line).with_context(|| format!("stdout had {line:?}"))?;
+        if event["event"] == name {
+            return Ok(event);
+        }
+    }
+}
+
+/// A `petals-node` process, killed when dropped.
+#[derive(Debug)]
+pub struct Node {
+    child: Child,
+    lines: Receiver<String>,
+    /// Where it listens, ready for `--peers`.
+    pub address: String,
+    /// The `ready` event of a server that was waited for.
+    pub ready: Value,
+}
+
+impl Node {
+    /// Starts a node on loopback and waits until it listens.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(program("petals-node")?);
+        command.args(arguments).args(["--json", "--listen", "/ip4/127.0.0.1/tcp/0"]);
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let lines = lines(child.stdout.take().context("no stdout")?);
+        let mut node = Self { child, lines, address: String::new(), ready: Value::Null };
+        let event = node.event("listening")?;
+        node.address = event["address"].as_str().context("no address")?.to_owned();
+        Ok(node)
+    }
+
+    /// Waits for an event.
+    ///
+    /// # Errors
+    /// If it does not come in time.
+    pub fn event(&self, name: &str) -> anyhow::Result<Value> {
+        next_event(&self.lines, name, PATIENCE)
+    }
+
+    /// Process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// If the process is gone already.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    ///
+    /// # Errors
+    /// If it cannot be sent.
+    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status()?;
+        anyhow::ensure!(status.success(), "kill -{name} failed");
+        Ok(())
+    }
+
+    /// Waits for the end of the process and returns its exit status.
+    ///
+    /// # Errors
+    /// If it does not end in time.
+    pub fn wait(&mut self) -> anyhow::Result<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait()? {
+                return status.code().context("ended by a signal");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        bail!("the node does not end")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A bootstrap node and servers, each a process of its own.
+#[derive(Debug)]
+pub struct ProcessSwarm {
+    /// Knows everybody, hosts nothing.
+    pub bootstrap: Node,
+    /// In the order of the spans asked for.
+    pub servers: Vec<Node>,
+    model: PathBuf,
+}
+
+impl ProcessSwarm {
+    /// Starts a swarm that serves `model` by one server for each of `spans`.
+    ///
+    /// # Errors
+    /// If a node does not come up.
+    pub fn start(model: &Path, spans: &[&str]) -> anyhow::Result<Self> {
+        let bootstrap = Node::start(&["bootstrap"])?;
+        let mut swarm = Self { bootstrap, servers: Vec::new(), model: model.to_owned() };
+        for span in spans {
+            let node = swarm.spawn_server(&["--blocks", span])?;
+            swarm.servers.push(node);
+        }
+        for server in &mut swarm.servers {
+            server.ready = server.event("ready")?;
+        }
+        Ok(swarm)
+    }
+
+    /// Starts another server with more arguments, without waiting until it is ready.
+    ///
+    /// # Errors
+    /// If it does not listen.
+    pub fn spawn_server(&self, arguments: &[&str]) -> anyhow::Result<Node> {
+        let model = self.model.to_str().context("a path that is not UTF-8")?;
+        let mut all = vec!["serve", "--model", model, "--device", "cpu", "--peers", &self.bootstrap.address];
+        all.extend(arguments);
+        Node::start(&all)
+    }
+
+    /// A `petals-tune` command against this swarm.
+    ///
+    /// # Errors
+    /// If the program is missing.
+    pub fn tune(&self, subcommand: &str) -> anyhow::Result<Tune> {
+        let mut command = Command::new(program("petals-tune")?);
+        command.arg(subcommand).arg("--model").arg(&self.model).args(["--peers", &self.bootstrap.address]);
+        Ok(Tune { command })
+    }
+}
+
+/// A `petals-tune` command to be run.
+#[derive(Debug)]
+pub struct Tune {
+    command: Command,
+}
+
+impl Tune {
+    /// A command without a swarm.
+    ///
+    /// # Errors
+    /// If the program is missing.
+    pub fn bare(arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(program("petals-tune")?);
+        command.args(arguments);
+        Ok(Self { command })
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, arguments: &[&str]) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    /// Adds a flag with a path.
+    #[must_use]
+    pub fn path(mut self, flag: &str, path: &Path) -> Self {
+        self.command.arg(flag).arg(path);
+        self
+    }
+
+    /// Runs to the end, whatever it is.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn output(mut self) -> anyhow::Result<Output> {
+        Ok(self.command.output()?)
+    }
+
+    /// Runs with `--json` to a successful end and returns the events.
+    ///
+    /// # Errors
+    /// If it fails, with what it wrote to stderr.
+    pub fn events(self) -> anyhow::Result<Vec<Value>> {
+        let output = self.args(&["--json"]).output()?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "{}: {stderr}", output.status);
+        let stdout = String::from_utf8(output.stdout)?;
+        stdout.lines().map(|line| serde_json::from_str(line).with_context(|| format!("stdout had {line:?}"))).collect()
+    }
+
+    /// Runs with `--json` and returns the losses of its steps.
+    ///
+    /// # Errors
+    /// As [`Self::events`].
+    pub fn losses(self) -> anyhow::Result<Vec<f64>> {
+        let events = self.events()?;
+        let steps = events.iter().filter(|event| event["event"] == "step");
+        steps.map(|step| step["loss"].as_f64().context("a step without a loss")).collect()
+    }
+
+    /// Starts with `--json`; `each` sees every event and says whether to go on. At `false` the process is killed by
+    /// SIGKILL. Returns the losses seen and whether it ended by itself.
+    ///
+    /// # Errors
+    /// If it cannot be started or falls silent.
+    pub fn watch(self, mut each: impl FnMut(&Value) -> bool) -> anyhow::Result<(Vec<f64>, bool)> {
+        let mut command = self.args(&["--json"]).command;
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let lines = lines(child.stdout.take().context("no stdout")?);
+        let mut losses = Vec::new();
+        loop {
+            let line = match lines.recv_timeout(PATIENCE * 4) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Disconnected) => return Ok((losses, child.wait()?.success())),
+                Err(RecvTimeoutError::Timeout) => {
+                    child.kill()?;
+                    bail!("the program fell silent");
+                }
+            };
+            let event: Value = serde_json::from_str(&line)?;
+            losses.extend(event["loss"].as_f64().filter(|_| event["event"] == "step"));
+            if !each(&event) {
+                child.kill()?;
+                child.wait()?;
+                return Ok((losses, false));
+            }
+        }
+    }
+}

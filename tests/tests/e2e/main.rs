@@ -1,0 +1,10 @@
+//! Scenarios over real networks of nodes, checked against goldens that transformers and PEFT computed.
+
+mod command_line;
+mod curves;
+mod failover;
+mod generation;
+mod gradients;
+mod hostile;
+mod logits;
+mod resume;
