@@ -1,0 +1,37 @@
+//! `petals-tune eval`.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Error};
+use petals_client::{TunerConfig, evaluate};
+
+use super::session;
+use crate::args::EvalArgs;
+use crate::data::{DataRules, Dataset};
+use crate::error::CliError;
+use crate::output::{Eval, Output};
+use crate::text::TextTokenizer;
+
+pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> {
+    let files = session::open(&args.swarm)?;
+    let tokenizer = TextTokenizer::load(&args.swarm.model)?;
+    let adapter = session::adapter(&files, &args.adapter)?;
+    let manifest = &adapter.manifest;
+    let rules = DataRules { task: manifest.task, text: args.rules(manifest.text), labels: manifest.labels.as_ref() };
+    let dataset = Dataset::load(&args.data, &rules, &tokenizer)?;
+    let step = manifest.step;
+    let is_classifier = manifest.labels.is_some();
+    let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
+    let config = TunerConfig {
+        micro_batch_tokens: args.passes.micro_batch_tokens,
+        in_flight: args.passes.in_flight,
+        ..TunerConfig::default()
+    };
+    let tables = Arc::new(adapter.tables);
+    let score = evaluate(&sequence, &files.local, Some(&tables), &dataset.examples, &config).await;
+    let score = score.map_err(Error::from)?;
+    let loss = score.loss().context("the data has no labels")?;
+    output.emit(&Eval { step, loss, accuracy: score.accuracy().filter(|_| is_classifier) })?;
+    swarm.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! What every command does first: open the model, join the swarm, show what goes wrong there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use petals_client::{Adapter, JoinError, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle};
+use tokio::sync::mpsc;
+
+use crate::args::SwarmArgs;
+use crate::error::CliError;
+use crate::output::{HopFailed, Output, Waiting};
+
+/// Events that may wait to be printed; later ones are dropped.
+const EVENTS: usize = 256;
+
+/// Opens the client's part of the model.
+pub(super) fn open(args: &SwarmArgs) -> Result<ModelFiles, CliError> {
+    ModelFiles::open(&args.model, args.model_name.as_deref()).map_err(CliError::input)
+}
+
+/// Loads an adapter for the model.
+pub(super) fn adapter(files: &ModelFiles, directory: &Path) -> Result<Adapter, CliError> {
+    Adapter::load(directory, &files.adapted).map_err(CliError::input)
+}
+
+/// Joins the swarm. Failures of servers and waits are printed while passes go on.
+pub(super) async fn connect(
+    files: &ModelFiles,
+    args: &SwarmArgs,
+    output: Output,
+) -> Result<(Arc<RemoteSequence>, SwarmHandle), CliError> {
+    let config = SequenceConfig {
+        request_timeout: args.request_timeout,
+        give_up_after: args.give_up_after,
+        wire_dtype: args.wire_dtype,
+    };
+    let (sender, receiver) = mpsc::channel(EVENTS);
+    let joined = files.connect(&args.peers, config, sender).await;
+    let (sequence, swarm) = joined.map_err(|error| match error {
+        JoinError::Address(_) => CliError::input(error),
+        _ => CliError::from(anyhow::Error::new(error)),
+    })?;
+    tokio::spawn(report(receiver, output));
+    Ok((Arc::new(sequence), swarm))
+}
+
+async fn report(mut events: mpsc::Receiver<SwarmEvent>, output: Output) {
+    while let Some(event) = events.recv().await {
+        let printed = match event {
+            SwarmEvent::HopFailed { peer, span, reason } => {
+                output.emit(&HopFailed { peer: peer.to_string(), blocks: span.to_string(), reason })
+            }
+            SwarmEvent::BlocksMissing { missing, wait, .. } => {
+                output.emit(&Waiting { reason: missing.to_string(), retry_in_s: wait.as_secs_f64() })
+            }
+            _ => Ok(()),
+        };
+        if printed.is_err() {
+            return;
+        }
+    }
+}
