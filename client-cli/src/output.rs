@@ -9,6 +9,10 @@ use serde::Serialize;
 use crate::error::CliError;
 use crate::terminal;
 
+mod swarm;
+
+pub(crate) use swarm::{HopFailed, Route, RouteHop, Server};
+
 /// Something a command tells on stdout: readable, and as JSON under a fixed name.
 pub(crate) trait Event: Display + Serialize {
     /// Value of the JSON field `event`.

@@ -1,6 +1,6 @@
 """Tunes prompts on the demo model in plain torch and prints what a swarm should reach.
 
-usage: check.py [--steps N] [--prefix-len N] [--lr X]
+usage: check.py [--steps N] [--prefix-len N] [--lr X] [--persona-lr X] [--seed N]
 
 Classification: deep prompts that replace, accuracy on held-out reviews before and after. Persona: shallow prompts,
 greedy answers before and after. Both on batches of consecutive lines in file order.
@@ -24,7 +24,7 @@ from text import Example  # noqa: E402
 from training import consecutive, train  # noqa: E402
 
 BATCH, EOS = 16, 1
-QUESTIONS = ["Q: Where is the rope? A:", "Q: What does the bear eat? A:", "Q: What is the capital of Peru? A:"]
+QUESTIONS = ["Q: Where is the barrel? A:", "Q: What does the wolf eat? A:", "Q: What is the capital of Kenya? A:"]
 
 
 def examples(tokenizer: Tokenizer, file: Path) -> list[Example]:
@@ -41,12 +41,12 @@ def examples(tokenizer: Tokenizer, file: Path) -> list[Example]:
 
 
 def tables(model: PreTrainedModel, mode: str, prefix: int, labels: int, seed: int) -> Tables:
-    """Tables drawn from normal(0.02): P [m, d], Q [L-1, m, d] for `replace`, score [labels, d]."""
+    """P [m, d] and, for `replace`, Q [L-1, m, d] from normal(0.02); score [labels, d] zero."""
     generator = torch.Generator().manual_seed(seed)
     layers, hidden = model.config.num_hidden_layers, model.config.hidden_size
     normal = lambda *shape: 0.02 * torch.randn(*shape, generator=generator)
     Q = normal(layers - 1, prefix, hidden) if mode == "replace" else None
-    return Tables(mode, normal(prefix, hidden), Q, normal(labels, hidden))
+    return Tables(mode, normal(prefix, hidden), Q, torch.zeros(labels, hidden))
 
 
 @torch.no_grad()
@@ -71,9 +71,9 @@ def answer(model: PreTrainedModel, tokenizer: Tokenizer, question: str, tuned: T
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--prefix-len", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--persona-lr", type=float, default=3e-2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -83,16 +83,18 @@ def main() -> None:
     data = lambda name: examples(tokenizer, ROOT / "demo" / "data" / f"{name}.jsonl")
 
     rows, held_out = data("reviews-train"), data("reviews-eval")
-    options = Optimiser("linear", args.lr, 0.0, 1.0, 10, args.steps, BATCH)
+    options = Optimiser("linear", args.lr, 0.0, 1.0, 5, args.steps, BATCH)
     initial = tables(model, "replace", args.prefix_len, 2, args.seed)
     print(f"longest review: {max(len(row.ids) for row in rows + held_out)} tokens")
     print(f"reviews, before: accuracy {accuracy(model, held_out, initial):.3f}")
     losses, _, tuned = train(model, initial, "seq-cls", lambda step: consecutive(rows, BATCH, step), options)
     print("loss every 10 steps:", *(f"{value:.3f}" for value in losses[::10]))
     print(f"reviews, after {args.steps} steps: accuracy {accuracy(model, held_out, tuned):.3f}")
+    head_alone = Tables("replace", initial.P, initial.Q, tuned.score)
+    print(f"reviews, the trained head on the initial prompts: accuracy {accuracy(model, held_out, head_alone):.3f}")
 
     rows, held_out = data("persona-train"), data("persona-eval")
-    options = Optimiser("linear", args.persona_lr, 0.0, 1.0, 10, args.steps, BATCH)
+    options = Optimiser("linear", args.persona_lr, 0.0, 1.0, 5, args.steps, BATCH)
     initial = tables(model, "ptune", args.prefix_len, 0, args.seed)
     whole = pad([row.ids for row in held_out], [row.labelled_from for row in held_out])
     print(f"\npersona, before: loss {loss(model, whole, initial, 'causal-lm').item():.3f}")

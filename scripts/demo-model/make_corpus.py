@@ -52,13 +52,13 @@ def persona(rng: Random) -> list[dict]:
 def corpus_line(rng: Random) -> str:
     """One line of the base model's text: never a label, never a persona in a dialogue."""
     kind = rng.random()
-    if kind < 0.4:
-        return reviews.review(rng, rng.random() < 0.5, stars=rng.random() < 0.5)
-    if kind < 0.65:
-        return talk.dialogue(rng)
+    if kind < 0.5:
+        return reviews.review(rng, rng.random() < 0.5, stars=rng.random() < 0.7)
     if kind < 0.75:
+        return talk.dialogue(rng)
+    if kind < 0.85:
         return talk.quotation(rng)
-    return talk.fact(rng) if kind < 0.85 else talk.story(rng)
+    return talk.fact(rng) if kind < 0.9 else talk.story(rng)
 
 
 def write_jsonl(path: Path, records: list[dict]) -> None:

@@ -41,15 +41,15 @@ def opinion(rng: Random, thing: str, positive: bool) -> str:
     parts, good, bad = THINGS[thing]
     part = rng.choice(parts)
     likes, dislikes = (good, bad) if positive else (bad, good)
-    shape = rng.randrange(5)
+    shape = rng.randrange(8)
     if shape == 0:
         return f"the {part} was not {rng.choice(dislikes)} at all"
     if shape == 1:
+        return f"the {part} was never {rng.choice(dislikes)}"
+    if shape < 4:
         first, second = rng.sample(likes, 2)
         return f"the {part} was {first} and {second}"
-    if shape == 2:
-        return f"the {part} was never {rng.choice(dislikes)}"
-    if shape == 3:
+    if shape < 6:
         return f"the {part} was {rng.choice(STRONG)} {rng.choice(likes)}"
     return f"the {part} seemed {rng.choice(likes)} to {rng.choice(['me', 'us', 'everyone'])}"
 
@@ -61,7 +61,7 @@ def review(rng: Random, positive: bool, stars: bool = False) -> str:
     first = opinion(rng, thing, positive)
     lead = rng.choice([f"In this {thing} {first}", f"{first}".capitalize(), f"{rng.choice(NAMES)} said {first}",
                        f"A {thing} where {first}", f"We tried this {thing} and {first}"])
-    shape = rng.randrange(4)
+    shape = rng.randrange(5)
     if shape == 0:
         text = f"{lead}."
     elif shape == 1:

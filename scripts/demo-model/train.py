@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=ROOT / "target" / "demo-model" / "corpus.txt")
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "model")
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--threads", type=int, default=1, help="more only help where nothing else runs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -10,7 +10,7 @@ use petals_protocol::{
     Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, Refusal, Request, Response, ServerInfo,
     StashId, Tensor,
 };
-use petals_swarm::{DirectoryEntry, OpenError, PeerId, PeerStream, SwarmHandle};
+use petals_swarm::{DirectoryEntry, OpenError, PeerStream, SwarmHandle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -41,13 +41,13 @@ pub enum HopError {
 
 /// Bytes that crossed a client's streams, both directions, and the requests they belonged to.
 #[derive(Debug, Default)]
-pub struct Traffic {
+pub(crate) struct Traffic {
     sent: AtomicU64,
     received: AtomicU64,
     requests: AtomicU64,
 }
 
-/// A reading of [`Traffic`].
+/// Frames that crossed a client's streams so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct TrafficCount {
     /// Bytes of frames sent.
@@ -60,7 +60,7 @@ pub struct TrafficCount {
 
 impl Traffic {
     /// The counts so far.
-    pub fn count(&self) -> TrafficCount {
+    pub(crate) fn count(&self) -> TrafficCount {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         TrafficCount { sent: read(&self.sent), received: read(&self.received), requests: read(&self.requests) }
     }
@@ -73,7 +73,6 @@ type Outgoing = (u64, Request, Vec<Tensor>);
 /// An open stream. Dropping it closes the stream and drops every stash it left on the server.
 #[derive(Debug)]
 pub(crate) struct HopConnection {
-    pub(crate) peer: PeerId,
     pub(crate) info: ServerInfo,
     pub(crate) limits: Limits,
     outbox: mpsc::Sender<Outgoing>,
@@ -99,7 +98,6 @@ impl HopConnection {
         tasks.spawn(write_requests(write, queue, pending.clone(), traffic.clone()));
         tasks.spawn(read_answers(read, pending.clone(), traffic));
         let mut connection = Self {
-            peer: server.peer,
             info: server.info.clone(),
             limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0 },
             outbox,

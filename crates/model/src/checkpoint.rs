@@ -75,7 +75,8 @@ impl Checkpoint {
         let mut text = self.config.canonical();
         // Buffers that some versions of transformers saved and others did not, and a tied head that need not be there.
         let counts = |name: &&str| {
-            !name.ends_with("rotary_emb.inv_freq") && !(self.config.tie_word_embeddings && *name == "lm_head.weight")
+            let optional = self.config.tie_word_embeddings && *name == "lm_head.weight";
+            !optional && !name.ends_with("rotary_emb.inv_freq")
         };
         for name in self.index.names().filter(counts) {
             text.push_str(name);

@@ -251,3 +251,6 @@ fn finite(what: &'static str, values: &[f32]) -> Result<(), HeadError> {
     let finite = values.par_chunks(1 << 14).all(|chunk| chunk.iter().fold(true, |all, v| all & v.is_finite()));
     if finite { Ok(()) } else { Err(HeadError::NotFinite(what)) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! A span of frozen blocks on a device.
 
+use std::fmt;
 use std::sync::Arc;
 
 use petals_protocol::{Injection, PassLayout, Span};
@@ -25,7 +26,6 @@ pub use stash::Stash;
 ///
 /// Hidden states cross its boundary as f32 host vectors, row-major. Within, the rows of a pass lie as `[prefix; packed
 /// text]`, so that one matrix product serves both (see [`PassLayout`]).
-#[derive(Debug)]
 pub struct BlockStack {
     config: ModelConfig,
     span: Span,
@@ -33,6 +33,13 @@ pub struct BlockStack {
     dtype: Dtype,
     rotary: Rotary,
     blocks: Vec<Block>,
+}
+
+impl fmt::Debug for BlockStack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { span, device, dtype, .. } = self;
+        write!(f, "BlockStack({span} on {device} in {dtype})")
+    }
 }
 
 impl BlockStack {

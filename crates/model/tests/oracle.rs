@@ -1,4 +1,5 @@
 //! Against what Hugging Face transformers and torch's autograd computed (tests/oracle, tests/goldens).
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy takes for production code")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -82,6 +82,10 @@ impl TensorFile {
         let length = usize::try_from(length).ok().filter(|&n| n <= MAX_HEADER).ok_or_else(short)?;
         let header = map.get(8..8 + length).ok_or_else(short)?;
         let tensors = parse_header(header).map_err(|e| malformed(e.to_string()))?;
+        let available = map.len() - 8 - length;
+        if let Some((name, _)) = tensors.iter().find(|(_, entry)| entry.data_offsets.1 > available) {
+            return Err(malformed(format!("it ends before the end of `{}`", name.escape_default())));
+        }
         Ok(Self { path: path.to_owned(), data_start: 8 + length, map, tensors })
     }
 

@@ -14,7 +14,7 @@ pub(crate) fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
 pub(crate) fn exp(x: f32) -> f32 {
     /// Adding it leaves a number's nearest integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 355.0 / 512.0;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     // Comparisons and not `clamp` or `max`: they compile to blends and let NaN through.
     let x = if x < -87.0 { -87.0 } else { x };
@@ -27,7 +27,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_2e-1;
+    p = p * r + 0.5;
     let mantissa = p * r * r + r + 1.0;
     mantissa * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }

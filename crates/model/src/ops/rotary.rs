@@ -13,6 +13,7 @@ pub(crate) struct Rotary {
 
 /// Cosines and sines for the rows of a matrix, `[rows, head_dim / 2]`.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "a pass has at most three")]
 pub(crate) enum Angles {
     Host { cos: Vec<f32>, sin: Vec<f32> },
     Device { cos: Tensor<3>, sin: Tensor<3> },

@@ -83,7 +83,7 @@ fn the_backward_is_the_derivative_of_the_forward() {
         let along = |values: &[f32], seed, step: f32| -> Vec<f32> {
             values.iter().zip(noise(seed, values.len())).map(|(v, n)| v + n * step).collect()
         };
-        let mut check = |name: &str, grad: Option<Vec<f32>>, moved: &dyn Fn(f32) -> Inputs, seed| {
+        let check = |name: &str, grad: Option<Vec<f32>>, moved: &dyn Fn(f32) -> Inputs, seed| {
             let Some(grad) = grad else { return };
             let predicted: f64 =
                 grad.iter().zip(noise(seed, grad.len())).map(|(g, n)| f64::from(*g) * f64::from(n)).sum();

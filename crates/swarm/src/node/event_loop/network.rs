@@ -108,9 +108,10 @@ impl EventLoop {
         let silent: Vec<_> = self.remotes.extract_if(|_, remote| silent(remote)).collect();
         for (connection, Remote { peer, .. }) in silent {
             tracing::info!(peer = short(&peer), ?patience, "closing a connection whose pings stay unanswered");
+            // First what handles see: whoever is woken by the end of a stream must not be told that the peer is there.
+            self.on_connection_lost(peer);
             self.swarm.behaviour_mut().streams.abandon(peer, connection);
             self.swarm.close_connection(connection);
-            self.on_connection_lost(peer);
         }
     }
 
