@@ -1,14 +1,12 @@
 //! How long to wait before the next attempt, and when to stop.
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Waits between attempts: none before the first retry, then doubling up to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// Attempts at one piece of work since its last progress.
+/// Attempts at one piece of work since its last progress. Knows no clock: the caller says what time it is.
 #[derive(Debug)]
 pub(crate) struct Retry {
     since: Option<Instant>,
@@ -23,30 +21,30 @@ impl Retry {
     }
 
     /// Counts a failure. How long to wait before the next attempt; `None` if there should be none.
-    pub(crate) fn next_wait(&mut self) -> Option<Duration> {
-        self.since.get_or_insert_with(Instant::now);
-        if self.is_over() {
+    pub(crate) fn next_wait(&mut self, now: Instant) -> Option<Duration> {
+        self.since.get_or_insert(now);
+        if self.is_over(now) {
             return None;
         }
         self.attempts += 1;
         let doubled = FIRST_WAIT * 2u32.pow(self.attempts.saturating_sub(2).min(10));
         let wait = if self.attempts == 1 { Duration::ZERO } else { doubled.min(LONGEST_WAIT) };
-        Some(wait.min(self.left()))
+        Some(wait.min(self.left(now)))
     }
 
     /// Time since the first failure.
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    pub(crate) fn elapsed(&self, now: Instant) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     /// Time until giving up.
-    pub(crate) fn left(&self) -> Duration {
-        self.patience.saturating_sub(self.elapsed())
+    pub(crate) fn left(&self, now: Instant) -> Duration {
+        self.patience.saturating_sub(self.elapsed(now))
     }
 
     /// Whether the patience is used up.
-    pub(crate) fn is_over(&self) -> bool {
-        self.attempts > 0 && self.left().is_zero()
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.attempts > 0 && self.left(now).is_zero()
     }
 }
 
@@ -54,23 +52,23 @@ impl Retry {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn waits_double_to_a_limit_and_end() {
+    #[test]
+    fn waits_double_to_a_limit_and_end() {
         let mut retry = Retry::new(Duration::from_secs(60));
-        let mut waits = Vec::new();
-        while let Some(wait) = retry.next_wait() {
+        let (mut now, mut waits) = (Instant::now(), Vec::new());
+        while let Some(wait) = retry.next_wait(now) {
             waits.push(wait.as_millis());
-            tokio::time::sleep(wait).await;
+            now += wait;
         }
         assert_eq!(waits[..5], [0, 100, 200, 400, 800]);
         assert_eq!(waits.iter().max(), Some(&10_000));
         assert_eq!(waits.iter().sum::<u128>(), 60_000, "the last wait ends with the patience");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn no_patience_means_one_retry_at_once() {
-        let mut retry = Retry::new(Duration::ZERO);
-        assert_eq!(retry.next_wait(), Some(Duration::ZERO));
-        assert_eq!(retry.next_wait(), None);
+    #[test]
+    fn no_patience_means_one_retry_at_once() {
+        let (mut retry, now) = (Retry::new(Duration::ZERO), Instant::now());
+        assert_eq!(retry.next_wait(now), Some(Duration::ZERO));
+        assert_eq!(retry.next_wait(now), None);
     }
 }

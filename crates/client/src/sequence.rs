@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use petals_protocol::{Injection, ModelId, PassLayout, Refusal, Remedy, Span, StashId, WireDtype};
 use petals_swarm::{LookupError, PeerId, SwarmHandle};
@@ -328,13 +328,13 @@ impl RemoteSequence {
                     Err(missing) => missing,
                 },
                 // Nobody to ask is as good as nobody there, and may pass just as well.
-                Err(error) if retry.is_over() => return Err(error.into()),
+                Err(error) if retry.is_over(Instant::now()) => return Err(error.into()),
                 Err(_) => MissingBlocks { spans: vec![span] },
             };
-            let Some(wait) = retry.next_wait() else {
-                return Err(SequenceError::Missing { missing, waited: retry.elapsed() });
+            let Some(wait) = retry.next_wait(Instant::now()) else {
+                return Err(SequenceError::Missing { missing, waited: retry.elapsed(Instant::now()) });
             };
-            self.tell(SwarmEvent::BlocksMissing { missing, wait, patience_left: retry.left() });
+            self.tell(SwarmEvent::BlocksMissing { missing, wait, patience_left: retry.left(Instant::now()) });
             tokio::time::sleep(wait).await;
             let _ = self.view.refresh(Duration::ZERO).await;
         }
@@ -343,7 +343,7 @@ impl RemoteSequence {
     /// Decides what a failed request means. `Ok` if the work should be tried again.
     async fn recover(&self, hop: Hop, error: HopError, retry: &mut Retry) -> Result<(), SequenceError> {
         let Hop { peer, span } = hop;
-        let mut wait = retry.next_wait();
+        let mut wait = retry.next_wait(Instant::now());
         match &error {
             HopError::Refused(refusal) => match refusal.remedy() {
                 Remedy::Stop => return Err(SequenceError::Rejected { peer, span, refusal: refusal.clone() }),
@@ -359,7 +359,7 @@ impl RemoteSequence {
             }
         }
         let Some(wait) = wait else {
-            return Err(SequenceError::Exhausted { span, waited: retry.elapsed(), last: error });
+            return Err(SequenceError::Exhausted { span, waited: retry.elapsed(Instant::now()), last: error });
         };
         if !matches!(error, HopError::Refused(Refusal::Busy { .. })) {
             let reason = chain(&error);
