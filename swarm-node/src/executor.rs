@@ -34,12 +34,7 @@ pub struct ExecutorConfig {
 impl Default for ExecutorConfig {
     /// 256 passes, 64 of one peer, 1 GiB of stash for at most 5 minutes.
     fn default() -> Self {
-        Self {
-            queue: 256,
-            queue_per_peer: 64,
-            stash_bytes: 1 << 30,
-            stash_lifetime: Duration::from_secs(300),
-        }
+        Self { queue: 256, queue_per_peer: 64, stash_bytes: 1 << 30, stash_lifetime: Duration::from_secs(300) }
     }
 }
 
@@ -250,7 +245,9 @@ impl Worker {
                         lock(&self.shared.stashes).take((stream, stash), &layout).ok_or(Refusal::StashGone)?
                     }
                     (None, Some(inputs)) => self.recompute(&layout, inputs)?,
-                    (None, None) => return Err(Refusal::BadRequest { what: "backward without stash or inputs".into() }),
+                    (None, None) => {
+                        return Err(Refusal::BadRequest { what: "backward without stash or inputs".into() });
+                    }
                 };
                 self.blocks.backward(stash, grads, text_grad).map(Output::Backward).map_err(refusal)
             }

@@ -129,12 +129,7 @@ impl Server {
     }
 }
 
-async fn accept(
-    mut incoming: Incoming,
-    service: Arc<StreamService>,
-    streams: TaskTracker,
-    cancel: CancellationToken,
-) {
+async fn accept(mut incoming: Incoming, service: Arc<StreamService>, streams: TaskTracker, cancel: CancellationToken) {
     loop {
         let inbound = tokio::select! {
             biased;

@@ -140,7 +140,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<ReadHalf<S>> {
     async fn hello(&mut self) -> Result<(), StreamEnd> {
         let frame: Frame<Request> = timeout(HELLO_TIMEOUT, self.reader.read()).await??;
         let Request::Hello { model } = frame.message else {
-            self.reply(frame.id, refused(Refusal::BadRequest { what: "the first request must be a hello".into() })).await?;
+            self.reply(frame.id, refused(Refusal::BadRequest { what: "the first request must be a hello".into() }))
+                .await?;
             return Err(StreamEnd::NoHello);
         };
         let hosted = &self.service.hosted;
@@ -219,7 +220,6 @@ fn refused(refusal: Refusal) -> (Response, Vec<Tensor>) {
     (Response::Refused(refusal), Vec::new())
 }
 
-
 async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiver<OutFrame>) {
     let mut writer = FrameWriter::new(write, FrameKind::Response);
     while let Some((id, response, tensors)) = outbox.recv().await {
@@ -233,4 +233,3 @@ async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiv
     }
     let _ = writer.close().await;
 }
-

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use petals_client::{
-    AdamW, Example, PassInput, PromptTables, PromptTuner, RemoteSequence, SequenceConfig, TableInit, TableShape, Target,
-    TunerConfig, InitRule,
+    AdamW, Example, InitRule, PassInput, PromptTables, PromptTuner, RemoteSequence, SequenceConfig, TableInit,
+    TableShape, Target, TunerConfig,
 };
 use petals_e2e::{ProcessSwarm, RandomModel};
 use petals_model::{Checkpoint, ClientModel};
@@ -42,7 +42,10 @@ async fn main() -> anyhow::Result<()> {
             "small" => RandomModel::SMALL,
             other => anyhow::bail!("no model `{other}`: small or tiny"),
         };
-        println!("\n## {name}: hidden {}, {} blocks, batch {BATCH} x {LENGTH}, prefix {PREFIX}", model.hidden, model.blocks);
+        println!(
+            "\n## {name}: hidden {}, {} blocks, batch {BATCH} x {LENGTH}, prefix {PREFIX}",
+            model.hidden, model.blocks
+        );
         let directory = tempfile::tempdir()?;
         model.write(directory.path())?;
         let bench = Bench::start(directory.path(), &model).await?;
@@ -88,7 +91,10 @@ impl Bench {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             println!(
                 "server {}: ready after {:.2} s; resident {:.0} MiB for {:.0} MiB of weights",
-                ready["blocks"], ready["seconds"].as_f64().unwrap_or_default(), mib(resident), mib(weights)
+                ready["blocks"],
+                ready["seconds"].as_f64().unwrap_or_default(),
+                mib(resident),
+                mib(weights)
             );
         }
         Ok(())
@@ -129,16 +135,17 @@ impl Bench {
         let time = median(times);
         println!(
             "forward of hidden states: {:.1} ms, {:.0} tokens/s, {} bytes up, {} bytes down",
-            ms(time), (BATCH * LENGTH) as f64 / time.as_secs_f64(),
-            (after.sent - before.sent) / repeats, (after.received - before.received) / repeats,
+            ms(time),
+            (BATCH * LENGTH) as f64 / time.as_secs_f64(),
+            (after.sent - before.sent) / repeats,
+            (after.received - before.received) / repeats,
         );
         Ok(())
     }
 
     async fn train(&self, what: &str, injection: Injection, labels: Option<usize>) -> anyhow::Result<()> {
         let shape = TableShape { injection, blocks: self.blocks, prefix_len: PREFIX, hidden: self.hidden, labels };
-        let init =
-            TableInit { rule: InitRule::Normal, deep: None, std: 0.02, vocab_size: self.vocab as u32, seed: 0 };
+        let init = TableInit { rule: InitRule::Normal, deep: None, std: 0.02, vocab_size: self.vocab as u32, seed: 0 };
         let tables = PromptTables::initialise(shape, &init, |ids| self.local.embed(ids))?;
         let (sequence, local) = (self.sequence.clone(), self.local.clone());
         let config = TunerConfig::default();
@@ -159,7 +166,9 @@ impl Bench {
         let time = median(times);
         println!(
             "train {what}: {:.1} ms a step, {:.0} tokens/s, {up} bytes up, {down} down; Petals' formulas {reference}, {:.0} %",
-            ms(time), (BATCH * LENGTH) as f64 / time.as_secs_f64(), 100.0 * (up + down) as f64 / reference as f64,
+            ms(time),
+            (BATCH * LENGTH) as f64 / time.as_secs_f64(),
+            100.0 * (up + down) as f64 / reference as f64,
         );
         Ok(())
     }

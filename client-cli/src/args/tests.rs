@@ -5,7 +5,7 @@ use petals_client::{Injection, TuningMode};
 use super::*;
 use crate::data::BatchOrder;
 
-const PEER: &str = "/ip4/127.0.0.1/tcp/1/p2p/x";
+const PEER: &str = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj";
 
 fn parse(command: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(command.split_whitespace())

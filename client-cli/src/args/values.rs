@@ -43,13 +43,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(millis).filter(|&ms| ms > 0).map(Duration::from_millis).ok_or("must be above 0".to_owned())
 }
 
-/// A multiaddress, checked as far as its first character: the rest is told by the dial.
+/// The address of a peer, ending in `/p2p/` and its id.
 pub(super) fn multiaddr(text: &str) -> Result<String, String> {
-    if text.starts_with('/') && text.len() > 1 {
-        return Ok(text.to_owned());
-    }
-    Err("not a multiaddress: write it as the node prints it, for example /ip4/192.0.2.1/tcp/31337/p2p/12D3Koo…"
-        .to_owned())
+    petals_client::parse_peers([text]).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// `ptune` or `deep_ptune`.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Error};
 use petals_client::{
-    AdamW, Adapter, Example, LabelMap, LearningRate, ModelFiles, PromptTables, PromptTuner, TableInit, TableShape, Task,
-    TrainingRecord, TrainingState, TunerConfig,
+    AdamW, Adapter, Example, LabelMap, LearningRate, ModelFiles, PromptTables, PromptTuner, TableInit, TableShape,
+    Task, TrainingRecord, TrainingState, TunerConfig,
 };
 
 use super::session;

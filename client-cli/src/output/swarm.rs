@@ -96,7 +96,8 @@ impl Display for Server {
 
 impl Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hops: Vec<String> = self.hops.iter().map(|hop| format!("{} via {}", hop.blocks, short(&hop.peer))).collect();
+        let hops: Vec<String> =
+            self.hops.iter().map(|hop| format!("{} via {}", hop.blocks, short(&hop.peer))).collect();
         let (ms, rows) = (self.seconds * 1e3, self.rows);
         write!(f, "route: {} (about {ms:.0} ms forward for {rows} tokens)", hops.join(" -> "))
     }

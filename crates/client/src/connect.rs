@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use petals_model::{Checkpoint, CheckpointError, ClientModel, ModelConfig};
 use petals_protocol::{ModelIdError, Span};
-use petals_swarm::{AddressError, ConnectError, Identity, StartError, SwarmConfig, SwarmHandle, SwarmNode, parse_peers};
+use petals_swarm::{
+    AddressError, ConnectError, Identity, StartError, SwarmConfig, SwarmHandle, SwarmNode, parse_peers,
+};
 use tokio::sync::mpsc;
 
 use crate::adapter::AdaptedModel;

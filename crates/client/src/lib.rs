@@ -36,13 +36,14 @@ pub use logits::{LogitsError, RemoteModel};
 pub use names::{Task, TuningMode, UnknownName};
 pub use optimizer::AdamW;
 pub use petals_protocol::{Injection, ServerState, WireDtype};
-pub use petals_swarm::SwarmHandle;
+pub use petals_swarm::{SwarmHandle, parse_peers};
 pub use planner::{Candidate, Hop, MissingBlocks, Route, plan};
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use schedule::{LearningRate, Schedule};
 pub use sequence::{PassGradients, PassInput, RemoteSequence, SequenceConfig, SequenceError, SwarmEvent, Trace};
 pub use tables::{
-    DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit, TableShape,
+    DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit,
+    TableShape,
 };
 pub use tensor_file::TensorFileError;
 pub use training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};

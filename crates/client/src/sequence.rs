@@ -85,7 +85,7 @@ pub enum SequenceError {
         span: Span,
         /// Its reason.
         #[source]
-        refusal: Refusal,
+        refusal: Box<Refusal>,
     },
     /// Servers were there, but none gave an answer for the whole time that a pass is retried.
     #[error("no server answered for blocks {span} (tried for {waited:.0?})")]
@@ -96,7 +96,7 @@ pub enum SequenceError {
         waited: Duration,
         /// The last failure.
         #[source]
-        last: HopError,
+        last: Box<HopError>,
     },
     /// The directory cannot be asked.
     #[error("cannot look up servers")]
@@ -346,7 +346,7 @@ impl RemoteSequence {
         let mut wait = retry.next_wait(Instant::now());
         match &error {
             HopError::Refused(refusal) => match refusal.remedy() {
-                Remedy::Stop => return Err(SequenceError::Rejected { peer, span, refusal: refusal.clone() }),
+                Remedy::Stop => return Err(SequenceError::Rejected { peer, span, refusal: Box::new(refusal.clone()) }),
                 Remedy::RetryThere { after } => wait = wait.map(|_| after),
                 Remedy::Replay => wait = Some(Duration::ZERO),
                 Remedy::GoElsewhere if matches!(refusal, Refusal::Internal { .. }) => {
@@ -359,7 +359,11 @@ impl RemoteSequence {
             }
         }
         let Some(wait) = wait else {
-            return Err(SequenceError::Exhausted { span, waited: retry.elapsed(Instant::now()), last: error });
+            return Err(SequenceError::Exhausted {
+                span,
+                waited: retry.elapsed(Instant::now()),
+                last: Box::new(error),
+            });
         };
         if !matches!(error, HopError::Refused(Refusal::Busy { .. })) {
             let reason = chain(&error);

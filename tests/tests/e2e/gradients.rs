@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use petals_client::{
-    AdaptedModel, Adapter, AdamW, Example, PromptTables, PromptTuner, SequenceConfig, Table, TableShape, Target,
+    AdamW, AdaptedModel, Adapter, Example, PromptTables, PromptTuner, SequenceConfig, Table, TableShape, Target,
     TunerConfig,
 };
 use petals_e2e::{FAMILIES, Goldens, LocalSwarm, assert_close};
@@ -19,15 +19,14 @@ fn examples(goldens: &Goldens, task: &str) -> anyhow::Result<Vec<Example>> {
     let rows = Goldens::input_ids()?.into_iter().zip(lengths).zip(labels);
     Ok(rows
         .map(|((row, length), label)| {
-            let target =
-                if task == "seq-cls" { Target::Class(label as usize) } else { Target::NextToken { from: 1 } };
+            let target = if task == "seq-cls" { Target::Class(label as usize) } else { Target::NextToken { from: 1 } };
             Example { tokens: row[..length as usize].to_vec(), target }
         })
         .collect())
 }
 
 fn tables(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, task: &str) -> anyhow::Result<PromptTables> {
-    let checkpoint = Checkpoint::open(&goldens.model())?;
+    let checkpoint = Checkpoint::open(goldens.model())?;
     let model = AdaptedModel {
         id: swarm.model.clone(),
         name_or_path: "golden".into(),

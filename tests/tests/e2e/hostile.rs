@@ -41,8 +41,8 @@ impl Stranger {
     }
 }
 
-fn layout(span: (u32, u32), lengths: &[u32]) -> PassLayout {
-    let span = Span::new(span.0, span.1).unwrap();
+fn layout((start, end): (u32, u32), lengths: &[u32]) -> PassLayout {
+    let span = Span::new(start, end).expect("not empty");
     PassLayout { span, lengths: lengths.to_vec(), prefix_len: 0, injection: Injection::None, read_rows: None }
 }
 
