@@ -24,7 +24,7 @@ pub(super) fn cuda(index: usize) -> Result<(), DeviceError> {
 #[allow(unsafe_code)]
 fn open(names: &[&str]) -> Option<Library> {
     // SAFETY: these are NVIDIA's own libraries, which burn loads under the same names; their initialisers are sound.
-    names.iter().find_map(|name| unsafe { Library::new(name) }.ok())
+    names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())
 }
 
 #[allow(unsafe_code)]
