@@ -101,8 +101,10 @@ mod tests {
     }
 
     #[test]
-    fn an_address_starts_with_a_slash() {
-        assert!(multiaddr("/ip4/127.0.0.1/tcp/1").is_ok());
-        assert!(multiaddr("127.0.0.1:1").is_err() && multiaddr("/").is_err());
+    fn an_address_ends_with_its_peer() {
+        let peer = "/ip4/192.0.2.1/tcp/1/p2p/12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj";
+        assert_eq!(multiaddr(peer).as_deref(), Ok(peer));
+        assert!(multiaddr("localhost:80").is_err());
+        assert!(multiaddr("/ip4/192.0.2.1/tcp/1").unwrap_err().contains("/p2p/"));
     }
 }
