@@ -46,7 +46,7 @@ pub enum Command {
 /// How a node is reached and who it is.
 #[derive(Debug, Clone, Args)]
 pub struct NetworkArgs {
-    /// Address to listen on; repeatable. Default: TCP and QUIC on a free port of every interface.
+    /// Address to listen on; repeatable. Default: TCP on a free port of every interface.
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
     /// Address to tell others instead of the ones found, for a forwarded port; repeatable.

@@ -1,9 +1,11 @@
-//! Figures of a swarm on this machine: `cargo run --release -p petals-e2e --example bench -- [small|tiny]...`
+//! Figures of a swarm on this machine.
+//!
+//! usage: cargo run --release --workspace --example bench -- [small|tiny|MODEL_DIRECTORY]...
 //!
 //! A bootstrap node and two servers with half of the blocks each, real processes over loopback TCP, and the client on the
 //! same cores. Prints medians; absolute figures move from machine to machine.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,7 @@ use petals_client::{
 };
 use petals_e2e::{ProcessSwarm, RandomModel};
 use petals_model::{Checkpoint, ClientModel};
-use petals_protocol::{Injection, ModelId, Span};
+use petals_protocol::Injection;
 use petals_swarm::{Identity, SwarmConfig, SwarmNode};
 
 const BATCH: usize = 4;
@@ -37,18 +39,14 @@ async fn main() -> anyhow::Result<()> {
         names = vec!["tiny".into(), "small".into()];
     }
     for name in names {
-        let model = match name.as_str() {
-            "tiny" => RandomModel::TINY,
-            "small" => RandomModel::SMALL,
-            other => anyhow::bail!("no model `{other}`: small or tiny"),
+        let random = tempfile::tempdir()?;
+        let directory = match name.as_str() {
+            "tiny" => write(RandomModel::TINY, random.path())?,
+            "small" => write(RandomModel::SMALL, random.path())?,
+            directory => directory.into(),
         };
-        println!(
-            "\n## {name}: hidden {}, {} blocks, batch {BATCH} x {LENGTH}, prefix {PREFIX}",
-            model.hidden, model.blocks
-        );
-        let directory = tempfile::tempdir()?;
-        model.write(directory.path())?;
-        let bench = Bench::start(directory.path(), &model).await?;
+        println!("\n## {name}");
+        let bench = Bench::start(&directory).await?;
         bench.servers()?;
         bench.hop().await?;
         bench.forward().await?;
@@ -63,22 +61,28 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+fn write(model: RandomModel, directory: &Path) -> anyhow::Result<PathBuf> {
+    model.write(directory)?;
+    Ok(directory.to_owned())
+}
+
 impl Bench {
-    async fn start(directory: &Path, model: &RandomModel) -> anyhow::Result<Self> {
-        let half = model.blocks / 2;
-        let started = Instant::now();
-        let swarm = ProcessSwarm::start(directory, &[&format!("0..{half}"), &format!("{half}..{}", model.blocks)])?;
-        println!("three processes started and ready: {:.2} s", started.elapsed().as_secs_f64());
+    async fn start(directory: &Path) -> anyhow::Result<Self> {
         let checkpoint = Checkpoint::open(directory)?;
+        let (blocks, hidden) = (checkpoint.config().num_hidden_layers, checkpoint.config().hidden_size);
+        println!(
+            "hidden {hidden}, {blocks} blocks, batch {BATCH} x {LENGTH} tokens, prefix {PREFIX}, f32, two servers"
+        );
+        let (half, started) = (blocks / 2, Instant::now());
+        let swarm = ProcessSwarm::start(directory, &[&format!("0..{half}"), &format!("{half}..{blocks}")])?;
+        println!("three processes started and ready: {:.2} s", started.elapsed().as_secs_f64());
         let local = Arc::new(checkpoint.load_client()?);
-        let name = directory.file_name().and_then(|name| name.to_str()).context("directory name")?;
-        let id = ModelId::new(name, checkpoint.fingerprint())?;
+        let id = checkpoint.model_id(None)?;
         let config = SwarmConfig { peers: vec![swarm.bootstrap.address.parse()?], ..SwarmConfig::client() };
         let (client, _) = SwarmNode::start(Identity::generate(), config).await?;
         client.wait_connected(Duration::from_secs(10)).await?;
-        let blocks = Span::new(0, model.blocks as u32)?;
-        let sequence = RemoteSequence::new(client, id, blocks, model.hidden, SequenceConfig::default());
-        let (blocks, hidden, vocab) = (model.blocks, model.hidden, model.vocab);
+        let sequence = RemoteSequence::new(client, id, checkpoint.blocks(), hidden, SequenceConfig::default());
+        let vocab = checkpoint.config().vocab_size;
         Ok(Self { swarm, sequence: Arc::new(sequence), local, blocks, hidden, vocab })
     }
 
@@ -100,22 +104,23 @@ impl Bench {
         Ok(())
     }
 
-    /// What two hops cost when there is nearly nothing to compute: one row.
+    /// What hops cost besides computation: frames, checks, encryption, queues.
     async fn hop(&self) -> anyhow::Result<()> {
-        let rows = 8192 / (4 * self.hidden).min(8192);
-        let mut times = Vec::new();
-        for _ in 0..200 {
-            let input = PassInput {
-                lengths: vec![rows as u32],
-                text: vec![0.01; rows * self.hidden],
-                read_rows: None,
-                prompts: None,
-            };
+        let rows = (8192 / (4 * self.hidden)).max(1);
+        let (mut totals, mut overheads) = (Vec::new(), Vec::new());
+        for _ in 0..300 {
+            let (lengths, text) = (vec![rows as u32], vec![0.01; rows * self.hidden]);
+            let input = PassInput { lengths, text, read_rows: None, prompts: None };
             let started = Instant::now();
-            self.sequence.forward(input, false).await?;
-            times.push(started.elapsed());
+            let (_, trace) = self.sequence.forward(input, false).await?;
+            totals.push(started.elapsed());
+            overheads.extend(trace.timings().map(|timing| timing.elapsed.saturating_sub(timing.computed)));
         }
-        println!("{rows} rows (8 KiB) forward over two hops, compute included: {:.3} ms", ms(median(times)));
+        println!(
+            "{rows} rows (8 KiB): {:.3} ms over two hops; {:.3} ms a hop besides its computation",
+            ms(median(totals)),
+            ms(median(overheads))
+        );
         Ok(())
     }
 

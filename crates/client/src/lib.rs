@@ -40,7 +40,9 @@ pub use petals_swarm::{SwarmHandle, parse_peers};
 pub use planner::{Candidate, Hop, MissingBlocks, Route, plan};
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use schedule::{LearningRate, Schedule};
-pub use sequence::{PassGradients, PassInput, RemoteSequence, SequenceConfig, SequenceError, SwarmEvent, Trace};
+pub use sequence::{
+    HopTiming, PassGradients, PassInput, RemoteSequence, SequenceConfig, SequenceError, SwarmEvent, Trace,
+};
 pub use tables::{
     DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit,
     TableShape,

@@ -144,6 +144,11 @@ impl Trace {
     pub fn hops(&self) -> impl Iterator<Item = Hop> {
         self.hops.iter().map(|record| record.hop)
     }
+
+    /// How long each hop's forward took, in their order.
+    pub fn timings(&self) -> impl Iterator<Item = HopTiming> {
+        self.hops.iter().map(|record| record.timing)
+    }
 }
 
 #[derive(Debug)]
@@ -151,6 +156,16 @@ struct HopRecord {
     hop: Hop,
     flow: Flow,
     stash: Option<Stashed>,
+    timing: HopTiming,
+}
+
+/// Where the time of one hop went. Zero for a hop whose forward was not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HopTiming {
+    /// From sending the request to having its answer.
+    pub elapsed: Duration,
+    /// What the server says it computed.
+    pub computed: Duration,
 }
 
 /// A stash left on a server, dropped there unless it is used.
@@ -279,7 +294,10 @@ impl RemoteSequence {
         let route = self.plan(span, input.rows(), &mut Retry::new(self.config.give_up_after)).await?;
         match route.hops.as_slice() {
             // The backward itself will send the inputs.
-            [hop] => hops.push(HopRecord { hop: *hop, flow: record.flow.clone(), stash: None }),
+            [hop] => {
+                let (hop, flow, timing) = (*hop, record.flow.clone(), HopTiming::default());
+                hops.push(HopRecord { hop, flow, stash: None, timing });
+            }
             _ => {
                 self.advance(input, span, record.flow.clone(), true, hops).await?;
             }
@@ -305,8 +323,8 @@ impl RemoteSequence {
                 continue;
             };
             match self.forward_hop(input, hop, &flow, keep).await {
-                Ok((output, stash)) => {
-                    records.push(HopRecord { hop, flow: std::mem::replace(&mut flow, output), stash });
+                Ok((output, stash, timing)) => {
+                    records.push(HopRecord { hop, flow: std::mem::replace(&mut flow, output), stash, timing });
                     at = hop.span.end();
                     retry = Retry::new(self.config.give_up_after);
                 }
@@ -400,14 +418,14 @@ impl RemoteSequence {
         hop: Hop,
         flow: &Flow,
         keep: bool,
-    ) -> Result<(Flow, Option<Stashed>), HopError> {
+    ) -> Result<(Flow, Option<Stashed>, HopTiming), HopError> {
         let connection = self.view.connection(hop.peer, self.config.request_timeout).await?;
         let stash = keep.then(|| StashId(self.next_stash.fetch_add(1, Ordering::Relaxed)));
         let request = self.hop_input(input, hop, flow);
         let (output, stashed, measured) = request.forward(&connection, stash).await?;
         self.view.succeeded(hop.peer, measured);
         let stash = stash.filter(|_| stashed).map(|id| Stashed { id, connection, used: false });
-        Ok((output, stash))
+        Ok((output, stash, HopTiming { elapsed: measured.elapsed, computed: measured.computed }))
     }
 
     async fn backward_hop(
