@@ -5,4 +5,5 @@ pub(crate) mod generate;
 pub(crate) mod logits;
 pub(crate) mod route;
 mod session;
+mod stop;
 pub(crate) mod train;

@@ -8,7 +8,7 @@ use petals_client::{
     Task, TrainingRecord, TrainingState, TunerConfig,
 };
 
-use super::session;
+use super::{session, stop::StopSignal};
 use crate::args::{TrainArgs, TrainLength};
 use crate::data::{BatchPlan, DataRules, Dataset};
 use crate::error::CliError;
@@ -168,8 +168,15 @@ impl Run<'_> {
         let reports = self.args.report.clone();
         let total = self.record.total_steps;
         let rate = self.learning_rate();
+        let stop = StopSignal::install()?;
+        tokio::pin! {
+            let stopped = stop.received();
+        }
         if reports.eval_first && self.record.step == 0 {
-            self.evaluate(material).await?;
+            tokio::select! {
+                done = self.evaluate(material) => done?,
+                () = &mut stopped => return self.stopped(anyhow::anyhow!("interrupted")),
+            }
         }
         let mut progress = Progress::new(self.output, total, self.record.step, reports.log_every);
         let due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every) && step < total;
@@ -180,7 +187,7 @@ impl Run<'_> {
             let lr = rate.at(self.record.step);
             let report = tokio::select! {
                 report = self.tuner.step(&batch, lr) => report,
-                _ = tokio::signal::ctrl_c() => return self.stopped(anyhow::anyhow!("interrupted")),
+                () = &mut stopped => return self.stopped(anyhow::anyhow!("interrupted")),
             };
             let report = match report {
                 Ok(report) => report,
@@ -194,12 +201,18 @@ impl Run<'_> {
                 self.save()?;
             }
             if due(step, reports.eval_every) {
-                self.evaluate(material).await?;
+                tokio::select! {
+                    done = self.evaluate(material) => done?,
+                    () = &mut stopped => return self.stopped(anyhow::anyhow!("interrupted")),
+                }
             }
         }
         drop(progress);
         self.save()?;
-        self.evaluate(material).await
+        tokio::select! {
+            done = self.evaluate(material) => done,
+            () = &mut stopped => Err(anyhow::anyhow!("interrupted while evaluating; the adapter is saved").into()),
+        }
     }
 
     fn learning_rate(&self) -> LearningRate {
@@ -218,7 +231,11 @@ impl Run<'_> {
         if step == 0 {
             return Err(reason.context("stopped before the first step").into());
         }
-        self.save()?;
+        if let Err(failure) = self.save() {
+            return Err(reason
+                .context(format!("stopped after step {step}, which could not be saved ({failure})"))
+                .into());
+        }
         Err(reason.context(format!("stopped after step {step}, which is saved: add --resume to go on")).into())
     }
 

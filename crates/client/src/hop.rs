@@ -95,8 +95,20 @@ impl HopConnection {
         let (outbox, queue) = mpsc::channel(OUTBOX);
         let pending = Pending::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_requests(write, queue, pending.clone(), traffic.clone()));
-        tasks.spawn(read_answers(read, pending.clone(), traffic));
+        tasks.spawn({
+            let (writes, reads) =
+                (write_requests(write, queue, traffic.clone()), read_answers(read, pending.clone(), traffic));
+            let pending = pending.clone();
+            async move {
+                // The end of one direction is the end of both: a stream that can only be written to answers nothing.
+                tokio::select! {
+                    () = writes => {}
+                    () = reads => {}
+                }
+                // Whoever waits learns at once that nothing will come.
+                lock(&pending).clear();
+            }
+        });
         let mut connection = Self {
             info: server.info.clone(),
             limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0 },
@@ -124,6 +136,11 @@ impl HopConnection {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         lock(&self.pending).insert(id, reply);
+        // The stream may have ended before the insertion; then nobody clears the entry any more.
+        if !self.is_open() {
+            lock(&self.pending).remove(&id);
+            return Err(HopError::Lost);
+        }
         let _guard = PendingGuard { pending: &self.pending, id };
         let exchange = async {
             self.outbox.send((id, request, tensors)).await.map_err(|_| HopError::Lost)?;
@@ -164,22 +181,15 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn write_requests(
-    write: WriteHalf<PeerStream>,
-    mut queue: mpsc::Receiver<Outgoing>,
-    pending: Pending,
-    traffic: Arc<Traffic>,
-) {
+async fn write_requests(write: WriteHalf<PeerStream>, mut queue: mpsc::Receiver<Outgoing>, traffic: Arc<Traffic>) {
     let mut writer = FrameWriter::new(write, FrameKind::Request);
     while let Some((id, request, tensors)) = queue.recv().await {
         let before = writer.bytes_written();
         if writer.write(id, &request, &tensors).await.is_err() {
-            break;
+            return;
         }
         traffic.sent.fetch_add(writer.bytes_written() - before, Ordering::Relaxed);
     }
-    // Whoever waits learns at once that nothing will come.
-    lock(&pending).clear();
 }
 
 async fn read_answers(read: ReadHalf<PeerStream>, pending: Pending, traffic: Arc<Traffic>) {
@@ -196,9 +206,8 @@ async fn read_answers(read: ReadHalf<PeerStream>, pending: Pending, traffic: Arc
             }
             Err(error) => {
                 tracing::debug!(%error, "stream to a server ended");
-                break;
+                return;
             }
         }
     }
-    lock(&pending).clear();
 }

@@ -60,10 +60,14 @@ impl PeerTable {
         record.overhead = Some(mix(record.overhead, (measured.elapsed - computed).as_secs_f64()));
     }
 
-    /// Bans the peer, twice as long at each failure in a row, and returns for how long.
+    /// Bans the peer, twice as long at each failure in a row, and returns for how long. Failures during a ban do not count:
+    /// they are those of passes that were under way when the first one failed.
     pub(crate) fn failed(&self, peer: PeerId, now: Instant) -> Duration {
         let mut records = self.lock();
         let record = records.entry(peer).or_default();
+        if let Some(until) = record.banned_until.filter(|until| now < *until) {
+            return until - now;
+        }
         record.failures = record.failures.saturating_add(1);
         let doublings = (record.failures - 1).min(16);
         let ban = (FIRST_BAN * 2u32.pow(doublings)).min(LONGEST_BAN);
@@ -111,12 +115,15 @@ mod tests {
 
     #[test]
     fn bans_apply_at_once_double_and_end_with_a_success() {
-        let (table, peer, now) = (PeerTable::default(), PeerId::random(), Instant::now());
+        let (table, peer, mut now) = (PeerTable::default(), PeerId::random(), Instant::now());
         assert!(!table.is_banned(peer, now));
         let first = table.failed(peer, now);
         assert!(table.is_banned(peer, now) && !table.is_banned(peer, now + first));
+        assert_eq!(table.failed(peer, now + first / 2), first / 2, "a second failure during the ban is the same one");
+        now += first;
         assert_eq!(table.failed(peer, now), first * 2);
         for _ in 0..100 {
+            now += LONGEST_BAN;
             assert!(table.failed(peer, now) <= LONGEST_BAN);
         }
         let quick = Duration::from_millis(1);

@@ -1,6 +1,9 @@
 //! How long to wait before the next attempt, and when to stop.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
+
+use petals_swarm::PeerId;
 
 /// Waits between attempts: none before the first retry, then doubling up to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -12,12 +15,13 @@ pub(crate) struct Retry {
     since: Option<Instant>,
     attempts: u32,
     patience: Duration,
+    rejected_by: HashSet<PeerId>,
 }
 
 impl Retry {
     /// Gives up when `patience` has passed since the first failure.
     pub(crate) fn new(patience: Duration) -> Self {
-        Self { since: None, attempts: 0, patience }
+        Self { since: None, attempts: 0, patience, rejected_by: HashSet::new() }
     }
 
     /// Counts a failure. How long to wait before the next attempt; `None` if there should be none.
@@ -30,6 +34,16 @@ impl Retry {
         let doubled = FIRST_WAIT * 2u32.pow(self.attempts.saturating_sub(2).min(10));
         let wait = if self.attempts == 1 { Duration::ZERO } else { doubled.min(LONGEST_WAIT) };
         Some(wait.min(self.left(now)))
+    }
+
+    /// Failures so far.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Servers that called the request itself wrong.
+    pub(crate) fn rejected_by(&mut self) -> &mut HashSet<PeerId> {
+        &mut self.rejected_by
     }
 
     /// Time since the first failure.

@@ -19,6 +19,13 @@ use crate::retry::Retry;
 use crate::tables::PromptTables;
 use crate::view::SwarmView;
 
+/// A busy server's hint is believed up to this.
+const LONGEST_BUSY_WAIT: Duration = Duration::from_secs(5);
+/// After so many refusals in a row a busy server is passed over if there is another.
+const BUSY_ATTEMPTS: u32 = 3;
+/// Characters of a failure's description.
+const LONGEST_REASON: usize = 300;
+
 /// How patiently and in which precision a [`RemoteSequence`] talks to servers.
 #[derive(Debug, Clone)]
 pub struct SequenceConfig {
@@ -262,20 +269,25 @@ impl RemoteSequence {
         let mut retry = Retry::new(self.config.give_up_after);
         while let Some(mut record) = trace.hops.pop() {
             let span = record.hop.span;
+            let had_stash = record.stash.is_some();
             match self.backward_hop(&input, &mut record, &flow).await {
                 Ok((grads, prompts)) => {
                     gradients.prompts.extend(prompts.map(|prompts| (span, prompts)));
                     flow = grads;
                     retry = Retry::new(self.config.give_up_after);
                 }
-                Err(HopError::Refused(Refusal::StashGone)) => {
+                Err(HopError::Refused(Refusal::StashGone)) if had_stash => {
                     tracing::debug!(peer = %record.hop.peer, %span, "stash gone, sending the inputs again");
-                    record.stash = None;
                     trace.hops.push(record);
                 }
                 Err(error) => {
-                    self.recover(record.hop, error, &mut retry).await?;
-                    self.reroute(&input, record, &mut trace.hops).await?;
+                    self.recover(&input, record.hop, error, &mut retry).await?;
+                    if record.stash.is_some() {
+                        // Only busy: the stash is still there.
+                        trace.hops.push(record);
+                    } else {
+                        self.reroute(&input, record, &mut trace.hops).await?;
+                    }
                 }
             }
         }
@@ -329,7 +341,7 @@ impl RemoteSequence {
                     retry = Retry::new(self.config.give_up_after);
                 }
                 Err(error) => {
-                    self.recover(hop, error, &mut retry).await?;
+                    self.recover(input, hop, error, &mut retry).await?;
                     route.clear();
                 }
             }
@@ -359,31 +371,52 @@ impl RemoteSequence {
     }
 
     /// Decides what a failed request means. `Ok` if the work should be tried again.
-    async fn recover(&self, hop: Hop, error: HopError, retry: &mut Retry) -> Result<(), SequenceError> {
+    async fn recover(
+        &self,
+        input: &PassInput,
+        hop: Hop,
+        error: HopError,
+        retry: &mut Retry,
+    ) -> Result<(), SequenceError> {
         let Hop { peer, span } = hop;
-        let mut wait = retry.next_wait(Instant::now());
+        let now = Instant::now();
+        let mut wait = retry.next_wait(now);
+        let busy = matches!(error, HopError::Refused(Refusal::Busy { .. }));
         match &error {
             HopError::Refused(refusal) => match refusal.remedy() {
-                Remedy::Stop => return Err(SequenceError::Rejected { peer, span, refusal: Box::new(refusal.clone()) }),
-                Remedy::RetryThere { after } => wait = wait.map(|_| after),
-                Remedy::Replay => wait = Some(Duration::ZERO),
-                Remedy::GoElsewhere if matches!(refusal, Refusal::Internal { .. }) => {
+                Remedy::Stop => {
+                    self.view.failed(peer);
+                    // One server's word is not enough while others hold the blocks: its limits or its weights may be odd.
+                    retry.rejected_by().insert(peer);
+                    if !self.has_others(span, input.rows(), retry).await {
+                        return Err(SequenceError::Rejected { peer, span, refusal: Box::new(refusal.clone()) });
+                    }
+                }
+                Remedy::RetryThere { after } => {
+                    wait = wait.map(|_| after.min(LONGEST_BUSY_WAIT).min(retry.left(now)));
+                    if retry.attempts() >= BUSY_ATTEMPTS {
+                        self.view.failed(peer);
+                    }
+                }
+                // A stash was lost that nobody named.
+                Remedy::Replay => {
                     self.view.failed(peer);
                 }
-                Remedy::GoElsewhere => self.view.forget(peer),
+                Remedy::GoElsewhere => {
+                    self.view.failed(peer);
+                    if !matches!(refusal, Refusal::Internal { .. }) {
+                        self.view.forget(peer);
+                    }
+                }
             },
             _ => {
                 self.view.failed(peer);
             }
         }
         let Some(wait) = wait else {
-            return Err(SequenceError::Exhausted {
-                span,
-                waited: retry.elapsed(Instant::now()),
-                last: Box::new(error),
-            });
+            return Err(SequenceError::Exhausted { span, waited: retry.elapsed(now), last: Box::new(error) });
         };
-        if !matches!(error, HopError::Refused(Refusal::Busy { .. })) {
+        if !busy {
             let reason = chain(&error);
             tracing::debug!(%peer, %span, reason, "hop failed");
             self.tell(SwarmEvent::HopFailed { peer, span, reason });
@@ -392,6 +425,13 @@ impl RemoteSequence {
         }
         tokio::time::sleep(wait).await;
         Ok(())
+    }
+
+    /// Whether servers that have not rejected the request hold all of `span`.
+    async fn has_others(&self, span: Span, rows: usize, retry: &mut Retry) -> bool {
+        let mut candidates = self.view.candidates(rows).await.unwrap_or_default();
+        candidates.retain(|candidate| !retry.rejected_by().contains(&candidate.peer));
+        plan(span, &candidates).is_ok()
     }
 
     fn tell(&self, event: SwarmEvent) {
@@ -434,18 +474,21 @@ impl RemoteSequence {
         record: &mut HopRecord,
         grad: &Flow,
     ) -> Result<(Flow, Option<Vec<f32>>), HopError> {
-        let stash = record.stash.take().filter(|stash| stash.connection.is_open());
+        let mut stash = record.stash.take().filter(|stash| stash.connection.is_open());
         let connection = match &stash {
             Some(stash) => stash.connection.clone(),
             None => self.view.connection(record.hop.peer, self.config.request_timeout).await?,
         };
         let text_grad = record.hop.span.start() > self.blocks.start();
-        let id = stash.map(|mut stash| {
-            stash.used = true;
-            stash.id
-        });
+        let id = stash.as_ref().map(|stash| stash.id);
         let request = self.hop_input(input, record.hop, &record.flow);
-        request.backward(&connection, BackwardInput { stash: id, grad, text_grad }).await
+        let result = request.backward(&connection, BackwardInput { stash: id, grad, text_grad }).await;
+        if matches!(result, Err(HopError::Refused(Refusal::Busy { .. }))) {
+            record.stash = stash;
+        } else if let Some(stash) = &mut stash {
+            stash.used = true;
+        }
+        result
     }
 
     fn hop_input<'a>(&self, input: &'a PassInput, hop: Hop, flow: &'a Flow) -> HopInput<'a> {
@@ -465,6 +508,7 @@ fn all_rows(input: &PassInput) -> Vec<u32> {
     (0..input.lengths.iter().sum()).collect()
 }
 
+/// An error with its causes on one line. Parts of it may be the words of strangers: no control characters, no novels.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -475,5 +519,5 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    text.chars().filter(|c| !c.is_control()).take(LONGEST_REASON).collect()
 }

@@ -14,6 +14,9 @@ use crate::planner::Candidate;
 /// A view older than this is refreshed before it is used again.
 const MAX_AGE: Duration = Duration::from_secs(30);
 
+/// Longest wait for a connection and the greeting on it.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
+
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<HopConnection>>>>;
 
 /// Servers of one model as the directory and this client's own experience know them.
@@ -50,9 +53,27 @@ impl SwarmView {
         if refreshed.is_some_and(|at| at.elapsed() < max_age) {
             return Ok(());
         }
-        let found = self.swarm.lookup(&self.model, self.blocks).await?;
+        let found = match self.swarm.lookup(&self.model, self.blocks).await {
+            Ok(found) => found,
+            // What was known is better than nothing, and asking again at once is no better than this time.
+            Err(error) if !lock(&self.servers).is_empty() => {
+                tracing::debug!(%error, "the directory does not answer, keeping the known servers");
+                *refreshed = Some(Instant::now());
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let mut fresh: HashMap<PeerId, DirectoryEntry> = found.into_iter().map(|e| (e.peer, e)).collect();
+        // A lookup may miss some; a server with an open stream is there whatever the directory says.
+        let connected: Vec<PeerId> =
+            lock(&self.slots).iter().filter(|(_, slot)| is_open(slot)).map(|(p, _)| *p).collect();
         let mut servers = lock(&self.servers);
-        *servers = found.into_iter().map(|entry| (entry.peer, entry)).collect();
+        for peer in connected {
+            if let Some(known) = servers.remove(&peer) {
+                fresh.entry(peer).or_insert(known);
+            }
+        }
+        *servers = fresh;
         *refreshed = Some(Instant::now());
         Ok(())
     }
@@ -62,7 +83,10 @@ impl SwarmView {
         self.refresh(MAX_AGE).await?;
         let servers: Vec<DirectoryEntry> = lock(&self.servers).values().cloned().collect();
         let mut candidates = Vec::with_capacity(servers.len());
-        for server in servers.iter().filter(|server| server.info.state == ServerState::Online) {
+        let usable = |server: &&DirectoryEntry| {
+            server.info.state == ServerState::Online && self.max_rows(server.peer).is_none_or(|max| rows <= max)
+        };
+        for server in servers.iter().filter(usable) {
             let rtt = self.swarm.ping(&server.peer);
             let (block_seconds, overhead_seconds) = self.peers.estimate(server.peer, &server.info, rtt, rows);
             let banned = self.peers.is_banned(server.peer, Instant::now());
@@ -79,15 +103,28 @@ impl SwarmView {
         servers
     }
 
+    /// Rows of a pass that a connected server accepts.
+    fn max_rows(&self, peer: PeerId) -> Option<usize> {
+        let slot = lock(&self.slots).get(&peer)?.clone();
+        let connection = slot.try_lock().ok()?;
+        connection.as_ref().map(|open| open.limits.max_rows as usize)
+    }
+
     /// The stream to `peer`, opened if there is none. Others who want the same one wait for this.
     pub(crate) async fn connection(&self, peer: PeerId, patience: Duration) -> Result<Arc<HopConnection>, HopError> {
-        let slot = lock(&self.slots).entry(peer).or_default().clone();
-        let mut slot = slot.lock().await;
+        let shared = lock(&self.slots).entry(peer).or_default().clone();
+        let mut slot = shared.lock().await;
         if let Some(open) = slot.as_ref().filter(|open| open.is_open()) {
             return Ok(open.clone());
         }
+        // Whoever waited here while another failed does not try the same again.
+        if !lock(&self.slots).get(&peer).is_some_and(|current| Arc::ptr_eq(current, &shared)) {
+            return Err(HopError::Lost);
+        }
         let entry = lock(&self.servers).get(&peer).cloned().ok_or(HopError::Lost)?;
-        let opened = HopConnection::open(&self.swarm, &entry, &self.model, patience, self.traffic.clone()).await?;
+        let patience = patience.min(CONNECT_PATIENCE);
+        let opening = HopConnection::open(&self.swarm, &entry, &self.model, patience, self.traffic.clone());
+        let opened = tokio::time::timeout(patience, opening).await.map_err(|_| HopError::Timeout(patience))??;
         // What the server says itself is newer than what the directory has.
         if let Some(known) = lock(&self.servers).get_mut(&peer) {
             known.info = opened.info.clone();
@@ -114,6 +151,11 @@ impl SwarmView {
     pub(crate) fn traffic(&self) -> TrafficCount {
         self.traffic.count()
     }
+}
+
+/// Whether a slot holds a usable stream; one that is just being opened does not count.
+fn is_open(slot: &Slot) -> bool {
+    slot.try_lock().is_ok_and(|slot| slot.as_ref().is_some_and(|open| open.is_open()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
