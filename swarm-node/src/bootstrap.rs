@@ -11,9 +11,12 @@ pub(crate) async fn run(args: BootstrapArgs) -> Result<(), NodeError> {
     let config = network::config(&args.network, &args.peers)?;
     let identity = network::identity(args.network.identity.as_deref())?;
     // Block streams are not accepted here; dropping the receiver refuses them.
-    let (handle, _) = network::start(identity, config, args.network.json).await?;
-    signals.next().await;
-    handle.shutdown().await;
+    let start = network::start(identity, config, args.network.json);
+    if let Some(started) = signals.unless_stopped(start).await {
+        let (handle, _) = started?;
+        signals.next().await;
+        handle.shutdown().await;
+    }
     NodeEvent::Stopped.emit(args.network.json);
     Ok(())
 }

@@ -16,9 +16,10 @@ use petals_swarm::PeerId;
 use tokio::sync::oneshot;
 
 use crate::queue::FairQueue;
+use crate::recompute;
 use crate::stash::StashStore;
 
-/// Bounds of the executor's queue and stash.
+/// Bounds of the executor's queue and memory.
 #[derive(Debug, Clone, Copy)]
 pub struct ExecutorConfig {
     /// Passes waiting, of all peers together.
@@ -27,14 +28,22 @@ pub struct ExecutorConfig {
     pub queue_per_peer: usize,
     /// Bytes kept of training forwards.
     pub stash_bytes: u64,
+    /// Bytes that one pass may take beside weights and stashes.
+    pub pass_bytes: u64,
     /// How long a stash is kept for a backward that does not come.
     pub stash_lifetime: Duration,
 }
 
 impl Default for ExecutorConfig {
-    /// 256 passes, 64 of one peer, 1 GiB of stash for at most 5 minutes.
+    /// 256 passes, 64 of one peer, 1 GiB of stash for at most 5 minutes, 4 GiB for a pass.
     fn default() -> Self {
-        Self { queue: 256, queue_per_peer: 64, stash_bytes: 1 << 30, stash_lifetime: Duration::from_secs(300) }
+        Self {
+            queue: 256,
+            queue_per_peer: 64,
+            stash_bytes: 1 << 30,
+            pass_bytes: 4 << 30,
+            stash_lifetime: Duration::from_secs(300),
+        }
     }
 }
 
@@ -117,7 +126,7 @@ impl Executor {
             stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime)),
             mean_us: AtomicU64::new(0),
         });
-        let worker = Worker { blocks, shared: shared.clone() };
+        let worker = Worker { blocks, shared: shared.clone(), pass_bytes: config.pass_bytes };
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -167,6 +176,16 @@ impl ExecutorHandle {
         lock(&self.0.stashes).bytes()
     }
 
+    /// Drops stashes that nobody came for in time.
+    pub(crate) fn expire_stashes(&self) {
+        lock(&self.0.stashes).make_room(0, Instant::now());
+    }
+
+    /// Lets a stream leave stashes.
+    pub(crate) fn open_stream(&self, stream: u64) {
+        lock(&self.0.stashes).open_stream(stream);
+    }
+
     /// Drops one stash of a stream.
     pub(crate) fn forget(&self, stream: u64, stash: StashId) {
         lock(&self.0.stashes).forget((stream, stash));
@@ -186,6 +205,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Worker {
     blocks: BlockStack,
     shared: Arc<Shared>,
+    pass_bytes: u64,
 }
 
 impl Worker {
@@ -229,27 +249,38 @@ impl Worker {
 
     fn execute(&self, pass: Pass) -> Result<Output, Refusal> {
         let Pass { stream, layout, work, .. } = pass;
+        let bytes = self.blocks.activation_bytes_estimate(&layout);
+        if bytes > self.pass_bytes {
+            return Err(Refusal::TooLarge {
+                what: "the memory of the pass".into(),
+                got: bytes,
+                limit: self.pass_bytes,
+            });
+        }
         match work {
             Work::Forward { inputs, stash } => {
                 let key = stash.map(|stash| (stream, stash)).filter(|_| self.room_for_stash(&layout));
                 let ForwardOutput { text, prefix, stash } = self.forward(&layout, inputs, key.is_some())?;
-                let stashed = key.zip(stash).map(|(key, stash)| {
+                let stashed = key.zip(stash).is_some_and(|(key, stash)| {
                     let bytes = stash.bytes();
-                    lock(&self.shared.stashes).insert(key, layout, stash, bytes, Instant::now());
+                    lock(&self.shared.stashes).insert(key, layout, stash, bytes, Instant::now())
                 });
-                Ok(Output::Forward { text, prefix, stashed: stashed.is_some() })
+                Ok(Output::Forward { text, prefix, stashed })
             }
             Work::Backward { inputs, stash, grads, text_grad } => {
-                let stash = match (stash, inputs) {
+                let grads = match (stash, inputs) {
                     (Some(stash), _) => {
-                        lock(&self.shared.stashes).take((stream, stash), &layout).ok_or(Refusal::StashGone)?
+                        let stash = lock(&self.shared.stashes).take((stream, stash), &layout);
+                        self.blocks.backward(stash.ok_or(Refusal::StashGone)?, grads, text_grad)
                     }
-                    (None, Some(inputs)) => self.recompute(&layout, inputs)?,
+                    (None, Some(inputs)) => {
+                        recompute::backward(&self.blocks, &layout, inputs, grads, text_grad, self.pass_bytes)
+                    }
                     (None, None) => {
                         return Err(Refusal::BadRequest { what: "backward without stash or inputs".into() });
                     }
                 };
-                self.blocks.backward(stash, grads, text_grad).map(Output::Backward).map_err(refusal)
+                grads.map(Output::Backward).map_err(refusal)
             }
         }
     }
@@ -262,11 +293,6 @@ impl Worker {
     fn forward(&self, layout: &PassLayout, inputs: Inputs, keep: bool) -> Result<ForwardOutput, Refusal> {
         let Inputs { text, prefix, prompts } = inputs;
         self.blocks.forward(ForwardPass { layout, text, prefix, prompts }, keep).map_err(refusal)
-    }
-
-    fn recompute(&self, layout: &PassLayout, inputs: Inputs) -> Result<Stash, Refusal> {
-        let output = self.forward(layout, inputs, true)?;
-        output.stash.ok_or_else(|| Refusal::Internal { what: "the forward kept nothing".into() })
     }
 
     fn record(&self, computed: Duration) {

@@ -5,14 +5,17 @@
 
 mod args;
 mod bootstrap;
+mod budget;
 mod error;
 mod events;
 mod executor;
+mod idle_reader;
 mod keygen;
 mod memory;
 mod network;
 mod placement;
 mod queue;
+mod recompute;
 mod request;
 mod serve;
 mod server;

@@ -43,6 +43,21 @@ impl Asked {
     pub(crate) fn into_pass(self, peer: PeerId, stream: u64, arrived: Instant, deadline: Instant) -> Pass {
         Pass { peer, stream, layout: self.layout, work: self.work, arrived, deadline }
     }
+
+    /// Bytes of the reply's tensors before they are narrowed to its dtype.
+    pub(crate) fn reply_bytes(&self) -> u64 {
+        let Self { layout, work, .. } = self;
+        let prefix = layout.prefix_rows();
+        let when = |held: bool, rows: usize| if held { rows } else { 0 };
+        let rows = match work {
+            Work::Forward { .. } => layout.output_rows() + when(layout.returns_prefix(), prefix),
+            Work::Backward { text_grad, .. } => {
+                let prompts = when(layout.has_prompts(), layout.span.len() * prefix);
+                when(*text_grad, layout.tokens()) + when(layout.carries_prefix(), prefix) + prompts
+            }
+        };
+        4 * rows as u64 * self.reply.hidden as u64
+    }
 }
 
 /// Checks a request against what is hosted and decodes its tensors. Nothing from a stranger gets past this unchecked.

@@ -1,26 +1,23 @@
 //! `petals-node serve`.
 
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use petals_model::{Checkpoint, Device, Dtype};
 use petals_protocol::{ModelId, Span};
-use petals_swarm::SwarmHandle;
+use petals_swarm::{Incoming, SwarmHandle};
 
 use crate::args::ServeArgs;
 use crate::error::NodeError;
 use crate::events::NodeEvent;
 use crate::executor::ExecutorConfig;
-use crate::memory;
+use crate::memory::Free;
 use crate::network;
 use crate::placement;
 use crate::server::{Server, ServerConfig};
 use crate::signals::StopSignals;
 
-/// Share of the free memory that weights may take; the rest is for stashes, activations and the system.
-const WEIGHT_SHARE: f64 = 0.7;
-/// Assumed free memory where the system does not tell.
-const UNKNOWN_MEMORY: u64 = 4 << 30;
 /// Passes that are running must end within this time after a stop signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -35,53 +32,85 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let dtype: Dtype = args.dtype.parse().map_err(|error: String| NodeError::input(anyhow::anyhow!(error)))?;
     let dtype = dtype.on(&device);
     check_blocks(args.blocks, &checkpoint)?;
-    let free = memory::available().unwrap_or(UNKNOWN_MEMORY);
 
     let swarm_config = network::config(&args.network, &args.peers)?;
     let identity = network::identity(args.network.identity.as_deref())?;
-    let (swarm, incoming) = network::start(identity, swarm_config, json).await?;
-    let span = match args.blocks {
-        Some(span) => span,
-        None => place(&swarm, &model, &checkpoint, dtype, free).await?,
+    let Some(joined) = signals.unless_stopped(network::start(identity, swarm_config, json)).await else {
+        stop_early(json);
     };
-    let executor = ExecutorConfig { stash_bytes: args.stash_bytes.unwrap_or(free / 8), ..ExecutorConfig::default() };
-    let config = ServerConfig {
-        model: model.clone(),
-        span,
-        device: device.clone(),
-        dtype,
-        max_rows: args.max_rows,
-        request_bytes: free / 8,
-        executor,
-        public_name: args.public_name.clone(),
-    };
-    let loading = Server::start(swarm.clone(), incoming, checkpoint, config);
-    let server = tokio::select! {
-        server = loading => server?,
-        () = signals.next() => {
+    let (swarm, incoming) = joined?;
+    let start = start(&args, &swarm, incoming, checkpoint, model, device, dtype);
+    let Some(server) = signals.unless_stopped(start).await else {
+        let leave = async {
+            swarm.withdraw().await;
             swarm.shutdown().await;
-            NodeEvent::Stopped.emit(json);
-            return Ok(());
-        }
+        };
+        signals.unless_stopped(leave).await;
+        stop_early(json);
     };
+    let server = server?;
+    let info = server.info();
     NodeEvent::Ready {
-        model: model.to_string(),
-        blocks: span.to_string(),
+        model: info.model.to_string(),
+        blocks: info.span.to_string(),
         weight_bytes: server.weight_bytes(),
-        device: device.to_string(),
-        dtype: dtype.to_string(),
+        device: server.device().to_string(),
+        dtype: info.dtype.clone(),
         seconds: started.elapsed().as_secs_f64(),
     }
     .emit(json);
 
     signals.next().await;
     NodeEvent::Draining.emit(json);
-    tokio::select! {
-        () = server.shutdown(DRAIN_TIMEOUT) => {}
-        () = signals.next() => tracing::warn!("second signal: leaving at once"),
+    let mut shutdown = pin!(server.shutdown(DRAIN_TIMEOUT));
+    // The shutdown is only borrowed: dropping it drops the server, which waits for the pass that is running.
+    if signals.unless_stopped(shutdown.as_mut()).await.is_none() {
+        tracing::warn!("second signal: leaving at once");
+        NodeEvent::Stopped.emit(json);
+        std::process::exit(1);
     }
     NodeEvent::Stopped.emit(json);
     Ok(())
+}
+
+/// Ends the process: a load that has begun cannot be interrupted, and returning would wait for it.
+fn stop_early(json: bool) -> ! {
+    NodeEvent::Stopped.emit(json);
+    std::process::exit(0)
+}
+
+/// Chooses the blocks if nobody did, divides the memory, loads and announces.
+async fn start(
+    args: &ServeArgs,
+    swarm: &SwarmHandle,
+    incoming: Incoming,
+    checkpoint: Checkpoint,
+    model: ModelId,
+    device: Device,
+    dtype: Dtype,
+) -> Result<Server, NodeError> {
+    let free = Free::on(&device);
+    let span = match args.blocks {
+        Some(span) => span,
+        None => place(swarm, &model, &checkpoint, dtype, free.for_weights()).await?,
+    };
+    let budgets = free.divide(checkpoint.span_bytes(span, dtype));
+    let executor = ExecutorConfig {
+        stash_bytes: args.stash_bytes.unwrap_or(budgets.stash),
+        pass_bytes: budgets.pass,
+        ..ExecutorConfig::default()
+    };
+    let config = ServerConfig {
+        model,
+        span,
+        device,
+        dtype,
+        max_rows: args.max_rows,
+        request_bytes: budgets.requests,
+        executor,
+        public_name: args.public_name.clone(),
+    };
+    Ok(Server::start(swarm.clone(), incoming, checkpoint, config).await?)
 }
 
 fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Result<(), NodeError> {
@@ -101,12 +130,11 @@ async fn place(
     model: &ModelId,
     checkpoint: &Checkpoint,
     dtype: Dtype,
-    free: u64,
+    room: u64,
 ) -> Result<Span, NodeError> {
     let all = checkpoint.blocks();
     let blocks = all.end();
     let one = checkpoint.span_bytes(all, dtype) / u64::from(blocks);
-    let room = (free as f64 * WEIGHT_SHARE) as u64;
     let count = u32::try_from(room / one.max(1)).unwrap_or(u32::MAX).min(blocks);
     if count == 0 {
         let mib = |bytes: u64| bytes >> 20;

@@ -14,6 +14,8 @@ use crate::executor::{Executor, ExecutorConfig};
 use crate::request::Hosted;
 use crate::stream::StreamService;
 
+/// How often stashes are looked through for expired ones, so that an idle node frees memory too.
+const EXPIRY_TICK: Duration = Duration::from_secs(10);
 /// Rows of the pass that measures the throughput to announce.
 const PROBE_ROWS: u32 = 128;
 
@@ -32,7 +34,7 @@ pub struct ServerConfig {
     pub max_rows: u32,
     /// Bytes of requests that may be in memory, of all clients together.
     pub request_bytes: u64,
-    /// Queue and stash.
+    /// Queue, stash and memory of a pass.
     pub executor: ExecutorConfig,
     /// A name for people.
     pub public_name: Option<String>,
@@ -47,6 +49,7 @@ pub struct Server {
     streams: TaskTracker,
     cancel: CancellationToken,
     info: ServerInfo,
+    device: Device,
     weight_bytes: u64,
 }
 
@@ -93,7 +96,18 @@ impl Server {
         let (streams, cancel) = (TaskTracker::new(), CancellationToken::new());
         streams.spawn(accept(incoming, service.clone(), streams.clone(), cancel.clone()));
         swarm.announce(info.clone()).await.context("cannot announce the server")?;
-        Ok(Self { swarm, service, executor, streams, cancel, info, weight_bytes })
+        let device = config.device;
+        Ok(Self { swarm, service, executor, streams, cancel, info, device, weight_bytes })
+    }
+
+    /// What is announced.
+    pub fn info(&self) -> &ServerInfo {
+        &self.info
+    }
+
+    /// Where the blocks compute.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Bytes of weights held.
@@ -130,10 +144,15 @@ impl Server {
 }
 
 async fn accept(mut incoming: Incoming, service: Arc<StreamService>, streams: TaskTracker, cancel: CancellationToken) {
+    let mut tick = tokio::time::interval(EXPIRY_TICK);
     loop {
         let inbound = tokio::select! {
             biased;
             () = cancel.cancelled() => return,
+            _ = tick.tick() => {
+                service.executor.expire_stashes();
+                continue;
+            }
             inbound = incoming.next() => inbound,
         };
         let Some(IncomingStream { peer, stream }) = inbound else { return };

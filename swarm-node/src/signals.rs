@@ -17,6 +17,14 @@ impl StopSignals {
         Ok(Self { interrupt: install(SignalKind::interrupt())?, terminate: install(SignalKind::terminate())? })
     }
 
+    /// What `work` comes to, or `None` if a signal arrives first; the work is dropped then.
+    pub(crate) async fn unless_stopped<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.next() => None,
+        }
+    }
+
     /// The next signal.
     pub(crate) async fn next(&mut self) {
         tokio::select! {

@@ -15,29 +15,32 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::{Budget, NoRoom, PeerBudget, Reserved};
 use crate::executor::ExecutorHandle;
+use crate::idle_reader::{FrameBoundary, IdleReader};
 use crate::request::{self, Hosted};
 
 /// A new stream must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A stream without a request for this long is closed; its client opens another when it needs one.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-/// Time for the rest of a frame whose first bytes arrived, plus its size at the slowest link served (100 kB/s).
-const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
+/// A frame of which nothing arrives for this long will not arrive.
+const FRAME_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for a reply to leave, plus its size at the slowest link served (100 kB/s).
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_S: u64 = 100_000;
 /// Unanswered requests of one stream; then reading pauses, which is backpressure to the client.
 const MAX_IN_FLIGHT: u32 = 32;
-/// Unit of the semaphore that bounds the bytes of requests held in memory.
-const MEMORY_UNIT: u64 = 1024;
+/// When to ask again if there is no memory for a reply.
+const RETRY_WITHOUT_MEMORY_MS: u32 = 100;
 
 /// What all streams of a node share.
 #[derive(Debug)]
 pub(crate) struct StreamService {
     pub(crate) hosted: Hosted,
     pub(crate) executor: ExecutorHandle,
-    /// KiB of request tensors that may be in memory, of all streams together.
-    memory: Arc<Semaphore>,
-    memory_units: u32,
+    /// Bytes of requests and replies that may be in memory.
+    memory: Budget,
     limits: Limits,
     next_stream: AtomicU64,
     /// Once cancelled, new forwards are refused with `Draining`; what runs is finished.
@@ -46,16 +49,16 @@ pub(crate) struct StreamService {
 
 impl StreamService {
     pub(crate) fn new(hosted: Hosted, executor: ExecutorHandle, max_rows: u32, memory_bytes: u64) -> Self {
-        let memory_units = u32::try_from(memory_bytes / MEMORY_UNIT).unwrap_or(u32::MAX).max(1);
+        let memory = Budget::new(memory_bytes);
         let hidden_bytes = 4 * hosted.hidden_size as u64;
         // The largest honest frame: text, prefix and their gradients, and a prompt table for each block.
         let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.info.span.len() as u64);
-        let max_body = frame.min(FrameLimits::default().max_body).min(u64::from(memory_units) * MEMORY_UNIT);
+        // Half of what one peer may hold: a reply is about as large as its request and needs room beside it.
+        let max_body = frame.min(FrameLimits::default().max_body).min(memory.peer_bytes() / 2);
         Self {
             hosted,
             executor,
-            memory: Arc::new(Semaphore::new(memory_units as usize)),
-            memory_units,
+            memory,
             limits: Limits { max_rows, max_body, max_in_flight: MAX_IN_FLIGHT },
             next_stream: AtomicU64::new(0),
             draining: CancellationToken::new(),
@@ -68,7 +71,9 @@ impl StreamService {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let number = self.next_stream.fetch_add(1, Ordering::Relaxed);
+        self.executor.open_stream(number);
         let (read, write) = stream.split();
+        let (read, boundary) = IdleReader::new(read, IDLE_TIMEOUT, FRAME_IDLE_TIMEOUT);
         let (replies, outbox) = mpsc::channel(MAX_IN_FLIGHT as usize);
         let mut tasks = JoinSet::new();
         tasks.spawn(write_replies(write, outbox));
@@ -78,6 +83,8 @@ impl StreamService {
             peer,
             stream: number,
             reader: FrameReader::new(read, FrameKind::Request, limits),
+            boundary,
+            memory: self.memory.of(peer),
             replies,
             in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
             tasks,
@@ -110,38 +117,63 @@ enum StreamEnd {
     WriterGone,
 }
 
-type OutFrame = (u64, Response, Vec<Tensor>);
+/// A reply on its way out.
+struct OutFrame {
+    id: u64,
+    response: Response,
+    tensors: Vec<Tensor>,
+    /// Given back once the reply is written: a client that does not read its replies gets no further.
+    held: Option<Held>,
+}
+
+/// What a request takes from its stream and from the node's memory.
+struct Held {
+    _slot: OwnedSemaphorePermit,
+    _request: Reserved,
+    _reply: Option<Reserved>,
+}
 
 struct Pump<R> {
     service: Arc<StreamService>,
     peer: PeerId,
     stream: u64,
     reader: FrameReader<R>,
+    boundary: FrameBoundary,
+    memory: PeerBudget,
     replies: mpsc::Sender<OutFrame>,
     in_flight: Arc<Semaphore>,
     tasks: JoinSet<()>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Pump<ReadHalf<S>> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
     async fn run(&mut self) -> Result<(), StreamEnd> {
         self.hello().await?;
         loop {
             let slot = self.in_flight.clone().acquire_owned().await.map_err(|_| StreamEnd::WriterGone)?;
-            let body = timeout(IDLE_TIMEOUT, self.reader.next_body_len()).await??;
-            let memory = self.reserve(body).await?;
+            self.boundary.reached();
+            let body = self.reader.next_body_len().await?;
+            // While it waits for memory the client's bytes stay in its own send buffer.
+            let request = timeout(IDLE_TIMEOUT, self.memory.reserve(body)).await?;
+            let request = request.map_err(|_| StreamEnd::WriterGone)?;
             let arrived = Instant::now();
-            let patience = FRAME_TIMEOUT + Duration::from_secs(body / SLOWEST_BYTES_PER_S);
-            let frame: Frame<Request> = timeout(patience, self.reader.read()).await??;
-            self.handle(frame, arrived, (slot, memory)).await?;
+            let frame: Frame<Request> = self.reader.read().await?;
+            self.handle(frame, body, arrived, Held { _slot: slot, _request: request, _reply: None }).await?;
             while self.tasks.try_join_next().is_some() {}
         }
     }
 
     async fn hello(&mut self) -> Result<(), StreamEnd> {
-        let frame: Frame<Request> = timeout(HELLO_TIMEOUT, self.reader.read()).await??;
+        let frame: Frame<Request> = timeout(HELLO_TIMEOUT, async {
+            // A greeting has no tensors; whatever brings some is not one, and no memory is reserved for it.
+            if self.reader.next_body_len().await? > 0 {
+                return Err(StreamEnd::NoHello);
+            }
+            Ok(self.reader.read().await?)
+        })
+        .await??;
         let Request::Hello { model } = frame.message else {
-            self.reply(frame.id, refused(Refusal::BadRequest { what: "the first request must be a hello".into() }))
-                .await?;
+            let refusal = Refusal::BadRequest { what: "the first request must be a hello".into() };
+            self.reply(frame.id, refused(refusal), None).await?;
             return Err(StreamEnd::NoHello);
         };
         let hosted = &self.service.hosted;
@@ -152,21 +184,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<ReadHalf<S>> {
         } else {
             Response::Refused(Refusal::WrongModel { served: hosted.info.model.clone() })
         };
-        self.reply(frame.id, (response, Vec::new())).await
-    }
-
-    /// Waits for room for a request's tensors. While it waits the client's bytes stay in its own send buffer.
-    async fn reserve(&self, body: u64) -> Result<OwnedSemaphorePermit, StreamEnd> {
-        let units = u32::try_from(body.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX).min(self.service.memory_units);
-        let room = self.service.memory.clone().acquire_many_owned(units);
-        timeout(IDLE_TIMEOUT, room).await?.map_err(|_| StreamEnd::WriterGone)
+        self.reply(frame.id, (response, Vec::new()), None).await
     }
 
     async fn handle(
         &mut self,
         frame: Frame<Request>,
+        body: u64,
         arrived: Instant,
-        held: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+        held: Held,
     ) -> Result<(), StreamEnd> {
         let Frame { id, message, tensors } = frame;
         if let Request::Forget { stash } = message {
@@ -176,16 +202,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<ReadHalf<S>> {
         let draining = self.service.draining.is_cancelled();
         let limits = &self.service.limits;
         let submitted = request::pass(&self.service.hosted, limits, draining, message, tensors).and_then(|asked| {
+            let room = self.room_for_reply(asked.reply_bytes(), body)?;
             let (peer, stream) = (self.peer, self.stream);
             let deadline = arrived + asked.patience;
             let reply = asked.reply.clone();
             let pass = asked.into_pass(peer, stream, arrived, deadline);
-            Ok((self.service.executor.submit(pass)?, reply))
+            Ok((self.service.executor.submit(pass)?, reply, room))
         });
-        let (result, reply) = match submitted {
+        let (result, reply, room) = match submitted {
             Ok(submitted) => submitted,
-            Err(refusal) => return self.reply(id, refused(refusal)).await,
+            Err(refusal) => return self.reply(id, refused(refusal), Some(held)).await,
         };
+        let held = Some(Held { _reply: Some(room), ..held });
         let replies = self.replies.clone();
         self.tasks.spawn(async move {
             // A dropped sender means that the deadline passed before the work began: nobody waits for an answer.
@@ -194,14 +222,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<ReadHalf<S>> {
                 Ok(done) => reply.encode(done),
                 Err(refusal) => refused(refusal),
             };
-            let _ = replies.send((id, response, tensors)).await;
-            drop(held);
+            let _ = replies.send(OutFrame { id, response, tensors, held }).await;
         });
         Ok(())
     }
 
-    async fn reply(&self, id: u64, (response, tensors): (Response, Vec<Tensor>)) -> Result<(), StreamEnd> {
-        self.replies.send((id, response, tensors)).await.map_err(|_| StreamEnd::WriterGone)
+    /// Never waits: who waited here would keep its request's memory from others that wait too.
+    fn room_for_reply(&self, bytes: u64, request: u64) -> Result<Reserved, Refusal> {
+        self.memory.try_reserve(bytes, request).map_err(|no_room| match no_room {
+            NoRoom::Now => Refusal::Busy { retry_after_ms: RETRY_WITHOUT_MEMORY_MS },
+            NoRoom::Ever => Refusal::TooLarge {
+                what: "the memory of request and reply".into(),
+                got: request + bytes,
+                limit: self.service.memory.peer_bytes(),
+            },
+        })
+    }
+
+    async fn reply(
+        &self,
+        id: u64,
+        (response, tensors): (Response, Vec<Tensor>),
+        held: Option<Held>,
+    ) -> Result<(), StreamEnd> {
+        self.replies.send(OutFrame { id, response, tensors, held }).await.map_err(|_| StreamEnd::WriterGone)
     }
 
     /// Lets answers under way leave before the stream is dropped.
@@ -210,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<ReadHalf<S>> {
         drop(replies);
         let finish = async { while tasks.join_next().await.is_some() {} };
         tokio::select! {
-            _ = timeout(FRAME_TIMEOUT, finish) => {}
+            _ = timeout(REPLY_TIMEOUT, finish) => {}
             () = async { cancel.cancelled().await; tokio::time::sleep(Duration::from_secs(1)).await } => {}
         }
     }
@@ -222,12 +266,12 @@ fn refused(refusal: Refusal) -> (Response, Vec<Tensor>) {
 
 async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiver<OutFrame>) {
     let mut writer = FrameWriter::new(write, FrameKind::Response);
-    while let Some((id, response, tensors)) = outbox.recv().await {
+    while let Some(OutFrame { id, response, tensors, held }) = outbox.recv().await {
         let bytes: u64 = tensors.iter().map(|t| t.bytes().len() as u64).sum();
-        let patience = FRAME_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S);
+        let patience = REPLY_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S);
         // A client that does not read its answers is given up, so that they do not pile up in memory.
         match timeout(patience, writer.write(id, &response, &tensors)).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => drop((tensors, held)),
             Ok(Err(_)) | Err(_) => return,
         }
     }

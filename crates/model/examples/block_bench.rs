@@ -1,6 +1,6 @@
-//! Times one Llama block (hidden 1024, MLP 2816, 16 heads) on 4 x 128 tokens behind a prefix of 16.
+//! Times Llama blocks (by default one: hidden 1024, MLP 2816, 16 heads) on 4 x 128 tokens behind a prefix of 16.
 //!
-//! usage: block_bench [DEVICE [DTYPE [REPETITIONS]]]
+//! usage: block_bench [--hidden N] [--mlp N] [--heads N] [--blocks N] [--portable 0|1] [DEVICE [DTYPE [REPETITIONS]]]
 //!
 //! Prints medians (and the best, for a busy machine) in milliseconds, and GFLOP/s counting matrix products with weights
 //! and attention's own. The products with weights alone are timed between the passes, as what cannot be saved.
@@ -17,32 +17,64 @@ use petals_model::{BlockStack, Checkpoint, Device, Dtype, ForwardPass, OutputGra
 use petals_protocol::{Injection, PassLayout, Span};
 use safetensors::tensor::{Dtype as FileDtype, TensorView};
 
-const D: usize = 1024;
-const MLP: usize = 2816;
-const HEADS: usize = 16;
 const EXAMPLES: usize = 4;
 const LENGTH: usize = 128;
 const PREFIX: usize = 16;
 
+/// The model's sizes.
+#[derive(Clone, Copy)]
+struct Sizes {
+    hidden: usize,
+    mlp: usize,
+    heads: usize,
+    blocks: usize,
+    /// Whether to time the CPU without kernels too.
+    portable: bool,
+}
+
+impl Sizes {
+    /// Takes the options out of the command line; the rest is positional.
+    fn take(arguments: &mut Vec<String>) -> Result<Self, Box<dyn Error>> {
+        let mut take = |name: &str, default| {
+            match arguments.iter().position(|argument| argument == name) {
+                Some(at) if at + 1 < arguments.len() => Ok(arguments.drain(at..at + 2).next_back()),
+                Some(_) => Err(format!("{name} lacks its value")),
+                None => Ok(None),
+            }
+            .and_then(|value| value.map_or(Ok(default), |value| value.parse().map_err(|e| format!("{name}: {e}"))))
+        };
+        let (hidden, mlp) = (take("--hidden", 1024)?, take("--mlp", 2816)?);
+        Ok(Self {
+            hidden,
+            mlp,
+            heads: take("--heads", 16)?,
+            blocks: take("--blocks", 1)?,
+            portable: take("--portable", 1)? != 0,
+        })
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let sizes = Sizes::take(&mut arguments)?;
+    let mut arguments = arguments.into_iter();
     let device: Device = arguments.next().unwrap_or_else(|| "cpu".to_owned()).parse()?;
     let dtype: Dtype = arguments.next().unwrap_or_else(|| "auto".to_owned()).parse()?;
     let repetitions: usize = arguments.next().unwrap_or_else(|| "15".to_owned()).parse()?;
     let dir = tempfile::tempdir()?;
-    write_model(dir.path())?;
+    write_model(dir.path(), sizes)?;
     let checkpoint = Checkpoint::open(dir.path())?;
-    for device in [device, Device::cpu_without_kernels()] {
-        let stack = checkpoint.load_span(Span::new(0, 1)?, &device, dtype)?;
+    for device in [device].into_iter().chain(sizes.portable.then(Device::cpu_without_kernels)) {
+        let stack = checkpoint.load_span(Span::new(0, sizes.blocks as u32)?, &device, dtype)?;
         println!("{device} {}, {EXAMPLES} x {LENGTH} tokens, prefix {PREFIX}", stack.dtype());
         for injection in [Injection::None, Injection::Replace] {
-            bench(&stack, injection, repetitions)?;
+            bench(&stack, sizes, injection, repetitions)?;
         }
     }
     Ok(())
 }
 
-fn bench(stack: &BlockStack, injection: Injection, repetitions: usize) -> Result<(), Box<dyn Error>> {
+fn bench(stack: &BlockStack, sizes: Sizes, injection: Injection, repetitions: usize) -> Result<(), Box<dyn Error>> {
     let layout = PassLayout {
         span: stack.span(),
         lengths: vec![LENGTH as u32; EXAMPLES],
@@ -50,14 +82,15 @@ fn bench(stack: &BlockStack, injection: Injection, repetitions: usize) -> Result
         injection,
         read_rows: None,
     };
+    let Sizes { hidden, mlp, blocks, .. } = sizes;
     let pass = || ForwardPass {
         layout: &layout,
-        text: noise(1, EXAMPLES * LENGTH * D),
-        prefix: layout.carries_prefix().then(|| noise(2, PREFIX * D)),
-        prompts: layout.has_prompts().then(|| noise(3, PREFIX * D)),
+        text: noise(1, EXAMPLES * LENGTH * hidden),
+        prefix: layout.carries_prefix().then(|| noise(2, PREFIX * hidden)),
+        prompts: layout.has_prompts().then(|| noise(3, blocks * PREFIX * hidden)),
     };
     let [mut forward, mut keeping, mut backward, mut products] = [(); 4].map(|()| Vec::new());
-    let alone = Products::new();
+    let alone = Products::new(sizes);
     let mut stash_bytes = 0;
     for _ in 0..repetitions {
         let inputs = pass();
@@ -71,8 +104,9 @@ fn bench(stack: &BlockStack, injection: Injection, repetitions: usize) -> Result
         backward.push(timed(|| stack.backward(stash, grads, true))?.0);
         products.push(timed(|| alone.run())?.0);
     }
-    let work = flops(&layout) / 1e9;
-    let products_work = 2e-9 * ((EXAMPLES * LENGTH + PREFIX) * (4 * D * D + 3 * D * MLP)) as f64;
+    let work = flops(&layout, sizes) / 1e9;
+    let weights = blocks * (4 * hidden * hidden + 3 * hidden * mlp);
+    let products_work = 2e-9 * ((EXAMPLES * LENGTH + PREFIX) * weights) as f64;
     println!("  injection {injection:?}, stash {:.1} MB", stash_bytes as f64 / 1e6);
     let lines = [
         ("forward", forward, work),
@@ -95,28 +129,34 @@ fn timed<T, E: Error + 'static>(run: impl FnOnce() -> Result<T, E>) -> Result<(f
 }
 
 /// Of a forward; a backward to the input has as many (what it recomputes of the attention is not counted).
-fn flops(layout: &PassLayout) -> f64 {
+fn flops(layout: &PassLayout, sizes: Sizes) -> f64 {
     let text = (EXAMPLES * LENGTH) as f64;
     let all = text + PREFIX as f64;
     let active = if layout.injection == Injection::Replace { text } else { all };
-    let (d, mlp) = (D as f64, MLP as f64);
+    let (d, mlp) = (sizes.hidden as f64, sizes.mlp as f64);
     let seen = text * (PREFIX as f64 + (LENGTH as f64 + 1.0) / 2.0);
-    2.0 * (all * 2.0 * d * d + active * (2.0 * d * d + 3.0 * d * mlp) + 2.0 * seen * d)
+    sizes.blocks as f64 * 2.0 * (all * 2.0 * d * d + active * (2.0 * d * d + 3.0 * d * mlp) + 2.0 * seen * d)
 }
 
-/// The block's products with weights on the CPU, `[rows, input] x [input, output]`.
-struct Products(Vec<[Tensor<Dispatch, 2>; 2]>);
+/// The blocks' products with weights on the CPU, `[rows, input] x [input, output]`.
+struct Products {
+    operands: Vec<[Tensor<Dispatch, 2>; 2]>,
+    blocks: usize,
+}
 
 impl Products {
-    fn new() -> Self {
+    fn new(Sizes { hidden: d, mlp, blocks, .. }: Sizes) -> Self {
         let device = DispatchDevice::Flex(Default::default());
         let random = |rows, columns| Tensor::random([rows, columns], Distribution::Default, &device);
-        let shapes = [(D, D), (D, 2 * D), (D, D), (D, 2 * MLP), (MLP, D)];
-        Self(shapes.map(|(input, output)| [random(EXAMPLES * LENGTH + PREFIX, input), random(input, output)]).into())
+        let shapes = [(d, d), (d, 2 * d), (d, d), (d, 2 * mlp), (mlp, d)];
+        let operands = |(input, output)| [random(EXAMPLES * LENGTH + PREFIX, input), random(input, output)];
+        Self { operands: shapes.map(operands).into(), blocks }
     }
 
     fn run(&self) -> Result<(), std::fmt::Error> {
-        self.0.iter().for_each(|[x, w]| drop(black_box(x.clone().matmul(w.clone()))));
+        for [x, w] in (0..self.blocks).flat_map(|_| &self.operands) {
+            drop(black_box(x.clone().matmul(w.clone())));
+        }
         Ok(())
     }
 }
@@ -130,30 +170,32 @@ fn noise(seed: u32, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// A checkpoint with one random block.
-fn write_model(dir: &Path) -> Result<(), Box<dyn Error>> {
+/// A checkpoint of random blocks.
+fn write_model(dir: &Path, Sizes { hidden: d, mlp, heads, blocks, .. }: Sizes) -> Result<(), Box<dyn Error>> {
     let config = format!(
-        r#"{{"model_type": "llama", "vocab_size": 8, "hidden_size": {D}, "intermediate_size": {MLP},
-        "num_hidden_layers": 1, "num_attention_heads": {HEADS}, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}}"#
+        r#"{{"model_type": "llama", "vocab_size": 8, "hidden_size": {d}, "intermediate_size": {mlp},
+        "num_hidden_layers": {blocks}, "num_attention_heads": {heads}, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}}"#
     );
     std::fs::write(dir.join("config.json"), config)?;
     let shapes = [
-        ("input_layernorm", vec![D]),
-        ("post_attention_layernorm", vec![D]),
-        ("self_attn.q_proj", vec![D, D]),
-        ("self_attn.k_proj", vec![D, D]),
-        ("self_attn.v_proj", vec![D, D]),
-        ("self_attn.o_proj", vec![D, D]),
-        ("mlp.gate_proj", vec![MLP, D]),
-        ("mlp.up_proj", vec![MLP, D]),
-        ("mlp.down_proj", vec![D, MLP]),
+        ("input_layernorm", vec![d]),
+        ("post_attention_layernorm", vec![d]),
+        ("self_attn.q_proj", vec![d, d]),
+        ("self_attn.k_proj", vec![d, d]),
+        ("self_attn.v_proj", vec![d, d]),
+        ("self_attn.o_proj", vec![d, d]),
+        ("mlp.gate_proj", vec![mlp, d]),
+        ("mlp.up_proj", vec![mlp, d]),
+        ("mlp.down_proj", vec![d, mlp]),
     ];
     let mut data = BTreeMap::new();
-    for (seed, (name, shape)) in shapes.into_iter().enumerate() {
+    for (seed, (block, (name, shape))) in
+        (0..blocks).flat_map(|block| shapes.iter().map(move |shape| (block, shape))).enumerate()
+    {
         let scale = if shape.len() == 1 { 1.0 } else { 0.03 };
         let values = noise(seed as u32, shape.iter().product());
         let bytes: Vec<u8> = values.iter().flat_map(|v| (v * scale).to_le_bytes()).collect();
-        data.insert(format!("model.layers.0.{name}.weight"), (shape, bytes));
+        data.insert(format!("model.layers.{block}.{name}.weight"), (shape.clone(), bytes));
     }
     let mut views = Vec::new();
     for (name, (shape, bytes)) in &data {
