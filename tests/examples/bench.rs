@@ -1,10 +1,12 @@
 //! Figures of a swarm on this machine.
 //!
-//! usage: cargo run --release --workspace --example bench -- [small|tiny|MODEL_DIRECTORY]...
+//! usage: cargo run --release --workspace --example bench -- [--json FILE] [small|tiny|MODEL_DIRECTORY]...
 //!
 //! A bootstrap node and two servers with half of the blocks each, real processes over loopback TCP, and the client on the
 //! same cores. Prints medians; absolute figures move from machine to machine.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,11 +32,18 @@ struct Bench {
     blocks: usize,
     hidden: usize,
     vocab: usize,
+    /// Where times go as JSON lines, besides stdout.
+    json: Option<File>,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let mut names: Vec<String> = std::env::args().skip(1).collect();
+    let mut json = None;
+    if names.first().is_some_and(|first| first == "--json") && names.len() > 1 {
+        json = Some(File::create(&names[1])?);
+        names.drain(..2);
+    }
     if names.is_empty() {
         names = vec!["tiny".into(), "small".into()];
     }
@@ -46,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
             directory => directory.into(),
         };
         println!("\n## {name}");
-        let bench = Bench::start(&directory).await?;
+        let mut bench = Bench::start(&directory, json.take()).await?;
         bench.servers()?;
         bench.hop().await?;
         bench.forward().await?;
@@ -67,7 +76,7 @@ fn write(model: RandomModel, directory: &Path) -> anyhow::Result<PathBuf> {
 }
 
 impl Bench {
-    async fn start(directory: &Path) -> anyhow::Result<Self> {
+    async fn start(directory: &Path, json: Option<File>) -> anyhow::Result<Self> {
         let checkpoint = Checkpoint::open(directory)?;
         let (blocks, hidden) = (checkpoint.config().num_hidden_layers, checkpoint.config().hidden_size);
         println!(
@@ -83,7 +92,7 @@ impl Bench {
         client.wait_connected(Duration::from_secs(10)).await?;
         let sequence = RemoteSequence::new(client, id, checkpoint.blocks(), hidden, SequenceConfig::default());
         let vocab = checkpoint.config().vocab_size;
-        Ok(Self { swarm, sequence: Arc::new(sequence), local, blocks, hidden, vocab })
+        Ok(Self { swarm, sequence: Arc::new(sequence), local, blocks, hidden, vocab, json })
     }
 
     /// Memory and start-up of the servers.
@@ -124,7 +133,7 @@ impl Bench {
         Ok(())
     }
 
-    async fn forward(&self) -> anyhow::Result<()> {
+    async fn forward(&mut self) -> anyhow::Result<()> {
         let text = vec![0.01; BATCH * LENGTH * self.hidden];
         let mut times = Vec::new();
         let before = self.sequence.traffic();
@@ -145,10 +154,10 @@ impl Bench {
             (after.sent - before.sent) / repeats,
             (after.received - before.received) / repeats,
         );
-        Ok(())
+        self.record("forward", time)
     }
 
-    async fn train(&self, what: &str, injection: Injection, labels: Option<usize>) -> anyhow::Result<()> {
+    async fn train(&mut self, what: &str, injection: Injection, labels: Option<usize>) -> anyhow::Result<()> {
         let shape = TableShape { injection, blocks: self.blocks, prefix_len: PREFIX, hidden: self.hidden, labels };
         let init = TableInit { rule: InitRule::Normal, deep: None, std: 0.02, vocab_size: self.vocab as u32, seed: 0 };
         let tables = PromptTables::initialise(shape, &init, |ids| self.local.embed(ids))?;
@@ -175,7 +184,12 @@ impl Bench {
             (BATCH * LENGTH) as f64 / time.as_secs_f64(),
             100.0 * (up + down) as f64 / reference as f64,
         );
-        Ok(())
+        self.record(&format!("train {what}"), time)
+    }
+
+    fn record(&mut self, what: &str, time: Duration) -> anyhow::Result<()> {
+        let Some(file) = &mut self.json else { return Ok(()) };
+        Ok(writeln!(file, "{}", serde_json::json!({"what": what, "ms": ms(time)}))?)
     }
 
     fn example(&self, row: usize, labels: Option<usize>) -> Example {
