@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Once;
 
 use burn::tensor::DType;
 
@@ -9,6 +10,14 @@ use crate::tensor::RawDevice;
 
 #[cfg(feature = "cuda")]
 mod probe;
+
+/// Just below the largest block for which glibc's malloc adapts.
+const LARGE: usize = (32 << 20) - (64 << 10);
+
+/// A pass takes and gives back some megabytes dozens of times. glibc returns such memory to the system each time, and the
+/// page faults cost a tenth of a small pass; once a block of [`LARGE`] has been freed (it is never touched), malloc keeps
+/// up to twice as much for itself. Elsewhere this does nothing.
+static KEEP_MEMORY: Once = Once::new();
 
 /// A device that has been found usable.
 ///
@@ -72,6 +81,25 @@ impl Device {
     /// Whether this crate's kernels on host slices replace burn's element-wise operations and attention.
     pub(crate) fn has_kernels(&self) -> bool {
         self.kind == Kind::Cpu { kernels: true }
+    }
+
+    /// Runs a whole pass where its parts are spread over threads: on one of rayon's own, for kernels. From any other
+    /// thread, each part would be handed over and waited for, which takes longer than a small part itself.
+    pub(crate) fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        if !self.has_kernels() {
+            return pass();
+        }
+        KEEP_MEMORY.call_once(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGE))));
+        rayon::scope(|_| pass())
+    }
+
+    /// Memory that a GPU has free at the moment, in bytes; `None` for the CPU, or if the driver does not say.
+    pub fn free_bytes(&self) -> Option<u64> {
+        match self.kind {
+            Kind::Cpu { .. } => None,
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(index) => probe::free_bytes(index),
+        }
     }
 
     pub(crate) fn raw(&self) -> &RawDevice {
@@ -199,6 +227,7 @@ mod tests {
     fn devices_are_parsed_and_wrong_ones_refused_by_name() {
         assert_eq!("cpu".parse::<Device>().unwrap(), Device::cpu());
         assert!("auto".parse::<Device>().is_ok());
+        assert_eq!(Device::cpu().free_bytes(), None);
         assert_eq!("cuda:x".parse::<Device>(), Err(DeviceError::Syntax("cuda:x".into())));
         assert_eq!("gpu".parse::<Device>(), Err(DeviceError::Syntax("gpu".into())));
         if cfg!(not(feature = "cuda")) {

@@ -7,3 +7,11 @@ pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod simd;
 pub(crate) mod swiglu;
+
+/// Values that one task of an element-wise kernel takes: enough (some ten microseconds) to be worth handing to a thread.
+const TASK: usize = 1 << 14;
+
+/// Rows of this width that one task takes.
+fn rows_of_task(width: usize) -> usize {
+    (TASK / width.max(1)).max(1)
+}

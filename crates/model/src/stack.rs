@@ -80,6 +80,10 @@ impl BlockStack {
     /// the wrong size, if the device fails, or if an output is not finite.
     pub fn forward(&self, pass: ForwardPass<'_>, keep: bool) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
+        self.device.install(|| self.run_forward(pass, keep))
+    }
+
+    fn run_forward(&self, pass: ForwardPass<'_>, keep: bool) -> Result<ForwardOutput, PassError> {
         let ForwardPass { layout, text, prefix, prompts } = pass;
         let plan = Arc::new(PassPlan::new(layout, &self.config, &self.rotary, &self.device));
         let prompts = prompts.map(|values| self.prompts(layout, values));
@@ -110,8 +114,12 @@ impl BlockStack {
     /// [`PassError`] if the stash is another stack's, if a gradient is missing, superfluous or of the wrong size, if the
     /// device fails, or if a result is not finite.
     pub fn backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError> {
+        grads.check(&stash.layout, self.span, &self.config)?;
+        self.device.install(|| self.run_backward(stash, grads, text_grad))
+    }
+
+    fn run_backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError> {
         let Stash { layout, plan, blocks: mut stashes } = stash;
-        grads.check(&layout, self.span, &self.config)?;
         let (m, d) = (layout.prefix_rows(), self.config.hidden_size);
         let mut prompts = layout.has_prompts().then(|| vec![0.0; layout.span.len() * m * d]);
         if m == 0 && !text_grad {

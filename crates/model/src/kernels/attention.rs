@@ -85,13 +85,16 @@ impl<'a> Task<'a> {
         self.against(p, self.of_queries(self.q, block), self.seen(0, block), block);
         let (prefix, columns, scale) = (self.segment.prefix, self.columns(block), self.heads.scale());
         let visible = &self.visible[block.first..block.first + block.count];
-        vectorized(|| {
-            for (row, &visible) in p.chunks_exact_mut(columns).zip(visible) {
-                let (seen, hidden) = row.split_at_mut(prefix + visible as usize);
-                softmax(seen, scale);
-                hidden.fill(0.0);
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, &visible) in p.chunks_exact_mut(columns).zip(visible) {
+                    let (seen, hidden) = row.split_at_mut(prefix + visible as usize);
+                    softmax(seen, scale);
+                    hidden.fill(0.0);
+                }
+            },
+        );
     }
 
     /// `out (+)= scale · weights·rows` with weights over prefix and own rows; `out` has rows of `stride`.
@@ -193,12 +196,15 @@ fn backward_task(task: &Task<'_>, d_output: &[f32], prefix_only: bool) -> Gradie
         task.probabilities(&mut p, block);
         let (q, d_out) = (task.of_queries(task.q, block), task.of_queries(d_output, block));
         task.against(&mut ds, d_out, task.seen(1, block), block);
-        vectorized(|| {
-            for (ds, p) in ds.chunks_exact_mut(columns).zip(p.chunks_exact(columns)) {
-                let along = sum2(ds, p, |d, p| d * p);
-                ds.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along));
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (ds, p) in ds.chunks_exact_mut(columns).zip(p.chunks_exact(columns)) {
+                    let along = sum2(ds, p, |d, p| d * p);
+                    ds.iter_mut().zip(p).for_each(|(d, p)| *d = p * (*d - along));
+                }
+            },
+        );
         if !prefix_only {
             let start = (block.first - queries.start) * width + block.head * dim;
             let out = (&mut gradients.queries[start..], width);

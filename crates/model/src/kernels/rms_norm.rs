@@ -2,22 +2,24 @@
 
 use rayon::prelude::*;
 
+use super::rows_of_task;
 use super::simd::{sum2, vectorized};
-
-/// Rows that one task takes: enough to be worth a task, few enough to balance two threads.
-const ROWS: usize = 16;
 
 /// The normed rows of `x`, `[rows, weight.len()]`.
 pub(crate) fn forward(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
+    let rows = rows_of_task(width);
     let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(y, x)| {
-        vectorized(|| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let inverse = inverse_rms(x, eps);
-                y.iter_mut().zip(x).zip(weight).for_each(|((y, x), w)| *y = x * inverse * w);
-            }
-        });
+    y.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).for_each(|(y, x)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let inverse = inverse_rms(x, eps);
+                    y.iter_mut().zip(x).zip(weight).for_each(|((y, x), w)| *y = x * inverse * w);
+                }
+            },
+        );
     });
     y
 }
@@ -25,15 +27,19 @@ pub(crate) fn forward(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 /// Replaces the output's gradient `dy` by that of `x`.
 pub(crate) fn backward(x: &[f32], weight: &[f32], eps: f32, dy: &mut [f32]) {
     let width = weight.len();
-    dy.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(dy, x)| {
-        vectorized(|| {
-            for (dy, x) in dy.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let inverse = inverse_rms(x, eps);
-                dy.iter_mut().zip(weight).for_each(|(g, w)| *g *= w);
-                let along = sum2(dy, x, |g, x| g * x) / width as f32 * inverse * inverse * inverse;
-                dy.iter_mut().zip(x).for_each(|(g, x)| *g = *g * inverse - x * along);
-            }
-        });
+    let rows = rows_of_task(width);
+    dy.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).for_each(|(dy, x)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (dy, x) in dy.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let inverse = inverse_rms(x, eps);
+                    dy.iter_mut().zip(weight).for_each(|(g, w)| *g *= w);
+                    let along = sum2(dy, x, |g, x| g * x) / width as f32 * inverse * inverse * inverse;
+                    dy.iter_mut().zip(x).for_each(|(g, x)| *g = *g * inverse - x * along);
+                }
+            },
+        );
     });
 }
 

@@ -1,9 +1,12 @@
 //! Building blocks that compilers vectorise.
 
 /// Accumulators of a reduction: one AVX-512 register, two of AVX2.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Runs `kernel`, whose inlined code is compiled for the best instruction set that the processor has.
+///
+/// The closure must be `#[inline(always)]`, and so must be what it calls: code that stays a function of its own is
+/// compiled for the least processor.
 #[inline]
 pub(crate) fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(kernel)
@@ -67,11 +70,30 @@ pub(crate) fn max(values: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(b, a))
 }
 
+/// Replaces every value by `f` of it. Whole registers always: a short row would spend its time in a loop's scalar rest.
+#[inline(always)]
+fn replace(row: &mut [f32], f: impl Fn(f32) -> f32) {
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        chunk.iter_mut().for_each(|v| *v = f(*v));
+    }
+    if !rest.is_empty() {
+        let mut padded = [0.0; LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        padded.iter_mut().for_each(|v| *v = f(*v));
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
 /// Replaces `row` by `softmax(scale · row)`.
 #[inline(always)]
 pub(crate) fn softmax(row: &mut [f32], scale: f32) {
     let shift = max(row) * scale;
-    row.iter_mut().for_each(|v| *v = exp(*v * scale - shift));
+    replace(
+        row,
+        #[inline(always)]
+        |v| exp(v * scale - shift),
+    );
     let normaliser = sum2(row, row, |v, _| v).recip();
     row.iter_mut().for_each(|v| *v *= normaliser);
 }

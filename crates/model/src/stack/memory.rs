@@ -49,40 +49,67 @@ impl BlockStack {
         let per_active = q + d + 2 * f + norms * q;
         let [all, usual, last] = row_counts(layout);
         let blocks = layout.span.len() as u64;
-        let active = (blocks - 1).saturating_mul(usual).saturating_add(last);
+        let active = blocks.saturating_sub(1).saturating_mul(usual).saturating_add(last);
         let rows = blocks.saturating_mul(all).saturating_mul(per_row);
         rows.saturating_add(active.saturating_mul(per_active)).saturating_mul(F32)
     }
 
-    /// An upper bound on the bytes that a pass, forward or backward, takes beside weights and stash.
+    /// An upper bound on the bytes that a pass, forward or backward, takes beside weights, stash and the vectors that it
+    /// is given; without what an allocator loses to fragments.
     ///
-    /// It counts the widest moment of a block and the attention's scores for one block of queries per thread on the CPU,
-    /// for all of them elsewhere.
+    /// Saturates for layouts that no memory could hold.
     pub fn activation_bytes_estimate(&self, layout: &PassLayout) -> u64 {
         let [d, q, k, f] = self.config.widths();
         let [all, usual, _] = row_counts(layout);
-        let longest = layout.lengths.iter().copied().max().unwrap_or_default();
-        let seen = u64::from(longest) + u64::from(layout.prefix_len);
-        let scores = if self.device.has_kernels() {
-            let threads = rayon::current_num_threads() as u64;
-            threads.saturating_mul(2 * 64).saturating_mul(seen)
-        } else {
-            let slots = u64::from(longest).saturating_mul(layout.lengths.len() as u64) + u64::from(layout.prefix_len);
-            slots.saturating_mul(4 * self.config.num_attention_heads as u64).saturating_mul(seen)
-        };
-        // Input, output, gradient and residual rows; queries, keys and values with their gradients; the MLP's inside.
-        let rows = all.saturating_mul(4 * d + 4 * k + 4 * q).saturating_add(usual.saturating_mul(5 * f));
+        let prompts = if layout.has_prompts() { layout.span.len() as u64 } else { 0 };
+        // Inputs, outputs, gradients, norms and residuals; queries, keys and values with their gradients, before and
+        // after norm and rotation; the angles; the MLP's inside, whose activation has more temporaries without kernels.
+        let per_row = d.saturating_mul(10).saturating_add((q + k).saturating_mul(8) + 4 * self.config.head_dim as u64);
+        let per_active = f.saturating_mul(if self.device.has_kernels() { 5 } else { 14 });
+        let rows = all.saturating_mul(per_row).saturating_add(usual.saturating_mul(per_active));
+        let tables = u64::from(layout.prefix_len).saturating_mul(d).saturating_mul(2 * prompts);
+        let attention =
+            if self.device.has_kernels() { self.kernel_attention(layout) } else { self.portable_attention(layout) };
         // A half-precision weight is widened for its product on the CPU.
-        let widened =
-            if self.device.is_cpu() && self.dtype != Dtype::F32 { d.saturating_mul(2 * f).max(d * q) } else { 0 };
-        rows.saturating_add(scores).saturating_add(widened).saturating_mul(F32)
+        let widened = if self.device.is_cpu() && self.dtype != Dtype::F32 { d * (2 * f).max(q).max(2 * k) } else { 0 };
+        [tables, attention, widened].iter().fold(rows, |sum, part| sum.saturating_add(*part)).saturating_mul(F32)
     }
+
+    /// Values of the CPU kernel: probabilities and their gradients for one block of queries per thread (twice, because
+    /// the buffers grow), and the gradients that each example has for the prefix's keys and values.
+    fn kernel_attention(&self, layout: &PassLayout) -> u64 {
+        let [.., k, _] = self.config.widths();
+        let [longest, prefix, examples] = extents(layout);
+        let threads = rayon::current_num_threads() as u64;
+        let scores = threads.saturating_mul(4 * 64).saturating_mul(longest.max(prefix).saturating_add(prefix));
+        scores.saturating_add(examples.saturating_mul(prefix).saturating_mul(2 * k))
+    }
+
+    /// Values of the attention in burn's operations, whose examples are padded to the longest: masks, on the device and
+    /// as they are made, of the usual and of the last block; scores, of which a backward holds up to eight at a time
+    /// (probabilities, their gradients, parts and turned copies of both); and padded queries, keys and values.
+    fn portable_attention(&self, layout: &PassLayout) -> u64 {
+        let [_, q, k, _] = self.config.widths();
+        let [longest, prefix, examples] = extents(layout);
+        let slots = longest.saturating_mul(examples);
+        let text = slots.saturating_mul(longest.saturating_add(prefix));
+        let seen = text.saturating_add(prefix.saturating_mul(prefix));
+        let per_seen = (self.config.num_attention_heads as u64).saturating_mul(8).saturating_add(4);
+        let padded = slots.saturating_add(prefix).saturating_mul((q + k).saturating_mul(8));
+        seen.saturating_mul(per_seen).saturating_add(padded)
+    }
+}
+
+/// Text rows of the longest example, prefix rows, examples.
+fn extents(layout: &PassLayout) -> [u64; 3] {
+    let longest = layout.lengths.iter().copied().max().unwrap_or_default();
+    [u64::from(longest), u64::from(layout.prefix_len), layout.lengths.len() as u64]
 }
 
 /// Rows of a pass, active rows of its blocks, active rows of its last block.
 fn row_counts(layout: &PassLayout) -> [u64; 3] {
-    let text = layout.tokens() as u64;
-    let all = text + u64::from(layout.prefix_len);
+    let text = layout.lengths.iter().fold(0u64, |sum, &n| sum.saturating_add(u64::from(n)));
+    let all = text.saturating_add(u64::from(layout.prefix_len));
     let usual = if layout.injection == Injection::Replace { text } else { all };
     [all, usual, layout.read_rows.as_ref().map_or(usual, |rows| rows.len() as u64)]
 }

@@ -210,6 +210,16 @@ fn a_stash_is_as_large_as_estimated() {
 }
 
 #[test]
+fn estimates_saturate_for_a_strangers_layout() {
+    for device in [Device::cpu(), Device::cpu_without_kernels()] {
+        let mut layout = layout(Injection::Add, M);
+        (layout.lengths, layout.prefix_len) = (vec![u32::MAX; 64], u32::MAX);
+        let stack = stack_on(&device, Dtype::Bf16);
+        assert!(stack.activation_bytes_estimate(&layout) > 1 << 40 && stack.stash_bytes_estimate(&layout) > 1 << 40);
+    }
+}
+
+#[test]
 fn wrong_inputs_are_refused_by_name() {
     let stack = stack();
     let layout = layout(Injection::Add, M);

@@ -1,0 +1,86 @@
+//! Whether passes keep to the memory that they are estimated to take, counted by an allocator.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy takes for production code")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use petals_model::{Checkpoint, Device, Dtype, ForwardPass, OutputGrads};
+use petals_protocol::{Injection, PassLayout, Span};
+
+struct Counting;
+
+static NOW: AtomicU64 = AtomicU64::new(0);
+static PEAK: AtomicU64 = AtomicU64::new(0);
+
+#[allow(unsafe_code)]
+// SAFETY: hands everything on to the system's allocator, unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size() as u64, Relaxed).wrapping_add(layout.size() as u64);
+        PEAK.fetch_max(now, Relaxed);
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size() as u64, Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The result, and how far memory rose while `run` ran.
+fn rise<T>(run: impl FnOnce() -> T) -> (T, u64) {
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let result = run();
+    (result, PEAK.load(Relaxed) - before)
+}
+
+fn layouts() -> Vec<PassLayout> {
+    let even = PassLayout {
+        span: Span::new(0, 4).unwrap(),
+        lengths: vec![100; 8],
+        prefix_len: 16,
+        injection: Injection::None,
+        read_rows: None,
+    };
+    let ragged = PassLayout { lengths: vec![3, 180, 2, 5, 60, 1], injection: Injection::Add, ..even.clone() };
+    let many = PassLayout { lengths: vec![4; 200], injection: Injection::Replace, ..even.clone() };
+    let reading = PassLayout { read_rows: Some((0..700).collect()), ..even.clone() };
+    vec![even, ragged, many, reading]
+}
+
+#[test]
+fn passes_take_no_more_memory_than_estimated() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/qwen3/model");
+    let checkpoint = Checkpoint::open(model).unwrap();
+    for device in [Device::cpu(), Device::cpu_without_kernels()] {
+        let stack = checkpoint.load_span(Span::new(0, 4).unwrap(), &device, Dtype::F32).unwrap();
+        let d = stack.config().hidden_size;
+        for (layout, warm) in layouts().iter().flat_map(|layout| [true, false].map(|warm| (layout, warm))) {
+            let m = layout.prefix_rows() * d;
+            let text = vec![0.1; layout.tokens() * d];
+            let prefix = layout.carries_prefix().then(|| vec![0.2; m]);
+            let prompts = layout.has_prompts().then(|| vec![0.3; 4 * m]);
+            let (estimate, stash) = (stack.activation_bytes_estimate(layout), stack.stash_bytes_estimate(layout));
+            let pass = ForwardPass { layout, text, prefix, prompts };
+            let (output, forward) = rise(|| stack.forward(pass, true).unwrap());
+            let grads = OutputGrads { text: output.text, prefix: output.prefix };
+            let kept = output.stash.unwrap();
+            let (_, backward) = rise(|| stack.backward(kept, grads, true).unwrap());
+            // The first pass also makes threads and the products' packing buffers.
+            if !warm {
+                println!(
+                    "{device}: estimate {estimate}, forward {forward} with a stash of {stash}, backward {backward}"
+                );
+                assert!(forward <= estimate + stash, "{layout:?}: forward took {forward} of {estimate} + {stash}");
+                assert!(backward <= estimate, "{layout:?}: backward took {backward} of {estimate}");
+            }
+        }
+    }
+}
