@@ -87,7 +87,7 @@ pub struct ServeArgs {
     /// Largest number of rows (prefix and text) of one pass.
     #[arg(long, default_value_t = 8192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rows: u32,
-    /// Memory for what training forwards leave for their backwards, such as 512M or 2G. Default: an eighth of what is free.
+    /// Memory for what training forwards leave for their backwards, such as 512M or 2G. Default: an eighth of what the weights leave.
     #[arg(long, value_name = "SIZE", value_parser = byte_size)]
     pub stash_bytes: Option<u64>,
     /// A name that people see in listings.

@@ -9,6 +9,8 @@ mod budget;
 mod error;
 mod events;
 mod executor;
+#[cfg(test)]
+mod fixture;
 mod idle_reader;
 mod keygen;
 mod memory;

@@ -277,3 +277,6 @@ async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiv
     }
     let _ = writer.close().await;
 }
+
+#[cfg(test)]
+mod tests;
