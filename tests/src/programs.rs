@@ -20,6 +20,16 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Sends a signal by its name, such as `TERM`, to a process that a test started.
+///
+/// # Errors
+/// If it cannot be sent.
+pub fn send_signal(process: u32, name: &str) -> anyhow::Result<()> {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status()?;
+    anyhow::ensure!(status.success(), "kill -{name} failed");
+    Ok(())
+}
+
 /// Lines of a child's stdout, read on a thread so that waiting can time out.
 fn lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
     let (sender, receiver) = sync_channel(10_000);
@@ -103,9 +113,7 @@ impl Node {
     /// # Errors
     /// If it cannot be sent.
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status()?;
-        anyhow::ensure!(status.success(), "kill -{name} failed");
-        Ok(())
+        send_signal(self.child.id(), name)
     }
 
     /// Waits for the end of the process and returns its exit status.
@@ -243,11 +251,19 @@ impl Tune {
     }
 
     /// Starts with `--json`; `each` sees every event and says whether to go on. At `false` the process is killed by
-    /// SIGKILL. Returns the losses seen and whether it ended by itself.
+    /// SIGKILL. Returns the losses seen and whether it ended by itself and well.
     ///
     /// # Errors
     /// If it cannot be started or falls silent.
     pub fn watch(self, mut each: impl FnMut(&Value) -> bool) -> anyhow::Result<(Vec<f64>, bool)> {
+        self.watch_with_id(|_, event| each(event))
+    }
+
+    /// As [`Self::watch`]; `each` also gets the process's id, to send it signals.
+    ///
+    /// # Errors
+    /// As [`Self::watch`].
+    pub fn watch_with_id(self, mut each: impl FnMut(u32, &Value) -> bool) -> anyhow::Result<(Vec<f64>, bool)> {
         let mut command = self.args(&["--json"]).command;
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let lines = lines(child.stdout.take().context("no stdout")?);
@@ -263,7 +279,7 @@ impl Tune {
             };
             let event: Value = serde_json::from_str(&line)?;
             losses.extend(event["loss"].as_f64().filter(|_| event["event"] == "step"));
-            if !each(&event) {
+            if !each(child.id(), &event) {
                 child.kill()?;
                 child.wait()?;
                 return Ok((losses, false));

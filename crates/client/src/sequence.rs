@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{Injection, ModelId, PassLayout, Refusal, Remedy, Span, StashId, WireDtype};
-use petals_swarm::{LookupError, PeerId, SwarmHandle};
+use petals_swarm::{PeerId, SwarmHandle};
 use tokio::sync::mpsc;
 
 use crate::exchange::{BackwardInput, HopInput};
@@ -19,12 +19,17 @@ use crate::retry::Retry;
 use crate::tables::PromptTables;
 use crate::view::SwarmView;
 
+mod error;
+mod event;
+
+pub use error::SequenceError;
+use error::chain;
+pub use event::SwarmEvent;
+
 /// A busy server's hint is believed up to this.
 const LONGEST_BUSY_WAIT: Duration = Duration::from_secs(5);
 /// After so many refusals in a row a busy server is passed over if there is another.
 const BUSY_ATTEMPTS: u32 = 3;
-/// Characters of a failure's description.
-const LONGEST_REASON: usize = 300;
 
 /// How patiently and in which precision a [`RemoteSequence`] talks to servers.
 #[derive(Debug, Clone)]
@@ -45,69 +50,6 @@ impl Default for SequenceConfig {
             wire_dtype: WireDtype::F32,
         }
     }
-}
-
-/// Something a user may want to see while passes go on.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum SwarmEvent {
-    /// A server failed a request; its span is routed anew.
-    HopFailed {
-        /// Who.
-        peer: PeerId,
-        /// The blocks it was to run.
-        span: Span,
-        /// What happened.
-        reason: String,
-    },
-    /// Nobody holds some blocks; asked again after `wait`.
-    BlocksMissing {
-        /// Which.
-        missing: MissingBlocks,
-        /// Time to the next attempt.
-        wait: Duration,
-        /// Time until the pass gives up.
-        patience_left: Duration,
-    },
-}
-
-/// Why a pass failed for good.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SequenceError {
-    /// No route for the whole time that a pass is retried.
-    #[error("{missing} (waited {waited:.0?})")]
-    Missing {
-        /// The blocks.
-        missing: MissingBlocks,
-        /// For how long.
-        waited: Duration,
-    },
-    /// The request itself is wrong; every server would answer the same.
-    #[error("server {peer} rejects the request for blocks {span}")]
-    Rejected {
-        /// Who said so.
-        peer: PeerId,
-        /// Which blocks were asked for.
-        span: Span,
-        /// Its reason.
-        #[source]
-        refusal: Box<Refusal>,
-    },
-    /// Servers were there, but none gave an answer for the whole time that a pass is retried.
-    #[error("no server answered for blocks {span} (tried for {waited:.0?})")]
-    Exhausted {
-        /// The blocks.
-        span: Span,
-        /// For how long.
-        waited: Duration,
-        /// The last failure.
-        #[source]
-        last: Box<HopError>,
-    },
-    /// The directory cannot be asked.
-    #[error("cannot look up servers")]
-    Lookup(#[from] LookupError),
 }
 
 /// One micro-batch as it enters block 0.
@@ -506,18 +448,4 @@ impl RemoteSequence {
 /// The prefix leaves no output on the last span, so its layout always says which rows are read.
 fn all_rows(input: &PassInput) -> Vec<u32> {
     (0..input.lengths.iter().sum()).collect()
-}
-
-/// An error with its causes on one line. Parts of it may be the words of strangers: no control characters, no novels.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text.chars().filter(|c| !c.is_control()).take(LONGEST_REASON).collect()
 }

@@ -1,6 +1,6 @@
 //! `kill -9` of the trainer, and `--resume`.
 
-use petals_e2e::{Goldens, ProcessSwarm, assert_curves_close};
+use petals_e2e::{Goldens, ProcessSwarm, assert_curves_close, send_signal};
 
 use crate::curves::training;
 
@@ -27,6 +27,30 @@ fn a_killed_trainer_resumes_to_the_uninterrupted_curve() -> anyhow::Result<()> {
         losses.truncate(first - 1);
         losses.extend(resumed);
         assert_curves_close(&format!("killed at {kill_at}"), &losses, &expected, 1e-3);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_trainer_that_is_asked_to_stop_saves_its_last_step() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let directory = tempfile::tempdir()?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &["0..4"])?;
+    for signal in ["INT", "TERM"] {
+        let out = directory.path().join(signal);
+        let run = || training(&swarm, &goldens, "add", "causal-lm", &out);
+        let (mut losses, finished) = run()?.args(&["--save-every", "0"]).watch_with_id(|process, event| {
+            if event["event"] == "step" && event["step"] == 2 {
+                // A server that stands still keeps the trainer inside of a step until the signal arrives.
+                let _ = swarm.servers[0].signal("STOP").and_then(|()| send_signal(process, signal));
+            }
+            true
+        })?;
+        swarm.servers[0].signal("CONT")?;
+        assert!(!finished, "{signal}: 18 steps were left when the server stood still");
+        assert!(out.join("adapter_model.safetensors").exists(), "{signal}: the adapter is saved too");
+        losses.extend(run()?.args(&["--resume"]).losses()?);
+        assert_curves_close(signal, &losses, &goldens.numbers("curve.add.causal-lm"), 1e-3);
     }
     Ok(())
 }
