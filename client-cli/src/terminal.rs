@@ -1,6 +1,6 @@
 //! The terminal on stderr: progress bars, and everything else that must not be written across them.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 
 use indicatif::MultiProgress;
@@ -22,12 +22,17 @@ pub(crate) fn around_bars<T>(write: impl FnOnce() -> T) -> T {
 /// Sends logs to stderr. RUST_LOG decides what is logged; else warnings, and with more `verbose` more of ours.
 pub(crate) fn init_logging(verbose: u8) {
     let default = match verbose {
-        0 => "warn",
+        0 => "warn,libp2p_kad=error",
         1 => "warn,petals_client=info,petals_swarm=info,petals_tune=info",
         _ => "info,petals_client=debug,petals_swarm=debug,petals_tune=debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(AroundBars).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(AroundBars)
+        .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
 }
 
 /// Makes writers to stderr that keep clear of the bars.

@@ -45,8 +45,13 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
 
 /// Logs to stderr; the level comes from `RUST_LOG` and is `warn`, for this project's own code `info`, without it.
 pub fn log_to_stderr() {
+    use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("warn,petals_node=info,petals_swarm=info,petals_model=info"));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        // The first node of a swarm has nobody to ask, which kad warns of every few minutes.
+        .unwrap_or_else(|_| {
+            EnvFilter::new("warn,libp2p_kad=error,petals_node=info,petals_swarm=info,petals_model=info")
+        });
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
 }

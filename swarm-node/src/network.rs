@@ -13,6 +13,9 @@ use crate::events::NodeEvent;
 /// How long the start waits for a first peer before it goes on alone.
 const FIRST_PEER: Duration = Duration::from_secs(10);
 
+/// A wildcard address becomes one address for each interface, within this time.
+const INTERFACES: Duration = Duration::from_millis(200);
+
 /// The configuration that the arguments describe.
 pub(crate) fn config(args: &NetworkArgs, peers: &[String]) -> Result<SwarmConfig, NodeError> {
     let addresses = |texts: &[String], flag: &str| {
@@ -42,12 +45,27 @@ pub(crate) async fn start(
     json: bool,
 ) -> Result<(SwarmHandle, Incoming), NodeError> {
     let has_peers = !config.peers.is_empty();
+    let everywhere = config.listen.iter().any(|address| is_wildcard(&address.to_string()));
     let (handle, incoming) = SwarmNode::start(identity, config).await.map_err(NodeError::input)?;
-    for address in handle.listen_addresses() {
-        NodeEvent::Listening { address: address.to_string() }.emit(json);
+    if everywhere {
+        tokio::time::sleep(INTERFACES).await;
+    }
+    let mut addresses: Vec<String> = handle.listen_addresses().iter().map(ToString::to_string).collect();
+    // What other machines can use comes first.
+    addresses.sort_by_key(|address| is_loopback(address));
+    for address in addresses {
+        NodeEvent::Listening { address }.emit(json);
     }
     if has_peers && let Err(error) = handle.wait_connected(FIRST_PEER).await {
         tracing::warn!("no --peers address answers yet, going on and trying again: {error}");
     }
     Ok((handle, incoming))
+}
+
+fn is_wildcard(address: &str) -> bool {
+    address.starts_with("/ip4/0.0.0.0/") || address.starts_with("/ip6/::/")
+}
+
+fn is_loopback(address: &str) -> bool {
+    address.starts_with("/ip4/127.") || address.starts_with("/ip6/::1/")
 }
