@@ -42,6 +42,8 @@ struct Dialling {
     attempt: ConnectionId,
     /// Addresses to try if the attempt fails.
     rest: Option<Vec<Multiaddr>>,
+    /// What happened at those tried before.
+    failures: Vec<String>,
     requests: Vec<OpenRequest>,
 }
 
@@ -70,7 +72,7 @@ impl Behaviour {
             let (tcp, others): (Vec<_>, Vec<_>) = addresses.into_iter().partition(is_tcp);
             let (first, rest) = if tcp.is_empty() { (others, None) } else { (tcp, Some(others)) };
             let attempt = self.dial(peer, first, rest.is_none());
-            self.dialling.insert(peer, Dialling { attempt, rest, requests: vec![request] });
+            self.dialling.insert(peer, Dialling { attempt, rest, failures: Vec::new(), requests: vec![request] });
         }
         self.wake();
     }
@@ -114,6 +116,10 @@ impl Behaviour {
             self.dialling.insert(peer, dialling);
             return;
         }
+        // That no further address is known says nothing beside what happened at the ones that were.
+        if dialling.failures.is_empty() || !matches!(error, DialError::NoAddresses) {
+            dialling.failures.push(describe_dial_error(error));
+        }
         dialling.requests.retain(|request| !request.reply.is_closed());
         if let Some(rest) = dialling.rest.take()
             && !dialling.requests.is_empty()
@@ -122,7 +128,7 @@ impl Behaviour {
             self.dialling.insert(peer, Dialling { attempt, ..dialling });
             return;
         }
-        let reason = describe_dial_error(error);
+        let reason = dialling.failures.join("; ");
         for request in dialling.requests {
             let _ = request.reply.send(Err(OpenFailure::Unreachable(reason.clone())));
         }
