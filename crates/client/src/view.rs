@@ -1,13 +1,13 @@
 //! The client's picture of the swarm: who serves the model, and open streams to them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, LookupError, PeerId, SwarmHandle};
 
-use crate::hop::{HopConnection, HopError, Traffic, TrafficCount};
+use crate::hop::{HopConnection, HopError, Traffic, TrafficCount, lock};
 use crate::peers::{Measurement, PeerTable};
 use crate::planner::Candidate;
 
@@ -156,8 +156,4 @@ impl SwarmView {
 /// Whether a slot holds a usable stream; one that is just being opened does not count.
 fn is_open(slot: &Slot) -> bool {
     slot.try_lock().is_ok_and(|slot| slot.as_ref().is_some_and(|open| open.is_open()))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
