@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use petals_client::TrafficCount;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -74,6 +75,9 @@ pub(crate) struct Step {
     pub(crate) tokens_per_s: f64,
     /// Global norm of the gradients before clipping.
     pub(crate) grad_norm: f64,
+    /// What crossed the network, and the blocks that were run for it.
+    #[serde(flatten)]
+    pub(crate) traffic: TrafficCount,
 }
 
 /// A measurement on held-out data.
@@ -225,9 +229,11 @@ mod tests {
     #[test]
     fn events_have_the_documented_json() {
         let json = Output::new(true);
-        let step = Step { step: 3, loss: 0.25, lr: 0.01, tokens_per_s: 100.0, grad_norm: 2.0 };
-        let line = r#"{"event":"step","step":3,"loss":0.25,"lr":0.01,"tokens_per_s":100.0,"grad_norm":2.0}"#;
-        assert_eq!(json.line(&step).unwrap(), line);
+        let traffic = TrafficCount { sent: 5, received: 4, requests: 2, block_forwards: 8, block_backwards: 8 };
+        let step = Step { step: 3, loss: 0.25, lr: 0.01, tokens_per_s: 100.0, grad_norm: 2.0, traffic };
+        let line = r#"{"event":"step","step":3,"loss":0.25,"lr":0.01,"tokens_per_s":100.0,"grad_norm":2.0,"#;
+        let rest = r#""sent":5,"received":4,"requests":2,"block_forwards":8,"block_backwards":8}"#;
+        assert_eq!(json.line(&step).unwrap(), format!("{line}{rest}"));
         let eval = |accuracy| Eval { step: 3, loss: 0.5, accuracy };
         assert_eq!(json.line(&eval(Some(0.75))).unwrap(), r#"{"event":"eval","step":3,"loss":0.5,"accuracy":0.75}"#);
         assert_eq!(json.line(&eval(None)).unwrap(), r#"{"event":"eval","step":3,"loss":0.5}"#);

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use petals_protocol::Span;
 
+use crate::stash::StashPolicy;
+
 const SERVE_EXAMPLES: &str = "\
 Examples:
   Start a swarm with the first half of a model:
@@ -90,6 +92,10 @@ pub struct ServeArgs {
     /// Memory for what training forwards leave for their backwards, such as 512M or 2G. Default: an eighth of what the weights leave.
     #[arg(long, value_name = "SIZE", value_parser = byte_size)]
     pub stash_bytes: Option<u64>,
+    /// What training forwards leave: full (everything the backward needs), inputs (what enters each block, at the price of a second
+    /// forward), none, or auto (whatever there is room for).
+    #[arg(long, default_value = "auto", value_name = "LEVEL")]
+    pub stash: StashPolicy,
     /// A name that people see in listings.
     #[arg(long, value_name = "TEXT")]
     pub public_name: Option<String>,

@@ -10,14 +10,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use petals_model::{BlockStack, ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Stash};
-use petals_protocol::{PassLayout, Refusal, StashId};
+use petals_model::{BlockStack, InputGrads, OutputGrads, Stash};
+use petals_protocol::{BlockPasses, PassLayout, Refusal, StashId, StashLevel};
 use petals_swarm::PeerId;
 use tokio::sync::oneshot;
 
+use crate::compute::Compute;
+use crate::prompts::Prompts;
 use crate::queue::FairQueue;
-use crate::recompute;
-use crate::stash::StashStore;
+use crate::stash::{StashPolicy, StashStore};
 
 /// Bounds of the executor's queue and memory.
 #[derive(Debug, Clone, Copy)]
@@ -32,10 +33,12 @@ pub struct ExecutorConfig {
     pub pass_bytes: u64,
     /// How long a stash is kept for a backward that does not come.
     pub stash_lifetime: Duration,
+    /// Which levels of stashes are used.
+    pub stash_policy: StashPolicy,
 }
 
 impl Default for ExecutorConfig {
-    /// 256 passes, 64 of one peer, 1 GiB of stash for at most 5 minutes, 4 GiB for a pass.
+    /// 256 passes, 64 of one peer, 1 GiB of stash of any level for at most 5 minutes, 4 GiB for a pass.
     fn default() -> Self {
         Self {
             queue: 256,
@@ -43,6 +46,7 @@ impl Default for ExecutorConfig {
             stash_bytes: 1 << 30,
             pass_bytes: 4 << 30,
             stash_lifetime: Duration::from_secs(300),
+            stash_policy: StashPolicy::Auto,
         }
     }
 }
@@ -52,7 +56,7 @@ impl Default for ExecutorConfig {
 pub(crate) struct Inputs {
     pub(crate) text: Vec<f32>,
     pub(crate) prefix: Option<Vec<f32>>,
-    pub(crate) prompts: Option<Vec<f32>>,
+    pub(crate) prompts: Option<Prompts>,
 }
 
 /// What a pass does.
@@ -77,13 +81,14 @@ pub(crate) struct Pass {
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) output: Output,
+    pub(crate) passes: BlockPasses,
     pub(crate) queued: Duration,
     pub(crate) computed: Duration,
 }
 
 #[derive(Debug)]
 pub(crate) enum Output {
-    Forward { text: Vec<f32>, prefix: Option<Vec<f32>>, stashed: bool },
+    Forward { text: Vec<f32>, prefix: Option<Vec<f32>>, stash: StashLevel },
     Backward(InputGrads),
 }
 
@@ -123,10 +128,11 @@ impl Executor {
         let shared = Arc::new(Shared {
             state: Mutex::new(State { queue, running: false, stopping: false }),
             wake: Condvar::new(),
-            stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime)),
+            stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime, Stash::reduce)),
             mean_us: AtomicU64::new(0),
         });
-        let worker = Worker { blocks, shared: shared.clone(), pass_bytes: config.pass_bytes };
+        let compute = Compute { blocks, pass_bytes: config.pass_bytes, policy: config.stash_policy };
+        let worker = Worker { compute, shared: shared.clone() };
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -178,7 +184,7 @@ impl ExecutorHandle {
 
     /// Drops stashes that nobody came for in time.
     pub(crate) fn expire_stashes(&self) {
-        lock(&self.0.stashes).make_room(0, Instant::now());
+        lock(&self.0.stashes).expire(Instant::now());
     }
 
     /// Lets a stream leave stashes.
@@ -198,14 +204,13 @@ impl ExecutorHandle {
 }
 
 /// A panic elsewhere leaves these structures consistent (they are changed in single steps), so poison is ignored.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Worker {
-    blocks: BlockStack,
+    compute: Compute,
     shared: Arc<Shared>,
-    pass_bytes: u64,
 }
 
 impl Worker {
@@ -219,13 +224,14 @@ impl Worker {
             let queued = started.duration_since(pass.arrived);
             // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
             // and must cost this request only.
-            let output = catch_unwind(AssertUnwindSafe(|| self.execute(pass))).unwrap_or_else(|_| {
+            let run = || self.compute.run(pass, &self.shared.stashes);
+            let output = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
                 tracing::error!("a pass panicked");
                 Err(Refusal::Internal { what: "the computation failed".into() })
             });
             let computed = started.elapsed();
             self.record(computed);
-            let _ = reply.send(output.map(|output| Done { output, queued, computed }));
+            let _ = reply.send(output.map(|(output, passes)| Done { output, passes, queued, computed }));
         }
     }
 
@@ -247,69 +253,9 @@ impl Worker {
         }
     }
 
-    fn execute(&self, pass: Pass) -> Result<Output, Refusal> {
-        let Pass { stream, layout, work, .. } = pass;
-        let bytes = self.blocks.activation_bytes_estimate(&layout);
-        if bytes > self.pass_bytes {
-            return Err(Refusal::TooLarge {
-                what: "the memory of the pass".into(),
-                got: bytes,
-                limit: self.pass_bytes,
-            });
-        }
-        match work {
-            Work::Forward { inputs, stash } => {
-                let key = stash.map(|stash| (stream, stash)).filter(|_| self.room_for_stash(&layout));
-                let ForwardOutput { text, prefix, stash } = self.forward(&layout, inputs, key.is_some())?;
-                let stashed = key.zip(stash).is_some_and(|(key, stash)| {
-                    let bytes = stash.bytes();
-                    lock(&self.shared.stashes).insert(key, layout, stash, bytes, Instant::now())
-                });
-                Ok(Output::Forward { text, prefix, stashed })
-            }
-            Work::Backward { inputs, stash, grads, text_grad } => {
-                let grads = match (stash, inputs) {
-                    (Some(stash), _) => {
-                        let stash = lock(&self.shared.stashes).take((stream, stash), &layout);
-                        self.blocks.backward(stash.ok_or(Refusal::StashGone)?, grads, text_grad)
-                    }
-                    (None, Some(inputs)) => {
-                        recompute::backward(&self.blocks, &layout, inputs, grads, text_grad, self.pass_bytes)
-                    }
-                    (None, None) => {
-                        return Err(Refusal::BadRequest { what: "backward without stash or inputs".into() });
-                    }
-                };
-                grads.map(Output::Backward).map_err(refusal)
-            }
-        }
-    }
-
-    fn room_for_stash(&self, layout: &PassLayout) -> bool {
-        let bytes = self.blocks.stash_bytes_estimate(layout);
-        lock(&self.shared.stashes).make_room(bytes, Instant::now())
-    }
-
-    fn forward(&self, layout: &PassLayout, inputs: Inputs, keep: bool) -> Result<ForwardOutput, Refusal> {
-        let Inputs { text, prefix, prompts } = inputs;
-        self.blocks.forward(ForwardPass { layout, text, prefix, prompts }, keep).map_err(refusal)
-    }
-
     fn record(&self, computed: Duration) {
         let new = computed.as_micros() as u64;
         let old = self.shared.mean_us.load(Ordering::Relaxed);
         self.shared.mean_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);
-    }
-}
-
-fn refusal(error: PassError) -> Refusal {
-    tracing::debug!(%error, "pass refused");
-    match error {
-        PassError::NotFinite(_) => Refusal::NotFinite { what: error.to_string() },
-        PassError::Device(_) => {
-            tracing::error!(%error, "the device failed");
-            Refusal::Internal { what: error.to_string() }
-        }
-        _ => Refusal::BadShape { what: error.to_string() },
     }
 }

@@ -6,6 +6,7 @@
 mod args;
 mod bootstrap;
 mod budget;
+mod compute;
 mod error;
 mod events;
 mod executor;
@@ -16,8 +17,8 @@ mod keygen;
 mod memory;
 mod network;
 mod placement;
+mod prompts;
 mod queue;
-mod recompute;
 mod request;
 mod serve;
 mod server;
@@ -30,6 +31,7 @@ pub use error::NodeError;
 pub use events::NodeEvent;
 pub use executor::ExecutorConfig;
 pub use server::{Server, ServerConfig};
+pub use stash::StashPolicy;
 
 /// Carries out a command line.
 ///

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use petals_model::{InputGrads, OutputGrads};
 use petals_protocol::{
-    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Limits, PassLayout, Refusal, Request, Response,
-    ServerInfo, Tensor, TensorError, WireDtype,
+    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Limits, PassLayout, PromptSource, Refusal, Request,
+    Response, ServerInfo, Tensor, TensorError, WireDtype,
 };
 use petals_swarm::PeerId;
 
 use crate::executor::{Done, Inputs, Output, Pass, Work};
+use crate::prompts::{PromptCache, Prompts};
 
 /// Longest time a request may ask to wait.
 const MAX_PATIENCE: Duration = Duration::from_secs(600);
@@ -61,26 +62,34 @@ impl Asked {
 }
 
 /// Checks a request against what is hosted and decodes its tensors. Nothing from a stranger gets past this unchecked.
+/// `prompts` are what the stream has kept.
 pub(crate) fn pass(
     hosted: &Hosted,
     limits: &Limits,
     draining: bool,
+    prompts: &mut PromptCache,
     request: Request,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
     match request {
         Request::Forward(_) if draining => Err(Refusal::Draining),
-        Request::Forward(request) => forward(hosted, limits, request, tensors),
-        Request::Backward(request) => backward(hosted, limits, draining, request, tensors),
+        Request::Forward(request) => forward(hosted, limits, prompts, request, tensors),
+        Request::Backward(request) => backward(hosted, limits, draining, prompts, request, tensors),
         _ => Err(Refusal::BadRequest { what: "this request has no place here".into() }),
     }
 }
 
-fn forward(hosted: &Hosted, limits: &Limits, request: ForwardRequest, tensors: Vec<Tensor>) -> Result<Asked, Refusal> {
-    let ForwardRequest { layout, stash, reply_dtype, deadline_ms } = request;
+fn forward(
+    hosted: &Hosted,
+    limits: &Limits,
+    kept: &mut PromptCache,
+    request: ForwardRequest,
+    tensors: Vec<Tensor>,
+) -> Result<Asked, Refusal> {
+    let ForwardRequest { layout, prompts, stash, reply_dtype, deadline_ms } = request;
     check_layout(hosted, limits, &layout)?;
     let mut tensors = TensorsOf { tensors: tensors.into_iter(), layout: &layout, hidden: hosted.hidden_size };
-    let inputs = tensors.inputs()?;
+    let inputs = tensors.inputs(prompts, kept)?;
     tensors.end()?;
     let reply = ReplyShape::new(hosted, &layout, reply_dtype);
     Ok(Asked { work: Work::Forward { inputs, stash }, patience: patience(deadline_ms), layout, reply })
@@ -90,16 +99,17 @@ fn backward(
     hosted: &Hosted,
     limits: &Limits,
     draining: bool,
+    kept: &mut PromptCache,
     request: BackwardRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
-    let BackwardRequest { layout, stash, text_grad, reply_dtype, deadline_ms } = request;
+    let BackwardRequest { layout, prompts, stash, text_grad, reply_dtype, deadline_ms } = request;
     check_layout(hosted, limits, &layout)?;
     if draining && stash.is_none() {
         return Err(Refusal::Draining);
     }
     let mut tensors = TensorsOf { tensors: tensors.into_iter(), layout: &layout, hidden: hosted.hidden_size };
-    let inputs = if stash.is_none() { Some(tensors.inputs()?) } else { None };
+    let inputs = if stash.is_none() { Some(tensors.inputs(prompts, kept)?) } else { None };
     let grads = tensors.output_grads()?;
     tensors.end()?;
     let reply = ReplyShape::new(hosted, &layout, reply_dtype);
@@ -131,14 +141,25 @@ struct TensorsOf<'a> {
 }
 
 impl TensorsOf<'_> {
-    fn inputs(&mut self) -> Result<Inputs, Refusal> {
+    fn inputs(&mut self, prompts: PromptSource, kept: &mut PromptCache) -> Result<Inputs, Refusal> {
         let (layout, hidden) = (self.layout, self.hidden);
         let prefix_rows = layout.prefix_rows();
         let text = self.next("the text's hidden states", &[layout.tokens(), hidden])?;
         let prefix = layout.carries_prefix().then(|| self.next("the prefix", &[prefix_rows, hidden])).transpose()?;
-        let prompts = [layout.span.len(), prefix_rows, hidden];
-        let prompts = layout.has_prompts().then(|| self.next("the prompts", &prompts)).transpose()?;
+        let prompts = if layout.has_prompts() { Some(self.prompts(prompts, kept)?) } else { None };
         Ok(Inputs { text, prefix, prompts })
+    }
+
+    fn prompts(&mut self, source: PromptSource, kept: &mut PromptCache) -> Result<Prompts, Refusal> {
+        let layout = self.layout;
+        if let PromptSource::Kept(id) = source {
+            return kept.get(id, layout);
+        }
+        let values = self.next("the prompts", &[layout.span.len(), layout.prefix_rows(), self.hidden])?;
+        Ok(match source {
+            PromptSource::Keep(id) => kept.keep(id, layout, values),
+            _ => Prompts::new(values),
+        })
     }
 
     fn output_grads(&mut self) -> Result<OutputGrads, Refusal> {
@@ -173,15 +194,15 @@ impl ReplyShape {
 
     pub(crate) fn encode(&self, done: Done) -> (Response, Vec<Tensor>) {
         let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-        let (queue_us, compute_us) = (micros(done.queued), micros(done.computed));
+        let (queue_us, compute_us, passes) = (micros(done.queued), micros(done.computed), done.passes);
         match done.output {
-            Output::Forward { text, prefix, stashed } => {
-                let reply = ForwardReply { stashed, queue_us, compute_us };
+            Output::Forward { text, prefix, stash } => {
+                let reply = ForwardReply { stash, passes, queue_us, compute_us };
                 let tensors = [Some(self.text(&text)), prefix.map(|rows| self.prefix(&rows))];
                 (Response::Forward(reply), tensors.into_iter().flatten().collect())
             }
             Output::Backward(InputGrads { text, prefix, prompts }) => {
-                let reply = BackwardReply { queue_us, compute_us };
+                let reply = BackwardReply { passes, queue_us, compute_us };
                 let prompts = prompts.map(|values| {
                     Tensor::from_f32(WireDtype::F32, &[self.blocks, self.prefix_rows, self.hidden], &values)
                 });

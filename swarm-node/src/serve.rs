@@ -98,6 +98,7 @@ async fn start(
     let executor = ExecutorConfig {
         stash_bytes: args.stash_bytes.unwrap_or(budgets.stash),
         pass_bytes: budgets.pass,
+        stash_policy: args.stash,
         ..ExecutorConfig::default()
     };
     let config = ServerConfig {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use petals_model::{BlockStack, Checkpoint, Device, Dtype, ForwardPass};
+use petals_model::{BlockStack, Checkpoint, Device, Dtype, ForwardPass, Keep};
 use petals_protocol::{Injection, ModelId, PassLayout, ServerInfo, ServerState, Span};
 use petals_swarm::{Incoming, IncomingStream, SwarmHandle};
 use tokio_util::sync::CancellationToken;
@@ -172,7 +172,7 @@ fn measure(blocks: &BlockStack, hidden: usize) -> anyhow::Result<f32> {
     let run = || {
         let text = (0..PROBE_ROWS as usize * hidden).map(|n| ((n % 17) as f32 - 8.0) / 100.0).collect();
         let started = Instant::now();
-        blocks.forward(ForwardPass { layout: &layout, text, prefix: None, prompts: None }, false)?;
+        blocks.forward(ForwardPass { layout: &layout, text, prefix: None, prompts: None }, Keep::Nothing)?;
         anyhow::Ok(started.elapsed())
     };
     run()?;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::{Budget, NoRoom, PeerBudget, Reserved};
 use crate::executor::ExecutorHandle;
 use crate::idle_reader::{FrameBoundary, IdleReader};
+use crate::prompts::PromptCache;
 use crate::request::{self, Hosted};
 
 /// A new stream must say hello within this time.
@@ -31,6 +32,8 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_S: u64 = 100_000;
 /// Unanswered requests of one stream; then reading pauses, which is backpressure to the client.
 const MAX_IN_FLIGHT: u32 = 32;
+/// This part of the memory for requests is for prompts that streams keep.
+const PROMPTS_PART: u64 = 8;
 /// When to ask again if there is no memory for a reply.
 const RETRY_WITHOUT_MEMORY_MS: u32 = 100;
 
@@ -41,6 +44,8 @@ pub(crate) struct StreamService {
     pub(crate) executor: ExecutorHandle,
     /// Bytes of requests and replies that may be in memory.
     memory: Budget,
+    /// Bytes of prompts that streams may keep. Apart from the requests' memory, which they would hold for as long as they like.
+    prompts: Budget,
     limits: Limits,
     next_stream: AtomicU64,
     /// Once cancelled, new forwards are refused with `Draining`; what runs is finished.
@@ -49,7 +54,8 @@ pub(crate) struct StreamService {
 
 impl StreamService {
     pub(crate) fn new(hosted: Hosted, executor: ExecutorHandle, max_rows: u32, memory_bytes: u64) -> Self {
-        let memory = Budget::new(memory_bytes);
+        let prompts = Budget::new(memory_bytes / PROMPTS_PART);
+        let memory = Budget::new(memory_bytes - memory_bytes / PROMPTS_PART);
         let hidden_bytes = 4 * hosted.hidden_size as u64;
         // The largest honest frame: text, prefix and their gradients, and a prompt table for each block.
         let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.info.span.len() as u64);
@@ -59,6 +65,7 @@ impl StreamService {
             hosted,
             executor,
             memory,
+            prompts,
             limits: Limits { max_rows, max_body, max_in_flight: MAX_IN_FLIGHT },
             next_stream: AtomicU64::new(0),
             draining: CancellationToken::new(),
@@ -85,6 +92,7 @@ impl StreamService {
             reader: FrameReader::new(read, FrameKind::Request, limits),
             boundary,
             memory: self.memory.of(peer),
+            prompts: PromptCache::new(self.prompts.of(peer)),
             replies,
             in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
             tasks,
@@ -140,6 +148,7 @@ struct Pump<R> {
     reader: FrameReader<R>,
     boundary: FrameBoundary,
     memory: PeerBudget,
+    prompts: PromptCache,
     replies: mpsc::Sender<OutFrame>,
     in_flight: Arc<Semaphore>,
     tasks: JoinSet<()>,
@@ -201,7 +210,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
         }
         let draining = self.service.draining.is_cancelled();
         let limits = &self.service.limits;
-        let submitted = request::pass(&self.service.hosted, limits, draining, message, tensors).and_then(|asked| {
+        let asked = request::pass(&self.service.hosted, limits, draining, &mut self.prompts, message, tensors);
+        let submitted = asked.and_then(|asked| {
             let room = self.room_for_reply(asked.reply_bytes(), body)?;
             let (peer, stream) = (self.peer, self.stream);
             let deadline = arrived + asked.patience;

@@ -32,7 +32,7 @@ pub(crate) struct SwarmArgs {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub(crate) give_up_after: Duration,
 
-    /// Type of hidden states and gradients on the wire: f32, f16 or bf16.
+    /// Type of hidden states and gradients on the wire: f32, bf16, f16 or int8 (a scale for every 64 values).
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     pub(crate) wire_dtype: WireDtype,
 }

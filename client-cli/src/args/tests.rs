@@ -70,7 +70,7 @@ fn bad_values_are_refused_with_status_2_and_named() {
         ("--schedule step", "--schedule"),
         ("--injection prepend", "--injection"),
         ("--give-up-after soon", "--give-up-after"),
-        ("--wire-dtype int8", "--wire-dtype"),
+        ("--wire-dtype int4", "--wire-dtype"),
         ("--init text", "--init-text"),
         ("--max-length 1", "--max-length"),
         ("--peers localhost", "--peers"),

@@ -196,7 +196,8 @@ impl Run<'_> {
             self.record.step += 1;
             let step = self.record.step;
             let tokens_per_s = report.tokens as f64 / report.elapsed.as_secs_f64().max(1e-9);
-            progress.step(&Step { step, loss: report.loss, lr, tokens_per_s, grad_norm: report.grad_norm })?;
+            let (loss, grad_norm, traffic) = (report.loss, report.grad_norm, report.traffic);
+            progress.step(&Step { step, loss, lr, tokens_per_s, grad_norm, traffic })?;
             if due(step, reports.save_every) {
                 self.save()?;
             }

@@ -1,12 +1,14 @@
 //! Requests of one hop: tensors out, checked tensors in.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use petals_protocol::{
-    BackwardRequest, ForwardRequest, PassLayout, Request, Response, StashId, Tensor, TensorError, WireDtype,
+    BackwardRequest, ForwardRequest, PassLayout, PromptSource, Refusal, Request, Response, StashId, StashLevel, Tensor,
+    TensorError, WireDtype,
 };
 
-use crate::hop::{HopConnection, HopError};
+use crate::hop::{HopConnection, HopError, RequestPrompts};
 use crate::peers::Measurement;
 use crate::sequence::Flow;
 use crate::tables::PromptTables;
@@ -15,7 +17,7 @@ use crate::tables::PromptTables;
 pub(crate) struct HopInput<'a> {
     pub(crate) layout: PassLayout,
     pub(crate) flow: &'a Flow,
-    pub(crate) tables: Option<&'a PromptTables>,
+    pub(crate) tables: Option<&'a Arc<PromptTables>>,
     pub(crate) hidden: usize,
     pub(crate) dtype: WireDtype,
     pub(crate) patience: Duration,
@@ -29,20 +31,21 @@ pub(crate) struct BackwardInput<'a> {
 }
 
 impl HopInput<'_> {
-    /// Runs the span; returns its output and whether the stash was kept.
+    /// Runs the span; returns its output and what was kept for the backward.
     pub(crate) async fn forward(
         &self,
         connection: &HopConnection,
         stash: Option<StashId>,
-    ) -> Result<(Flow, bool, Measurement), HopError> {
+    ) -> Result<(Flow, StashLevel, Measurement), HopError> {
         let request = Request::Forward(ForwardRequest {
             layout: self.layout.clone(),
+            prompts: PromptSource::Inline,
             stash,
             reply_dtype: self.dtype,
             deadline_ms: self.deadline_ms(),
         });
         let started = Instant::now();
-        let (response, tensors) = connection.request(request, self.inputs(), self.patience).await?;
+        let (response, tensors) = self.ask(connection, &request, || self.inputs(), self.prompts()).await?;
         let Response::Forward(reply) = response else { return Err(wrong_kind()) };
         let layout = &self.layout;
         let mut tensors = Answer(tensors.into_iter());
@@ -55,7 +58,7 @@ impl HopInput<'_> {
             elapsed: started.elapsed(),
             computed: Duration::from_micros(u64::from(reply.compute_us)),
         };
-        Ok((Flow { text: text.into(), prefix }, reply.stashed, measured))
+        Ok((Flow { text: text.into(), prefix }, reply.stash, measured))
     }
 
     /// Runs the span backward; returns the gradients of its flow and of its prompts.
@@ -66,21 +69,26 @@ impl HopInput<'_> {
     ) -> Result<(Flow, Option<Vec<f32>>), HopError> {
         let BackwardInput { stash, grad, text_grad } = input;
         let layout = &self.layout;
-        let mut tensors = if stash.is_none() { self.inputs() } else { Vec::new() };
-        tensors.push(self.text(&grad.text));
-        if layout.returns_prefix() {
-            // Blocks behind this span may have left no gradient on the prefix.
-            let zeros = || vec![0.0; layout.prefix_rows() * self.hidden];
-            tensors.push(self.prefix(&grad.prefix.clone().unwrap_or_else(zeros)));
-        }
+        let tensors = || {
+            let mut tensors = if stash.is_none() { self.inputs() } else { Vec::new() };
+            tensors.push(self.text(&grad.text));
+            if layout.returns_prefix() {
+                // Blocks behind this span may have left no gradient on the prefix.
+                let zeros = || vec![0.0; layout.prefix_rows() * self.hidden];
+                tensors.push(self.prefix(&grad.prefix.clone().unwrap_or_else(zeros)));
+            }
+            tensors
+        };
         let request = Request::Backward(BackwardRequest {
             layout: layout.clone(),
+            prompts: PromptSource::Inline,
             stash,
             text_grad,
             reply_dtype: self.dtype,
             deadline_ms: self.deadline_ms(),
         });
-        let (response, tensors) = connection.request(request, tensors, self.patience).await?;
+        let prompts = self.prompts().filter(|_| stash.is_none());
+        let (response, tensors) = self.ask(connection, &request, tensors, prompts).await?;
         let Response::Backward(_) = response else { return Err(wrong_kind()) };
         let mut tensors = Answer(tensors.into_iter());
         let text = [layout.tokens(), self.hidden];
@@ -99,18 +107,38 @@ impl HopInput<'_> {
         if let Some(prefix) = self.flow.prefix.as_ref().filter(|_| layout.carries_prefix()) {
             tensors.push(self.prefix(prefix));
         }
-        if let Some(prompts) = self.tables.filter(|_| layout.has_prompts()).and_then(|t| t.prompts_for(layout.span)) {
-            let shape = [layout.span.len(), layout.prefix_rows(), self.hidden];
-            tensors.push(Tensor::from_f32(WireDtype::F32, &shape, &prompts));
-        }
         tensors
+    }
+
+    /// The prompts, which belong behind text and prefix.
+    fn prompts(&self) -> Option<RequestPrompts> {
+        let layout = &self.layout;
+        let tables = self.tables.filter(|_| layout.has_prompts())?.clone();
+        Some(RequestPrompts { tables, span: layout.span, place: 1 + usize::from(layout.carries_prefix()) })
+    }
+
+    /// Sends a request. A server that has lost the prompts is sent them once more.
+    async fn ask(
+        &self,
+        connection: &HopConnection,
+        request: &Request,
+        tensors: impl Fn() -> Vec<Tensor>,
+        prompts: Option<RequestPrompts>,
+    ) -> Result<(Response, Vec<Tensor>), HopError> {
+        let answer = connection.request(request.clone(), tensors(), prompts.clone(), self.patience).await;
+        match answer {
+            Err(HopError::Refused(Refusal::PromptsGone)) if prompts.is_some() => {
+                connection.request(request.clone(), tensors(), prompts, self.patience).await
+            }
+            answer => answer,
+        }
     }
 
     fn text(&self, values: &[f32]) -> Tensor {
         Tensor::from_f32(self.dtype, &[values.len() / self.hidden, self.hidden], values)
     }
 
-    /// Prefix and prompts are small, shared by all examples and trained: always at full precision.
+    /// A prefix is small, shared by all examples and trained: always at full precision.
     fn prefix(&self, values: &[f32]) -> Tensor {
         Tensor::from_f32(WireDtype::F32, &[self.layout.prefix_rows(), self.hidden], values)
     }

@@ -7,13 +7,18 @@ use std::time::Duration;
 
 use futures::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use petals_protocol::{
-    Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, Refusal, Request, Response, ServerInfo,
-    StashId, Tensor,
+    BlockPasses, Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, PromptSource, Refusal,
+    Request, Response, ServerInfo, StashId, Tensor,
 };
 use petals_swarm::{DirectoryEntry, OpenError, PeerStream, SwarmHandle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+
+mod prompts;
+
+pub(crate) use prompts::RequestPrompts;
+use prompts::SentPrompts;
 
 /// Requests that wait for the writer. More only take memory: the stream itself is the bottleneck.
 const OUTBOX: usize = 8;
@@ -39,15 +44,17 @@ pub enum HopError {
     BadReply(String),
 }
 
-/// Bytes that crossed a client's streams, both directions, and the requests they belonged to.
+/// Bytes that crossed a client's streams, both directions, the requests they belonged to, and what those cost.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     sent: AtomicU64,
     received: AtomicU64,
     requests: AtomicU64,
+    block_forwards: AtomicU64,
+    block_backwards: AtomicU64,
 }
 
-/// Frames that crossed a client's streams so far.
+/// What crossed a client's streams, and what servers computed for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct TrafficCount {
     /// Bytes of frames sent.
@@ -56,19 +63,63 @@ pub struct TrafficCount {
     pub received: u64,
     /// Requests answered.
     pub requests: u64,
+    /// Blocks that servers say they ran forward, repetitions included: one for each micro-batch that a block sees.
+    pub block_forwards: u64,
+    /// Blocks that servers say they ran backward.
+    pub block_backwards: u64,
+}
+
+impl TrafficCount {
+    /// What was added since an earlier count.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            sent: self.sent.saturating_sub(earlier.sent),
+            received: self.received.saturating_sub(earlier.received),
+            requests: self.requests.saturating_sub(earlier.requests),
+            block_forwards: self.block_forwards.saturating_sub(earlier.block_forwards),
+            block_backwards: self.block_backwards.saturating_sub(earlier.block_backwards),
+        }
+    }
 }
 
 impl Traffic {
     /// The counts so far.
     pub(crate) fn count(&self) -> TrafficCount {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        TrafficCount { sent: read(&self.sent), received: read(&self.received), requests: read(&self.requests) }
+        TrafficCount {
+            sent: read(&self.sent),
+            received: read(&self.received),
+            requests: read(&self.requests),
+            block_forwards: read(&self.block_forwards),
+            block_backwards: read(&self.block_backwards),
+        }
+    }
+
+    fn answered(&self, bytes: u64, response: &Response) {
+        self.received.fetch_add(bytes, Ordering::Relaxed);
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let passes = match response {
+            Response::Forward(reply) => reply.passes,
+            Response::Backward(reply) => reply.passes,
+            Response::Welcome(_) | Response::Refused(_) => BlockPasses::default(),
+        };
+        self.block_forwards.fetch_add(passes.forward.into(), Ordering::Relaxed);
+        self.block_backwards.fetch_add(passes.backward.into(), Ordering::Relaxed);
     }
 }
 
 type Answer = Frame<Response>;
 type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
-type Outgoing = (u64, Request, Vec<Tensor>);
+
+/// A request that waits for its turn.
+#[derive(Debug)]
+struct Outgoing {
+    id: u64,
+    request: Request,
+    tensors: Vec<Tensor>,
+    prompts: Option<RequestPrompts>,
+}
 
 /// An open stream. Dropping it closes the stream and drops every stash it left on the server.
 #[derive(Debug)]
@@ -76,6 +127,7 @@ pub(crate) struct HopConnection {
     pub(crate) info: ServerInfo,
     pub(crate) limits: Limits,
     outbox: mpsc::Sender<Outgoing>,
+    sent_prompts: Arc<Mutex<SentPrompts>>,
     pending: Pending,
     next: AtomicU64,
     _tasks: JoinSet<()>,
@@ -93,11 +145,11 @@ impl HopConnection {
         let stream = swarm.open_stream(server.peer, &server.addresses, patience).await.map_err(HopError::Open)?;
         let (read, write) = stream.split();
         let (outbox, queue) = mpsc::channel(OUTBOX);
-        let pending = Pending::default();
+        let (pending, sent_prompts) = (Pending::default(), Arc::<Mutex<SentPrompts>>::default());
         let mut tasks = JoinSet::new();
         tasks.spawn({
-            let (writes, reads) =
-                (write_requests(write, queue, traffic.clone()), read_answers(read, pending.clone(), traffic));
+            let writes = write_requests(write, queue, sent_prompts.clone(), traffic.clone());
+            let reads = read_answers(read, pending.clone(), traffic);
             let pending = pending.clone();
             async move {
                 // The end of one direction is the end of both: a stream that can only be written to answers nothing.
@@ -113,11 +165,13 @@ impl HopConnection {
             info: server.info.clone(),
             limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0 },
             outbox,
+            sent_prompts,
             pending,
             next: AtomicU64::new(0),
             _tasks: tasks,
         };
-        let (response, _) = connection.request(Request::Hello { model: model.clone() }, Vec::new(), patience).await?;
+        let (response, _) =
+            connection.request(Request::Hello { model: model.clone() }, Vec::new(), None, patience).await?;
         let Response::Welcome(welcome) = response else {
             return Err(HopError::BadReply("the server did not return the greeting".into()));
         };
@@ -127,10 +181,14 @@ impl HopConnection {
     }
 
     /// Sends a request and waits for its answer. Refusals come back as [`HopError::Refused`].
+    ///
+    /// `prompts` are not among the tensors: they are added if the server does not have them yet. After a refusal with
+    /// [`Refusal::PromptsGone`] the same request brings them with it.
     pub(crate) async fn request(
         &self,
         request: Request,
         tensors: Vec<Tensor>,
+        prompts: Option<RequestPrompts>,
         patience: Duration,
     ) -> Result<(Response, Vec<Tensor>), HopError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -142,13 +200,19 @@ impl HopConnection {
             return Err(HopError::Lost);
         }
         let _guard = PendingGuard { pending: &self.pending, id };
+        let named = prompts.as_ref().map(RequestPrompts::id);
         let exchange = async {
-            self.outbox.send((id, request, tensors)).await.map_err(|_| HopError::Lost)?;
+            self.outbox.send(Outgoing { id, request, tensors, prompts }).await.map_err(|_| HopError::Lost)?;
             answer.await.map_err(|_| HopError::Lost)
         };
         let frame = timeout(patience, exchange).await.map_err(|_| HopError::Timeout(patience))??;
         match frame.message {
-            Response::Refused(refusal) => Err(HopError::Refused(refusal)),
+            Response::Refused(refusal) => {
+                if let Some(named) = named.filter(|_| refusal == Refusal::PromptsGone) {
+                    lock(&self.sent_prompts).gone(named);
+                }
+                Err(HopError::Refused(refusal))
+            }
             response => Ok((response, frame.tensors)),
         }
     }
@@ -156,7 +220,8 @@ impl HopConnection {
     /// Tells the server to drop a stash, if the stream has room for the message now; it expires anyway.
     pub(crate) fn forget(&self, stash: StashId) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let _ = self.outbox.try_send((id, Request::Forget { stash }, Vec::new()));
+        let request = Request::Forget { stash };
+        let _ = self.outbox.try_send(Outgoing { id, request, tensors: Vec::new(), prompts: None });
     }
 
     /// Whether the stream can still be used.
@@ -182,14 +247,34 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn write_requests(write: WriteHalf<PeerStream>, mut queue: mpsc::Receiver<Outgoing>, traffic: Arc<Traffic>) {
+async fn write_requests(
+    write: WriteHalf<PeerStream>,
+    mut queue: mpsc::Receiver<Outgoing>,
+    sent_prompts: Arc<Mutex<SentPrompts>>,
+    traffic: Arc<Traffic>,
+) {
     let mut writer = FrameWriter::new(write, FrameKind::Request);
-    while let Some((id, request, tensors)) = queue.recv().await {
+    while let Some(Outgoing { id, mut request, mut tensors, prompts }) = queue.recv().await {
+        if let Some(prompts) = prompts {
+            let source = lock(&sent_prompts).source(prompts.id(), prompts.span);
+            if !matches!(source, PromptSource::Kept(_)) {
+                tensors.insert(prompts.place.min(tensors.len()), prompts.tensor());
+            }
+            set_source(&mut request, source);
+        }
         let before = writer.bytes_written();
         if writer.write(id, &request, &tensors).await.is_err() {
             return;
         }
         traffic.sent.fetch_add(writer.bytes_written() - before, Ordering::Relaxed);
+    }
+}
+
+fn set_source(request: &mut Request, source: PromptSource) {
+    match request {
+        Request::Forward(forward) => forward.prompts = source,
+        Request::Backward(backward) => backward.prompts = source,
+        Request::Hello { .. } | Request::Forget { .. } => {}
     }
 }
 
@@ -199,8 +284,7 @@ async fn read_answers(read: ReadHalf<PeerStream>, pending: Pending, traffic: Arc
         let before = reader.bytes_read();
         match reader.read::<Response>().await {
             Ok(frame) => {
-                traffic.received.fetch_add(reader.bytes_read() - before, Ordering::Relaxed);
-                traffic.requests.fetch_add(1, Ordering::Relaxed);
+                traffic.answered(reader.bytes_read() - before, &frame.message);
                 if let Some(waiting) = lock(&pending).remove(&frame.id) {
                     let _ = waiting.send(frame);
                 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use petals_protocol::{Injection, ModelId, PassLayout, Refusal, Remedy, Span, StashId, WireDtype};
+use petals_protocol::{Injection, ModelId, PassLayout, Refusal, Remedy, Span, StashId, StashLevel, WireDtype};
 use petals_swarm::{PeerId, SwarmHandle};
 use tokio::sync::mpsc;
 
@@ -165,7 +165,7 @@ impl RemoteSequence {
         self
     }
 
-    /// Bytes exchanged so far.
+    /// Bytes exchanged and blocks run so far.
     pub fn traffic(&self) -> TrafficCount {
         self.view.traffic()
     }
@@ -404,9 +404,9 @@ impl RemoteSequence {
         let connection = self.view.connection(hop.peer, self.config.request_timeout).await?;
         let stash = keep.then(|| StashId(self.next_stash.fetch_add(1, Ordering::Relaxed)));
         let request = self.hop_input(input, hop, flow);
-        let (output, stashed, measured) = request.forward(&connection, stash).await?;
+        let (output, level, measured) = request.forward(&connection, stash).await?;
         self.view.succeeded(hop.peer, measured);
-        let stash = stash.filter(|_| stashed).map(|id| Stashed { id, connection, used: false });
+        let stash = stash.filter(|_| level != StashLevel::None).map(|id| Stashed { id, connection, used: false });
         Ok((output, stash, HopTiming { elapsed: measured.elapsed, computed: measured.computed }))
     }
 
@@ -437,7 +437,7 @@ impl RemoteSequence {
         HopInput {
             layout: self.layout(input, hop.span),
             flow,
-            tables: input.prompts.as_deref(),
+            tables: input.prompts.as_ref(),
             hidden: self.hidden,
             dtype: self.config.wire_dtype,
             patience: self.config.request_timeout,

@@ -1,6 +1,8 @@
 //! The trained tables: input prompt, deep prompts and score head, in f32 on the client.
 
-use petals_protocol::{Injection, Span};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use petals_protocol::{Injection, PromptsId, Span};
 
 use crate::names::{Task, TuningMode};
 
@@ -42,10 +44,29 @@ pub struct TableShape {
 ///
 /// Under [`Injection::Add`] there are as many deep prompts as blocks. Under [`Injection::Replace`] there is one less:
 /// what block 0 puts in the prefix's place is the input prompt itself, so that no parameter is dead.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct PromptTables {
     shape: TableShape,
     parts: Parts,
+    version: Version,
+}
+
+/// Names what tables hold, so that servers can be told which prompts they have already. Every change makes a new one.
+#[derive(Debug, Clone, Copy)]
+struct Version(PromptsId);
+
+impl Version {
+    /// One that no tables of this process had.
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(PromptsId(NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+impl PartialEq for PromptTables {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.shape, &self.parts) == (&other.shape, &other.parts)
+    }
 }
 
 impl Table {
@@ -112,13 +133,13 @@ impl TableShape {
 impl PromptTables {
     /// Tables of zeros.
     pub fn zeros(shape: TableShape) -> Self {
-        Self { shape, parts: Parts::zeros(&shape) }
+        Self { shape, parts: Parts::zeros(&shape), version: Version::new() }
     }
 
     /// Joins tables that were checked against `shape`.
     pub(crate) fn from_parts(shape: TableShape, parts: Parts) -> Self {
         debug_assert!(parts.each().all(|(table, values)| shape.len(table) == Some(values.len())));
-        Self { shape, parts }
+        Self { shape, parts, version: Version::new() }
     }
 
     /// The tables' extents.
@@ -171,12 +192,13 @@ impl PromptTables {
             return Err(StartError::Injection { given: given.shape.injection, wanted: self.shape.injection });
         }
         let mut kept = Vec::new();
-        for (table, values) in self.parts.each_mut() {
+        let shape = self.shape;
+        for (table, values) in self.parts_mut().each_mut() {
             let Some(start) = given.table(table) else {
                 kept.push(table);
                 continue;
             };
-            let (got, expected) = (given.shape.of(table), self.shape.of(table));
+            let (got, expected) = (given.shape.of(table), shape.of(table));
             if got != expected {
                 let (got, expected) = (got.unwrap_or_default(), expected.unwrap_or_default());
                 return Err(StartError::Shape { table: table.tensor_name(), got, expected });
@@ -186,7 +208,13 @@ impl PromptTables {
         Ok(kept)
     }
 
+    /// The name of the values as they are now: equal names, equal values.
+    pub(crate) fn version(&self) -> PromptsId {
+        self.version.0
+    }
+
     pub(crate) fn parts_mut(&mut self) -> &mut Parts {
+        self.version = Version::new();
         &mut self.parts
     }
 }

@@ -10,6 +10,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use petals_model::{ClientModel, HeadError};
 
 use crate::batch::{Example, MicroBatch, Target, micro_batches};
+use crate::hop::TrafficCount;
 use crate::optimizer::AdamW;
 use crate::sequence::{PassGradients, PassInput, RemoteSequence, SequenceError};
 use crate::tables::{GradientError, PromptTables, TableGradients};
@@ -69,6 +70,8 @@ pub struct StepReport {
     pub tokens: usize,
     /// Time from start to updated tables.
     pub elapsed: Duration,
+    /// What crossed the network meanwhile, and the blocks that were run for it.
+    pub traffic: TrafficCount,
 }
 
 /// Losses summed over examples.
@@ -156,13 +159,14 @@ impl PromptTuner {
     /// # Errors
     /// [`TuneError`]; the tables and the optimiser are unchanged then.
     pub async fn step(&mut self, batch: &[Example], lr: f64) -> Result<StepReport, TuneError> {
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), self.sequence.traffic());
         let (mut gradients, score) = self.gradients(batch).await?;
         let loss = score.loss().filter(|loss| loss.is_finite()).ok_or(TuneError::LossNotFinite)?;
         gradients.check_finite()?;
         let grad_norm = gradients.clip_global_norm(self.config.clip);
         self.optimizer.step(Arc::make_mut(&mut self.tables), &gradients, lr);
-        Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed: started.elapsed() })
+        let traffic = self.sequence.traffic().since(&before);
+        Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed: started.elapsed(), traffic })
     }
 
     /// Gradients of the mean loss over `batch`, and that loss.

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use burn::tensor::{Distribution, Tensor};
 use burn::{Dispatch, DispatchDevice};
-use petals_model::{BlockStack, Checkpoint, Device, Dtype, ForwardPass, OutputGrads};
+use petals_model::{BlockStack, Checkpoint, Device, Dtype, ForwardPass, Keep, OutputGrads};
 use petals_protocol::{Injection, PassLayout, Span};
 use safetensors::tensor::{Dtype as FileDtype, TensorView};
 
@@ -94,9 +94,9 @@ fn bench(stack: &BlockStack, sizes: Sizes, injection: Injection, repetitions: us
     let mut stash_bytes = 0;
     for _ in 0..repetitions {
         let inputs = pass();
-        forward.push(timed(|| stack.forward(inputs, false))?.0);
+        forward.push(timed(|| stack.forward(inputs, Keep::Nothing))?.0);
         let inputs = pass();
-        let (time, output) = timed(|| stack.forward(inputs, true))?;
+        let (time, output) = timed(|| stack.forward(inputs, Keep::Everything))?;
         keeping.push(time);
         let stash = output.stash.ok_or("no stash")?;
         stash_bytes = stash.bytes();

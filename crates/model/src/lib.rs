@@ -20,5 +20,5 @@ pub use checkpoint::{Checkpoint, CheckpointError};
 pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput};
 pub use config::{ConfigError, ModelConfig, RopeScaling};
 pub use device::{Device, DeviceError, Dtype};
-pub use stack::{BlockStack, ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Stash};
+pub use stack::{BlockStack, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError, Stash};
 pub use tensor::DeviceFailure;

@@ -17,10 +17,10 @@ mod pass;
 mod plan;
 mod stash;
 
-use block::{Block, BlockStash, Needed};
+use block::{Block, Needed};
 pub use pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError};
 use plan::PassPlan;
-pub use stash::Stash;
+pub use stash::{Keep, Stash};
 
 /// Consecutive transformer blocks with frozen weights, all on one device.
 ///
@@ -73,17 +73,17 @@ impl BlockStack {
         self.blocks.len() as u64 * self.config.block_weights().bytes(self.dtype)
     }
 
-    /// Runs the layout's span, any part of this stack's, forward. With `keep`, the output has a [`Stash`].
+    /// Runs the layout's span, any part of this stack's, forward. The output has a [`Stash`] if anything is kept.
     ///
     /// # Errors
     /// [`PassError`] if the layout makes no sense or is not for these blocks, if an input is missing, superfluous or of
     /// the wrong size, if the device fails, or if an output is not finite.
-    pub fn forward(&self, pass: ForwardPass<'_>, keep: bool) -> Result<ForwardOutput, PassError> {
+    pub fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
         self.device.install(|| self.run_forward(pass, keep))
     }
 
-    fn run_forward(&self, pass: ForwardPass<'_>, keep: bool) -> Result<ForwardOutput, PassError> {
+    fn run_forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
         let ForwardPass { layout, text, prefix, prompts } = pass;
         let plan = Arc::new(PassPlan::new(layout, &self.config, &self.rotary, &self.device));
         let prompts = prompts.map(|values| self.prompts(layout, values));
@@ -94,14 +94,14 @@ impl BlockStack {
             if let Some(prompts) = &prompts {
                 x = inject(layout, x, prompts[number].clone());
             }
-            let (y, stash) = block.forward(x, plan.block(number), keep)?;
-            stashes.extend(stash);
+            let (y, kept) = block.forward(x, plan.block(number), keep)?;
+            stashes.extend(kept);
             x = y;
         }
         let (prefix, text) = split(layout.returns_prefix().then_some(layout.prefix_rows()), into_vec(x)?, &self.config);
         pass::finite("the span's text output", &text)?;
         prefix.as_ref().map_or(Ok(()), |prefix| pass::finite("the span's prefix output", prefix))?;
-        let stash = keep.then(|| Stash { layout: layout.clone(), plan, blocks: stashes });
+        let stash = (keep != Keep::Nothing).then(|| Stash { layout: layout.clone(), plan, blocks: stashes });
         Ok(ForwardOutput { text, prefix, stash })
     }
 
@@ -127,7 +127,7 @@ impl BlockStack {
         }
         let mut dy = from_rows(join(grads.prefix, grads.text), d, &self.device);
         for (number, block) in self.blocks_of(layout.span).iter().enumerate().rev() {
-            let stash: BlockStash = stashes.pop().ok_or(PassError::ForeignStash)?;
+            let stash = stashes.pop().ok_or(PassError::ForeignStash)?;
             let needed = if number == 0 && !text_grad { Needed::Prefix(m) } else { Needed::All };
             let dx = block.backward(stash, dy, plan.block(number), needed)?;
             if let Some(prompts) = &mut prompts {

@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use petals_model::{Checkpoint, Device, Dtype, ForwardPass, OutputGrads};
+use petals_model::{Checkpoint, Device, Dtype, ForwardPass, Keep, OutputGrads};
 use petals_protocol::{Injection, PassLayout, Span};
 
 struct Counting;
@@ -62,24 +62,32 @@ fn passes_take_no_more_memory_than_estimated() {
     for device in [Device::cpu(), Device::cpu_without_kernels()] {
         let stack = checkpoint.load_span(Span::new(0, 4).unwrap(), &device, Dtype::F32).unwrap();
         let d = stack.config().hidden_size;
-        for (layout, warm) in layouts().iter().flat_map(|layout| [true, false].map(|warm| (layout, warm))) {
+        let layouts = layouts();
+        let runs = layouts.iter().flat_map(|layout| [true, false].map(|warm| (layout, warm)));
+        let kept = |run| [Keep::Everything, Keep::Inputs].map(|keep| (run, keep));
+        for ((layout, warm), keep) in runs.flat_map(kept) {
             let m = layout.prefix_rows() * d;
             let text = vec![0.1; layout.tokens() * d];
             let prefix = layout.carries_prefix().then(|| vec![0.2; m]);
             let prompts = layout.has_prompts().then(|| vec![0.3; 4 * m]);
-            let (estimate, stash) = (stack.activation_bytes_estimate(layout), stack.stash_bytes_estimate(layout));
+            let estimate = stack.activation_bytes_estimate(layout);
+            let (kept, repeated) = match keep {
+                Keep::Inputs => (stack.input_bytes_estimate(layout), stack.block_stash_bytes_estimate(layout)),
+                _ => (stack.stash_bytes_estimate(layout), 0),
+            };
             let pass = ForwardPass { layout, text, prefix, prompts };
-            let (output, forward) = rise(|| stack.forward(pass, true).unwrap());
+            let (output, forward) = rise(|| stack.forward(pass, keep).unwrap());
             let grads = OutputGrads { text: output.text, prefix: output.prefix };
-            let kept = output.stash.unwrap();
-            let (_, backward) = rise(|| stack.backward(kept, grads, true).unwrap());
+            let stash = output.stash.unwrap();
+            let (_, backward) = rise(|| stack.backward(stash, grads, true).unwrap());
             // The first pass also makes threads and the products' packing buffers.
             if !warm {
                 println!(
-                    "{device}: estimate {estimate}, forward {forward} with a stash of {stash}, backward {backward}"
+                    "{device}: estimate {estimate}, forward {forward} with a stash of {kept}, backward {backward}"
                 );
-                assert!(forward <= estimate + stash, "{layout:?}: forward took {forward} of {estimate} + {stash}");
-                assert!(backward <= estimate, "{layout:?}: backward took {backward} of {estimate}");
+                assert!(forward <= estimate + kept, "{layout:?}: forward took {forward} of {estimate} + {kept}");
+                let estimate = estimate + repeated;
+                assert!(backward <= estimate, "{layout:?}, {keep:?}: backward took {backward} of {estimate}");
             }
         }
     }

@@ -8,7 +8,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use petals_model::{BlockStack, Checkpoint, ClientModel, Device, Dtype, ForwardPass, OutputGrads, Stash};
+use petals_model::{BlockStack, Checkpoint, ClientModel, Device, Dtype, ForwardPass, Keep, OutputGrads, Stash};
 use petals_protocol::{Injection, PassLayout, Span};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -107,7 +107,7 @@ impl Swarm {
         Self { client: checkpoint.load_client().unwrap(), stacks: split.windows(2).map(load).collect() }
     }
 
-    fn forward(&self, rows: &[Vec<u32>], tables: Option<&Tables>, read: Option<Vec<u32>>) -> Run {
+    fn forward(&self, rows: &[Vec<u32>], tables: Option<&Tables>, read: Option<Vec<u32>>, keep: Keep) -> Run {
         let d = self.client.config().hidden_size;
         let mut text = self.client.embed(&rows.concat()).unwrap();
         let mut prefix = tables.and_then(|t| t.prefix.clone());
@@ -126,9 +126,14 @@ impl Swarm {
                     all[layout.span.start() as usize * table..layout.span.end() as usize * table].to_vec()
                 })
             });
-            let output = stack.forward(ForwardPass { layout: &layout, text, prefix, prompts }, true).unwrap();
+            let output = stack.forward(ForwardPass { layout: &layout, text, prefix, prompts }, keep).unwrap();
             let stash = output.stash.unwrap();
-            assert_eq!(stash.bytes(), stack.stash_bytes_estimate(&layout));
+            let estimate = if keep == Keep::Inputs {
+                stack.input_bytes_estimate(&layout)
+            } else {
+                stack.stash_bytes_estimate(&layout)
+            };
+            assert_eq!(stash.bytes(), estimate);
             (text, prefix) = (output.text, output.prefix);
             stashes.push(stash);
         }
@@ -187,7 +192,7 @@ fn every_block_and_every_span_has_the_recorded_outputs() {
                 };
                 let text = states[start as usize * layer..][..layer].to_vec();
                 let pass = ForwardPass { layout: &layout, text, prefix: None, prompts: None };
-                let output = whole.forward(pass, false).unwrap().text;
+                let output = whole.forward(pass, Keep::Nothing).unwrap().text;
                 assert_close(&format!("{family} {span}"), &output, &states[end as usize * layer..][..layer], tolerance);
             }
         }
@@ -203,10 +208,10 @@ fn logits_are_the_recorded_ones_in_every_mode_and_split() {
             let swarm = Swarm::load(&golden, split, &device);
             let rows = golden.rows(false);
             let tolerance = 1e-4 * slack(&device);
-            let bare = swarm.client.lm_logits(&swarm.forward(&rows, None, None).text).unwrap();
+            let bare = swarm.client.lm_logits(&swarm.forward(&rows, None, None, Keep::Inputs).text).unwrap();
             assert_close(&format!("{family} {split:?}"), &bare, &golden.tensor("logits"), tolerance);
             for mode in MODES {
-                let run = swarm.forward(&rows, Some(&Tables::read(&golden, mode)), None);
+                let run = swarm.forward(&rows, Some(&Tables::read(&golden, mode)), None, Keep::Inputs);
                 let logits = swarm.client.lm_logits(&run.text).unwrap();
                 let expected = golden.tensor(&format!("logits.{mode}"));
                 assert_close(&format!("{family} {mode} {split:?}"), &logits, &expected, tolerance);
@@ -239,12 +244,12 @@ fn step(
     golden: &Golden,
     swarm: &Swarm,
     rows: &[Vec<u32>],
-    mode: &str,
-    task: &str,
+    (mode, task): (&str, &str),
+    keep: Keep,
 ) -> (f64, Vec<(&'static str, Vec<f32>)>) {
     let tables = Tables::read(golden, mode);
     let (read, labels) = reads(golden, rows, task);
-    let run = swarm.forward(rows, Some(&tables), Some(read));
+    let run = swarm.forward(rows, Some(&tables), Some(read), keep);
     let scale = 1.0 / labels.len() as f32;
     let scaled = |grad: Vec<f32>| grad.into_iter().map(|g| g * scale).collect::<Vec<f32>>();
     let mut named = Vec::new();
@@ -274,15 +279,16 @@ fn step(
 }
 
 #[test]
-fn losses_and_gradients_are_the_recorded_ones_in_every_mode_task_and_split() {
+fn losses_and_gradients_are_the_recorded_ones_in_every_mode_task_split_and_stash() {
     for family in FAMILIES {
         let golden = Golden::read(family);
         for (split, device) in SPLITS.iter().flat_map(|split| devices().into_iter().map(move |device| (split, device)))
         {
             let swarm = Swarm::load(&golden, split, &device);
             let slack = slack(&device);
-            for (mode, task) in MODES.iter().flat_map(|mode| ["causal-lm", "seq-cls"].map(|task| (mode, task))) {
-                let (loss, grads) = step(&golden, &swarm, &golden.rows(true), mode, task);
+            let runs = MODES.into_iter().flat_map(|mode| ["causal-lm", "seq-cls"].map(|task| (mode, task)));
+            for ((mode, task), keep) in runs.flat_map(|run| [Keep::Everything, Keep::Inputs].map(|keep| (run, keep))) {
+                let (loss, grads) = step(&golden, &swarm, &golden.rows(true), (mode, task), keep);
                 let expected = golden.scalars[format!("loss.{mode}.{task}")].as_f64().unwrap();
                 assert!(
                     (loss - expected).abs() < 1e-5 * f64::from(slack) * expected,
@@ -290,7 +296,12 @@ fn losses_and_gradients_are_the_recorded_ones_in_every_mode_task_and_split() {
                 );
                 for (table, grad) in grads {
                     let expected = golden.tensor(&format!("grad.{mode}.{task}.{table}"));
-                    assert_close(&format!("{family} {mode} {task} {table} {split:?}"), &grad, &expected, 1e-4 * slack);
+                    assert_close(
+                        &format!("{family} {mode} {task} {table} {split:?} {keep:?}"),
+                        &grad,
+                        &expected,
+                        1e-4 * slack,
+                    );
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! ```text
 //! offset  size  field (little-endian)
 //!      0     4  magic "PTLS"
-//!      4     2  wire version, 1
+//!      4     2  wire version, 2
 //!      6     1  kind: 0 request, 1 response
 //!      7     1  reserved, 0
 //!      8     8  id of the request
@@ -22,7 +22,7 @@ use crate::tensor::{Tensor, TensorError, TensorMeta};
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"PTLS";
 /// Version in every frame.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 /// Bytes before the header.
 pub const PREAMBLE_LEN: usize = 28;
 

@@ -1,4 +1,4 @@
-//! Names for blocks, models and stashes.
+//! Names for blocks, models, stashes and prompts.
 
 use std::fmt;
 use std::ops::Range;
@@ -206,6 +206,10 @@ impl From<ModelId> for String {
 /// Names what a server keeps of a training forward for its backward. Chosen by the client, unique on its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StashId(pub u64);
+
+/// Names prompts that later requests of a stream use again. Chosen by the client; other prompts have another name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PromptsId(pub u64);
 
 #[cfg(test)]
 mod tests {

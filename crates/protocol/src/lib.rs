@@ -16,10 +16,11 @@ pub use codec::{DecodeError, decode, encode};
 pub use frame::{
     Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, MAGIC, PREAMBLE_LEN, WIRE_VERSION,
 };
-pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, Span, StashId};
+pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, PromptsId, Span, StashId};
 pub use layout::{Injection, LayoutError, PassLayout};
 pub use message::{
-    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Limits, PROTOCOL_NAME, Request, Response, Welcome,
+    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Limits, PROTOCOL_NAME, PromptSource,
+    Request, Response, StashLevel, Welcome,
 };
 pub use refusal::{Refusal, Remedy};
 pub use server_info::{MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};

@@ -5,14 +5,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ModelId, StashId};
+use crate::ids::{ModelId, PromptsId, StashId};
 use crate::layout::PassLayout;
 use crate::refusal::Refusal;
 use crate::server_info::ServerInfo;
 use crate::tensor::WireDtype;
 
 /// libp2p protocol name of block streams. Changes with every incompatible change of the frames or messages.
-pub const PROTOCOL_NAME: &str = "/petals-rs/blocks/1";
+pub const PROTOCOL_NAME: &str = "/petals-rs/blocks/2";
 
 /// What a client asks. The tensors named in each variant follow the header, in this order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub enum Request {
         model: ModelId,
     },
     /// Runs a span forward. Tensors: text `[tokens, hidden]`; prefix `[prefix_len, hidden]` if the layout carries one;
-    /// prompts `[span, prefix_len, hidden]` if it has them.
+    /// prompts `[span, prefix_len, hidden]` if it has them and they are not [`PromptSource::Kept`].
     Forward(ForwardRequest),
     /// Runs a span backward to the gradients of its inputs (weights are frozen and have none).
     /// Tensors: without a stash, first those of the forward; then the output gradients: text `[output_rows, hidden]`
@@ -41,6 +41,8 @@ pub enum Request {
 pub struct ForwardRequest {
     /// Shape of the micro-batch.
     pub layout: PassLayout,
+    /// Where the prompts come from; [`PromptSource::Inline`] if the layout has none.
+    pub prompts: PromptSource,
     /// Keep what the backward needs under this name, if memory allows.
     pub stash: Option<StashId>,
     /// Dtype of the tensors in the response.
@@ -54,6 +56,8 @@ pub struct ForwardRequest {
 pub struct BackwardRequest {
     /// Shape of the micro-batch, as in its forward.
     pub layout: PassLayout,
+    /// As in [`ForwardRequest`]; [`PromptSource::Inline`] if there is a stash, which has them.
+    pub prompts: PromptSource,
     /// The stash of the forward; `None` if the inputs are sent again.
     pub stash: Option<StashId>,
     /// Whether the gradient of the text input is wanted. Nobody needs it below block 0.
@@ -62,6 +66,41 @@ pub struct BackwardRequest {
     pub reply_dtype: WireDtype,
     /// As in [`ForwardRequest`].
     pub deadline_ms: u32,
+}
+
+/// Where the prompts of a pass come from. The micro-batches of a step share them, so they need to travel once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum PromptSource {
+    /// With the request, for it alone.
+    #[default]
+    Inline,
+    /// With the request, and kept under this name for later requests of the stream if memory allows, in the place of what
+    /// was kept before.
+    Keep(PromptsId),
+    /// Those that were kept for the same span under this name.
+    Kept(PromptsId),
+}
+
+/// How much a server keeps of a forward for its backward. Every level but the last costs more computation or traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StashLevel {
+    /// Nothing: the backward sends the inputs again and the forward is repeated.
+    #[default]
+    None,
+    /// What enters each block: the backward repeats the forward, block by block.
+    Inputs,
+    /// Everything that the backward needs.
+    Full,
+}
+
+/// Blocks that a server ran for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BlockPasses {
+    /// Forward, repetitions included.
+    pub forward: u32,
+    /// Backward.
+    pub backward: u32,
 }
 
 /// What a server answers. The tensors named in each variant follow the header, in this order.
@@ -102,8 +141,10 @@ pub struct Limits {
 /// See [`Response::Forward`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ForwardReply {
-    /// Whether the stash asked for was kept.
-    pub stashed: bool,
+    /// What was kept of it for the backward; it may be reduced or dropped at any time.
+    pub stash: StashLevel,
+    /// What was computed.
+    pub passes: BlockPasses,
     /// Microseconds between the request's arrival and the start of the computation.
     pub queue_us: u32,
     /// Microseconds of computation.
@@ -113,6 +154,8 @@ pub struct ForwardReply {
 /// See [`Response::Backward`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct BackwardReply {
+    /// What was computed.
+    pub passes: BlockPasses,
     /// As in [`ForwardReply`].
     pub queue_us: u32,
     /// As in [`ForwardReply`].

@@ -68,6 +68,9 @@ pub enum Refusal {
         /// A short description without details of the host.
         what: String,
     },
+    /// The prompts named are not kept here: never were, were replaced, or are another span's. Send them with the request.
+    #[error("the prompts of this pass are gone")]
+    PromptsGone,
 }
 
 /// What a client does about a [`Refusal`].
@@ -93,7 +96,7 @@ impl Refusal {
             Self::Busy { retry_after_ms } => {
                 Remedy::RetryThere { after: std::time::Duration::from_millis(u64::from(*retry_after_ms)) }
             }
-            Self::StashGone => Remedy::Replay,
+            Self::StashGone | Self::PromptsGone => Remedy::Replay,
             Self::Draining | Self::WrongModel { .. } | Self::WrongSpan { .. } | Self::Internal { .. } => {
                 Remedy::GoElsewhere
             }
@@ -116,7 +119,7 @@ mod tests {
     #[test]
     fn only_the_clients_own_mistakes_stop_it() {
         assert!(Refusal::Busy { retry_after_ms: 5 }.is_retryable());
-        assert!(Refusal::StashGone.is_retryable());
+        assert!(Refusal::StashGone.is_retryable() && Refusal::PromptsGone.is_retryable());
         assert!(Refusal::Internal { what: String::new() }.is_retryable());
         assert!(!Refusal::BadShape { what: String::new() }.is_retryable());
         assert!(!Refusal::TooLarge { what: String::new(), got: 2, limit: 1 }.is_retryable());

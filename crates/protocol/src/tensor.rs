@@ -1,7 +1,10 @@
 //! Tensors on the wire: a dtype, a shape and little-endian bytes.
 
-use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
+
+mod values;
+
+use values::ValueError;
 
 /// Element type of a tensor on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -10,18 +13,22 @@ pub enum WireDtype {
     /// IEEE 754 single precision.
     #[default]
     F32,
-    /// IEEE 754 half precision.
+    /// IEEE 754 half precision behind an exponent that all values of the tensor share, so that nothing leaves its range.
     F16,
     /// bfloat16.
     Bf16,
+    /// 8-bit integers: every 64 consecutive values share a scale.
+    Int8,
 }
 
 impl WireDtype {
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Bytes of the data of `values` values, `None` if that overflows.
+    pub fn byte_len(self, values: usize) -> Option<usize> {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => values.checked_mul(4),
+            Self::F16 => values.checked_mul(2)?.checked_add(values::EXPONENT_LEN),
+            Self::Bf16 => values.checked_mul(2),
+            Self::Int8 => values.div_ceil(values::BLOCK).checked_mul(values::SCALE_LEN)?.checked_add(values),
         }
     }
 }
@@ -32,6 +39,7 @@ impl std::fmt::Display for WireDtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -44,7 +52,8 @@ impl std::str::FromStr for WireDtype {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("`{text}` is not a wire dtype: use f32, f16 or bf16")),
+            "int8" => Ok(Self::Int8),
+            _ => Err(format!("`{text}` is not a wire dtype: use f32, bf16, f16 or int8")),
         }
     }
 }
@@ -89,6 +98,14 @@ pub enum TensorError {
         /// Shape that the layout asks for.
         expected: Vec<usize>,
     },
+    /// The exponent that the values share is not one that a sender writes.
+    #[error("{what} has the exponent {exponent}")]
+    Exponent {
+        /// Which tensor.
+        what: &'static str,
+        /// The exponent.
+        exponent: i16,
+    },
     /// A value is NaN or infinite.
     #[error("{what} has a value that is not finite at element {index}")]
     NotFinite {
@@ -102,7 +119,8 @@ pub enum TensorError {
 impl TensorMeta {
     /// Bytes of the tensor's data, `None` if that overflows.
     pub fn byte_len(&self) -> Option<usize> {
-        self.shape.iter().try_fold(self.dtype.size(), |product, &n| product.checked_mul(n as usize))
+        let values = self.shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n as usize))?;
+        self.dtype.byte_len(values)
     }
 }
 
@@ -119,7 +137,8 @@ impl Tensor {
         }
     }
 
-    /// Encodes `values`, row-major, rounding to nearest where `dtype` is narrower.
+    /// Encodes `values`, row-major, rounding to nearest where `dtype` is narrower. Values that are not finite stay so: the
+    /// receiver refuses them.
     ///
     /// # Panics
     /// If `values` does not have exactly the elements of `shape`, or an extent exceeds `u32::MAX`: both are mistakes of
@@ -128,40 +147,24 @@ impl Tensor {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "shape {shape:?} against {} values", values.len());
         let extent = |&n: &usize| u32::try_from(n).expect("a tensor extent fits into 32 bits");
         let meta = TensorMeta { dtype, shape: shape.iter().map(extent).collect() };
-        let bytes = match dtype {
-            WireDtype::F32 if cfg!(target_endian = "little") => bytemuck::cast_slice(values).to_vec(),
-            WireDtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            WireDtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-            WireDtype::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-        };
+        let bytes = values::encode(dtype, values);
         Self { meta, bytes }
     }
 
     /// Checks the shape and that every value is finite, and decodes to f32, row-major.
     ///
     /// # Errors
-    /// [`TensorError::Shape`] or [`TensorError::NotFinite`], naming the tensor as `what`.
+    /// [`TensorError::Shape`], [`TensorError::Exponent`] or [`TensorError::NotFinite`], naming the tensor as `what`.
     pub fn to_f32(&self, what: &'static str, expected: &[usize]) -> Result<Vec<f32>, TensorError> {
         let same = self.meta.shape.iter().map(|&n| n as usize).eq(expected.iter().copied());
         if !same {
             let (got, expected) = (self.meta.shape.clone(), expected.to_vec());
             return Err(TensorError::Shape { what, got, expected });
         }
-        let values = self.decode();
-        // A sum of zeros is finite exactly if every factor is: one pass without branches.
-        if values.iter().map(|v| v * 0.0).sum::<f32>() != 0.0 {
-            let index = values.iter().position(|v| !v.is_finite()).unwrap_or_default();
-            return Err(TensorError::NotFinite { what, index });
-        }
-        Ok(values)
-    }
-
-    fn decode(&self) -> Vec<f32> {
-        match self.meta.dtype {
-            WireDtype::F32 => self.bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-            WireDtype::F16 => self.bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-            WireDtype::Bf16 => self.bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
-        }
+        values::decode(self.meta.dtype, &self.bytes).map_err(|error| match error {
+            ValueError::Exponent(exponent) => TensorError::Exponent { what, exponent },
+            ValueError::NotFinite(index) => TensorError::NotFinite { what, index },
+        })
     }
 
     /// Dtype and shape.
@@ -176,30 +179,4 @@ impl Tensor {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn f32_round_trips_exactly_and_halves_round() {
-        let values = [1.0, -2.5, 1e-20, 2.7654321];
-        assert_eq!(Tensor::from_f32(WireDtype::F32, &[2, 2], &values).to_f32("x", &[2, 2]).unwrap(), values);
-        for (dtype, relative) in [(WireDtype::F16, 1e-3), (WireDtype::Bf16, 8e-3)] {
-            let back = Tensor::from_f32(dtype, &[4], &values).to_f32("x", &[4]).unwrap();
-            for (a, b) in back.iter().zip(values) {
-                assert!((a - b).abs() <= b.abs() * relative + 1e-7, "{dtype}: {a} for {b}");
-            }
-        }
-    }
-
-    #[test]
-    fn wrong_lengths_shapes_and_values_are_refused_by_name() {
-        let meta = TensorMeta { dtype: WireDtype::F32, shape: vec![2, 3] };
-        assert!(matches!(Tensor::new(meta, vec![0; 23]), Err(TensorError::Length { bytes: 23, .. })));
-        let huge = TensorMeta { dtype: WireDtype::F32, shape: vec![u32::MAX; 3] };
-        assert!(Tensor::new(huge, vec![]).is_err());
-        let tensor = Tensor::from_f32(WireDtype::F32, &[3], &[0.0, f32::NAN, f32::INFINITY]);
-        let error = tensor.to_f32("prompts", &[1, 3]).unwrap_err();
-        assert_eq!(error.to_string(), "prompts has shape [3], expected [1, 3]");
-        assert_eq!(tensor.to_f32("prompts", &[3]), Err(TensorError::NotFinite { what: "prompts", index: 1 }));
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use futures::channel::mpsc::{self, Receiver, Sender};
 use futures::stream::{IntoAsyncRead, TryStreamExt};
 use petals_protocol::{
-    Fingerprint, ForwardRequest, Injection, ModelId, PassLayout, ServerInfo, ServerState, Span, WireDtype,
+    Fingerprint, ForwardRequest, Injection, ModelId, PassLayout, PromptSource, ServerInfo, ServerState, Span, WireDtype,
 };
 
 use super::*;
@@ -100,7 +100,13 @@ impl Client {
             injection: Injection::None,
             read_rows: None,
         };
-        let request = ForwardRequest { layout, stash: None, reply_dtype: WireDtype::F32, deadline_ms: 10_000 };
+        let request = ForwardRequest {
+            layout,
+            prompts: PromptSource::Inline,
+            stash: None,
+            reply_dtype: WireDtype::F32,
+            deadline_ms: 10_000,
+        };
         let shape = [rows as usize, self.hidden];
         let text = Tensor::from_f32(WireDtype::F32, &shape, &vec![0.1; shape[0] * shape[1]]);
         let (message, tensors) = (Request::Forward(request), [text]);

@@ -8,7 +8,7 @@ use petals_e2e::{Goldens, LocalSwarm};
 use petals_node::ExecutorConfig;
 use petals_protocol::{
     BackwardRequest, ForwardRequest, Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Injection, PassLayout,
-    Refusal, Request, Response, Span, StashId, Tensor, WireDtype,
+    PromptSource, Refusal, Request, Response, Span, StashId, Tensor, WireDtype,
 };
 use petals_swarm::PeerStream;
 
@@ -48,7 +48,7 @@ fn layout((start, end): (u32, u32), lengths: &[u32]) -> PassLayout {
 
 fn forward(layout: PassLayout) -> Request {
     let (reply_dtype, deadline_ms) = (WireDtype::F32, 10_000);
-    Request::Forward(ForwardRequest { layout, stash: None, reply_dtype, deadline_ms })
+    Request::Forward(ForwardRequest { layout, prompts: PromptSource::Inline, stash: None, reply_dtype, deadline_ms })
 }
 
 fn rows(count: usize, hidden: usize, value: f32) -> Tensor {
@@ -86,6 +86,7 @@ async fn every_kind_of_wrong_request_is_refused_by_type_and_the_stream_goes_on()
     assert!(matches!(overflow, Refusal::BadRequest { .. }), "{overflow}");
     let gone = Request::Backward(BackwardRequest {
         layout: layout((1, 3), &[1]),
+        prompts: PromptSource::Inline,
         stash: Some(StashId(99)),
         text_grad: true,
         reply_dtype: WireDtype::F32,
@@ -116,7 +117,7 @@ async fn garbage_ends_its_own_stream_only() -> anyhow::Result<()> {
         // Half of the garbage starts like a frame.
         let mut bytes: Vec<u8> = (0..200u32).map(|n| (n.wrapping_mul(seed + 3) >> 3) as u8).collect();
         if seed % 4 < 2 {
-            bytes[..8].copy_from_slice(b"PTLS\x01\x00\x00\x00");
+            bytes[..8].copy_from_slice(b"PTLS\x02\x00\x00\x00");
             bytes[18..20].fill(0);
         }
         let _ = stranger.stream.write_all(&bytes).await;

@@ -8,6 +8,7 @@ use crate::ops::swiglu;
 use crate::tensor::{DeviceFailure, Tensor, bytes, columns, rows};
 
 use super::plan::{ActiveRows, BlockPlan};
+use super::stash::{Keep, Kept};
 
 /// The weights of one block.
 ///
@@ -57,46 +58,64 @@ impl BlockStash {
         let always = [input, queries, keys_values, residual, gate_up].map(bytes).iter().sum::<u64>();
         always + before_norms.as_ref().map_or(0, |(q, k)| bytes(q) + bytes(k))
     }
+
+    /// Input and input of the MLP's norm; the rest is freed.
+    pub(super) fn into_ends(self) -> (Tensor<2>, Tensor<2>) {
+        (self.input, self.residual)
+    }
 }
 
 impl Block {
-    /// From all rows `[R, d]` to the active ones `[A, d]`.
+    /// From all rows `[R, d]` to the active ones `[A, d]`, with what is kept, if anything.
     pub(super) fn forward(
         &self,
-        mut x: Tensor<2>,
+        x: Tensor<2>,
         plan: BlockPlan<'_>,
-        keep: bool,
-    ) -> Result<(Tensor<2>, Option<BlockStash>), DeviceFailure> {
+        keep: Keep,
+    ) -> Result<(Tensor<2>, Option<Kept>), DeviceFailure> {
+        let mut stash = self.up_to_activation(x, plan)?;
+        let activated = swiglu::forward(&mut stash.gate_up, plan.kernels)?;
+        let (residual, kept) = match keep {
+            Keep::Nothing => (stash.into_ends().1, None),
+            Keep::Inputs => {
+                let (input, residual) = stash.into_ends();
+                (residual, Some(Kept::Input(input)))
+            }
+            Keep::Everything => (stash.residual.clone(), Some(Kept::Everything(Box::new(stash)))),
+        };
+        Ok((self.down.forward(&activated) + residual, kept))
+    }
+
+    /// The part of the forward that a backward needs.
+    fn up_to_activation(&self, mut x: Tensor<2>, plan: BlockPlan<'_>) -> Result<BlockStash, DeviceFailure> {
         let normed = self.input_norm.forward(&mut x)?;
         let mut q = self.queries.forward(&plan.rows.gather(&normed));
         let mut kv = self.keys_values.forward(&normed);
         drop(normed);
-        let before_norms = self.norm_heads(&mut q, &mut kv, plan.heads)?.filter(|_| keep);
+        let before_norms = self.norm_heads(&mut q, &mut kv, plan.heads)?;
         q = rotate(q, plan.heads.query, plan.query_angles, Turn::Forward)?;
         kv = rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward)?;
         let attended = plan.attention.forward(&mut q, &mut kv)?;
         let mut residual = self.output.forward(&attended) + plan.rows.gather(&x);
+        drop(attended);
         let normed = self.mlp_norm.forward(&mut residual)?;
-        let mut gate_up = self.gate_up.forward(&normed);
-        drop((attended, normed));
-        let activated = swiglu::forward(&mut gate_up, plan.kernels)?;
-        if !keep {
-            drop((x, q, kv, gate_up));
-            return Ok((self.down.forward(&activated) + residual, None));
-        }
-        let y = self.down.forward(&activated) + residual.clone();
-        let stash = BlockStash { input: x, queries: q, keys_values: kv, before_norms, residual, gate_up };
-        Ok((y, Some(stash)))
+        let gate_up = self.gate_up.forward(&normed);
+        Ok(BlockStash { input: x, queries: q, keys_values: kv, before_norms, residual, gate_up })
     }
 
-    /// The input's gradient, `[R, d]` or `[m, d]` as `needed`, from that of the output, `[A, d]`.
+    /// The input's gradient, `[R, d]` or `[m, d]` as `needed`, from that of the output, `[A, d]`. If only the input was
+    /// kept, the forward is repeated as far as needed.
     pub(super) fn backward(
         &self,
-        stash: BlockStash,
+        kept: Kept,
         dy: Tensor<2>,
         plan: BlockPlan<'_>,
         needed: Needed,
     ) -> Result<Tensor<2>, DeviceFailure> {
+        let stash = match kept {
+            Kept::Input(input) => self.up_to_activation(input, plan)?,
+            Kept::Everything(stash) => *stash,
+        };
         let BlockStash { input, queries, keys_values, before_norms, mut residual, gate_up } = stash;
         let d_activated = self.down.backward(&dy);
         let d_gate_up = swiglu::backward(gate_up, d_activated, plan.kernels)?;

@@ -39,19 +39,42 @@ impl ModelConfig {
 }
 
 impl BlockStack {
-    /// Bytes that the stash of such a pass takes: exactly what [`super::Stash::bytes`] will say.
+    /// Bytes that the whole stash of such a pass takes: exactly what [`super::Stash::bytes`] will say.
     ///
     /// Saturates for layouts that no memory could hold.
     pub fn stash_bytes_estimate(&self, layout: &PassLayout) -> u64 {
-        let [d, q, k, f] = self.config.widths();
-        let norms = u64::from(self.config.qk_norm);
-        let per_row = d + 2 * k + norms * k;
-        let per_active = q + d + 2 * f + norms * q;
+        let [per_row, per_active] = self.stash_widths();
         let [all, usual, last] = row_counts(layout);
         let blocks = layout.span.len() as u64;
         let active = blocks.saturating_sub(1).saturating_mul(usual).saturating_add(last);
         let rows = blocks.saturating_mul(all).saturating_mul(per_row);
         rows.saturating_add(active.saturating_mul(per_active)).saturating_mul(F32)
+    }
+
+    /// Bytes of a stash that has only what enters each block: exactly what [`super::Stash::bytes`] will say.
+    ///
+    /// Saturates for layouts that no memory could hold.
+    pub fn input_bytes_estimate(&self, layout: &PassLayout) -> u64 {
+        let [d, ..] = self.config.widths();
+        let [all, ..] = row_counts(layout);
+        all.saturating_mul(d).saturating_mul(layout.span.len() as u64).saturating_mul(F32)
+    }
+
+    /// An upper bound on the bytes of one block's part of the whole stash: what a backward from inputs alone takes beside
+    /// [`Self::activation_bytes_estimate`].
+    ///
+    /// Saturates for layouts that no memory could hold.
+    pub fn block_stash_bytes_estimate(&self, layout: &PassLayout) -> u64 {
+        let [per_row, per_active] = self.stash_widths();
+        let [all, usual, _] = row_counts(layout);
+        all.saturating_mul(per_row).saturating_add(usual.saturating_mul(per_active)).saturating_mul(F32)
+    }
+
+    /// Values that a block's stash has of each row, and of each active row beside those.
+    fn stash_widths(&self) -> [u64; 2] {
+        let [d, q, k, f] = self.config.widths();
+        let norms = u64::from(self.config.qk_norm);
+        [d + 2 * k + norms * k, q + d + 2 * f + norms * q]
     }
 
     /// An upper bound on the bytes that a pass, forward or backward, takes beside weights, stash and the vectors that it

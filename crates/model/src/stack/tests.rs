@@ -48,7 +48,7 @@ fn inputs(layout: &PassLayout) -> Inputs {
 
 fn forward(stack: &BlockStack, layout: &PassLayout, inputs: Inputs) -> ForwardOutput {
     let Inputs { text, prefix, prompts } = inputs;
-    stack.forward(ForwardPass { layout, text, prefix, prompts }, true).unwrap()
+    stack.forward(ForwardPass { layout, text, prefix, prompts }, Keep::Everything).unwrap()
 }
 
 /// Weights that make a scalar of a pass's outputs.
@@ -200,11 +200,34 @@ fn half_precision_weights_change_results_by_their_rounding_only() {
 }
 
 #[test]
+fn inputs_alone_give_the_same_gradients() {
+    for stack in [stack(), stack_on(&Device::cpu_without_kernels(), Dtype::F32)] {
+        for layout in layouts() {
+            let Inputs { text, prefix, prompts } = inputs(&layout);
+            let output = stack.forward(ForwardPass { layout: &layout, text, prefix, prompts }, Keep::Inputs).unwrap();
+            let whole = forward(&stack, &layout, inputs(&layout));
+            assert_eq!(output.text, whole.text);
+            let (inputs, whole) = (output.stash.unwrap(), whole.stash.unwrap());
+            assert!(inputs.has_inputs_only() && !whole.has_inputs_only());
+            let reduced = forward(&stack, &layout, self::inputs(&layout)).stash.unwrap().reduce();
+            for stash in [&inputs, &reduced] {
+                assert_eq!(stash.bytes(), stack.input_bytes_estimate(&layout));
+            }
+            let [inputs, reduced, whole] =
+                [inputs, reduced, whole].map(|stash| stack.backward(stash, output_grads(&layout), true).unwrap());
+            assert_eq!((&inputs, &reduced), (&whole, &whole));
+        }
+    }
+}
+
+#[test]
 fn a_stash_is_as_large_as_estimated() {
     let stack = stack();
     for layout in layouts() {
         let stash = forward(&stack, &layout, inputs(&layout)).stash.unwrap();
         assert_eq!(stash.bytes(), stack.stash_bytes_estimate(&layout));
+        let blocks = layout.span.len() as u64;
+        assert!(stash.bytes() <= blocks * stack.block_stash_bytes_estimate(&layout));
         assert!(stack.activation_bytes_estimate(&layout) > 0);
     }
 }
@@ -216,6 +239,7 @@ fn estimates_saturate_for_a_strangers_layout() {
         (layout.lengths, layout.prefix_len) = (vec![u32::MAX; 64], u32::MAX);
         let stack = stack_on(&device, Dtype::Bf16);
         assert!(stack.activation_bytes_estimate(&layout) > 1 << 40 && stack.stash_bytes_estimate(&layout) > 1 << 40);
+        assert!(stack.input_bytes_estimate(&layout) > 1 << 40 && stack.block_stash_bytes_estimate(&layout) > 1 << 40);
     }
 }
 
@@ -227,7 +251,7 @@ fn wrong_inputs_are_refused_by_name() {
         let mut inputs = inputs(layout);
         change(&mut inputs);
         let Inputs { text, prefix, prompts } = inputs;
-        stack.forward(ForwardPass { layout, text, prefix, prompts }, false).unwrap_err().to_string()
+        stack.forward(ForwardPass { layout, text, prefix, prompts }, Keep::Nothing).unwrap_err().to_string()
     };
     assert_eq!(refusal(&layout, |i| i.text.truncate(24)), "the text: 24 values were given, 168 expected");
     assert_eq!(refusal(&layout, |i| i.prefix = None), "the prefix is missing");

@@ -3,9 +3,9 @@ use futures::io::Cursor;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ids::{Span, StashId};
+use crate::ids::{PromptsId, Span, StashId};
 use crate::layout::{Injection, PassLayout};
-use crate::message::{ForwardRequest, Request, Response};
+use crate::message::{ForwardRequest, PromptSource, Request, Response};
 use crate::refusal::Refusal;
 use crate::tensor::WireDtype;
 
@@ -30,6 +30,7 @@ fn forward() -> Request {
     };
     Request::Forward(ForwardRequest {
         layout,
+        prompts: PromptSource::Kept(PromptsId(3)),
         stash: Some(StashId(5)),
         reply_dtype: WireDtype::Bf16,
         deadline_ms: 1000,
@@ -42,7 +43,7 @@ fn the_bytes_of_a_frame_are_as_specified() {
     let bytes = written(7, &Request::Forget { stash: StashId(9) }, &[tensor], FrameKind::Request);
     let expected: &[&[u8]] = &[
         b"PTLS",
-        &[1, 0, 0, 0],
+        &[2, 0, 0, 0],
         &[7, 0, 0, 0, 0, 0, 0, 0],
         &[40, 0, 0, 0],
         &[4, 0, 0, 0, 0, 0, 0, 0],

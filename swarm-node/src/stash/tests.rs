@@ -1,0 +1,136 @@
+use petals_protocol::{Injection, Span};
+
+use super::*;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn layout(tokens: u32) -> PassLayout {
+    let span = Span::new(0, 1).unwrap();
+    PassLayout { span, lengths: vec![tokens], prefix_len: 0, injection: Injection::None, read_rows: None }
+}
+
+/// A store of texts that become lower case when they are reduced.
+fn store(budget: u64) -> StashStore<String> {
+    let mut store = StashStore::new(budget, MINUTE, |text: String| text.to_lowercase());
+    store.open_stream(1);
+    store.open_stream(2);
+    store
+}
+
+fn key(stream: u64, id: u64) -> StashKey {
+    (stream, StashId(id))
+}
+
+const SIZES: Sizes = Sizes { full: 10, inputs: Some(2) };
+const FULL: Size = Size { bytes: 10, reduced: Some(2) };
+
+/// Leaves stash `id` on stream 1 at whatever level the store allows.
+fn leave(store: &mut StashStore<String>, id: u64, now: Instant) -> StashLevel {
+    let level = store.make_room(StashPolicy::Auto, SIZES, now);
+    let size = match level {
+        StashLevel::Full => FULL,
+        StashLevel::Inputs => Size { bytes: 2, reduced: None },
+        StashLevel::None => return level,
+    };
+    assert!(store.insert(key(1, id), layout(1), format!("S{id}"), size, now));
+    assert!(store.bytes() <= store.budget);
+    level
+}
+
+fn take(store: &mut StashStore<String>, id: u64) -> Option<String> {
+    store.take(key(1, id), &layout(1))
+}
+
+#[test]
+fn a_stash_is_used_once_and_only_under_its_layout() {
+    let now = Instant::now();
+    let mut store = store(100);
+    assert!(store.insert(key(1, 1), layout(3), "a".into(), FULL, now));
+    assert!(store.insert(key(1, 2), layout(3), "b".into(), FULL, now));
+    assert_eq!(store.take(key(2, 1), &layout(3)), None, "another stream");
+    assert_eq!(store.take(key(1, 1), &layout(3)), Some("a".into()));
+    assert_eq!(store.take(key(1, 1), &layout(3)), None);
+    assert_eq!(store.take(key(1, 2), &layout(4)), None, "another layout");
+    assert_eq!((store.bytes(), store.order.len()), (0, 0));
+}
+
+#[test]
+fn the_new_one_gives_way_before_old_ones_are_reduced() {
+    let now = Instant::now();
+    let mut store = store(25);
+    let levels: Vec<StashLevel> = (0..4).map(|id| leave(&mut store, id, now)).collect();
+    assert_eq!(levels, [StashLevel::Full, StashLevel::Full, StashLevel::Inputs, StashLevel::Inputs]);
+    // 24 of 25 bytes are held: the oldest is reduced, which gives 8 bytes back.
+    assert_eq!((leave(&mut store, 4, now), store.bytes()), (StashLevel::Inputs, 18));
+    let texts: Vec<_> = (0..5).map(|id| take(&mut store, id)).collect();
+    assert_eq!(texts, ["s0", "S1", "S2", "S3", "S4"].map(|text| Some(text.to_owned())));
+    assert_eq!(store.bytes(), 0);
+}
+
+#[test]
+fn fresh_stashes_are_not_dropped_for_a_new_one_and_stale_ones_are_oldest_first() {
+    let start = Instant::now();
+    let mut store = store(10);
+    for id in 0..5 {
+        leave(&mut store, id, start + Duration::from_secs(id));
+    }
+    assert_eq!(store.bytes(), 10, "five reduced ones");
+    assert_eq!(leave(&mut store, 5, start + Duration::from_secs(6)), StashLevel::None);
+    let later = start + Duration::from_millis(7500);
+    assert_eq!(leave(&mut store, 6, later), StashLevel::Inputs);
+    let left: Vec<u64> = (0..7).filter(|&id| take(&mut store, id).is_some()).collect();
+    assert_eq!(left, [1, 2, 3, 4, 6], "two had waited for more than 6 s, one was enough");
+}
+
+#[test]
+fn forced_levels_are_kept_to() {
+    let now = Instant::now();
+    for (policy, levels) in [
+        (StashPolicy::Full, [StashLevel::Full, StashLevel::None]),
+        (StashPolicy::Inputs, [StashLevel::Inputs, StashLevel::Inputs]),
+        (StashPolicy::None, [StashLevel::None, StashLevel::None]),
+    ] {
+        let mut store = store(15);
+        let first = store.make_room(policy, SIZES, now);
+        assert!(store.insert(key(1, 1), layout(1), "FIRST".into(), FULL, now));
+        assert_eq!([first, store.make_room(policy, SIZES, now)], levels, "{policy:?}");
+        assert_eq!(take(&mut store, 1), Some("FIRST".into()));
+    }
+    assert_eq!("inputs".parse(), Ok(StashPolicy::Inputs));
+    assert!("some".parse::<StashPolicy>().is_err());
+}
+
+#[test]
+fn an_impossible_wish_changes_nothing() {
+    let now = Instant::now();
+    let mut store = store(25);
+    leave(&mut store, 0, now);
+    leave(&mut store, 1, now);
+    let wish = Sizes { full: 100, inputs: Some(26) };
+    assert_eq!(store.make_room(StashPolicy::Auto, wish, now + MINUTE / 2), StashLevel::None);
+    let wish = Sizes { full: 26, inputs: None };
+    assert_eq!(store.make_room(StashPolicy::Auto, wish, now + MINUTE / 2), StashLevel::None);
+    assert_eq!((store.bytes(), take(&mut store, 0), take(&mut store, 1)), (20, Some("S0".into()), Some("S1".into())));
+    let wish = Sizes { full: u64::MAX, inputs: Some(u64::MAX) };
+    assert_eq!(store.make_room(StashPolicy::Auto, wish, now), StashLevel::None);
+}
+
+#[test]
+fn time_and_the_end_of_a_stream_free_memory() {
+    let start = Instant::now();
+    let mut store = store(100);
+    assert!(store.insert(key(1, 1), layout(1), String::new(), FULL, start));
+    assert!(store.insert(key(2, 1), layout(1), String::new(), FULL, start + Duration::from_secs(50)));
+    store.expire(start + Duration::from_secs(61));
+    assert_eq!(store.bytes(), 10);
+    store.forget_stream(2);
+    assert_eq!((store.bytes(), store.order.len()), (0, 0));
+}
+
+#[test]
+fn what_comes_after_the_end_of_its_stream_is_not_kept() {
+    let mut store = store(100);
+    store.forget_stream(1);
+    assert!(!store.insert(key(1, 1), layout(1), String::new(), FULL, Instant::now()));
+    assert_eq!(store.bytes(), 0);
+}
