@@ -162,7 +162,8 @@ impl ExecutorHandle {
             return Err(Refusal::Draining);
         }
         let waiting = state.queue.len() as u64 + 1;
-        if state.queue.push(pass.peer, (pass, reply)).is_err() {
+        let (peer, urgent) = (pass.peer, matches!(pass.work, Work::Backward { .. }));
+        if state.queue.push(peer, (pass, reply), urgent).is_err() {
             let wait_ms = waiting * self.0.mean_us.load(Ordering::Relaxed) / 1000 / 2;
             return Err(Refusal::Busy { retry_after_ms: wait_ms.clamp(10, 5_000) as u32 });
         }
