@@ -85,7 +85,7 @@ impl Bench {
         let (half, started) = (blocks / 2, Instant::now());
         let swarm = ProcessSwarm::start(directory, &[&format!("0..{half}"), &format!("{half}..{blocks}")])?;
         println!("three processes started and ready: {:.2} s", started.elapsed().as_secs_f64());
-        let local = Arc::new(checkpoint.load_client()?);
+        let local = Arc::new(checkpoint.load_client(petals_model::Dtype::F32)?);
         let id = checkpoint.model_id(None)?;
         let config = SwarmConfig { peers: vec![swarm.bootstrap.address.parse()?], ..SwarmConfig::client() };
         let (client, _) = SwarmNode::start(Identity::generate(), config).await?;

@@ -37,7 +37,7 @@ impl LocalSwarm {
         let id = ModelId::new("golden", checkpoint.fingerprint())?;
         let blocks = Span::new(0, checkpoint.config().num_hidden_layers as u32)?;
         let hidden = checkpoint.config().hidden_size;
-        let local = Arc::new(checkpoint.load_client()?);
+        let local = Arc::new(checkpoint.load_client(petals_model::Dtype::F32)?);
         let mut peers: Vec<Multiaddr> = Vec::new();
         let mut servers = Vec::new();
         for span in spans {

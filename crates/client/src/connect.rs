@@ -79,7 +79,7 @@ impl ModelFiles {
             hidden: config.hidden_size,
             attention_heads: config.num_attention_heads,
         };
-        let local = Arc::new(checkpoint.load_client()?);
+        let local = Arc::new(checkpoint.load_client(petals_model::Dtype::F32)?);
         Ok(Self { local, blocks: checkpoint.blocks(), config, adapted })
     }
 

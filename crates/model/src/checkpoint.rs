@@ -7,6 +7,7 @@ use petals_protocol::{Fingerprint, ModelId, ModelIdError, Span};
 use crate::client_model::{ClientModel, ClientParts};
 use crate::config::ModelConfig;
 use crate::device::{Device, Dtype};
+use crate::kernels::matmul::FrozenMatrix;
 use crate::stack::BlockStack;
 use load::Loader;
 
@@ -107,21 +108,21 @@ impl Checkpoint {
         Ok(BlockStack::new(self.config.clone(), span, device.clone(), dtype, blocks))
     }
 
-    /// Loads what a client computes itself: embeddings, final norm and head, on the CPU.
+    /// Loads what a client computes itself: embeddings, final norm and head, on the CPU. The head's weights are kept in
+    /// `dtype` ([`Dtype::Auto`] is f32).
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or of a dtype that is not read.
-    pub fn load_client(&self) -> Result<ClientModel, CheckpointError> {
+    pub fn load_client(&self, dtype: Dtype) -> Result<ClientModel, CheckpointError> {
         let (vocab, d) = (self.config.vocab_size, self.config.hidden_size);
         let embeddings = self.index.locate("model.embed_tokens.weight", &[vocab, d])?;
         let (file, norm) = self.index.locate("model.norm.weight", &[d])?;
         let norm = load::decode(&file, &norm);
-        let head = if self.config.tie_word_embeddings {
-            load::decode(&embeddings.0, &embeddings.1)
-        } else {
-            let (file, head) = self.index.locate("lm_head.weight", &[vocab, d])?;
-            load::decode(&file, &head)
-        };
+        let tied = self.config.tie_word_embeddings;
+        let (file, located) =
+            if tied { embeddings.clone() } else { self.index.locate("lm_head.weight", &[vocab, d])? };
+        let column = |token: usize, values: &mut [f32]| load::decode_row(&file, &located, token, values);
+        let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), column);
         Ok(ClientModel::new(self.config.clone(), ClientParts { embeddings, norm, head }))
     }
 }

@@ -6,9 +6,8 @@ use rayon::prelude::*;
 
 use crate::checkpoint::file::{Located, TensorFile};
 use crate::config::ModelConfig;
-use crate::device::Device;
-use crate::kernels::rms_norm;
-use crate::tensor::{DeviceFailure, Tensor, from_vec, into_vec};
+use crate::kernels::matmul::FrozenMatrix;
+use crate::kernels::{filled, rms_norm};
 use cross_entropy::cross_entropy;
 
 mod cross_entropy;
@@ -16,23 +15,25 @@ mod cross_entropy;
 /// Bytes that the logits of one chunk of rows may take.
 const LOGITS_BYTES: usize = 32 << 20;
 
-/// Embeddings, final norm and language-model head, frozen, on the CPU in f32.
+/// Embeddings, final norm and language-model head, frozen, on the CPU; all in f32 but for the head's weights, which may be
+/// kept in less.
 ///
 /// Embeddings are read row by row from the mapped file and take no memory of their own. The head takes
-/// `vocab_size · hidden_size · 4` bytes once, tied or not, and serves its forward and its backward as it is.
+/// `vocab_size · hidden_size` weights once, tied or not, and serves its forward and its backward as it is.
 #[derive(Debug)]
 pub struct ClientModel {
     config: ModelConfig,
     embeddings: (Arc<TensorFile>, Located),
     norm: Vec<f32>,
-    head: Tensor<2>,
+    /// `[hidden, vocab]`
+    head: FrozenMatrix,
 }
 
 /// What [`crate::Checkpoint::load_client`] found.
 pub(crate) struct ClientParts {
     pub(crate) embeddings: (Arc<TensorFile>, Located),
     pub(crate) norm: Vec<f32>,
-    pub(crate) head: Vec<f32>,
+    pub(crate) head: FrozenMatrix,
 }
 
 /// A loss over language-model labels.
@@ -94,15 +95,11 @@ pub enum HeadError {
     /// The loss or a logit is NaN or infinite.
     #[error("{0} is not finite: the hidden states are extreme")]
     NotFinite(&'static str),
-    /// The backend failed.
-    #[error("the head could not be computed")]
-    Device(#[from] DeviceFailure),
 }
 
 impl ClientModel {
     pub(crate) fn new(config: ModelConfig, parts: ClientParts) -> Self {
         let ClientParts { embeddings, norm, head } = parts;
-        let head = from_vec(head, [config.vocab_size, config.hidden_size], Device::cpu().raw());
         Self { config, embeddings, norm, head }
     }
 
@@ -113,7 +110,7 @@ impl ClientModel {
 
     /// Bytes of the weights in memory, the mapped embeddings not counted.
     pub fn weight_bytes(&self) -> u64 {
-        4 * (self.config.vocab_size as u64 + 1) * self.config.hidden_size as u64
+        self.head.bytes() + 4 * self.config.hidden_size as u64
     }
 
     /// The embeddings of `ids`, `[ids.len(), d]`.
@@ -141,7 +138,7 @@ impl ClientModel {
         self.count_rows(hidden)?;
         let mut logits = Vec::with_capacity(hidden.len() / self.config.hidden_size * self.config.vocab_size);
         for chunk in hidden.chunks(self.chunk_rows() * self.config.hidden_size) {
-            logits.extend(into_vec(self.logits(self.normed(chunk)))?);
+            logits.extend(self.logits(chunk));
         }
         finite("a logit", &logits)?;
         Ok(logits)
@@ -160,12 +157,11 @@ impl ClientModel {
         let mut total = LossOutput { loss_sum: 0.0, correct: 0, grad: Vec::with_capacity(hidden.len()) };
         let rows = self.chunk_rows();
         for (chunk, labels) in hidden.chunks(rows * d).zip(labels.chunks(rows)) {
-            let mut logits = into_vec(self.logits(self.normed(chunk)))?;
+            let mut logits = self.logits(chunk);
             let (loss, correct) = cross_entropy(&mut logits, labels, self.config.vocab_size);
             total.loss_sum += loss;
             total.correct += correct;
-            let d_logits = from_vec(logits, [labels.len(), self.config.vocab_size], Device::cpu().raw());
-            let mut grad = into_vec(d_logits.matmul(self.head.clone()))?;
+            let mut grad = filled(chunk.len(), |grad| self.head.backward(&logits, grad, false));
             rms_norm::backward(chunk, &self.norm, self.config.rms_norm_eps, &mut grad);
             total.grad.append(&mut grad);
         }
@@ -219,14 +215,11 @@ impl ClientModel {
         (LOGITS_BYTES / (4 * self.config.vocab_size)).max(1)
     }
 
-    fn normed(&self, hidden: &[f32]) -> Tensor<2> {
+    /// `[R, vocab_size]`
+    fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
         let rows = hidden.len() / self.config.hidden_size;
-        from_vec(normed, [rows, self.config.hidden_size], Device::cpu().raw())
-    }
-
-    fn logits(&self, normed: Tensor<2>) -> Tensor<2> {
-        normed.matmul(self.head.clone().transpose())
+        filled(rows * self.config.vocab_size, |logits| self.head.forward(&normed, logits, false))
     }
 }
 

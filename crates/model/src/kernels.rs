@@ -3,6 +3,7 @@
 
 pub(crate) mod attention;
 mod gemm;
+pub(crate) mod matmul;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;
 pub(crate) mod simd;
@@ -14,4 +15,11 @@ const TASK: usize = 1 << 14;
 /// Rows of this width that one task takes.
 fn rows_of_task(width: usize) -> usize {
     (TASK / width.max(1)).max(1)
+}
+
+/// A vector of `len` values, every one of which `fill` writes.
+pub(crate) fn filled(len: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    let mut values = vec![0.0; len];
+    fill(&mut values);
+    values
 }

@@ -104,7 +104,10 @@ impl Swarm {
         let checkpoint = golden.checkpoint();
         let load =
             |ends: &[u32]| checkpoint.load_span(Span::new(ends[0], ends[1]).unwrap(), device, Dtype::F32).unwrap();
-        Self { client: checkpoint.load_client().unwrap(), stacks: split.windows(2).map(load).collect() }
+        Self {
+            client: checkpoint.load_client(petals_model::Dtype::F32).unwrap(),
+            stacks: split.windows(2).map(load).collect(),
+        }
     }
 
     fn forward(&self, rows: &[Vec<u32>], tables: Option<&Tables>, read: Option<Vec<u32>>, keep: Keep) -> Run {

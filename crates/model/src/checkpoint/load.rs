@@ -1,9 +1,5 @@
 //! From a file's tensors to weights as the blocks use them.
 
-use burn::tensor::{DType, Element, TensorData};
-use half::{bf16, f16};
-use rayon::prelude::*;
-
 use super::CheckpointError;
 use super::file::{Located, TensorFile};
 use super::index::TensorIndex;
@@ -12,10 +8,6 @@ use crate::device::{Device, Dtype};
 use crate::ops::linear::Linear;
 use crate::ops::rms_norm::RmsNorm;
 use crate::stack::block::Block;
-use crate::tensor::Tensor;
-
-/// Input features that one task transposes at a time: as many write streams as caches follow well.
-const TILE: usize = 64;
 
 /// Loads weights of one checkpoint to one device.
 pub(super) struct Loader<'a> {
@@ -69,18 +61,24 @@ impl Loader<'_> {
                 biases.extend(self.vector(&at(part, "bias"), output)?);
             }
         }
-        let weight = match self.dtype.raw() {
-            DType::BF16 => self.upload(transpose(&sources, input, bf16::from_f32), input),
-            DType::F16 => self.upload(transpose(&sources, input, f16::from_f32), input),
-            _ => self.upload(transpose(&sources, input, |v| v), input),
+        let output = parts.iter().map(|(_, output)| output).sum();
+        // Files hold `[output, input]`: the weight's columns are their rows.
+        let column = |mut n: usize, values: &mut [f32]| {
+            for (file, located, output) in &sources {
+                if n < *output {
+                    return decode_row(file, located, n, values);
+                }
+                n -= output;
+            }
         };
-        Ok(Linear::new(weight, bias.then_some(biases), self.device))
+        Ok(Linear::new([input, output], bias.then_some(biases), self.dtype, self.device, column))
     }
+}
 
-    fn upload<E: Element>(&self, values: Vec<E>, input: usize) -> Tensor<2> {
-        let output = values.len() / input;
-        Tensor::from_data(TensorData::new(values, [input, output]), (self.device.raw(), self.dtype.raw()))
-    }
+/// Row `row` of a matrix whose rows are as long as `values`, in f32.
+pub(super) fn decode_row(file: &TensorFile, located: &Located, row: usize, values: &mut [f32]) {
+    let length = values.len() * located.dtype.size();
+    located.dtype.decode(&file.bytes(located)[row * length..(row + 1) * length], values);
 }
 
 /// The values of a tensor in f32.
@@ -89,29 +87,4 @@ pub(super) fn decode(file: &TensorFile, located: &Located) -> Vec<f32> {
     let mut values = vec![0.0; bytes.len() / located.dtype.size()];
     located.dtype.decode(bytes, &mut values);
     values
-}
-
-/// Matrices `[output_i, input]`, as files hold them, side by side as one `[input, sum of outputs]`.
-fn transpose<E: Copy + Default + Send>(
-    sources: &[(impl AsRef<TensorFile> + Sync, Located, usize)],
-    input: usize,
-    convert: impl Fn(f32) -> E + Sync,
-) -> Vec<E> {
-    let width: usize = sources.iter().map(|(_, _, output)| output).sum();
-    let mut result = vec![E::default(); input * width];
-    result.par_chunks_mut(TILE * width).enumerate().for_each(|(tile, rows)| {
-        let count = rows.len() / width;
-        let mut column = 0;
-        let mut buffer = [0.0; TILE];
-        for (file, located, output) in sources {
-            let (bytes, size) = (file.as_ref().bytes(located), located.dtype.size());
-            for row in 0..*output {
-                let start = (row * input + tile * TILE) * size;
-                located.dtype.decode(&bytes[start..start + count * size], &mut buffer[..count]);
-                buffer[..count].iter().enumerate().for_each(|(i, &v)| rows[i * width + column] = convert(v));
-                column += 1;
-            }
-        }
-    });
-    result
 }

@@ -6,7 +6,7 @@ const D: usize = 12;
 
 fn client() -> ClientModel {
     let dir = fixture::single();
-    Checkpoint::open(dir.path()).unwrap().load_client().unwrap()
+    Checkpoint::open(dir.path()).unwrap().load_client(crate::Dtype::F32).unwrap()
 }
 
 #[test]

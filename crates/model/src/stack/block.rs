@@ -74,7 +74,7 @@ impl Block {
         keep: Keep,
     ) -> Result<(Tensor<2>, Option<Kept>), DeviceFailure> {
         let mut stash = self.up_to_activation(x, plan)?;
-        let activated = swiglu::forward(&mut stash.gate_up, plan.kernels)?;
+        let mut activated = swiglu::forward(&mut stash.gate_up, plan.kernels)?;
         let (residual, kept) = match keep {
             Keep::Nothing => (stash.into_ends().1, None),
             Keep::Inputs => {
@@ -83,23 +83,23 @@ impl Block {
             }
             Keep::Everything => (stash.residual.clone(), Some(Kept::Everything(Box::new(stash)))),
         };
-        Ok((self.down.forward(&activated) + residual, kept))
+        Ok((self.down.forward_onto(&mut activated, residual)?, kept))
     }
 
     /// The part of the forward that a backward needs.
     fn up_to_activation(&self, mut x: Tensor<2>, plan: BlockPlan<'_>) -> Result<BlockStash, DeviceFailure> {
-        let normed = self.input_norm.forward(&mut x)?;
-        let mut q = self.queries.forward(&plan.rows.gather(&normed));
-        let mut kv = self.keys_values.forward(&normed);
+        let mut normed = self.input_norm.forward(&mut x)?;
+        let mut q = plan.rows.project(&self.queries, &mut normed)?;
+        let mut kv = self.keys_values.forward(&mut normed, 0)?;
         drop(normed);
         let before_norms = self.norm_heads(&mut q, &mut kv, plan.heads)?;
         q = rotate(q, plan.heads.query, plan.query_angles, Turn::Forward)?;
         kv = rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward)?;
-        let attended = plan.attention.forward(&mut q, &mut kv)?;
-        let mut residual = self.output.forward(&attended) + plan.rows.gather(&x);
+        let mut attended = plan.attention.forward(&mut q, &mut kv)?;
+        let mut residual = self.output.forward_onto(&mut attended, plan.rows.gather(&x))?;
         drop(attended);
-        let normed = self.mlp_norm.forward(&mut residual)?;
-        let gate_up = self.gate_up.forward(&normed);
+        let mut normed = self.mlp_norm.forward(&mut residual)?;
+        let gate_up = self.gate_up.forward(&mut normed, 0)?;
         Ok(BlockStash { input: x, queries: q, keys_values: kv, before_norms, residual, gate_up })
     }
 
@@ -108,7 +108,7 @@ impl Block {
     pub(super) fn backward(
         &self,
         kept: Kept,
-        dy: Tensor<2>,
+        mut dy: Tensor<2>,
         plan: BlockPlan<'_>,
         needed: Needed,
     ) -> Result<Tensor<2>, DeviceFailure> {
@@ -117,13 +117,13 @@ impl Block {
             Kept::Everything(stash) => *stash,
         };
         let BlockStash { input, queries, keys_values, before_norms, mut residual, gate_up } = stash;
-        let d_activated = self.down.backward(&dy);
-        let d_gate_up = swiglu::backward(gate_up, d_activated, plan.kernels)?;
-        let d_normed = self.gate_up.backward(&d_gate_up);
+        let d_activated = self.down.backward(&mut dy)?;
+        let mut d_gate_up = swiglu::backward(gate_up, d_activated, plan.kernels)?;
+        let d_normed = self.gate_up.backward(&mut d_gate_up)?;
         drop(d_gate_up);
-        let d_residual = self.mlp_norm.backward(&mut residual, d_normed)? + dy;
+        let mut d_residual = self.mlp_norm.backward(&mut residual, d_normed)? + dy;
         drop(residual);
-        let d_attended = self.output.backward(&d_residual);
+        let d_attended = self.output.backward(&mut d_residual)?;
         let prefix_only = needed != Needed::All;
         let (dq, dkv) = plan.attention.backward(queries, keys_values, d_attended, prefix_only)?;
         let mut dq = rotate(dq, plan.heads.query, plan.query_angles, Turn::Back)?;
@@ -148,11 +148,11 @@ impl Block {
                 (dq, d_residual) = (rows(&dq, 0..m), rows(&d_residual, 0..m));
             }
         }
-        let d_normed = self.keys_values.backward(&dkv);
+        let d_normed = self.keys_values.backward(&mut dkv)?;
         if !prefix_is_active {
             return self.input_norm.backward(&mut input, d_normed);
         }
-        let d_normed = active.add(d_normed, self.queries.backward(&dq));
+        let d_normed = active.project_back(&self.queries, &mut dq, d_normed)?;
         Ok(active.add(self.input_norm.backward(&mut input, d_normed)?, d_residual))
     }
 

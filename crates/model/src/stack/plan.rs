@@ -5,8 +5,9 @@ use petals_protocol::{Injection, PassLayout};
 use crate::config::ModelConfig;
 use crate::device::Device;
 use crate::ops::attention::{Attention, Geometry, Heads, Segment};
+use crate::ops::linear::Linear;
 use crate::ops::rotary::{Angles, Rotary};
-use crate::tensor::{Indices, Tensor, indices, rows};
+use crate::tensor::{DeviceFailure, Indices, Tensor, indices, rows};
 
 /// The rows of a block that go on behind its keys and values: through queries, attention, MLP and residuals.
 ///
@@ -28,6 +29,29 @@ impl ActiveRows {
             Self::All => all.clone(),
             Self::Behind(first) => rows(all, *first..all.dims()[0]),
             Self::Picked(picked) => all.clone().select(0, picked.clone()),
+        }
+    }
+
+    /// Projects the active rows of a matrix over all rows.
+    pub(super) fn project(&self, linear: &Linear, all: &mut Tensor<2>) -> Result<Tensor<2>, DeviceFailure> {
+        match self {
+            Self::All => linear.forward(all, 0),
+            Self::Behind(first) => linear.forward(all, *first),
+            Self::Picked(_) => linear.forward(&mut self.gather(all), 0),
+        }
+    }
+
+    /// Adds the input gradient of a projection of the active rows to one over all rows.
+    pub(super) fn project_back(
+        &self,
+        linear: &Linear,
+        dy: &mut Tensor<2>,
+        all: Tensor<2>,
+    ) -> Result<Tensor<2>, DeviceFailure> {
+        match self {
+            Self::All => linear.backward_onto(dy, all, 0),
+            Self::Behind(first) => linear.backward_onto(dy, all, *first),
+            Self::Picked(_) => Ok(self.add(all, linear.backward(dy)?)),
         }
     }
 

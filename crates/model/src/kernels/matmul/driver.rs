@@ -1,0 +1,287 @@
+//! Blocking and threads: which part of a product is computed when and by whom.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::PANEL;
+use super::isa::Isa;
+use super::micro::{Left, Micro, Out, Right, Stored};
+use super::simd::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+
+/// Depth of a block: its part of a panel (16 KiB) and of a strip of rows stay in the first-level cache.
+const DEPTH: usize = 256;
+/// Rows of a block: with [`DEPTH`] they stay in the second-level cache while the panels of a task pass.
+const ROWS: usize = 96;
+/// Panels of a task.
+const TASK_PANELS: usize = 4;
+/// Fewer or shorter rows of the left matrix are read as they lie. Others are copied into strips first, because long rows
+/// a power of two apart push each other out of the caches.
+const PACK_ROWS: usize = 24;
+const PACK_LENGTH: usize = 512;
+/// The largest block of any instruction set.
+const MOST_ROWS: usize = 12;
+const MOST_PANELS: usize = 2;
+/// Multiplications below which one thread alone is faster than several.
+const ALONE: usize = 1 << 20;
+
+/// Whether the weight is used as it is or transposed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    Forward,
+    Backward,
+}
+
+/// What a product is made of. The weight is `[depth, width]` in panels.
+pub(super) struct Operands<'a, E> {
+    pub(super) weight: &'a [E],
+    pub(super) depth: usize,
+    pub(super) width: usize,
+    pub(super) left: &'a [f32],
+    pub(super) out: &'a mut [f32],
+    pub(super) direction: Direction,
+    pub(super) accumulate: bool,
+}
+
+/// Computes a product with an instruction set that the processor has.
+///
+/// # Panics
+/// If the extents do not fit together.
+pub(super) fn run<E: Stored>(isa: Isa, operands: Operands<'_, E>) {
+    match isa {
+        Isa::Portable => product::<Portable, E>(operands),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => product::<Avx2, E>(operands),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => product::<Avx512, E>(operands),
+    }
+}
+
+/// A product whose extents have been checked, with the output as a pointer that tasks share: each writes rows and columns
+/// of its own.
+struct Product<'a, E> {
+    weight: &'a [E],
+    direction: Direction,
+    /// Rows of the stored weight's panels.
+    stored_depth: usize,
+    left: &'a [f32],
+    /// The left matrix in strips of `strip` rows, `[strips][inner][strip]`, if it was copied.
+    strips: Option<Vec<f32>>,
+    rows: usize,
+    /// What is summed over, and the output's columns.
+    inner: usize,
+    columns: usize,
+    out: SharedOut,
+    accumulate: bool,
+}
+
+#[derive(Clone, Copy)]
+struct SharedOut(*mut f32);
+
+// SAFETY: tasks write disjoint parts of the output, which the caller has borrowed exclusively for the whole product.
+#[allow(unsafe_code)]
+unsafe impl Send for SharedOut {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for SharedOut {}
+
+fn product<S: Micro, E: Stored>(operands: Operands<'_, E>) {
+    let Operands { weight, depth, width, left, out, direction, accumulate } = operands;
+    let (inner, columns) = if direction == Direction::Forward { (depth, width) } else { (width, depth) };
+    let rows = left.len() / inner.max(1);
+    assert!(left.len() == rows * inner && out.len() == rows * columns, "rows do not fit together");
+    assert_eq!(weight.len(), width.div_ceil(PANEL) * depth * PANEL, "the weight does not fit its extents");
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let strips = (rows >= PACK_ROWS && inner >= PACK_LENGTH).then(|| strips(left, inner, S::ROWS));
+    let product = Product {
+        weight,
+        direction,
+        stored_depth: depth,
+        left,
+        strips,
+        rows,
+        inner,
+        columns,
+        out: SharedOut(out.as_mut_ptr()),
+        accumulate,
+    };
+    product.run::<S>();
+}
+
+/// Copies rows into strips of `height`, `[strip][inner][height]`; the last strip is as high as rows are left.
+fn strips(left: &[f32], inner: usize, height: usize) -> Vec<f32> {
+    let mut strips = vec![0.0; left.len()];
+    strips.par_chunks_mut(height * inner).zip(left.par_chunks(height * inner)).for_each(|(strip, rows)| {
+        let height = rows.len() / inner;
+        for (row, values) in rows.chunks_exact(inner).enumerate() {
+            for (to, &value) in strip[row..].iter_mut().step_by(height).zip(values) {
+                *to = value;
+            }
+        }
+    });
+    strips
+}
+
+/// Columns that the micro-kernel takes at a time, and where their sum begins and how long it is.
+#[derive(Clone, Copy)]
+struct Block {
+    first: usize,
+    depth: usize,
+    panel: usize,
+    panels: usize,
+}
+
+/// The part of a product that one task computes.
+#[derive(Clone, Copy)]
+struct Task {
+    first_row: usize,
+    end_row: usize,
+    first_panel: usize,
+    end_panel: usize,
+}
+
+impl<E: Stored> Product<'_, E> {
+    fn run<S: Micro>(&self) {
+        let panels = self.columns.div_ceil(PANEL);
+        let whole = Task { first_row: 0, end_row: self.rows, first_panel: 0, end_panel: panels };
+        let threads = rayon::current_num_threads();
+        if threads == 1 || self.rows * self.inner * self.columns < ALONE {
+            for first_panel in (0..panels).step_by(TASK_PANELS) {
+                let end_panel = panels.min(first_panel + TASK_PANELS);
+                self.compute::<S>(Task { first_panel, end_panel, ..whole });
+            }
+            return;
+        }
+        // Wide outputs are divided by columns, so that each weight is read by one thread; narrow ones by rows besides.
+        let groups = panels.div_ceil(TASK_PANELS);
+        let parts = (4 * threads).div_ceil(groups).clamp(1, self.rows.div_ceil(S::ROWS));
+        let part_rows = self.rows.div_ceil(parts).next_multiple_of(S::ROWS);
+        let parts = self.rows.div_ceil(part_rows);
+        (0..groups * parts).into_par_iter().for_each(|number| {
+            let (first_panel, first_row) = (number / parts * TASK_PANELS, number % parts * part_rows);
+            let (end_panel, end_row) = (panels.min(first_panel + TASK_PANELS), self.rows.min(first_row + part_rows));
+            self.compute::<S>(Task { first_row, end_row, first_panel, end_panel });
+        });
+    }
+
+    #[allow(unsafe_code)]
+    fn compute<S: Micro>(&self, task: Task) {
+        let panels = task.end_panel - task.first_panel;
+        let stride = DEPTH.min(self.inner.next_multiple_of(PANEL)) * PANEL;
+        let mut turned = match self.direction {
+            Direction::Forward => Vec::new(),
+            Direction::Backward => vec![0.0; panels * stride],
+        };
+        for first in (0..self.inner).step_by(DEPTH) {
+            let depth = DEPTH.min(self.inner - first);
+            if self.direction == Direction::Backward {
+                self.turn::<S>(&mut turned, stride, task.first_panel, first..first + depth);
+            }
+            for first_row in (task.first_row..task.end_row).step_by(ROWS) {
+                let rows = first_row..task.end_row.min(first_row + ROWS);
+                for panel in (0..panels).step_by(S::PANELS) {
+                    let count = S::PANELS.min(panels - panel);
+                    let block = Block { first, depth, panel: task.first_panel + panel, panels: count };
+                    // SAFETY: `run` picked an instruction set that the processor has; extents were checked in `product`.
+                    unsafe {
+                        match self.direction {
+                            Direction::Forward => {
+                                let at = ((task.first_panel + panel) * self.stored_depth + first) * PANEL;
+                                let data = self.weight.as_ptr().wrapping_add(at);
+                                let panel_stride = self.stored_depth * PANEL;
+                                self.rows::<S, E>(rows.clone(), block, Right { data, panel_stride });
+                            }
+                            Direction::Backward => {
+                                let data = turned.as_ptr().wrapping_add(panel * stride);
+                                let right = Right { data, panel_stride: stride };
+                                self.rows::<S, f32>(rows.clone(), block, right);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fills `turned`, panels `stride` values apart, with the transposed weight's rows `part` in f32.
+    #[allow(unsafe_code)]
+    fn turn<S: Micro>(&self, turned: &mut [f32], stride: usize, first_panel: usize, part: Range<usize>) {
+        for (number, panel) in turned.chunks_exact_mut(stride).enumerate() {
+            let k = (first_panel + number) * PANEL;
+            let height = PANEL.min(self.stored_depth - k);
+            let tiles = panel.as_chunks_mut().0.as_chunks_mut().0;
+            // A part begins at a multiple of DEPTH, which is one of PANEL.
+            for (tile, out) in (part.start / PANEL..part.end.div_ceil(PANEL)).zip(tiles) {
+                let at = (tile * self.stored_depth + k) * PANEL;
+                // SAFETY: `run` picked an instruction set that the processor has.
+                unsafe { S::turn(&self.weight[at..at + height * PANEL], out) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// The processor has the instruction set, and `right` covers the block.
+    #[allow(unsafe_code)]
+    unsafe fn rows<S: Micro, R: Stored>(&self, rows: Range<usize>, block: Block, right: Right<R>) {
+        let Block { first, depth, panel, panels } = block;
+        let width = (panels * PANEL).min(self.columns - panel * PANEL);
+        let accumulate = self.accumulate || first > 0;
+        for row in rows.clone().step_by(S::ROWS) {
+            let height = S::ROWS.min(rows.end - row);
+            let left = match &self.strips {
+                // A strip begins at a multiple of its height, as tasks and blocks do.
+                Some(strips) => {
+                    let height = S::ROWS.min(self.rows - row);
+                    let data = strips[row * self.inner + first * height..].as_ptr();
+                    Left { data, row_stride: 1, depth_stride: height }
+                }
+                None => {
+                    let data = self.left[row * self.inner + first..].as_ptr();
+                    Left { data, row_stride: self.inner, depth_stride: 1 }
+                }
+            };
+            let at = self.out.0.wrapping_add(row * self.columns + panel * PANEL);
+            let shape = [height, panels];
+            // SAFETY: rows and columns of this block belong to this task alone and lie within the output.
+            unsafe {
+                if width == panels * PANEL {
+                    let out = Out { data: at, row_stride: self.columns, accumulate };
+                    S::multiply(shape, depth, left, right, out);
+                } else {
+                    self.ragged::<S, R>(shape, depth, (left, right), (at, width, accumulate));
+                }
+            }
+        }
+    }
+
+    /// The last panel of an output whose width is no multiple of [`PANEL`], by way of a buffer.
+    ///
+    /// # Safety
+    /// As [`Micro::multiply`], for `width` columns of `out`.
+    #[allow(unsafe_code)]
+    unsafe fn ragged<S: Micro, R: Stored>(
+        &self,
+        shape @ [height, panels]: [usize; 2],
+        depth: usize,
+        (left, right): (Left, Right<R>),
+        (out, width, accumulate): (*mut f32, usize, bool),
+    ) {
+        let mut buffer = [0.0; MOST_ROWS * MOST_PANELS * PANEL];
+        let row_stride = panels * PANEL;
+        let part = Out { data: buffer.as_mut_ptr(), row_stride, accumulate: false };
+        // SAFETY: the buffer has room for the largest block of any instruction set; the rest is this function's contract.
+        unsafe {
+            S::multiply(shape, depth, left, right, part);
+            for (row, values) in buffer.chunks_exact(row_stride).take(height).enumerate() {
+                for (column, &value) in values.iter().take(width).enumerate() {
+                    let at = out.wrapping_add(row * self.columns + column);
+                    *at = if accumulate { *at + value } else { value };
+                }
+            }
+        }
+    }
+}

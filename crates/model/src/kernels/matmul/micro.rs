@@ -1,0 +1,264 @@
+//! The micro-kernel: a few rows times a panel or two, with all sums in registers.
+
+use super::PANEL;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Portable, Simd};
+
+/// How a weight is stored in memory; it is widened as it is loaded.
+pub(super) trait Stored: Copy + Send + Sync + 'static {
+    /// # Safety
+    /// As [`Simd`].
+    unsafe fn load<S: Simd>(values: *const Self) -> S::Vector;
+}
+
+/// The bits of a bf16.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(transparent)]
+pub(super) struct Bf16(pub(super) u16);
+
+/// The bits of an f16.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(transparent)]
+pub(super) struct F16(pub(super) u16);
+
+impl Stored for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(values: *const Self) -> S::Vector {
+        // SAFETY: by the contract of the trait, as in the others.
+        unsafe { S::load(values) }
+    }
+}
+
+impl Stored for Bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(values: *const Self) -> S::Vector {
+        unsafe { S::load_bf16(values.cast()) }
+    }
+}
+
+impl Stored for F16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(values: *const Self) -> S::Vector {
+        unsafe { S::load_f16(values.cast()) }
+    }
+}
+
+/// Rows of the left matrix: element `(row, k)` is at `data + row·row_stride + k·depth_stride`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Left {
+    pub(super) data: *const f32,
+    pub(super) row_stride: usize,
+    pub(super) depth_stride: usize,
+}
+
+/// Consecutive panels of the right matrix, `panel_stride` elements apart, each `[depth, PANEL]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Right<E> {
+    pub(super) data: *const E,
+    pub(super) panel_stride: usize,
+}
+
+/// Where the product goes: rows `row_stride` apart.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Out {
+    pub(super) data: *mut f32,
+    pub(super) row_stride: usize,
+    /// Adds to what is there.
+    pub(super) accumulate: bool,
+}
+
+/// Adds up `depth` products for `ROWS` rows and `PANELS` panels of `VECTORS` vectors each. With `CHAINS` above 1, as many
+/// independent sums are kept, because a few rows alone do not fill the multipliers' pipelines.
+///
+/// # Safety
+/// The processor has the instruction set of `S`, and the operands cover what the sizes say.
+#[inline(always)]
+unsafe fn block<
+    S: Simd,
+    E: Stored,
+    const ROWS: usize,
+    const PANELS: usize,
+    const VECTORS: usize,
+    const CHAINS: usize,
+>(
+    depth: usize,
+    left: Left,
+    right: Right<E>,
+    out: Out,
+) {
+    // SAFETY: by the contract of this function; strides and counts are those of the operands.
+    unsafe {
+        let mut sums = [[[[S::zero(); VECTORS]; PANELS]; ROWS]; CHAINS];
+        let (mut a, mut b) = (left.data, right.data);
+        let mut step = |sums: &mut [[[S::Vector; VECTORS]; PANELS]; ROWS]| {
+            let mut weights = [[S::zero(); VECTORS]; PANELS];
+            for panel in 0..PANELS {
+                for vector in 0..VECTORS {
+                    let at = b.wrapping_add(panel * right.panel_stride + vector * S::LANES);
+                    weights[panel][vector] = E::load::<S>(at);
+                }
+            }
+            for row in 0..ROWS {
+                let value = S::splat(a.wrapping_add(row * left.row_stride));
+                for panel in 0..PANELS {
+                    for vector in 0..VECTORS {
+                        let sum = &mut sums[row][panel][vector];
+                        *sum = S::multiply_add(value, weights[panel][vector], *sum);
+                    }
+                }
+            }
+            a = a.wrapping_add(left.depth_stride);
+            b = b.wrapping_add(PANEL);
+        };
+        for _ in 0..depth / CHAINS {
+            for sums in &mut sums {
+                step(sums);
+            }
+        }
+        for _ in 0..depth % CHAINS {
+            step(&mut sums[0]);
+        }
+        for row in 0..ROWS {
+            for panel in 0..PANELS {
+                for vector in 0..VECTORS {
+                    let mut sum = sums[0][row][panel][vector];
+                    for chain in 1..CHAINS {
+                        sum = S::add(sum, sums[chain][row][panel][vector]);
+                    }
+                    let at = out.data.wrapping_add(row * out.row_stride + panel * PANEL + vector * S::LANES);
+                    S::store(at, if out.accumulate { S::add(sum, S::load(at)) } else { sum });
+                }
+            }
+        }
+    }
+}
+
+/// An instruction set's micro-kernels.
+pub(super) trait Micro: Simd + Send + Sync + 'static {
+    /// Multiplies `rows` rows (1 to [`Simd::ROWS`]) by `panels` panels (1 to [`Simd::PANELS`]) over `depth`.
+    ///
+    /// # Safety
+    /// The processor has the instruction set; `left` has `rows` by `depth` values, `right` `panels` panels of `depth`
+    /// rows, and `out` room for `rows` rows of `panels·PANEL` values that nobody else uses.
+    unsafe fn multiply<E: Stored>(shape: [usize; 2], depth: usize, left: Left, right: Right<E>, out: Out);
+
+    /// `out[n][k] = tile[k][n]` in f32, for the rows `k` (at most [`PANEL`]) of `tile`; the rest of `out` becomes zero.
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    unsafe fn turn<E: Stored>(tile: &[E], out: &mut Tile);
+}
+
+/// Part of a panel.
+pub(super) type Tile = [[f32; PANEL]; PANEL];
+
+/// Picks the kernel for a number of rows. One row runs four chains of sums, two run two.
+macro_rules! by_rows {
+    ($set:ty, $element:ty, $panels:literal, $vectors:literal, $rows:expr, $arguments:tt, $($more:literal)*) => {
+        match $rows {
+            1 => block::<$set, $element, 1, $panels, $vectors, 4> $arguments,
+            2 => block::<$set, $element, 2, $panels, $vectors, 2> $arguments,
+            $($more => block::<$set, $element, $more, $panels, $vectors, 1> $arguments,)*
+            _ => unreachable!("more rows than the kernel has"),
+        }
+    };
+}
+
+impl Micro for Portable {
+    unsafe fn multiply<E: Stored>([rows, _]: [usize; 2], depth: usize, left: Left, right: Right<E>, out: Out) {
+        // SAFETY: by the contract of the trait.
+        unsafe { by_rows!(Self, E, 1, 4, rows, (depth, left, right, out), 3 4) }
+    }
+
+    unsafe fn turn<E: Stored>(tile: &[E], out: &mut Tile) {
+        *out = [[0.0; PANEL]; PANEL];
+        for (k, row) in tile.chunks_exact(PANEL).enumerate() {
+            for n in (0..PANEL).step_by(Self::LANES) {
+                // SAFETY: the row has PANEL values.
+                let values = unsafe { E::load::<Self>(row[n..].as_ptr()) };
+                values.iter().enumerate().for_each(|(lane, &value)| out[n + lane][k] = value);
+            }
+        }
+    }
+}
+
+/// Turns a tile in squares of eight by eight values.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn turn_avx2<E: Stored>(tile: &[E], out: &mut Tile) {
+    use std::arch::x86_64::*;
+    for k in [0, 8] {
+        for n in [0, 8] {
+            // SAFETY: rows that the tile has are PANEL values long; rows of `out` as well.
+            unsafe {
+                let mut r = [_mm256_setzero_ps(); 8];
+                for (row, values) in r.iter_mut().zip(tile.chunks_exact(PANEL).skip(k)) {
+                    *row = E::load::<Avx2>(values[n..].as_ptr());
+                }
+                let low = |i: usize| _mm256_unpacklo_ps(r[i], r[i + 1]);
+                let high = |i: usize| _mm256_unpackhi_ps(r[i], r[i + 1]);
+                let (t0, t1, t2, t3) = (low(0), high(0), low(2), high(2));
+                let (t4, t5, t6, t7) = (low(4), high(4), low(6), high(6));
+                let halves = [
+                    [_mm256_shuffle_ps::<0x44>(t0, t2), _mm256_shuffle_ps::<0x44>(t4, t6)],
+                    [_mm256_shuffle_ps::<0xee>(t0, t2), _mm256_shuffle_ps::<0xee>(t4, t6)],
+                    [_mm256_shuffle_ps::<0x44>(t1, t3), _mm256_shuffle_ps::<0x44>(t5, t7)],
+                    [_mm256_shuffle_ps::<0xee>(t1, t3), _mm256_shuffle_ps::<0xee>(t5, t7)],
+                ];
+                for (i, [a, b]) in halves.into_iter().enumerate() {
+                    let (first, second) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+                    _mm256_storeu_ps(out[n + i][k..].as_mut_ptr(), first);
+                    _mm256_storeu_ps(out[n + 4 + i][k..].as_mut_ptr(), second);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Micro for Avx2 {
+    #[inline]
+    unsafe fn multiply<E: Stored>([rows, _]: [usize; 2], depth: usize, left: Left, right: Right<E>, out: Out) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn run<E: Stored>(rows: usize, depth: usize, left: Left, right: Right<E>, out: Out) {
+            // SAFETY: by the contract of the trait.
+            unsafe { by_rows!(Avx2, E, 1, 2, rows, (depth, left, right, out), 3 4 5 6) }
+        }
+        // SAFETY: by the contract of the trait.
+        unsafe { run(rows, depth, left, right, out) }
+    }
+
+    unsafe fn turn<E: Stored>(tile: &[E], out: &mut Tile) {
+        // SAFETY: by the contract of the trait.
+        unsafe { turn_avx2(tile, out) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Micro for Avx512 {
+    #[inline]
+    unsafe fn multiply<E: Stored>([rows, panels]: [usize; 2], depth: usize, left: Left, right: Right<E>, out: Out) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+        unsafe fn run<E: Stored>(rows: usize, panels: usize, depth: usize, left: Left, right: Right<E>, out: Out) {
+            // SAFETY: by the contract of the trait.
+            unsafe {
+                if panels == 2 {
+                    by_rows!(Avx512, E, 2, 1, rows, (depth, left, right, out), 3 4 5 6 7 8 9 10 11 12)
+                } else {
+                    by_rows!(Avx512, E, 1, 1, rows, (depth, left, right, out), 3 4 5 6 7 8 9 10 11 12)
+                }
+            }
+        }
+        // SAFETY: by the contract of the trait.
+        unsafe { run(rows, panels, depth, left, right, out) }
+    }
+
+    unsafe fn turn<E: Stored>(tile: &[E], out: &mut Tile) {
+        // SAFETY: AVX-512 comes with AVX2, as `Isa::available` checks.
+        unsafe { turn_avx2(tile, out) }
+    }
+}

@@ -1,0 +1,85 @@
+use super::FrozenMatrix;
+use super::driver::Direction;
+use super::isa::Isa;
+use crate::device::Dtype;
+
+/// Values that repeat late and are exact in bf16 and f16.
+fn value(n: usize) -> f32 {
+    ((n * 7919 + 13) % 251) as f32 / 128.0 - 1.0
+}
+
+fn values(seed: usize, count: usize) -> Vec<f32> {
+    (0..count).map(|n| value(n + 1009 * seed)).collect()
+}
+
+/// `(k, n)` of the weight.
+fn weight(k: usize, n: usize) -> f32 {
+    value(k * 31 + n * 1013)
+}
+
+fn expected(direction: Direction, [rows, depth, width]: [usize; 3], left: &[f32], start: &[f32]) -> Vec<f32> {
+    let (inner, columns) = if direction == Direction::Forward { (depth, width) } else { (width, depth) };
+    let mut out = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        for column in 0..columns {
+            let term = |i: usize| {
+                let w = if direction == Direction::Forward { weight(i, column) } else { weight(column, i) };
+                f64::from(left[row * inner + i]) * f64::from(w)
+            };
+            let sum: f64 = (0..inner).map(term).sum();
+            out.push((sum + f64::from(start[row * columns + column])) as f32);
+        }
+    }
+    out
+}
+
+#[test]
+fn every_instruction_set_dtype_and_direction_agrees_with_plain_sums() {
+    // One row to several blocks, depths and widths on both sides of every block's and panel's edge.
+    let shapes = [
+        [1, 1, 1],
+        [1, 64, 48],
+        [2, 17, 33],
+        [3, 300, 16],
+        [5, 16, 70],
+        [13, 257, 31],
+        [24, 40, 129],
+        [31, 512, 96],
+        [97, 270, 100],
+        [200, 33, 17],
+        [230, 128, 640],
+    ];
+    for shape @ [rows, depth, width] in shapes {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            let matrix = FrozenMatrix::from_columns([depth, width], dtype, |n, column| {
+                column.iter_mut().enumerate().for_each(|(k, v)| *v = weight(k, n));
+            });
+            assert_eq!(matrix.shape(), [depth, width]);
+            for direction in [Direction::Forward, Direction::Backward] {
+                let (inner, columns) = if direction == Direction::Forward { (depth, width) } else { (width, depth) };
+                let (left, start) = (values(1, rows * inner), values(2, rows * columns));
+                for accumulate in [false, true] {
+                    let before = if accumulate { start.clone() } else { vec![0.0; start.len()] };
+                    let expected = expected(direction, shape, &left, &before);
+                    let largest = expected.iter().fold(1.0f32, |a, b| a.max(b.abs()));
+                    for isa in Isa::available() {
+                        let mut out = start.clone();
+                        matrix.product(isa, direction, &left, &mut out, accumulate);
+                        let worst = out.iter().zip(&expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
+                        assert!(
+                            worst <= 2e-6 * largest,
+                            "{isa:?} {dtype} {direction:?} {shape:?} accumulate {accumulate}: {worst} of {largest}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_times_something_is_nothing() {
+    let matrix = FrozenMatrix::from_columns([4, 20], Dtype::F32, |_, column| column.fill(1.0));
+    matrix.forward(&[], &mut [], false);
+    matrix.backward(&[], &mut [], true);
+}
