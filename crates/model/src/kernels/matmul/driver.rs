@@ -14,9 +14,9 @@ use super::simd::{Avx2, Avx512};
 /// Depth of a block: its part of a panel (16 KiB) and of a strip of rows stay in the first-level cache.
 const DEPTH: usize = 256;
 /// Rows of a block: with [`DEPTH`] they stay in the second-level cache while the panels of a task pass.
-const ROWS: usize = 96;
+const ROWS: usize = 48;
 /// Panels of a task.
-const TASK_PANELS: usize = 4;
+const TASK_PANELS: usize = 8;
 /// Fewer or shorter rows of the left matrix are read as they lie. Others are copied into strips first, because long rows
 /// a power of two apart push each other out of the caches.
 const PACK_ROWS: usize = 24;
