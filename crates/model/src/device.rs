@@ -151,9 +151,8 @@ impl fmt::Display for Device {
 
 /// How block weights are kept.
 ///
-/// Everything but the weights is f32. On a GPU the matrix products with weights run in the weights' dtype. The CPU
-/// computes in f32 only: half-precision weights are converted one matrix at a time in each product, which halves their
-/// memory and costs time.
+/// Everything but the weights is f32. On a GPU the matrix products with weights run in the weights' dtype. On the CPU
+/// half-precision weights stay as they are in memory and are widened in registers; sums are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Dtype {
     /// f32 on the CPU, bf16 on GPUs.

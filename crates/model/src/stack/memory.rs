@@ -86,15 +86,17 @@ impl BlockStack {
         let [all, usual, _] = row_counts(layout);
         let prompts = if layout.has_prompts() { layout.span.len() as u64 } else { 0 };
         // Inputs, outputs, gradients, norms and residuals; queries, keys and values with their gradients, before and
-        // after norm and rotation; the angles; the MLP's inside, whose activation has more temporaries without kernels.
+        // after norm and rotation; the angles; the MLP's inside, whose activation has more temporaries without kernels,
+        // and whose rows a product copies into strips with them.
         let per_row = d.saturating_mul(10).saturating_add((q + k).saturating_mul(8) + 4 * self.config.head_dim as u64);
-        let per_active = f.saturating_mul(if self.device.has_kernels() { 5 } else { 14 });
+        let per_active = f.saturating_mul(if self.device.has_kernels() { 7 } else { 14 });
         let rows = all.saturating_mul(per_row).saturating_add(usual.saturating_mul(per_active));
         let tables = u64::from(layout.prefix_len).saturating_mul(d).saturating_mul(2 * prompts);
         let attention =
             if self.device.has_kernels() { self.kernel_attention(layout) } else { self.portable_attention(layout) };
-        // A half-precision weight is widened for its product on the CPU.
-        let widened = if self.device.is_cpu() && self.dtype != Dtype::F32 { d * (2 * f).max(q).max(2 * k) } else { 0 };
+        // Without kernels a half-precision weight is widened for its product on the CPU.
+        let widens = self.device.is_cpu() && !self.device.has_kernels() && self.dtype != Dtype::F32;
+        let widened = if widens { d * (2 * f).max(q).max(2 * k) } else { 0 };
         [tables, attention, widened].iter().fold(rows, |sum, part| sum.saturating_add(*part)).saturating_mul(F32)
     }
 
