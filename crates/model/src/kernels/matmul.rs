@@ -7,13 +7,16 @@
 //! registers; sums are f32 always.
 //!
 //! The micro-kernels are written once over the vector types of [`simd`] and compiled for each instruction set; the best that the
-//! processor has is chosen at run time ([`isa`]).
+//! processor has is chosen at run time ([`isa`]). Processors that multiply bf16 by bf16 have a layout and kernels of their own
+//! ([`pairs`]).
 
 mod driver;
 mod isa;
 mod layout;
 #[allow(unsafe_code)]
 mod micro;
+#[allow(unsafe_code)]
+mod pairs;
 #[allow(unsafe_code)]
 mod simd;
 

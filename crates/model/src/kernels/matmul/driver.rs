@@ -34,6 +34,16 @@ pub(super) enum Direction {
     Backward,
 }
 
+impl Direction {
+    /// What is summed over, and the output's columns, of a product with a weight `[depth, width]`.
+    pub(super) fn extents(self, depth: usize, width: usize) -> (usize, usize) {
+        match self {
+            Self::Forward => (depth, width),
+            Self::Backward => (width, depth),
+        }
+    }
+}
+
 /// What a product is made of. The weight is `[depth, width]` in panels.
 pub(super) struct Operands<'a, E> {
     pub(super) weight: &'a [E],
@@ -45,7 +55,7 @@ pub(super) struct Operands<'a, E> {
     pub(super) accumulate: bool,
 }
 
-/// Computes a product with an instruction set that the processor has.
+/// Computes a product with an instruction set that the processor has. Sets that only speed up bf16 by bf16 compute as AVX-512.
 ///
 /// # Panics
 /// If the extents do not fit together.
@@ -55,7 +65,7 @@ pub(super) fn run<E: Stored>(isa: Isa, operands: Operands<'_, E>) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => product::<Avx2, E>(operands),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => product::<Avx512, E>(operands),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => product::<Avx512, E>(operands),
     }
 }
 
@@ -77,8 +87,9 @@ struct Product<'a, E> {
     accumulate: bool,
 }
 
+/// An output whose parts are written by several threads.
 #[derive(Clone, Copy)]
-struct SharedOut(*mut f32);
+pub(super) struct SharedOut(pub(super) *mut f32);
 
 // SAFETY: tasks write disjoint parts of the output, which the caller has borrowed exclusively for the whole product.
 #[allow(unsafe_code)]
@@ -89,7 +100,7 @@ unsafe impl Sync for SharedOut {}
 
 fn product<S: Micro, E: Stored>(operands: Operands<'_, E>) {
     let Operands { weight, depth, width, left, out, direction, accumulate } = operands;
-    let (inner, columns) = if direction == Direction::Forward { (depth, width) } else { (width, depth) };
+    let (inner, columns) = direction.extents(depth, width);
     let rows = left.len() / inner.max(1);
     assert!(left.len() == rows * inner && out.len() == rows * columns, "rows do not fit together");
     assert_eq!(weight.len(), width.div_ceil(PANEL) * depth * PANEL, "the weight does not fit its extents");
@@ -109,7 +120,33 @@ fn product<S: Micro, E: Stored>(operands: Operands<'_, E>) {
         out: SharedOut(out.as_mut_ptr()),
         accumulate,
     };
-    product.run::<S>();
+    let run = |rows, panels| product.compute::<S>(rows, panels);
+    divide([rows, inner, columns], S::ROWS, run);
+}
+
+/// Divides a product `[rows, inner] x [inner, columns]` among threads: calls `run` for ranges of rows, which begin at
+/// multiples of `height`, and of panels of columns, which together cover the output once.
+pub(super) fn divide(
+    [rows, inner, columns]: [usize; 3],
+    height: usize,
+    run: impl Fn(Range<usize>, Range<usize>) + Sync,
+) {
+    let panels = columns.div_ceil(PANEL);
+    let groups = panels.div_ceil(TASK_PANELS);
+    let group = |number: usize| number * TASK_PANELS..panels.min((number + 1) * TASK_PANELS);
+    let threads = rayon::current_num_threads();
+    if threads == 1 || rows * inner * columns < ALONE {
+        (0..groups).for_each(|number| run(0..rows, group(number)));
+        return;
+    }
+    // Wide outputs are divided by columns, so that each weight is read by one thread; narrow ones by rows besides.
+    let parts = (4 * threads).div_ceil(groups).clamp(1, rows.div_ceil(height));
+    let part_rows = rows.div_ceil(parts).next_multiple_of(height);
+    let parts = rows.div_ceil(part_rows);
+    (0..groups * parts).into_par_iter().for_each(|number| {
+        let first = number % parts * part_rows;
+        run(first..rows.min(first + part_rows), group(number / parts));
+    });
 }
 
 /// Copies rows into strips of `height`, `[strip][inner][height]`; the last strip is as high as rows are left.
@@ -135,69 +172,34 @@ struct Block {
     panels: usize,
 }
 
-/// The part of a product that one task computes.
-#[derive(Clone, Copy)]
-struct Task {
-    first_row: usize,
-    end_row: usize,
-    first_panel: usize,
-    end_panel: usize,
-}
-
 impl<E: Stored> Product<'_, E> {
-    fn run<S: Micro>(&self) {
-        let panels = self.columns.div_ceil(PANEL);
-        let whole = Task { first_row: 0, end_row: self.rows, first_panel: 0, end_panel: panels };
-        let threads = rayon::current_num_threads();
-        if threads == 1 || self.rows * self.inner * self.columns < ALONE {
-            for first_panel in (0..panels).step_by(TASK_PANELS) {
-                let end_panel = panels.min(first_panel + TASK_PANELS);
-                self.compute::<S>(Task { first_panel, end_panel, ..whole });
-            }
-            return;
-        }
-        // Wide outputs are divided by columns, so that each weight is read by one thread; narrow ones by rows besides.
-        let groups = panels.div_ceil(TASK_PANELS);
-        let parts = (4 * threads).div_ceil(groups).clamp(1, self.rows.div_ceil(S::ROWS));
-        let part_rows = self.rows.div_ceil(parts).next_multiple_of(S::ROWS);
-        let parts = self.rows.div_ceil(part_rows);
-        (0..groups * parts).into_par_iter().for_each(|number| {
-            let (first_panel, first_row) = (number / parts * TASK_PANELS, number % parts * part_rows);
-            let (end_panel, end_row) = (panels.min(first_panel + TASK_PANELS), self.rows.min(first_row + part_rows));
-            self.compute::<S>(Task { first_row, end_row, first_panel, end_panel });
-        });
-    }
-
     #[allow(unsafe_code)]
-    fn compute<S: Micro>(&self, task: Task) {
-        let panels = task.end_panel - task.first_panel;
+    fn compute<S: Micro>(&self, rows: Range<usize>, panels: Range<usize>) {
         let stride = DEPTH.min(self.inner.next_multiple_of(PANEL)) * PANEL;
         let mut turned = match self.direction {
             Direction::Forward => Vec::new(),
-            Direction::Backward => vec![0.0; panels * stride],
+            Direction::Backward => vec![0.0; panels.len() * stride],
         };
         for first in (0..self.inner).step_by(DEPTH) {
             let depth = DEPTH.min(self.inner - first);
             if self.direction == Direction::Backward {
-                self.turn::<S>(&mut turned, stride, task.first_panel, first..first + depth);
+                self.turn::<S>(&mut turned, stride, panels.start, first..first + depth);
             }
-            for first_row in (task.first_row..task.end_row).step_by(ROWS) {
-                let rows = first_row..task.end_row.min(first_row + ROWS);
-                for panel in (0..panels).step_by(S::PANELS) {
-                    let count = S::PANELS.min(panels - panel);
-                    let block = Block { first, depth, panel: task.first_panel + panel, panels: count };
+            for first_row in rows.clone().step_by(ROWS) {
+                let rows = first_row..rows.end.min(first_row + ROWS);
+                for panel in panels.clone().step_by(S::PANELS) {
+                    let block = Block { first, depth, panel, panels: S::PANELS.min(panels.end - panel) };
                     // SAFETY: `run` picked an instruction set that the processor has; extents were checked in `product`.
                     unsafe {
                         match self.direction {
                             Direction::Forward => {
-                                let at = ((task.first_panel + panel) * self.stored_depth + first) * PANEL;
-                                let data = self.weight.as_ptr().wrapping_add(at);
-                                let panel_stride = self.stored_depth * PANEL;
-                                self.rows::<S, E>(rows.clone(), block, Right { data, panel_stride });
+                                let data = &self.weight[(panel * self.stored_depth + first) * PANEL..];
+                                let right = Right { data: data.as_ptr(), panel_stride: self.stored_depth * PANEL };
+                                self.rows::<S, E>(rows.clone(), block, right);
                             }
                             Direction::Backward => {
-                                let data = turned.as_ptr().wrapping_add(panel * stride);
-                                let right = Right { data, panel_stride: stride };
+                                let data = &turned[(panel - panels.start) * stride..];
+                                let right = Right { data: data.as_ptr(), panel_stride: stride };
                                 self.rows::<S, f32>(rows.clone(), block, right);
                             }
                         }

@@ -7,6 +7,7 @@ use super::PANEL;
 use super::driver::{self, Direction, Operands};
 use super::isa::Isa;
 use super::micro::{Bf16, F16};
+use super::pairs::{self, PairMatrix};
 use crate::device::Dtype;
 
 /// A weight `[depth, width]`, laid out in panels (see [`super`]), in the dtype it is served in.
@@ -14,6 +15,7 @@ use crate::device::Dtype;
 pub(crate) struct FrozenMatrix {
     depth: usize,
     width: usize,
+    isa: Isa,
     values: Values,
 }
 
@@ -22,22 +24,31 @@ enum Values {
     F32(Vec<f32>),
     Bf16(Vec<Bf16>),
     F16(Vec<F16>),
+    /// bf16 for processors that multiply it as it is.
+    Pairs(PairMatrix),
 }
 
 impl FrozenMatrix {
     /// Lays out a weight given as its columns: `column(n, out)` writes the `depth` values of column `n`. (A checkpoint's
     /// `[output, input]` matrix has the columns of `[input, output]` as its rows.)
-    pub(crate) fn from_columns(
+    pub(crate) fn from_columns(shape: [usize; 2], dtype: Dtype, column: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        Self::for_isa(Isa::best(), shape, dtype, column)
+    }
+
+    /// [`Self::from_columns`], for an instruction set that the processor has.
+    pub(super) fn for_isa(
+        isa: Isa,
         [depth, width]: [usize; 2],
         dtype: Dtype,
         column: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         let values = match dtype {
+            Dtype::Bf16 if isa.multiplies_bf16() => Values::Pairs(PairMatrix::from_columns([depth, width], &column)),
             Dtype::Bf16 => Values::Bf16(pack(depth, width, &column, |v| Bf16(bf16::from_f32(v).to_bits()))),
             Dtype::F16 => Values::F16(pack(depth, width, &column, |v| F16(f16::from_f32(v).to_bits()))),
             Dtype::F32 | Dtype::Auto => Values::F32(pack(depth, width, &column, |v| v)),
         };
-        Self { depth, width, values }
+        Self { depth, width, isa, values }
     }
 
     /// `[depth, width]`
@@ -49,7 +60,7 @@ impl FrozenMatrix {
     pub(crate) fn bytes(&self) -> u64 {
         let size = match self.values {
             Values::F32(_) => 4,
-            Values::Bf16(_) | Values::F16(_) => 2,
+            Values::Bf16(_) | Values::F16(_) | Values::Pairs(_) => 2,
         };
         (self.depth * self.width * size) as u64
     }
@@ -59,7 +70,7 @@ impl FrozenMatrix {
     /// # Panics
     /// If the slices are not whole rows, as many in both.
     pub(crate) fn forward(&self, x: &[f32], out: &mut [f32], accumulate: bool) {
-        self.product(Isa::best(), Direction::Forward, x, out, accumulate);
+        self.product(Direction::Forward, x, out, accumulate);
     }
 
     /// `out (+)= dy·Wᵀ`: `[rows, width]` to `[rows, depth]`. Adds to `out` if `accumulate`.
@@ -67,11 +78,11 @@ impl FrozenMatrix {
     /// # Panics
     /// If the slices are not whole rows, as many in both.
     pub(crate) fn backward(&self, dy: &[f32], out: &mut [f32], accumulate: bool) {
-        self.product(Isa::best(), Direction::Backward, dy, out, accumulate);
+        self.product(Direction::Backward, dy, out, accumulate);
     }
 
-    pub(super) fn product(&self, isa: Isa, direction: Direction, left: &[f32], out: &mut [f32], accumulate: bool) {
-        let (depth, width) = (self.depth, self.width);
+    pub(super) fn product(&self, direction: Direction, left: &[f32], out: &mut [f32], accumulate: bool) {
+        let (depth, width, isa) = (self.depth, self.width, self.isa);
         match &self.values {
             Values::F32(weight) => {
                 driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate })
@@ -82,6 +93,7 @@ impl FrozenMatrix {
             Values::F16(weight) => {
                 driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate })
             }
+            Values::Pairs(weight) => pairs::run(isa, weight, direction, left, out, accumulate),
         }
     }
 }

@@ -1,6 +1,7 @@
 use super::FrozenMatrix;
 use super::driver::Direction;
 use super::isa::Isa;
+use super::pairs::{PairMatrix, Plain};
 use crate::device::Dtype;
 
 /// Values that repeat late and are exact in bf16 and f16.
@@ -18,7 +19,7 @@ fn weight(k: usize, n: usize) -> f32 {
 }
 
 fn expected(direction: Direction, [rows, depth, width]: [usize; 3], left: &[f32], start: &[f32]) -> Vec<f32> {
-    let (inner, columns) = if direction == Direction::Forward { (depth, width) } else { (width, depth) };
+    let (inner, columns) = direction.extents(depth, width);
     let mut out = Vec::with_capacity(rows * columns);
     for row in 0..rows {
         for column in 0..columns {
@@ -33,38 +34,47 @@ fn expected(direction: Direction, [rows, depth, width]: [usize; 3], left: &[f32]
     out
 }
 
+/// One row to several blocks, depths and widths on both sides of every block's and panel's edge.
+const SHAPES: [[usize; 3]; 11] = [
+    [1, 1, 1],
+    [1, 64, 48],
+    [2, 17, 33],
+    [3, 300, 16],
+    [5, 16, 70],
+    [13, 257, 31],
+    [24, 40, 129],
+    [31, 512, 96],
+    [97, 270, 100],
+    [200, 33, 17],
+    [230, 128, 640],
+];
+
+fn write_column(n: usize, column: &mut [f32]) {
+    column.iter_mut().enumerate().for_each(|(k, v)| *v = weight(k, n));
+}
+
+fn matrix(isa: Isa, shape: [usize; 2], dtype: Dtype) -> FrozenMatrix {
+    let matrix = FrozenMatrix::for_isa(isa, shape, dtype, write_column);
+    assert_eq!(matrix.shape(), shape);
+    matrix
+}
+
 #[test]
 fn every_instruction_set_dtype_and_direction_agrees_with_plain_sums() {
-    // One row to several blocks, depths and widths on both sides of every block's and panel's edge.
-    let shapes = [
-        [1, 1, 1],
-        [1, 64, 48],
-        [2, 17, 33],
-        [3, 300, 16],
-        [5, 16, 70],
-        [13, 257, 31],
-        [24, 40, 129],
-        [31, 512, 96],
-        [97, 270, 100],
-        [200, 33, 17],
-        [230, 128, 640],
-    ];
-    for shape @ [rows, depth, width] in shapes {
+    for shape @ [rows, depth, width] in SHAPES {
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
-            let matrix = FrozenMatrix::from_columns([depth, width], dtype, |n, column| {
-                column.iter_mut().enumerate().for_each(|(k, v)| *v = weight(k, n));
-            });
-            assert_eq!(matrix.shape(), [depth, width]);
+            let matrices: Vec<(Isa, FrozenMatrix)> =
+                Isa::available().into_iter().map(|isa| (isa, matrix(isa, [depth, width], dtype))).collect();
             for direction in [Direction::Forward, Direction::Backward] {
-                let (inner, columns) = if direction == Direction::Forward { (depth, width) } else { (width, depth) };
+                let (inner, columns) = direction.extents(depth, width);
                 let (left, start) = (values(1, rows * inner), values(2, rows * columns));
                 for accumulate in [false, true] {
                     let before = if accumulate { start.clone() } else { vec![0.0; start.len()] };
                     let expected = expected(direction, shape, &left, &before);
                     let largest = expected.iter().fold(1.0f32, |a, b| a.max(b.abs()));
-                    for isa in Isa::available() {
+                    for (isa, matrix) in &matrices {
                         let mut out = start.clone();
-                        matrix.product(isa, direction, &left, &mut out, accumulate);
+                        matrix.product(direction, &left, &mut out, accumulate);
                         let worst = out.iter().zip(&expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
                         assert!(
                             worst <= 2e-6 * largest,
@@ -82,4 +92,22 @@ fn nothing_times_something_is_nothing() {
     let matrix = FrozenMatrix::from_columns([4, 20], Dtype::F32, |_, column| column.fill(1.0));
     matrix.forward(&[], &mut [], false);
     matrix.backward(&[], &mut [], true);
+}
+
+/// The values here are exact in bf16, so rounding the left matrix changes nothing.
+#[test]
+fn products_of_pairs_agree_with_plain_sums() {
+    for shape @ [rows, depth, width] in SHAPES {
+        let matrix = PairMatrix::from_columns([depth, width], &write_column);
+        for direction in [Direction::Forward, Direction::Backward] {
+            let (inner, columns) = direction.extents(depth, width);
+            let (left, start) = (values(1, rows * inner), values(2, rows * columns));
+            let mut out = start.clone();
+            matrix.product::<Plain>(direction, &left, &mut out, true);
+            let expected = expected(direction, shape, &left, &start);
+            let largest = expected.iter().fold(1.0f32, |a, b| a.max(b.abs()));
+            let worst = out.iter().zip(&expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
+            assert!(worst <= 2e-6 * largest, "{direction:?} {shape:?}: {worst} of {largest}");
+        }
+    }
 }
