@@ -74,6 +74,7 @@ pub(super) struct Out {
 /// # Safety
 /// The processor has the instruction set of `S`, and the operands cover what the sizes say.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "counted loops over registers read better than nested iterators")]
 unsafe fn block<
     S: Simd,
     E: Stored,
