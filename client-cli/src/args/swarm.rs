@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use petals_client::WireDtype;
+use petals_client::{Dtype, WireDtype};
 
 use super::values::{at_least, duration, multiaddr};
 
@@ -31,6 +31,11 @@ pub(crate) struct SwarmArgs {
     /// Longest wait for servers of blocks that nobody serves, before giving up.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub(crate) give_up_after: Duration,
+
+    /// Type in which the head's weights are kept here: auto (f32), f32, bf16 or f16. Half precision takes half the memory and,
+    /// where the processor multiplies bf16, a fraction of the time.
+    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    pub(crate) dtype: Dtype,
 
     /// Type of hidden states and gradients on the wire: f32, bf16, f16 or int8 (a scale for every 64 values).
     #[arg(long, value_name = "DTYPE", default_value = "f32")]

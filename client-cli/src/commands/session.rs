@@ -15,7 +15,7 @@ const EVENTS: usize = 256;
 
 /// Opens the client's part of the model.
 pub(super) fn open(args: &SwarmArgs) -> Result<ModelFiles, CliError> {
-    ModelFiles::open(&args.model, args.model_name.as_deref()).map_err(CliError::input)
+    ModelFiles::open(&args.model, args.model_name.as_deref(), args.dtype).map_err(CliError::input)
 }
 
 /// Loads an adapter for the model.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use petals_model::{Checkpoint, CheckpointError, ClientModel, ModelConfig};
+use petals_model::{Checkpoint, CheckpointError, ClientModel, Dtype, ModelConfig};
 use petals_protocol::{ModelIdError, Span};
 use petals_swarm::{
     AddressError, ConnectError, Identity, StartError, SwarmConfig, SwarmHandle, SwarmNode, parse_peers,
@@ -63,11 +63,12 @@ pub enum JoinError {
 }
 
 impl ModelFiles {
-    /// Opens a model's directory. The name in the swarm is the directory's unless given.
+    /// Opens a model's directory. The name in the swarm is the directory's unless given. The head's weights are kept in
+    /// `dtype`.
     ///
     /// # Errors
     /// [`ModelFilesError`].
-    pub fn open(directory: &Path, name: Option<&str>) -> Result<Self, ModelFilesError> {
+    pub fn open(directory: &Path, name: Option<&str>, dtype: Dtype) -> Result<Self, ModelFilesError> {
         let checkpoint = Checkpoint::open(directory)?;
         let id = checkpoint.model_id(name);
         let id = id.map_err(|source| ModelFilesError::Name { path: directory.to_owned(), source })?;
@@ -79,7 +80,7 @@ impl ModelFiles {
             hidden: config.hidden_size,
             attention_heads: config.num_attention_heads,
         };
-        let local = Arc::new(checkpoint.load_client(petals_model::Dtype::F32)?);
+        let local = Arc::new(checkpoint.load_client(dtype)?);
         Ok(Self { local, blocks: checkpoint.blocks(), config, adapted })
     }
 

@@ -35,6 +35,7 @@ pub use labels::{Label, LabelError, LabelMap};
 pub use logits::{LogitsError, RemoteModel};
 pub use names::{Task, TuningMode, UnknownName};
 pub use optimizer::AdamW;
+pub use petals_model::Dtype;
 pub use petals_protocol::{Injection, ServerState, WireDtype};
 pub use petals_swarm::{SwarmHandle, parse_peers};
 pub use planner::{Candidate, Hop, MissingBlocks, Route, plan};

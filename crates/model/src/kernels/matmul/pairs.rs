@@ -122,15 +122,8 @@ impl PairMatrix {
         }
         let depth = inner.next_multiple_of(DEPTH);
         let left = round(left, inner, depth, rows.next_multiple_of(K::ROWS));
-        let product = Product {
-            weight: self,
-            direction,
-            left,
-            depth,
-            columns,
-            out: SharedOut(out.as_mut_ptr()),
-            accumulate,
-        };
+        let product =
+            Product { weight: self, direction, left, depth, columns, out: SharedOut(out.as_mut_ptr()), accumulate };
         let run = |rows, panels| product.task::<K>(rows, panels);
         divide([rows, inner, columns], K::ROWS, run);
     }
