@@ -2,7 +2,6 @@
 //! over rayon's threads, without temporaries.
 
 pub(crate) mod attention;
-mod gemm;
 pub(crate) mod matmul;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;

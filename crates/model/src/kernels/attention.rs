@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::gemm::{Matrix, product};
+use super::matmul::{Matrix, product};
 use super::simd::{softmax, sum2, vectorized};
 use crate::ops::attention::{Geometry, Heads, Segment};
 

@@ -19,8 +19,11 @@ mod micro;
 mod pairs;
 #[allow(unsafe_code)]
 mod simd;
+#[allow(unsafe_code)]
+mod small;
 
 pub(crate) use layout::FrozenMatrix;
+pub(crate) use small::{Matrix, product};
 
 /// Columns of a panel: one AVX-512 register, two of AVX2.
 const PANEL: usize = 16;

@@ -22,7 +22,7 @@ const TASK_PANELS: usize = 8;
 const PACK_ROWS: usize = 24;
 const PACK_LENGTH: usize = 512;
 /// The largest block of any instruction set.
-const MOST_ROWS: usize = 12;
+pub(super) const MOST_ROWS: usize = 12;
 const MOST_PANELS: usize = 2;
 /// Multiplications below which one thread alone is faster than several.
 const ALONE: usize = 1 << 20;
@@ -194,12 +194,16 @@ impl<E: Stored> Product<'_, E> {
                         match self.direction {
                             Direction::Forward => {
                                 let data = &self.weight[(panel * self.stored_depth + first) * PANEL..];
-                                let right = Right { data: data.as_ptr(), panel_stride: self.stored_depth * PANEL };
+                                let right = Right {
+                                    data: data.as_ptr(),
+                                    panel_stride: self.stored_depth * PANEL,
+                                    depth_stride: PANEL,
+                                };
                                 self.rows::<S, E>(rows.clone(), block, right);
                             }
                             Direction::Backward => {
                                 let data = &turned[(panel - panels.start) * stride..];
-                                let right = Right { data: data.as_ptr(), panel_stride: stride };
+                                let right = Right { data: data.as_ptr(), panel_stride: stride, depth_stride: PANEL };
                                 self.rows::<S, f32>(rows.clone(), block, right);
                             }
                         }
@@ -220,7 +224,7 @@ impl<E: Stored> Product<'_, E> {
             for (tile, out) in (part.start / PANEL..part.end.div_ceil(PANEL)).zip(tiles) {
                 let at = (tile * self.stored_depth + k) * PANEL;
                 // SAFETY: `run` picked an instruction set that the processor has.
-                unsafe { S::turn(&self.weight[at..at + height * PANEL], out) };
+                unsafe { S::turn(&self.weight[at..], PANEL, height, out) };
             }
         }
     }
@@ -251,7 +255,7 @@ impl<E: Stored> Product<'_, E> {
             // SAFETY: rows and columns of this block belong to this task alone and lie within the output.
             unsafe {
                 if width == panels * PANEL {
-                    let out = Out { data: at, row_stride: self.columns, accumulate };
+                    let out = Out { data: at, row_stride: self.columns, scale: 1.0, accumulate };
                     S::multiply(shape, depth, left, right, out);
                 } else {
                     self.ragged::<S, R>(shape, depth, (left, right), (at, width, accumulate));
@@ -274,7 +278,7 @@ impl<E: Stored> Product<'_, E> {
     ) {
         let mut buffer = [0.0; MOST_ROWS * MOST_PANELS * PANEL];
         let row_stride = panels * PANEL;
-        let part = Out { data: buffer.as_mut_ptr(), row_stride, accumulate: false };
+        let part = Out { data: buffer.as_mut_ptr(), row_stride, scale: 1.0, accumulate: false };
         // SAFETY: the buffer has room for the largest block of any instruction set; the rest is this function's contract.
         unsafe {
             S::multiply(shape, depth, left, right, part);

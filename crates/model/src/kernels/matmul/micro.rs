@@ -52,11 +52,13 @@ pub(super) struct Left {
     pub(super) depth_stride: usize,
 }
 
-/// Consecutive panels of the right matrix, `panel_stride` elements apart, each `[depth, PANEL]`.
+/// Panels of the right matrix, `panel_stride` elements apart, each `depth` rows of [`PANEL`] values.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Right<E> {
     pub(super) data: *const E,
     pub(super) panel_stride: usize,
+    /// From one value of the depth to the next; [`PANEL`] in a packed panel.
+    pub(super) depth_stride: usize,
 }
 
 /// Where the product goes: rows `row_stride` apart.
@@ -64,6 +66,8 @@ pub(super) struct Right<E> {
 pub(super) struct Out {
     pub(super) data: *mut f32,
     pub(super) row_stride: usize,
+    /// Multiplies the sums.
+    pub(super) scale: f32,
     /// Adds to what is there.
     pub(super) accumulate: bool,
 }
@@ -110,7 +114,7 @@ unsafe fn block<
                 }
             }
             a = a.wrapping_add(left.depth_stride);
-            b = b.wrapping_add(PANEL);
+            b = b.wrapping_add(right.depth_stride);
         };
         for _ in 0..depth / CHAINS {
             for sums in &mut sums {
@@ -120,6 +124,7 @@ unsafe fn block<
         for _ in 0..depth % CHAINS {
             step(&mut sums[0]);
         }
+        let scale = S::splat(&out.scale);
         for row in 0..ROWS {
             for panel in 0..PANELS {
                 for vector in 0..VECTORS {
@@ -128,7 +133,8 @@ unsafe fn block<
                         sum = S::add(sum, sums[chain][row][panel][vector]);
                     }
                     let at = out.data.wrapping_add(row * out.row_stride + panel * PANEL + vector * S::LANES);
-                    S::store(at, if out.accumulate { S::add(sum, S::load(at)) } else { sum });
+                    let before = if out.accumulate { S::load(at) } else { S::zero() };
+                    S::store(at, S::multiply_add(sum, scale, before));
                 }
             }
         }
@@ -144,11 +150,12 @@ pub(super) trait Micro: Simd + Send + Sync + 'static {
     /// rows, and `out` room for `rows` rows of `panels·PANEL` values that nobody else uses.
     unsafe fn multiply<E: Stored>(shape: [usize; 2], depth: usize, left: Left, right: Right<E>, out: Out);
 
-    /// `out[n][k] = tile[k][n]` in f32, for the rows `k` (at most [`PANEL`]) of `tile`; the rest of `out` becomes zero.
+    /// `out[n][k]` becomes value `n` of row `k` in f32, for the first `height` (at most [`PANEL`]) rows, `stride` apart; the
+    /// rest of `out` becomes zero.
     ///
     /// # Safety
     /// The processor has the instruction set.
-    unsafe fn turn<E: Stored>(tile: &[E], out: &mut Tile);
+    unsafe fn turn<E: Stored>(rows: &[E], stride: usize, height: usize, out: &mut Tile);
 }
 
 /// Part of a panel.
@@ -172,12 +179,12 @@ impl Micro for Portable {
         unsafe { by_rows!(Self, E, 1, 4, rows, (depth, left, right, out), 3 4) }
     }
 
-    unsafe fn turn<E: Stored>(tile: &[E], out: &mut Tile) {
+    unsafe fn turn<E: Stored>(rows: &[E], stride: usize, height: usize, out: &mut Tile) {
         *out = [[0.0; PANEL]; PANEL];
-        for (k, row) in tile.chunks_exact(PANEL).enumerate() {
+        for k in 0..height {
             for n in (0..PANEL).step_by(Self::LANES) {
                 // SAFETY: the row has PANEL values.
-                let values = unsafe { E::load::<Self>(row[n..].as_ptr()) };
+                let values = unsafe { E::load::<Self>(rows[k * stride..][..PANEL][n..].as_ptr()) };
                 values.iter().enumerate().for_each(|(lane, &value)| out[n + lane][k] = value);
             }
         }
@@ -190,15 +197,15 @@ impl Micro for Portable {
 /// The processor has AVX2, FMA and F16C.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn turn_avx2<E: Stored>(tile: &[E], out: &mut Tile) {
+unsafe fn turn_avx2<E: Stored>(rows: &[E], stride: usize, height: usize, out: &mut Tile) {
     use std::arch::x86_64::*;
     for k in [0, 8] {
         for n in [0, 8] {
             // SAFETY: rows that the tile has are PANEL values long; rows of `out` as well.
             unsafe {
                 let mut r = [_mm256_setzero_ps(); 8];
-                for (row, values) in r.iter_mut().zip(tile.chunks_exact(PANEL).skip(k)) {
-                    *row = E::load::<Avx2>(values[n..].as_ptr());
+                for (i, row) in r.iter_mut().enumerate().take(height.saturating_sub(k)) {
+                    *row = E::load::<Avx2>(rows[(k + i) * stride..][..PANEL][n..].as_ptr());
                 }
                 let low = |i: usize| _mm256_unpacklo_ps(r[i], r[i + 1]);
                 let high = |i: usize| _mm256_unpackhi_ps(r[i], r[i + 1]);
@@ -233,9 +240,9 @@ impl Micro for Avx2 {
         unsafe { run(rows, depth, left, right, out) }
     }
 
-    unsafe fn turn<E: Stored>(tile: &[E], out: &mut Tile) {
+    unsafe fn turn<E: Stored>(rows: &[E], stride: usize, height: usize, out: &mut Tile) {
         // SAFETY: by the contract of the trait.
-        unsafe { turn_avx2(tile, out) }
+        unsafe { turn_avx2(rows, stride, height, out) }
     }
 }
 
@@ -258,8 +265,8 @@ impl Micro for Avx512 {
         unsafe { run(rows, panels, depth, left, right, out) }
     }
 
-    unsafe fn turn<E: Stored>(tile: &[E], out: &mut Tile) {
+    unsafe fn turn<E: Stored>(rows: &[E], stride: usize, height: usize, out: &mut Tile) {
         // SAFETY: AVX-512 comes with AVX2, as `Isa::available` checks.
-        unsafe { turn_avx2(tile, out) }
+        unsafe { turn_avx2(rows, stride, height, out) }
     }
 }
