@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::checkpoint::file::{Located, TensorFile};
 use crate::config::ModelConfig;
 use crate::kernels::matmul::FrozenMatrix;
-use crate::kernels::{filled, rms_norm};
+use crate::kernels::rms_norm;
 use cross_entropy::cross_entropy;
 
 mod cross_entropy;
@@ -161,7 +161,7 @@ impl ClientModel {
             let (loss, correct) = cross_entropy(&mut logits, labels, self.config.vocab_size);
             total.loss_sum += loss;
             total.correct += correct;
-            let mut grad = filled(chunk.len(), |grad| self.head.backward(&logits, grad, false));
+            let mut grad = self.head.backward(&logits);
             rms_norm::backward(chunk, &self.norm, self.config.rms_norm_eps, &mut grad);
             total.grad.append(&mut grad);
         }
@@ -218,8 +218,7 @@ impl ClientModel {
     /// `[R, vocab_size]`
     fn logits(&self, hidden: &[f32]) -> Vec<f32> {
         let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
-        let rows = hidden.len() / self.config.hidden_size;
-        filled(rows * self.config.vocab_size, |logits| self.head.forward(&normed, logits, false))
+        self.head.forward(&normed)
     }
 }
 

@@ -1,27 +1,36 @@
 //! See [`crate::ops::rms_norm`] for the mathematics.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
-use super::rows_of_task;
 use super::simd::{sum2, vectorized};
+use super::{filled, rows_of_task};
 
 /// The normed rows of `x`, `[rows, weight.len()]`.
+#[allow(unsafe_code)]
 pub(crate) fn forward(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let width = weight.len();
     let rows = rows_of_task(width);
-    let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).for_each(|(y, x)| {
+    let forward_rows = |(y, x): (&mut [MaybeUninit<f32>], &[f32])| {
         vectorized(
             #[inline(always)]
             || {
                 for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                     let inverse = inverse_rms(x, eps);
-                    y.iter_mut().zip(x).zip(weight).for_each(|((y, x), w)| *y = x * inverse * w);
+                    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+                        y.write(x * inverse * w);
+                    }
                 }
             },
         );
-    });
-    y
+    };
+    assert!(x.len().is_multiple_of(width), "rows of {width} values");
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        y.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width)).for_each(forward_rows);
+    };
+    // SAFETY: `y` is as long as `x`, which is whole rows, and every value of every row is written.
+    unsafe { filled(x.len(), fill) }
 }
 
 /// Replaces the output's gradient `dy` by that of `x`.

@@ -1,15 +1,17 @@
 //! See [`crate::ops::swiglu`] for the mathematics.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
-use super::rows_of_task;
 use super::simd::{LANES, sigmoid, vectorized};
+use super::{filled, rows_of_task};
 
 /// `silu(gate) ∘ up`, `[rows, width]`, of gate and up side by side.
+#[allow(unsafe_code)]
 pub(crate) fn forward(gate_up: &[f32], width: usize) -> Vec<f32> {
-    let mut y = vec![0.0; gate_up.len() / 2];
     let rows = rows_of_task(2 * width);
-    let forward_rows = |(y, gate_up): (&mut [f32], &[f32])| {
+    let forward_rows = |(y, gate_up): (&mut [MaybeUninit<f32>], &[f32])| {
         vectorized(
             #[inline(always)]
             || {
@@ -19,8 +21,12 @@ pub(crate) fn forward(gate_up: &[f32], width: usize) -> Vec<f32> {
             },
         );
     };
-    y.par_chunks_mut(rows * width).zip(gate_up.par_chunks(rows * 2 * width)).for_each(forward_rows);
-    y
+    assert!(gate_up.len().is_multiple_of(2 * width), "rows of {width} values, twice");
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        y.par_chunks_mut(rows * width).zip(gate_up.par_chunks(rows * 2 * width)).for_each(forward_rows);
+    };
+    // SAFETY: `y` has a row for each of `gate_up`, and every value of it is written.
+    unsafe { filled(gate_up.len() / 2, fill) }
 }
 
 /// Replaces gate and up by their gradients, from the gradient `dy` `[rows, width]` of the output.
@@ -41,8 +47,10 @@ pub(crate) fn backward(gate_up: &mut [f32], dy: &[f32], width: usize) {
 
 /// Takes whole registers first: a short row would spend its time in the scalar rest of an unrolled loop.
 #[inline(always)]
-fn forward_row(y: &mut [f32], (gate, up): (&[f32], &[f32])) {
-    let activate = |((y, &gate), &up): ((&mut f32, &f32), &f32)| *y = gate * sigmoid(gate) * up;
+fn forward_row(y: &mut [MaybeUninit<f32>], (gate, up): (&[f32], &[f32])) {
+    let activate = |((y, &gate), &up): ((&mut MaybeUninit<f32>, &f32), &f32)| {
+        y.write(gate * sigmoid(gate) * up);
+    };
     let (ys, y_rest) = y.as_chunks_mut::<LANES>();
     let ((gates, gate_rest), (ups, up_rest)) = (gate.as_chunks::<LANES>(), up.as_chunks::<LANES>());
     for ((y, gate), up) in ys.iter_mut().zip(gates).zip(ups) {

@@ -6,7 +6,6 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::device::{Device, Dtype};
-use crate::kernels::filled;
 use crate::kernels::matmul::FrozenMatrix;
 use crate::tensor::{DeviceFailure, Tensor, from_vec, into_vec, read, rows};
 
@@ -66,10 +65,10 @@ impl Linear {
         let ([input, output], device) = (weight.shape(), x.device());
         let count = height - first;
         let y = match &self.bias {
-            None => read(x, |x| filled(count * output, |y| weight.forward(&x[first * input..], y, false)))?,
+            None => read(x, |x| weight.forward(&x[first * input..]))?,
             Some(bias) => {
                 let mut y = bias.values.repeat(count);
-                read(x, |x| weight.forward(&x[first * input..], &mut y, true))?;
+                read(x, |x| weight.forward_onto(&x[first * input..], &mut y))?;
                 y
             }
         };
@@ -85,7 +84,7 @@ impl Linear {
             let add = |row: &mut [f32]| row.iter_mut().zip(&bias.values).for_each(|(y, b)| *y += b);
             y.par_chunks_exact_mut(shape[1]).for_each(add);
         }
-        read(x, |x| weight.forward(x, &mut y, true))?;
+        read(x, |x| weight.forward_onto(x, &mut y))?;
         Ok(from_vec(y, shape, &device))
     }
 
@@ -93,7 +92,7 @@ impl Linear {
     pub(crate) fn backward(&self, dy: &mut Tensor<2>) -> Result<Tensor<2>, DeviceFailure> {
         let Weight::Frozen(weight) = &self.weight else { return Ok(self.on_device(dy.clone(), Tensor::transpose)) };
         let ([input, _], [count, _], device) = (weight.shape(), dy.dims(), dy.device());
-        let dx = read(dy, |dy| filled(count * input, |dx| weight.backward(dy, dx, false)))?;
+        let dx = read(dy, |dy| weight.backward(dy))?;
         Ok(from_vec(dx, [count, input], &device))
     }
 
@@ -111,7 +110,7 @@ impl Linear {
         };
         let device = sum.device();
         let mut dx = into_vec(sum)?;
-        read(dy, |dy| weight.backward(dy, &mut dx[first * width..], true))?;
+        read(dy, |dy| weight.backward_onto(dy, &mut dx[first * width..]))?;
         Ok(from_vec(dx, shape, &device))
     }
 

@@ -1,14 +1,24 @@
 //! Rotary position embedding (Su et al. 2021) in the half-split form of Llama checkpoints.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::config::ModelConfig;
 use crate::device::Device;
 use crate::kernels;
 use crate::tensor::{DeviceFailure, Tensor, columns, from_vec, into_vec};
 
-/// Radians per position of each pair of a head.
+/// Radians per position of each pair of a head, and cosines and sines of the positions that were needed so far.
 #[derive(Debug)]
 pub(crate) struct Rotary {
     frequencies: Vec<f32>,
+    table: Mutex<Table>,
+}
+
+/// `[positions, head_dim / 2]` each, from position 0 on.
+#[derive(Debug, Default)]
+struct Table {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 /// Cosines and sines for the rows of a matrix, `[rows, head_dim / 2]`.
@@ -31,19 +41,39 @@ impl Rotary {
         let pairs = config.head_dim / 2;
         let frequency = |i: usize| config.rope_theta.powf(-(i as f64) / pairs as f64);
         let frequencies = (0..pairs).map(|i| config.rope_scaling.apply(frequency(i)) as f32).collect();
-        Self { frequencies }
+        Self { frequencies, table: Mutex::default() }
     }
 
     /// Angles for rows at these positions. The products are taken in f32, as the models were trained.
     pub(crate) fn angles(&self, positions: &[u32], device: &Device) -> Angles {
-        let angle = |&position: &u32| self.frequencies.iter().map(move |f| f64::from(position as f32 * f));
-        let cos: Vec<f32> = positions.iter().flat_map(|p| angle(p).map(|a| a.cos() as f32)).collect();
-        let sin: Vec<f32> = positions.iter().flat_map(|p| angle(p).map(|a| a.sin() as f32)).collect();
+        let pairs = self.frequencies.len();
+        let count = positions.iter().max().map_or(0, |&last| last as usize + 1);
+        // The table is changed in single steps, so a panic elsewhere leaves it whole and poison is ignored.
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.extend_to(count, &self.frequencies);
+        let rows = |table: &[f32]| -> Vec<f32> {
+            let row = |&position: &u32| &table[position as usize * pairs..][..pairs];
+            positions.iter().flat_map(row).copied().collect()
+        };
+        let (cos, sin) = (rows(&table.cos), rows(&table.sin));
+        drop(table);
         if device.has_kernels() {
             return Angles::Host { cos, sin };
         }
         let shape = [positions.len(), 1, self.frequencies.len()];
         Angles::Device { cos: from_vec(cos, shape, device.raw()), sin: from_vec(sin, shape, device.raw()) }
+    }
+}
+
+impl Table {
+    fn extend_to(&mut self, positions: usize, frequencies: &[f32]) {
+        for position in self.cos.len() / frequencies.len().max(1)..positions {
+            for frequency in frequencies {
+                let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
+                self.cos.push(cos as f32);
+                self.sin.push(sin as f32);
+            }
+        }
     }
 }
 

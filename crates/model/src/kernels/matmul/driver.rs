@@ -1,5 +1,6 @@
 //! Blocking and threads: which part of a product is computed when and by whom.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -50,12 +51,13 @@ pub(super) struct Operands<'a, E> {
     pub(super) depth: usize,
     pub(super) width: usize,
     pub(super) left: &'a [f32],
-    pub(super) out: &'a mut [f32],
+    /// Initialised if `accumulate`.
+    pub(super) out: &'a mut [MaybeUninit<f32>],
     pub(super) direction: Direction,
     pub(super) accumulate: bool,
 }
 
-/// Computes a product with an instruction set that the processor has. Sets that only speed up bf16 by bf16 compute as AVX-512.
+/// Computes a product with an instruction set that the processor has, and writes all of its output. Sets that only speed up bf16 by bf16 compute as AVX-512.
 ///
 /// # Panics
 /// If the extents do not fit together.
@@ -117,7 +119,7 @@ fn product<S: Micro, E: Stored>(operands: Operands<'_, E>) {
         rows,
         inner,
         columns,
-        out: SharedOut(out.as_mut_ptr()),
+        out: SharedOut(out.as_mut_ptr().cast()),
         accumulate,
     };
     let run = |rows, panels| product.compute::<S>(rows, panels);

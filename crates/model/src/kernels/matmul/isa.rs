@@ -56,8 +56,7 @@ impl Isa {
         let left: Vec<f32> = (0..ROWS * DEPTH).map(|i| value(i / DEPTH, i % DEPTH)).collect();
         // A single row takes another way than many.
         [1, ROWS].into_iter().all(|rows| {
-            let mut out = vec![0.0; rows * WIDTH];
-            matrix.forward(&left[..rows * DEPTH], &mut out, false);
+            let out = matrix.forward(&left[..rows * DEPTH]);
             out.iter().enumerate().all(|(i, &sum)| {
                 let (row, n) = (i / WIDTH, i % WIDTH);
                 sum == (0..DEPTH).map(|k| value(row, k) * weight(k, n)).sum::<f32>()

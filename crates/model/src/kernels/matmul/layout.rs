@@ -1,5 +1,7 @@
 //! A frozen weight as it lies in memory.
 
+use std::mem::MaybeUninit;
+
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -9,6 +11,7 @@ use super::isa::Isa;
 use super::micro::{Bf16, F16};
 use super::pairs::{self, PairMatrix};
 use crate::device::Dtype;
+use crate::kernels::filled;
 
 /// A weight `[depth, width]`, laid out in panels (see [`super`]), in the dtype it is served in.
 #[derive(Debug)]
@@ -65,23 +68,54 @@ impl FrozenMatrix {
         (self.depth * self.width * size) as u64
     }
 
-    /// `out (+)= x·W`: `[rows, depth]` to `[rows, width]`. Adds to `out` if `accumulate`.
+    /// `x·W`: `[rows, depth]` to `[rows, width]`.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows.
+    pub(crate) fn forward(&self, x: &[f32]) -> Vec<f32> {
+        self.product_alone(Direction::Forward, x)
+    }
+
+    /// Adds `x·W` to `out`.
     ///
     /// # Panics
     /// If the slices are not whole rows, as many in both.
-    pub(crate) fn forward(&self, x: &[f32], out: &mut [f32], accumulate: bool) {
-        self.product(Direction::Forward, x, out, accumulate);
+    pub(crate) fn forward_onto(&self, x: &[f32], out: &mut [f32]) {
+        self.product_onto(Direction::Forward, x, out);
     }
 
-    /// `out (+)= dy·Wᵀ`: `[rows, width]` to `[rows, depth]`. Adds to `out` if `accumulate`.
+    /// `dy·Wᵀ`: `[rows, width]` to `[rows, depth]`.
+    ///
+    /// # Panics
+    /// If `dy` is not whole rows.
+    pub(crate) fn backward(&self, dy: &[f32]) -> Vec<f32> {
+        self.product_alone(Direction::Backward, dy)
+    }
+
+    /// Adds `dy·Wᵀ` to `out`.
     ///
     /// # Panics
     /// If the slices are not whole rows, as many in both.
-    pub(crate) fn backward(&self, dy: &[f32], out: &mut [f32], accumulate: bool) {
-        self.product(Direction::Backward, dy, out, accumulate);
+    pub(crate) fn backward_onto(&self, dy: &[f32], out: &mut [f32]) {
+        self.product_onto(Direction::Backward, dy, out);
     }
 
-    pub(super) fn product(&self, direction: Direction, left: &[f32], out: &mut [f32], accumulate: bool) {
+    #[allow(unsafe_code)]
+    pub(super) fn product_alone(&self, direction: Direction, left: &[f32]) -> Vec<f32> {
+        let (inner, columns) = direction.extents(self.depth, self.width);
+        let rows = left.len() / inner.max(1);
+        // SAFETY: a product writes all of its output.
+        unsafe { filled(rows * columns, |out| self.product(direction, left, out, false)) }
+    }
+
+    #[allow(unsafe_code)]
+    pub(super) fn product_onto(&self, direction: Direction, left: &[f32], out: &mut [f32]) {
+        // SAFETY: a product writes nothing but whole values.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) };
+        self.product(direction, left, out, true);
+    }
+
+    fn product(&self, direction: Direction, left: &[f32], out: &mut [MaybeUninit<f32>], accumulate: bool) {
         let (depth, width, isa) = (self.depth, self.width, self.isa);
         match &self.values {
             Values::F32(weight) => {

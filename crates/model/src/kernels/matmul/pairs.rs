@@ -4,6 +4,7 @@
 //! with zeros to whole tiles of 32. The left matrix is rounded to bf16 (to nearest even) once a product. A backward turns tiles of
 //! 16 x 16 on the way, as the other products do.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::bf16;
@@ -57,7 +58,7 @@ pub(super) fn run(
     weight: &PairMatrix,
     direction: Direction,
     left: &[f32],
-    out: &mut [f32],
+    out: &mut [MaybeUninit<f32>],
     accumulate: bool,
 ) {
     #[cfg(target_arch = "x86_64")]
@@ -112,8 +113,14 @@ impl PairMatrix {
         Self { depth, width, panels }
     }
 
-    /// As [`super::FrozenMatrix::forward`] and [`super::FrozenMatrix::backward`].
-    pub(super) fn product<K: Kernel>(&self, direction: Direction, left: &[f32], out: &mut [f32], accumulate: bool) {
+    /// Writes all of `out`; adds to it if `accumulate`, and then it must be initialised.
+    pub(super) fn product<K: Kernel>(
+        &self,
+        direction: Direction,
+        left: &[f32],
+        out: &mut [MaybeUninit<f32>],
+        accumulate: bool,
+    ) {
         let (inner, columns) = direction.extents(self.depth, self.width);
         let rows = left.len() / inner.max(1);
         assert!(left.len() == rows * inner && out.len() == rows * columns, "rows do not fit together");
@@ -122,8 +129,15 @@ impl PairMatrix {
         }
         let depth = inner.next_multiple_of(DEPTH);
         let left = round(left, inner, depth, rows.next_multiple_of(K::ROWS));
-        let product =
-            Product { weight: self, direction, left, depth, columns, out: SharedOut(out.as_mut_ptr()), accumulate };
+        let product = Product {
+            weight: self,
+            direction,
+            left,
+            depth,
+            columns,
+            out: SharedOut(out.as_mut_ptr().cast()),
+            accumulate,
+        };
         let run = |rows, panels| product.task::<K>(rows, panels);
         divide([rows, inner, columns], K::ROWS, run);
     }
@@ -221,12 +235,15 @@ impl Product<'_> {
         let width = BLOCK_COLUMNS.min(self.columns - first);
         for (row, sums) in rows.zip(sums.chunks_exact(BLOCK_COLUMNS)) {
             let at = self.out.0.wrapping_add(row * self.columns + first);
-            // SAFETY: these rows and columns lie within the output and belong to this task alone.
-            let out = unsafe { std::slice::from_raw_parts_mut(at, width) };
-            if self.accumulate {
-                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
-            } else {
-                out.copy_from_slice(&sums[..width]);
+            // SAFETY: these rows and columns lie within the output, belong to this task alone, and are initialised where they
+            // are added to.
+            unsafe {
+                if self.accumulate {
+                    let out = std::slice::from_raw_parts_mut(at, width);
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                } else {
+                    at.copy_from_nonoverlapping(sums.as_ptr(), width);
+                }
             }
         }
     }
