@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod eval;
 mod generate;
 mod logits;
@@ -10,6 +11,7 @@ mod swarm;
 mod train;
 mod values;
 
+pub(crate) use bench::{BenchArgs, BenchKind};
 pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use logits::LogitsArgs;
@@ -47,6 +49,8 @@ pub(crate) enum Command {
     Route(RouteArgs),
     /// Write the logits of given token ids to a file.
     Logits(LogitsArgs),
+    /// Time passes and training steps through a swarm.
+    Bench(Box<BenchArgs>),
 }
 
 #[cfg(test)]

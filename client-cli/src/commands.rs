@@ -1,5 +1,6 @@
 //! One file per subcommand, each with one `run`.
 
+pub(crate) mod bench;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod logits;

@@ -40,6 +40,7 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
             Command::Generate(args) => commands::generate::run(args, output).await,
             Command::Route(args) => commands::route::run(args, output).await,
             Command::Logits(args) => commands::logits::run(args, output).await,
+            Command::Bench(args) => commands::bench::run(*args, output).await,
         }
     })
 }

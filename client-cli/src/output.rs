@@ -10,8 +10,10 @@ use serde::Serialize;
 use crate::error::CliError;
 use crate::terminal;
 
+mod bench;
 mod swarm;
 
+pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
 pub(crate) use swarm::{HopFailed, Route, RouteHop, Server};
 
 /// Something a command tells on stdout: readable, and as JSON under a fixed name.

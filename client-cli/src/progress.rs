@@ -32,14 +32,7 @@ impl Progress {
     /// Progress of a run of `total` steps of which `done` are made. With JSON output every `log_every`-th step is an
     /// event, and lines are printed for nobody.
     pub(crate) fn new(output: Output, total: u64, done: u64, log_every: u64) -> Self {
-        let shown = if io::stderr().is_terminal() {
-            Shown::Bar(bar(total, done))
-        } else if output.is_json() {
-            Shown::Nothing
-        } else {
-            Shown::Lines { last: None }
-        };
-        Self { output, log_every: log_every.max(1), total, shown }
+        Self { output, log_every: log_every.max(1), total, shown: Shown::new(output, "steps", total, done) }
     }
 
     /// Shows a step.
@@ -48,17 +41,9 @@ impl Progress {
     /// [`CliError::Failed`] if stdout is closed.
     pub(crate) fn step(&mut self, step: &Step) -> Result<(), CliError> {
         let is_last = step.step == self.total;
-        match &mut self.shown {
-            Shown::Bar(bar) => {
-                bar.set_message(format!("loss {:.4}, {:.0} tokens/s", step.loss, step.tokens_per_s));
-                bar.set_position(step.step);
-            }
-            Shown::Lines { last } if is_last || last.is_none_or(|last| last.elapsed() >= LINE_INTERVAL) => {
-                *last = Some(Instant::now());
-                eprintln!("{step} ({} of {})", step.step, self.total);
-            }
-            Shown::Lines { .. } | Shown::Nothing => {}
-        }
+        let short = || format!("loss {:.4}, {:.0} tokens/s", step.loss, step.tokens_per_s);
+        let line = || format!("{step} ({} of {})", step.step, self.total);
+        self.shown.show(step.step, is_last, short, line);
         if self.output.is_json() && (is_last || step.step.is_multiple_of(self.log_every)) {
             self.output.emit(step)?;
         }
@@ -66,17 +51,67 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+/// Progress of a benchmark.
+#[derive(Debug)]
+pub(crate) struct Repetitions {
+    label: String,
+    total: usize,
+    shown: Shown,
+}
+
+impl Repetitions {
+    /// Progress of `total` repetitions of what `label` says.
+    pub(crate) fn new(output: Output, label: &str, total: usize) -> Self {
+        Self { label: label.to_owned(), total, shown: Shown::new(output, "repetitions", total as u64, 0) }
+    }
+
+    /// Shows that `done` repetitions are done, and how long the last one took.
+    pub(crate) fn show(&mut self, done: usize, ms: f64) {
+        let short = || format!("{}: {ms:.1} ms", self.label);
+        let line = || format!("{}: {ms:.1} ms ({done} of {})", self.label, self.total);
+        self.shown.show(done as u64, false, short, line);
+    }
+}
+
+impl Shown {
+    fn new(output: Output, unit: &str, total: u64, done: u64) -> Self {
+        if io::stderr().is_terminal() {
+            Self::Bar(bar(unit, total, done))
+        } else if output.is_json() {
+            Self::Nothing
+        } else {
+            Self::Lines { last: None }
+        }
+    }
+
+    /// Shows the position: `short` beside a bar, or now and then a `line`, which `must` not be left out.
+    fn show(&mut self, position: u64, must: bool, short: impl FnOnce() -> String, line: impl FnOnce() -> String) {
+        match self {
+            Self::Bar(bar) => {
+                bar.set_message(short());
+                bar.set_position(position);
+            }
+            Self::Lines { last } if must || last.is_none_or(|last| last.elapsed() >= LINE_INTERVAL) => {
+                *last = Some(Instant::now());
+                eprintln!("{}", line());
+            }
+            Self::Lines { .. } | Self::Nothing => {}
+        }
+    }
+}
+
+impl Drop for Shown {
     fn drop(&mut self) {
-        if let Shown::Bar(bar) = &self.shown {
+        if let Self::Bar(bar) = self {
             bar.abandon();
         }
     }
 }
 
-fn bar(total: u64, done: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} steps, {per_sec}, {eta} left, {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
+fn bar(unit: &str, total: u64, done: u64) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template(&format!("{{bar:24}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left, {{msg}}"))
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = terminal::bars().add(ProgressBar::new(total).with_style(style));
     bar.set_position(done);
     bar.reset_eta();

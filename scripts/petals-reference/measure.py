@@ -1,6 +1,6 @@
 """Petals on this machine: starts two servers on loopback, measures, stops them. Prints one JSON object per figure.
 
-usage: measure.py MODEL_DIRECTORY [--steps N]
+usage: measure.py MODEL_DIRECTORY [--steps N] [--dtype f32|bf16]     the dtype is that of servers and client
 """
 
 import argparse
@@ -18,14 +18,14 @@ from time import perf_counter
 BATCH, LENGTH, PREFIX = 4, 128, 16
 
 
-def start(path, spans, run):
+def start(path, spans, run, dtype):
     """Starts a server for each span, as a process group of its own; returns them and the first one's address."""
     servers, address = [], None
     for number, span in enumerate(spans):
         log = os.path.join(run, f"server{number}.log")
         command = [sys.executable, "-m", "petals.cli.run_server", path, "--dht_prefix", "bench", "--identity_path",
                    f"{run}/id{number}", "--host_maddrs", "/ip4/127.0.0.1/tcp/0", "--block_indices", span, "--device", "cpu",
-                   "--torch_dtype", "float32", "--throughput", "1", "--skip_reachability_check"]
+                   "--torch_dtype", dtype, "--throughput", "1", "--skip_reachability_check"]
         command += ["--initial_peers", address] if address else ["--new_swarm"]
         with open(log, "w") as output:
             server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=run, start_new_session=True,
@@ -65,11 +65,11 @@ def figure(what, times):
     print(json.dumps({"what": what, "ms": 1e3 * median, "tokens_per_s": BATCH * LENGTH / median}), flush=True)
 
 
-def measure(path, address, steps):
+def measure(path, address, steps, dtype):
     import torch
     from petals import AutoDistributedModel, AutoDistributedModelForCausalLM, AutoDistributedModelForSequenceClassification
 
-    common = dict(initial_peers=[address], dht_prefix="bench", torch_dtype=torch.float32)
+    common = dict(initial_peers=[address], dht_prefix="bench", torch_dtype=getattr(torch, dtype))
     torch.manual_seed(42)
     model, times = AutoDistributedModel.from_pretrained(path, **common), []
     with torch.inference_mode():
@@ -102,15 +102,16 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
     arguments = parser.parse_args()
-    path = os.path.abspath(arguments.model)
+    path, dtype = os.path.abspath(arguments.model), {"f32": "float32", "bf16": "bfloat16"}[arguments.dtype]
     blocks = json.load(open(os.path.join(path, "config.json")))["num_hidden_layers"]
     with tempfile.TemporaryDirectory() as run:
         os.environ.update(PETALS_CACHE=run, HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONWARNINGS="ignore")
         servers = []
         try:
-            servers, address = start(path, [f"0:{blocks // 2}", f"{blocks // 2}:{blocks}"], run)
-            measure(path, address, arguments.steps)
+            servers, address = start(path, [f"0:{blocks // 2}", f"{blocks // 2}:{blocks}"], run, dtype)
+            measure(path, address, arguments.steps, dtype)
         finally:
             stop(servers)
 

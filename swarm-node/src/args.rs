@@ -7,6 +7,10 @@ use petals_protocol::Span;
 
 use crate::stash::StashPolicy;
 
+mod bench;
+
+pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
+
 const SERVE_EXAMPLES: &str = "\
 Examples:
   Start a swarm with the first half of a model:
@@ -43,6 +47,9 @@ pub enum Command {
     /// Make an identity file and print its peer id.
     #[command(after_help = KEYGEN_EXAMPLES)]
     Keygen(KeygenArgs),
+    /// Time passes over blocks in this process, without a network.
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<BenchArgs>),
 }
 
 /// How a node is reached and who it is.

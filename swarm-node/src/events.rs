@@ -4,6 +4,8 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use crate::bench::{BenchFigures, BenchSetup};
+
 /// Something that happened to the node.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -40,6 +42,10 @@ pub enum NodeEvent {
         /// The file.
         file: String,
     },
+    /// What is about to be timed.
+    BenchSetup(BenchSetup),
+    /// Figures of one kind of work.
+    Bench(BenchFigures),
 }
 
 impl NodeEvent {
@@ -64,6 +70,8 @@ impl NodeEvent {
             Self::Draining => "draining: finishing what runs, a second signal quits at once".into(),
             Self::Stopped => "stopped".into(),
             Self::Key { peer_id, file } => format!("{peer_id} written to {file}"),
+            Self::BenchSetup(setup) => setup.to_string(),
+            Self::Bench(figures) => figures.to_string(),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! [`Server::start`].
 
 mod args;
+mod bench;
 mod bootstrap;
 mod budget;
 mod compute;
@@ -26,7 +27,11 @@ mod signals;
 mod stash;
 mod stream;
 
-pub use args::{BootstrapArgs, Cli, Command, KeygenArgs, NetworkArgs, ServeArgs};
+pub use args::{
+    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, KeygenArgs, NetworkArgs,
+    ServeArgs,
+};
+pub use bench::{BenchFigures, BenchSetup};
 pub use error::NodeError;
 pub use events::NodeEvent;
 pub use executor::ExecutorConfig;
@@ -42,6 +47,7 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
         Command::Serve(args) => serve::run(args).await,
         Command::Bootstrap(args) => bootstrap::run(args).await,
         Command::Keygen(args) => keygen::run(&args),
+        Command::Bench(args) => bench::run(*args).await,
     }
 }
 

@@ -114,7 +114,8 @@ async fn start(
     Ok(Server::start(swarm.clone(), incoming, checkpoint, config).await?)
 }
 
-fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Result<(), NodeError> {
+/// Refuses blocks that the model does not have.
+pub(crate) fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Result<(), NodeError> {
     let held = checkpoint.blocks().end();
     match blocks {
         Some(span) if span.end() > held => {

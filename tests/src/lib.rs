@@ -1,13 +1,20 @@
-//! Fixtures of the end-to-end tests: goldens, swarms of real processes or in this process, comparisons.
+//! Fixtures of the end-to-end tests: goldens, swarms of real processes or in this process, slow links,
+//! comparisons.
 
 mod compare;
 mod goldens;
+mod link;
 mod local_swarm;
 mod programs;
 mod random_model;
+mod relay;
+mod wide_area;
 
 pub use compare::{assert_close, assert_curves_close, largest_difference};
 pub use goldens::{FAMILIES, Goldens};
+pub use link::{Lane, Link, LinkConfig};
 pub use local_swarm::LocalSwarm;
 pub use programs::{Node, ProcessSwarm, Tune, send_signal};
 pub use random_model::RandomModel;
+pub use relay::{Net, Relay};
+pub use wide_area::WideAreaSwarm;

@@ -1,6 +1,7 @@
 //! The real programs, started as a user would.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -43,6 +44,14 @@ fn lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
     receiver
 }
 
+/// The events of a program that ended.
+fn events(output: Output) -> anyhow::Result<Vec<Value>> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{}: {stderr}", output.status);
+    let stdout = String::from_utf8(output.stdout)?;
+    stdout.lines().map(|line| serde_json::from_str(line).with_context(|| format!("stdout had {line:?}"))).collect()
+}
+
 fn next_event(lines: &Receiver<String>, name: &str, patience: Duration) -> anyhow::Result<Value> {
     let deadline = Instant::now() + patience;
     loop {
@@ -75,7 +84,20 @@ impl Node {
     /// # Errors
     /// If it does not.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Command::new(program("petals-node")?);
+        Self::start_by(Command::new(program("petals-node")?), arguments)
+    }
+
+    /// As [`Self::start`], on one processor core alone.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and without the program `taskset`.
+    pub fn start_on_core(core: usize, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new("taskset");
+        command.args(["--cpu-list", &core.to_string()]).arg(program("petals-node")?);
+        Self::start_by(command, arguments)
+    }
+
+    fn start_by(mut command: Command, arguments: &[&str]) -> anyhow::Result<Self> {
         command.args(arguments).args(["--json", "--listen", "/ip4/127.0.0.1/tcp/0"]);
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let lines = lines(child.stdout.take().context("no stdout")?);
@@ -85,12 +107,50 @@ impl Node {
         Ok(node)
     }
 
+    /// Resident memory, in bytes.
+    ///
+    /// # Errors
+    /// If the process is gone, or the system does not tell.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib * 1024)
+    }
+
+    /// Bytes of the weights of a server that was waited for.
+    ///
+    /// # Errors
+    /// If its `ready` event was not seen.
+    pub fn weight_bytes(&self) -> anyhow::Result<u64> {
+        self.ready["weight_bytes"].as_u64().context("no weight_bytes")
+    }
+
     /// Waits for an event.
     ///
     /// # Errors
     /// If it does not come in time.
     pub fn event(&self, name: &str) -> anyhow::Result<Value> {
         next_event(&self.lines, name, PATIENCE)
+    }
+
+    /// Runs `petals-node` with `--json` to a successful end and returns its events.
+    ///
+    /// # Errors
+    /// If it fails, with what it wrote to stderr.
+    pub fn run(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
+        let output = Command::new(program("petals-node")?).args(arguments).arg("--json").output()?;
+        events(output)
+    }
+
+    /// Where it listens, as a socket.
+    ///
+    /// # Errors
+    /// If its address is not `/ip4/…/tcp/…`.
+    pub fn socket(&self) -> anyhow::Result<SocketAddr> {
+        let parts: Vec<&str> = self.address.split('/').collect();
+        let ["", "ip4", ip, "tcp", port, ..] = parts.as_slice() else { bail!("{} is not TCP over IPv4", self.address) };
+        Ok(SocketAddr::new(ip.parse()?, port.parse()?))
     }
 
     /// Process id.
@@ -184,7 +244,8 @@ impl ProcessSwarm {
     /// If the program is missing.
     pub fn tune(&self, subcommand: &str) -> anyhow::Result<Tune> {
         let mut command = Command::new(program("petals-tune")?);
-        command.arg(subcommand).arg("--model").arg(&self.model).args(["--peers", &self.bootstrap.address]);
+        // With `=`, because what follows `--peers` may be another peer.
+        command.arg(subcommand).arg("--model").arg(&self.model).arg(format!("--peers={}", self.bootstrap.address));
         Ok(Tune { command })
     }
 }
@@ -233,11 +294,7 @@ impl Tune {
     /// # Errors
     /// If it fails, with what it wrote to stderr.
     pub fn events(self) -> anyhow::Result<Vec<Value>> {
-        let output = self.args(&["--json"]).output()?;
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "{}: {stderr}", output.status);
-        let stdout = String::from_utf8(output.stdout)?;
-        stdout.lines().map(|line| serde_json::from_str(line).with_context(|| format!("stdout had {line:?}"))).collect()
+        events(self.args(&["--json"]).output()?)
     }
 
     /// Runs with `--json` and returns the losses of its steps.

@@ -23,6 +23,8 @@ pub struct RandomModel {
 impl RandomModel {
     /// The model that the reference was measured with: 154 M parameters in blocks, 66 M in embeddings and head.
     pub const SMALL: Self = Self { hidden: 1024, intermediate: 2816, blocks: 12, heads: 16, vocab: 32_000 };
+    /// A model between the other two: 25 M parameters in blocks.
+    pub const MEDIUM: Self = Self { hidden: 512, intermediate: 1408, blocks: 8, heads: 8, vocab: 1024 };
     /// A model whose computation costs nothing, to measure everything else.
     pub const TINY: Self = Self { hidden: 64, intermediate: 176, blocks: 4, heads: 4, vocab: 512 };
 

@@ -1,16 +1,16 @@
 //! One stream to one server: many requests under way, each answered once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use petals_protocol::{
-    BlockPasses, Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, PromptSource, Refusal,
-    Request, Response, ServerInfo, StashId, Tensor,
+    Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, PromptSource, Refusal, Request, Response,
+    ServerInfo, StashId, Tensor,
 };
-use petals_swarm::{DirectoryEntry, OpenError, PeerStream, SwarmHandle};
+use petals_swarm::{DirectoryEntry, OpenError, PeerId, PeerStream, SwarmHandle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -52,6 +52,18 @@ pub(crate) struct Traffic {
     requests: AtomicU64,
     block_forwards: AtomicU64,
     block_backwards: AtomicU64,
+    servers: Mutex<BTreeMap<PeerId, ServerWork>>,
+}
+
+/// What one server says that it did for this client so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ServerWork {
+    /// Passes answered.
+    pub passes: u64,
+    /// Time of their computation.
+    pub computed: Duration,
+    /// Time they waited for others, after they had arrived.
+    pub queued: Duration,
 }
 
 /// What crossed a client's streams, and what servers computed for it.
@@ -83,6 +95,18 @@ impl TrafficCount {
     }
 }
 
+impl ServerWork {
+    /// What was added to the `earlier` work of the same server.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            passes: self.passes.saturating_sub(earlier.passes),
+            computed: self.computed.saturating_sub(earlier.computed),
+            queued: self.queued.saturating_sub(earlier.queued),
+        }
+    }
+}
+
 impl Traffic {
     /// The counts so far.
     pub(crate) fn count(&self) -> TrafficCount {
@@ -96,16 +120,26 @@ impl Traffic {
         }
     }
 
-    fn answered(&self, bytes: u64, response: &Response) {
+    /// What each server did so far.
+    pub(crate) fn servers(&self) -> BTreeMap<PeerId, ServerWork> {
+        lock(&self.servers).clone()
+    }
+
+    fn answered(&self, peer: PeerId, response: &Response, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);
         self.requests.fetch_add(1, Ordering::Relaxed);
-        let passes = match response {
-            Response::Forward(reply) => reply.passes,
-            Response::Backward(reply) => reply.passes,
-            Response::Welcome(_) | Response::Refused(_) => BlockPasses::default(),
+        let (passes, queue_us, compute_us) = match response {
+            Response::Forward(reply) => (reply.passes, reply.queue_us, reply.compute_us),
+            Response::Backward(reply) => (reply.passes, reply.queue_us, reply.compute_us),
+            Response::Welcome(_) | Response::Refused(_) => return,
         };
         self.block_forwards.fetch_add(passes.forward.into(), Ordering::Relaxed);
         self.block_backwards.fetch_add(passes.backward.into(), Ordering::Relaxed);
+        let mut servers = lock(&self.servers);
+        let work = servers.entry(peer).or_default();
+        work.passes += 1;
+        work.computed += Duration::from_micros(compute_us.into());
+        work.queued += Duration::from_micros(queue_us.into());
     }
 }
 
@@ -149,7 +183,7 @@ impl HopConnection {
         let mut tasks = JoinSet::new();
         tasks.spawn({
             let writes = write_requests(write, queue, sent_prompts.clone(), traffic.clone());
-            let reads = read_answers(read, pending.clone(), traffic);
+            let reads = read_answers(read, server.peer, pending.clone(), traffic);
             let pending = pending.clone();
             async move {
                 // The end of one direction is the end of both: a stream that can only be written to answers nothing.
@@ -278,13 +312,13 @@ fn set_source(request: &mut Request, source: PromptSource) {
     }
 }
 
-async fn read_answers(read: ReadHalf<PeerStream>, pending: Pending, traffic: Arc<Traffic>) {
+async fn read_answers(read: ReadHalf<PeerStream>, peer: PeerId, pending: Pending, traffic: Arc<Traffic>) {
     let mut reader = FrameReader::new(read, FrameKind::Response, FrameLimits::default());
     loop {
         let before = reader.bytes_read();
         match reader.read::<Response>().await {
             Ok(frame) => {
-                traffic.answered(reader.bytes_read() - before, &frame.message);
+                traffic.answered(peer, &frame.message, reader.bytes_read() - before);
                 if let Some(waiting) = lock(&pending).remove(&frame.id) {
                     let _ = waiting.send(frame);
                 }

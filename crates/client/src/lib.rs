@@ -7,6 +7,7 @@
 mod adapter;
 mod atomic_file;
 mod batch;
+mod benchmark;
 mod connect;
 mod exchange;
 mod hop;
@@ -29,8 +30,9 @@ mod view;
 pub use adapter::{AdaptedModel, Adapter, AdapterError, AdapterManifest, TextRules};
 pub use atomic_file::WriteError;
 pub use batch::{Example, Target};
+pub use benchmark::{Benchmark, BenchmarkError, Repetition, Workload};
 pub use connect::{JoinError, ModelFiles, ModelFilesError};
-pub use hop::{HopError, TrafficCount};
+pub use hop::{HopError, ServerWork, TrafficCount};
 pub use labels::{Label, LabelError, LabelMap};
 pub use logits::{LogitsError, RemoteModel};
 pub use names::{Task, TuningMode, UnknownName};

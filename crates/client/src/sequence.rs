@@ -3,7 +3,7 @@
 //! A failed span alone is routed anew (perhaps over several servers) and replayed; the result of a pass does not depend
 //! on who computed it. For that the client keeps each hop's input until its backward is done.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use petals_swarm::{PeerId, SwarmHandle};
 use tokio::sync::mpsc;
 
 use crate::exchange::{BackwardInput, HopInput};
-use crate::hop::{HopConnection, HopError, TrafficCount};
+use crate::hop::{HopConnection, HopError, ServerWork, TrafficCount};
 use crate::planner::{Hop, MissingBlocks, Route, plan};
 use crate::retry::Retry;
 use crate::tables::PromptTables;
@@ -168,6 +168,11 @@ impl RemoteSequence {
     /// Bytes exchanged and blocks run so far.
     pub fn traffic(&self) -> TrafficCount {
         self.view.traffic()
+    }
+
+    /// What each server did so far, as it says.
+    pub fn work(&self) -> BTreeMap<PeerId, ServerWork> {
+        self.view.work()
     }
 
     /// The servers known at the moment.

@@ -1,13 +1,13 @@
 //! The client's picture of the swarm: who serves the model, and open streams to them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, LookupError, PeerId, SwarmHandle};
 
-use crate::hop::{HopConnection, HopError, Traffic, TrafficCount, lock};
+use crate::hop::{HopConnection, HopError, ServerWork, Traffic, TrafficCount, lock};
 use crate::peers::{Measurement, PeerTable};
 use crate::planner::Candidate;
 
@@ -150,6 +150,10 @@ impl SwarmView {
 
     pub(crate) fn traffic(&self) -> TrafficCount {
         self.traffic.count()
+    }
+
+    pub(crate) fn work(&self) -> BTreeMap<PeerId, ServerWork> {
+        self.traffic.servers()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Scenarios over real networks of nodes, checked against goldens that transformers and PEFT computed.
 
+mod bench;
 mod command_line;
 mod curves;
 mod failover;
 mod generation;
 mod gradients;
 mod hostile;
+mod links;
 mod logits;
 mod resume;

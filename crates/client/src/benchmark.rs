@@ -1,0 +1,217 @@
+//! Work to be timed: what `petals-tune bench` repeats.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use petals_model::{ClientModel, HeadError};
+use petals_protocol::Injection;
+use petals_swarm::PeerId;
+
+use crate::batch::{Example, MicroBatch, Target, micro_batches};
+use crate::connect::ModelFiles;
+use crate::hop::{ServerWork, TrafficCount};
+use crate::names::Task;
+use crate::optimizer::AdamW;
+use crate::sequence::{HopTiming, PassInput, RemoteSequence, SequenceError};
+use crate::tables::{InitError, InitRule, PromptTables, TableInit, TableShape};
+use crate::tuner::{PromptTuner, TuneError, TunerConfig};
+
+/// Classes of the score head in classification.
+const LABELS: usize = 2;
+/// A step's size does not matter for its time; the tables must only stay finite.
+const LEARNING_RATE: f64 = 1e-3;
+
+/// The batch that is timed, and how it is trained on.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    /// Examples.
+    pub batch: usize,
+    /// Tokens of each example, at least 2.
+    pub length: usize,
+    /// Rows of the prefix in training.
+    pub prefix_len: usize,
+    /// What blocks do to the prefix in training.
+    pub injection: Injection,
+    /// What is learnt in training.
+    pub task: Task,
+    /// How batches are cut, in training and in forward.
+    pub passes: TunerConfig,
+}
+
+/// Why a repetition failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BenchmarkError {
+    /// The pass through the swarm failed.
+    #[error(transparent)]
+    Sequence(#[from] SequenceError),
+    /// A training step failed.
+    #[error(transparent)]
+    Train(#[from] TuneError),
+    /// Embeddings could not be read.
+    #[error(transparent)]
+    Model(#[from] HeadError),
+    /// The tables could not be made.
+    #[error(transparent)]
+    Tables(#[from] InitError<HeadError>),
+}
+
+/// What one repetition took.
+#[derive(Debug, Clone, Default)]
+pub struct Repetition {
+    /// From start to result.
+    pub elapsed: Duration,
+    /// Tokens of text in the batch.
+    pub tokens: usize,
+    /// Frames that crossed the client's streams.
+    pub traffic: TrafficCount,
+    /// What each server did meanwhile.
+    pub servers: BTreeMap<PeerId, ServerWork>,
+    /// Of the hops of a single forward, in their order.
+    pub hops: Vec<HopTiming>,
+}
+
+/// Repeats work on a swarm. The data are made up, and the same each time.
+#[derive(Debug)]
+pub struct Benchmark {
+    sequence: Arc<RemoteSequence>,
+    local: Arc<ClientModel>,
+    workload: Workload,
+    blocks: usize,
+    hidden: usize,
+    tuner: Option<PromptTuner>,
+}
+
+impl Benchmark {
+    /// A benchmark of `sequence`, which must run the model of `files`.
+    pub fn new(files: &ModelFiles, sequence: Arc<RemoteSequence>, workload: Workload) -> Self {
+        let (blocks, hidden) = (files.config.num_hidden_layers, files.config.hidden_size);
+        Self { sequence, local: files.local.clone(), workload, blocks, hidden, tuner: None }
+    }
+
+    /// All hidden states of the batch through all blocks and back.
+    ///
+    /// # Errors
+    /// [`BenchmarkError`].
+    pub async fn forward(&self) -> Result<Repetition, BenchmarkError> {
+        let Workload { batch, length, passes, .. } = &self.workload;
+        let examples = self.examples(Task::SeqCls);
+        let meter = Meter::start(&self.sequence);
+        let micros = micro_batches(&examples, passes.micro_batch_tokens).into_iter();
+        let passes_of_batch = micros.map(|range| async {
+            let MicroBatch { lengths, tokens, .. } = MicroBatch::new(&examples[range]);
+            let input = PassInput { lengths, text: self.local.embed(&tokens)?, read_rows: None, prompts: None };
+            self.sequence.forward(input, false).await?;
+            Ok::<_, BenchmarkError>(())
+        });
+        stream::iter(passes_of_batch).buffered(passes.in_flight.max(1)).try_collect::<Vec<()>>().await?;
+        Ok(meter.stop(batch * length))
+    }
+
+    /// One optimiser step on the batch. The first one also makes the tables.
+    ///
+    /// # Errors
+    /// [`BenchmarkError`].
+    pub async fn train(&mut self) -> Result<Repetition, BenchmarkError> {
+        let Workload { batch, length, task, .. } = self.workload;
+        let examples = self.examples(task);
+        if self.tuner.is_none() {
+            self.tuner = Some(self.new_tuner()?);
+        }
+        let Some(tuner) = &mut self.tuner else { return Ok(Repetition::default()) };
+        let meter = Meter::start(&self.sequence);
+        tuner.step(&examples, LEARNING_RATE).await?;
+        Ok(meter.stop(batch * length))
+    }
+
+    /// One row of each example through all blocks: the pass that generates a token, without the attention to what came
+    /// before.
+    ///
+    /// # Errors
+    /// [`BenchmarkError`].
+    pub async fn decode(&self) -> Result<Repetition, BenchmarkError> {
+        let batch = self.workload.batch;
+        let tokens: Vec<u32> = (0..batch).map(|row| self.token(row, 0)).collect();
+        let meter = Meter::start(&self.sequence);
+        let text = self.local.embed(&tokens)?;
+        let input = PassInput { lengths: vec![1; batch], text, read_rows: None, prompts: None };
+        self.sequence.forward(input, false).await?;
+        Ok(meter.stop(batch))
+    }
+
+    /// One pass of `rows` examples of one row, with each hop's time in [`Repetition::hops`].
+    ///
+    /// # Errors
+    /// [`BenchmarkError`].
+    pub async fn hop(&self, rows: usize) -> Result<Repetition, BenchmarkError> {
+        let input =
+            PassInput { lengths: vec![1; rows], text: vec![0.01; rows * self.hidden], read_rows: None, prompts: None };
+        let meter = Meter::start(&self.sequence);
+        let (_, trace) = self.sequence.forward(input, false).await?;
+        let mut repetition = meter.stop(rows);
+        repetition.hops = trace.timings().collect();
+        Ok(repetition)
+    }
+
+    fn new_tuner(&self) -> Result<PromptTuner, BenchmarkError> {
+        let Workload { prefix_len, injection, task, passes, .. } = &self.workload;
+        let shape = TableShape {
+            injection: *injection,
+            blocks: self.blocks,
+            prefix_len: *prefix_len,
+            hidden: self.hidden,
+            labels: (*task == Task::SeqCls).then_some(LABELS),
+        };
+        let config = self.local.config();
+        let (std, vocab_size) = (config.initializer_range, config.vocab_size as u32);
+        let init = TableInit { rule: InitRule::Normal, deep: None, std, vocab_size, seed: 0 };
+        let tables = PromptTables::initialise(shape, &init, |ids| self.local.embed(ids))?;
+        let optimizer = AdamW::new(&shape, 0.0);
+        Ok(PromptTuner::new(self.sequence.clone(), self.local.clone(), tables, optimizer, passes.clone()))
+    }
+
+    fn examples(&self, task: Task) -> Vec<Example> {
+        let Workload { batch, length, .. } = self.workload;
+        let example = |row| Example {
+            tokens: (0..length).map(|at| self.token(row, at)).collect(),
+            target: match task {
+                Task::CausalLm => Target::NextToken { from: 1 },
+                Task::SeqCls => Target::Class(row % LABELS),
+            },
+        };
+        (0..batch).map(example).collect()
+    }
+
+    /// Some token of the vocabulary, another one at each place.
+    fn token(&self, row: usize, at: usize) -> u32 {
+        ((row * 7919 + at * 104_729 + 3) % self.local.config().vocab_size) as u32
+    }
+}
+
+/// Counters of a sequence at the start of a repetition.
+struct Meter<'a> {
+    sequence: &'a RemoteSequence,
+    traffic: TrafficCount,
+    servers: BTreeMap<PeerId, ServerWork>,
+    started: Instant,
+}
+
+impl<'a> Meter<'a> {
+    fn start(sequence: &'a RemoteSequence) -> Self {
+        let (traffic, servers) = (sequence.traffic(), sequence.work());
+        Self { sequence, traffic, servers, started: Instant::now() }
+    }
+
+    fn stop(self, tokens: usize) -> Repetition {
+        let elapsed = self.started.elapsed();
+        let servers = self.sequence.work().into_iter().map(|(peer, work)| {
+            let before = self.servers.get(&peer).copied().unwrap_or_default();
+            (peer, work.since(before))
+        });
+        let servers = servers.filter(|(_, work)| work.passes > 0).collect();
+        let traffic = self.sequence.traffic().since(&self.traffic);
+        Repetition { elapsed, tokens, traffic, servers, hops: Vec::new() }
+    }
+}
