@@ -33,6 +33,18 @@ impl LocalSwarm {
     /// # Errors
     /// If a node or the model does not come up.
     pub async fn start(model: &Path, spans: &[&str], executor: ExecutorConfig) -> anyhow::Result<Self> {
+        Self::start_with(model, spans, |config| ServerConfig { executor, ..config }).await
+    }
+
+    /// As [`Self::start`], with servers as `configure` wants them.
+    ///
+    /// # Errors
+    /// If a node or the model does not come up.
+    pub async fn start_with(
+        model: &Path,
+        spans: &[&str],
+        configure: impl Fn(ServerConfig) -> ServerConfig,
+    ) -> anyhow::Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         let id = ModelId::new("golden", checkpoint.fingerprint())?;
         let blocks = Span::new(0, checkpoint.config().num_hidden_layers as u32)?;
@@ -58,9 +70,10 @@ impl LocalSwarm {
                 dtype: Dtype::F32,
                 max_rows: 4096,
                 request_bytes: 1 << 30,
-                executor,
+                executor: ExecutorConfig::default(),
                 public_name: None,
             };
+            let config = configure(config);
             servers.push(Server::start(swarm, incoming, Checkpoint::open(model)?, config).await?);
         }
         let config = SwarmConfig { peers, ..SwarmConfig::client() };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use petals_client::{
     AdamW, AdaptedModel, Adapter, Example, PromptTables, PromptTuner, SequenceConfig, Table, TableShape, Target,
-    TunerConfig,
+    TrafficCount, TunerConfig, WireDtype,
 };
 use petals_e2e::{FAMILIES, Goldens, LocalSwarm, assert_close};
 use petals_model::Checkpoint;
@@ -14,7 +14,7 @@ const TASKS: [&str; 2] = ["causal-lm", "seq-cls"];
 const MODES: [&str; 3] = ["ptune", "replace", "add"];
 const SPLITS: [&[&str]; 3] = [&["0..4"], &["0..2", "2..4"], &["0..1", "1..3", "3..4"]];
 
-fn examples(goldens: &Goldens, task: &str) -> anyhow::Result<Vec<Example>> {
+pub(crate) fn examples(goldens: &Goldens, task: &str) -> anyhow::Result<Vec<Example>> {
     let (lengths, labels) = (goldens.ids("lengths"), goldens.ids("labels"));
     let rows = Goldens::input_ids()?.into_iter().zip(lengths).zip(labels);
     Ok(rows
@@ -25,7 +25,7 @@ fn examples(goldens: &Goldens, task: &str) -> anyhow::Result<Vec<Example>> {
         .collect())
 }
 
-fn tables(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, task: &str) -> anyhow::Result<PromptTables> {
+pub(crate) fn tables(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, task: &str) -> anyhow::Result<PromptTables> {
     let checkpoint = Checkpoint::open(goldens.model())?;
     let model = AdaptedModel {
         id: swarm.model.clone(),
@@ -41,57 +41,93 @@ fn tables(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, task: &str) -> anyh
     Ok(tables)
 }
 
-async fn check(family: &str, spans: &[&str], executor: ExecutorConfig, tuning: TunerConfig) -> anyhow::Result<()> {
+/// Losses and gradients of every mode and task within what the wire dtype allows. Returns what each step exchanged.
+pub(crate) async fn check(
+    family: &str,
+    spans: &[&str],
+    executor: ExecutorConfig,
+    config: SequenceConfig,
+    tuning: TunerConfig,
+) -> anyhow::Result<Vec<TrafficCount>> {
     let goldens = Goldens::load(family)?;
     let swarm = LocalSwarm::start(&goldens.model(), spans, executor).await?;
-    let sequence = Arc::new(swarm.sequence(SequenceConfig::default()));
+    let wire_dtype = config.wire_dtype;
+    let allowed = tolerances(wire_dtype);
+    let sequence = Arc::new(swarm.sequence(config));
+    let mut counts = Vec::new();
     for mode in MODES {
         for task in TASKS {
             let tables = tables(&goldens, &swarm, mode, task)?;
             let optimizer = AdamW::new(tables.shape(), 0.0);
             let tuner = PromptTuner::new(sequence.clone(), swarm.local.clone(), tables, optimizer, tuning.clone());
+            let before = sequence.traffic();
             let (gradients, score) = tuner.gradients(&examples(&goldens, task)?).await?;
-            let what = format!("{family} over {spans:?}, {mode}, {task}");
+            counts.push(sequence.traffic().since(&before));
+            let what = format!("{family} over {spans:?}, {mode}, {task}, {wire_dtype} on the wire");
             let expected = goldens.value(&format!("loss.{mode}.{task}")).as_f64().unwrap_or(f64::NAN);
             let loss = score.loss().unwrap_or(f64::NAN);
-            assert!((loss - expected).abs() <= 1e-5 * expected.abs(), "{what}: loss {loss} for {expected}");
+            assert!((loss - expected).abs() <= allowed.loss * expected.abs(), "{what}: loss {loss} for {expected}");
             for (table, name) in [(Table::Input, "P"), (Table::Deep, "Q"), (Table::Score, "score")] {
                 let Some(got) = gradients.table(table) else { continue };
                 assert_close(
                     &format!("{what}: gradient of {name}"),
                     got,
                     &goldens.tensor(&format!("grad.{mode}.{task}.{name}")),
-                    1e-4,
+                    allowed.gradients,
                 );
             }
         }
     }
-    Ok(())
+    Ok(counts)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gradients_equal_torchs_for_every_family_over_one_two_and_three_servers() -> anyhow::Result<()> {
     for family in FAMILIES {
         for spans in SPLITS {
-            check(family, spans, ExecutorConfig::default(), TunerConfig::default()).await?;
+            check(family, spans, ExecutorConfig::default(), SequenceConfig::default(), TunerConfig::default()).await?;
         }
     }
     Ok(())
 }
 
+/// How far results may be from torch's over three hops.
+pub(crate) struct Tolerances {
+    /// Relative to the largest value.
+    pub(crate) logits: f32,
+    /// Relative.
+    pub(crate) loss: f64,
+    /// Relative to a table's largest value.
+    pub(crate) gradients: f32,
+}
+
+/// About twice the largest difference over all families, modes and tasks; the median is far below. The models have
+/// random weights and 32 values a row, which makes them more sensitive than trained ones.
+pub(crate) fn tolerances(dtype: WireDtype) -> Tolerances {
+    let (logits, loss, gradients) = match dtype {
+        WireDtype::F32 => (1e-4, 1e-5, 1e-4),
+        WireDtype::F16 => (2e-3, 2e-3, 2e-2),
+        WireDtype::Bf16 => (2e-2, 1e-2, 6e-2),
+        WireDtype::Int8 => (8e-2, 1.5e-1, 3e-1),
+    };
+    Tolerances { logits, loss, gradients }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_micro_batch_split_changes_nothing() -> anyhow::Result<()> {
     let single = TunerConfig { micro_batch_tokens: 1, in_flight: 3, ..TunerConfig::default() };
-    check("llama-gqa", SPLITS[1], ExecutorConfig::default(), single).await
+    check("llama-gqa", SPLITS[1], ExecutorConfig::default(), SequenceConfig::default(), single).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_without_room_for_a_stash_give_the_same_gradients() -> anyhow::Result<()> {
     let no_stash = ExecutorConfig { stash_bytes: 0, ..ExecutorConfig::default() };
-    check("qwen3", SPLITS[2], no_stash, TunerConfig::default()).await
+    check("qwen3", SPLITS[2], no_stash, SequenceConfig::default(), TunerConfig::default()).await.map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn overlapping_spans_are_used_in_part() -> anyhow::Result<()> {
-    check("mistral", &["0..3", "1..4"], ExecutorConfig::default(), TunerConfig::default()).await
+    let spans = ["0..3", "1..4"];
+    let (executor, config) = (ExecutorConfig::default(), SequenceConfig::default());
+    check("mistral", &spans, executor, config, TunerConfig::default()).await.map(drop)
 }

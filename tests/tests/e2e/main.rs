@@ -1,6 +1,7 @@
 //! Scenarios over real networks of nodes, checked against goldens that transformers and PEFT computed.
 
 mod bench;
+mod bytes;
 mod command_line;
 mod curves;
 mod failover;
@@ -9,4 +10,6 @@ mod gradients;
 mod hostile;
 mod links;
 mod logits;
+mod narrow_wires;
 mod resume;
+mod stashes;
