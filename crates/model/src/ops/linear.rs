@@ -9,6 +9,9 @@ use crate::device::{Device, Dtype};
 use crate::kernels::matmul::FrozenMatrix;
 use crate::tensor::{DeviceFailure, Tensor, from_vec, into_vec, read, rows};
 
+/// Input features that one task transposes at a time: as many write streams as caches follow well.
+const TILE: usize = 64;
+
 /// A weight `[input, output]` in the dtype it is served in, and its bias in f32.
 #[derive(Debug)]
 pub(crate) struct Linear {
@@ -143,8 +146,13 @@ fn upload<E: Element + Copy + Default + Send>(
             to.iter_mut().zip(values).for_each(|(to, value)| *to = convert(*value));
         },
     );
-    let columns = TensorData::new(columns, [output, input]);
-    let columns = Tensor::<2>::from_data(columns, (device.raw(), dtype.raw()));
     // A product reads a weight that lies as `[input, output]` faster than a transposed view of the other order.
-    columns.transpose() * 1.0
+    let mut weight = vec![E::default(); input * output];
+    weight.par_chunks_mut(TILE * output).enumerate().for_each(|(tile, rows)| {
+        for (n, column) in columns.chunks_exact(input).enumerate() {
+            let values = &column[tile * TILE..];
+            rows.chunks_exact_mut(output).zip(values).for_each(|(row, &value)| row[n] = value);
+        }
+    });
+    Tensor::from_data(TensorData::new(weight, [input, output]), (device.raw(), dtype.raw()))
 }
