@@ -14,7 +14,7 @@ mod bench;
 mod swarm;
 
 pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
-pub(crate) use swarm::{HopFailed, Route, RouteHop, Server};
+pub(crate) use swarm::{HopFailed, RelayFailed, Route, RouteHop, Server};
 
 /// Something a command tells on stdout: readable, and as JSON under a fixed name.
 pub(crate) trait Event: Display + Serialize {

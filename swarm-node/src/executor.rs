@@ -222,7 +222,8 @@ impl Worker {
                 continue;
             }
             let started = Instant::now();
-            let queued = started.duration_since(pass.arrived);
+            let queued = started.saturating_duration_since(pass.arrived);
+            let left = left_stash(&pass);
             // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
             // and must cost this request only.
             let run = || self.compute.run(pass, &self.shared.stashes);
@@ -232,7 +233,12 @@ impl Worker {
             });
             let computed = started.elapsed();
             self.record(computed);
-            let _ = reply.send(output.map(|(output, passes)| Done { output, passes, queued, computed }));
+            let unwanted =
+                reply.send(output.map(|(output, passes)| Done { output, passes, queued, computed })).is_err();
+            if let Some(stash) = left.filter(|_| unwanted) {
+                // The request was given up meanwhile, and its stash forgotten before it was there.
+                lock(&self.shared.stashes).forget(stash);
+            }
         }
     }
 
@@ -258,5 +264,13 @@ impl Worker {
         let new = computed.as_micros() as u64;
         let old = self.shared.mean_us.load(Ordering::Relaxed);
         self.shared.mean_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);
+    }
+}
+
+/// What a forward leaves behind.
+fn left_stash(pass: &Pass) -> Option<(u64, StashId)> {
+    match pass.work {
+        Work::Forward { stash: Some(stash), .. } => Some((pass.stream, stash)),
+        _ => None,
     }
 }

@@ -3,6 +3,7 @@
 //! The binary `petals-node` is a thin shell around [`run`]; tests start the same nodes in their own process with
 //! [`Server::start`].
 
+mod answer;
 mod args;
 mod bench;
 mod bootstrap;
@@ -20,6 +21,7 @@ mod network;
 mod placement;
 mod prompts;
 mod queue;
+mod relay;
 mod request;
 mod serve;
 mod server;

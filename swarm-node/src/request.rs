@@ -1,16 +1,19 @@
 //! From a frame to a checked pass, and from its result to a frame.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use petals_model::{InputGrads, OutputGrads};
 use petals_protocol::{
-    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Limits, PassLayout, PromptSource, Refusal, Request,
-    Response, ServerInfo, Tensor, TensorError, WireDtype,
+    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Handover, Limits, NextServer, PassLayout,
+    PromptSource, Refusal, RelayToken, Request, Response, RowSource, RowTarget, ServerInfo, Tensor, TensorError,
+    WireDtype,
 };
 use petals_swarm::PeerId;
 
+use crate::answer::Asker;
 use crate::executor::{Done, Inputs, Output, Pass, Work};
 use crate::prompts::{PromptCache, Prompts};
+use crate::relay::Next;
 
 /// Longest time a request may ask to wait.
 const MAX_PATIENCE: Duration = Duration::from_secs(600);
@@ -29,6 +32,10 @@ pub(crate) struct Asked {
     pub(crate) work: Work,
     pub(crate) patience: Duration,
     pub(crate) reply: ReplyShape,
+    /// What the rows are waited for under that [`Self::fill`] puts in; until then they are missing in `work`.
+    pub(crate) awaits: Option<RelayToken>,
+    /// Where the resulting rows go on to.
+    pub(crate) next: Option<Next>,
 }
 
 /// What is needed to encode a result.
@@ -40,8 +47,40 @@ pub(crate) struct ReplyShape {
     blocks: usize,
 }
 
+/// A result on its way: the rows that flow on, and what the client gets in any case.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) response: Response,
+    pub(crate) rows: Vec<Tensor>,
+    pub(crate) rest: Vec<Tensor>,
+}
+
+impl Encoded {
+    /// Notes in the response that the rows went elsewhere.
+    pub(crate) fn passed_on(&mut self, handover: Handover) {
+        match &mut self.response {
+            Response::Forward(reply) => reply.handover = handover,
+            Response::Backward(reply) => reply.handover = handover,
+            _ => {}
+        }
+    }
+}
+
 impl Asked {
-    pub(crate) fn into_pass(self, peer: PeerId, stream: u64, arrived: Instant, deadline: Instant) -> Pass {
+    /// Checks and puts in the rows that another server sent.
+    pub(crate) fn fill(&mut self, tensors: &[Tensor], hidden: usize) -> Result<(), Refusal> {
+        let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &self.layout, hidden };
+        match &mut self.work {
+            Work::Forward { inputs, .. } => (inputs.text, inputs.prefix) = tensors.input_rows()?,
+            Work::Backward { grads, .. } => *grads = tensors.output_grads()?,
+        }
+        tensors.end()?;
+        self.awaits = None;
+        Ok(())
+    }
+
+    pub(crate) fn into_pass(self, asker: Asker) -> Pass {
+        let Asker { peer, stream, arrived, deadline } = asker;
         Pass { peer, stream, layout: self.layout, work: self.work, arrived, deadline }
     }
 
@@ -86,13 +125,16 @@ fn forward(
     request: ForwardRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
-    let ForwardRequest { layout, prompts, stash, reply_dtype, deadline_ms } = request;
+    let ForwardRequest { layout, prompts, stash, input, output, reply_dtype, deadline_ms } = request;
     check_layout(hosted, limits, &layout)?;
-    let mut tensors = TensorsOf { tensors: tensors.into_iter(), layout: &layout, hidden: hosted.hidden_size };
-    let inputs = tensors.inputs(prompts, kept)?;
+    let next = next(output, Some(layout.span.end()))?;
+    let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &layout, hidden: hosted.hidden_size };
+    let awaits = awaits(input);
+    let (text, prefix) = if awaits.is_none() { tensors.input_rows()? } else { (Vec::new(), None) };
+    let inputs = Inputs { text, prefix, prompts: tensors.prompts(prompts, kept)? };
     tensors.end()?;
     let reply = ReplyShape::new(hosted, &layout, reply_dtype);
-    Ok(Asked { work: Work::Forward { inputs, stash }, patience: patience(deadline_ms), layout, reply })
+    Ok(Asked { work: Work::Forward { inputs, stash }, patience: patience(deadline_ms), layout, reply, awaits, next })
 }
 
 fn backward(
@@ -103,18 +145,39 @@ fn backward(
     request: BackwardRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
-    let BackwardRequest { layout, prompts, stash, text_grad, reply_dtype, deadline_ms } = request;
+    let BackwardRequest { layout, prompts, stash, text_grad, grads, output, reply_dtype, deadline_ms } = request;
     check_layout(hosted, limits, &layout)?;
     if draining && stash.is_none() {
         return Err(Refusal::Draining);
     }
-    let mut tensors = TensorsOf { tensors: tensors.into_iter(), layout: &layout, hidden: hosted.hidden_size };
+    let next = next(output, layout.span.start().checked_sub(1))?;
+    if next.is_some() && !text_grad {
+        return Err(Refusal::BadRequest { what: "a gradient is to be passed on that is not wanted".into() });
+    }
+    let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &layout, hidden: hosted.hidden_size };
     let inputs = if stash.is_none() { Some(tensors.inputs(prompts, kept)?) } else { None };
-    let grads = tensors.output_grads()?;
+    let awaits = awaits(grads);
+    let grads = if awaits.is_none() { tensors.output_grads()? } else { OutputGrads { text: Vec::new(), prefix: None } };
     tensors.end()?;
     let reply = ReplyShape::new(hosted, &layout, reply_dtype);
     let work = Work::Backward { inputs, stash, grads, text_grad };
-    Ok(Asked { work, patience: patience(deadline_ms), layout, reply })
+    Ok(Asked { work, patience: patience(deadline_ms), layout, reply, awaits, next })
+}
+
+fn awaits(source: RowSource) -> Option<RelayToken> {
+    match source {
+        RowSource::Inline => None,
+        RowSource::Relay(token) => Some(token),
+    }
+}
+
+/// The server of `block` that rows go on to.
+fn next(target: RowTarget, block: Option<u32>) -> Result<Option<Next>, Refusal> {
+    let RowTarget::Relay(NextServer { peer, token }) = target else { return Ok(None) };
+    let peer = PeerId::from_bytes(&peer);
+    let peer = peer.map_err(|_| Refusal::BadRequest { what: "the next server's name is no peer id".into() })?;
+    let block = block.ok_or_else(|| Refusal::BadRequest { what: "there is no block in front of block 0".into() })?;
+    Ok(Some(Next { peer, token, block }))
 }
 
 fn patience(deadline_ms: u32) -> Duration {
@@ -135,31 +198,39 @@ fn check_layout(hosted: &Hosted, limits: &Limits, layout: &PassLayout) -> Result
 }
 
 struct TensorsOf<'a> {
-    tensors: std::vec::IntoIter<Tensor>,
+    tensors: std::slice::Iter<'a, Tensor>,
     layout: &'a PassLayout,
     hidden: usize,
 }
 
 impl TensorsOf<'_> {
     fn inputs(&mut self, prompts: PromptSource, kept: &mut PromptCache) -> Result<Inputs, Refusal> {
-        let (layout, hidden) = (self.layout, self.hidden);
-        let prefix_rows = layout.prefix_rows();
-        let text = self.next("the text's hidden states", &[layout.tokens(), hidden])?;
-        let prefix = layout.carries_prefix().then(|| self.next("the prefix", &[prefix_rows, hidden])).transpose()?;
-        let prompts = if layout.has_prompts() { Some(self.prompts(prompts, kept)?) } else { None };
-        Ok(Inputs { text, prefix, prompts })
+        let (text, prefix) = self.input_rows()?;
+        Ok(Inputs { text, prefix, prompts: self.prompts(prompts, kept)? })
     }
 
-    fn prompts(&mut self, source: PromptSource, kept: &mut PromptCache) -> Result<Prompts, Refusal> {
+    /// Text and prefix.
+    fn input_rows(&mut self) -> Result<(Vec<f32>, Option<Vec<f32>>), Refusal> {
+        let (layout, hidden) = (self.layout, self.hidden);
+        let text = self.next("the text's hidden states", &[layout.tokens(), hidden])?;
+        let prefix = [layout.prefix_rows(), hidden];
+        let prefix = layout.carries_prefix().then(|| self.next("the prefix", &prefix)).transpose()?;
+        Ok((text, prefix))
+    }
+
+    fn prompts(&mut self, source: PromptSource, kept: &mut PromptCache) -> Result<Option<Prompts>, Refusal> {
         let layout = self.layout;
+        if !layout.has_prompts() {
+            return Ok(None);
+        }
         if let PromptSource::Kept(id) = source {
-            return kept.get(id, layout);
+            return kept.get(id, layout).map(Some);
         }
         let values = self.next("the prompts", &[layout.span.len(), layout.prefix_rows(), self.hidden])?;
-        Ok(match source {
+        Ok(Some(match source {
             PromptSource::Keep(id) => kept.keep(id, layout, values),
             _ => Prompts::new(values),
-        })
+        }))
     }
 
     fn output_grads(&mut self) -> Result<OutputGrads, Refusal> {
@@ -178,7 +249,7 @@ impl TensorsOf<'_> {
         })
     }
 
-    fn end(mut self) -> Result<(), Refusal> {
+    fn end(&mut self) -> Result<(), Refusal> {
         match self.tensors.next() {
             None => Ok(()),
             Some(_) => Err(Refusal::BadShape { what: "there are more tensors than the request has".into() }),
@@ -192,24 +263,29 @@ impl ReplyShape {
         Self { dtype, hidden: hosted.hidden_size, prefix_rows, blocks }
     }
 
-    pub(crate) fn encode(&self, done: Done) -> (Response, Vec<Tensor>) {
-        let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    pub(crate) fn encode(&self, done: Done) -> Encoded {
         let (queue_us, compute_us, passes) = (micros(done.queued), micros(done.computed), done.passes);
+        let handover = Handover::default();
         match done.output {
             Output::Forward { text, prefix, stash } => {
-                let reply = ForwardReply { stash, passes, queue_us, compute_us };
-                let tensors = [Some(self.text(&text)), prefix.map(|rows| self.prefix(&rows))];
-                (Response::Forward(reply), tensors.into_iter().flatten().collect())
+                let reply = ForwardReply { stash, passes, queue_us, compute_us, handover };
+                let rows = self.rows(Some(text), prefix);
+                Encoded { response: Response::Forward(reply), rows, rest: Vec::new() }
             }
             Output::Backward(InputGrads { text, prefix, prompts }) => {
-                let reply = BackwardReply { passes, queue_us, compute_us };
+                let reply = BackwardReply { passes, queue_us, compute_us, handover };
                 let prompts = prompts.map(|values| {
                     Tensor::from_f32(WireDtype::F32, &[self.blocks, self.prefix_rows, self.hidden], &values)
                 });
-                let tensors = [text.map(|rows| self.text(&rows)), prefix.map(|rows| self.prefix(&rows)), prompts];
-                (Response::Backward(reply), tensors.into_iter().flatten().collect())
+                let (rows, rest) = (self.rows(text, prefix), prompts.into_iter().collect());
+                Encoded { response: Response::Backward(reply), rows, rest }
             }
         }
+    }
+
+    fn rows(&self, text: Option<Vec<f32>>, prefix: Option<Vec<f32>>) -> Vec<Tensor> {
+        let tensors = [text.map(|rows| self.text(&rows)), prefix.map(|rows| self.prefix(&rows))];
+        tensors.into_iter().flatten().collect()
     }
 
     fn text(&self, values: &[f32]) -> Tensor {
@@ -220,4 +296,9 @@ impl ReplyShape {
     fn prefix(&self, values: &[f32]) -> Tensor {
         Tensor::from_f32(WireDtype::F32, &[self.prefix_rows, self.hidden], values)
     }
+}
+
+/// Microseconds as they are told.
+pub(crate) fn micros(time: Duration) -> u32 {
+    u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::executor::{Executor, ExecutorConfig};
+use crate::relay::RelayLinks;
 use crate::request::Hosted;
 use crate::stream::StreamService;
 
@@ -91,7 +92,8 @@ impl Server {
 
         let executor = Executor::start(blocks, config.executor).context("cannot start the compute thread")?;
         let hosted = Hosted { info: info.clone(), hidden_size };
-        let service = StreamService::new(hosted, executor.handle(), config.max_rows, config.request_bytes);
+        let links = RelayLinks::new(swarm.clone(), info.model.clone());
+        let service = StreamService::new(hosted, executor.handle(), Some(links), config.max_rows, config.request_bytes);
         let service = Arc::new(service);
         let (streams, cancel) = (TaskTracker::new(), CancellationToken::new());
         streams.spawn(accept(incoming, service.clone(), streams.clone(), cancel.clone()));

@@ -1,24 +1,27 @@
 //! One client's stream: frames in, passes to the executor, frames out.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadHalf};
 use petals_protocol::{
-    Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, Refusal, Request, Response, Tensor,
-    Welcome,
+    Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, Refusal, RelayToken, Request,
+    Response, Tensor, Welcome,
 };
 use petals_swarm::PeerId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::answer::{Answer, Asker, Job, refused};
 use crate::budget::{Budget, NoRoom, PeerBudget, Reserved};
 use crate::executor::ExecutorHandle;
 use crate::idle_reader::{FrameBoundary, IdleReader};
 use crate::prompts::PromptCache;
+use crate::relay::{RelayLinks, Rendezvous};
 use crate::request::{self, Hosted};
 
 /// A new stream must say hello within this time.
@@ -42,6 +45,10 @@ const RETRY_WITHOUT_MEMORY_MS: u32 = 100;
 pub(crate) struct StreamService {
     pub(crate) hosted: Hosted,
     pub(crate) executor: ExecutorHandle,
+    /// Where rows from other servers meet the requests that wait for them.
+    pub(crate) rendezvous: Arc<Rendezvous>,
+    /// To the servers that rows are passed on to.
+    pub(crate) links: Option<RelayLinks>,
     /// Bytes of requests and replies that may be in memory.
     memory: Budget,
     /// Bytes of prompts that streams may keep. Apart from the requests' memory, which they would hold for as long as they like.
@@ -53,7 +60,14 @@ pub(crate) struct StreamService {
 }
 
 impl StreamService {
-    pub(crate) fn new(hosted: Hosted, executor: ExecutorHandle, max_rows: u32, memory_bytes: u64) -> Self {
+    /// Without `links` nothing is passed on to other servers.
+    pub(crate) fn new(
+        hosted: Hosted,
+        executor: ExecutorHandle,
+        links: Option<RelayLinks>,
+        max_rows: u32,
+        memory_bytes: u64,
+    ) -> Self {
         let prompts = Budget::new(memory_bytes / PROMPTS_PART);
         let memory = Budget::new(memory_bytes - memory_bytes / PROMPTS_PART);
         let hidden_bytes = 4 * hosted.hidden_size as u64;
@@ -64,6 +78,8 @@ impl StreamService {
         Self {
             hosted,
             executor,
+            rendezvous: Arc::default(),
+            links,
             memory,
             prompts,
             limits: Limits { max_rows, max_body, max_in_flight: MAX_IN_FLIGHT },
@@ -96,6 +112,8 @@ impl StreamService {
             replies,
             in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
             tasks,
+            under_way: HashMap::new(),
+            closing: CancellationToken::new(),
         };
         let ended = tokio::select! {
             biased;
@@ -137,8 +155,15 @@ struct OutFrame {
 /// What a request takes from its stream and from the node's memory.
 struct Held {
     _slot: OwnedSemaphorePermit,
-    _request: Reserved,
-    _reply: Option<Reserved>,
+    _memory: Vec<Reserved>,
+}
+
+/// When a request came, how many bytes of tensors it has, and what they take.
+struct Arrival {
+    at: Instant,
+    body: u64,
+    slot: OwnedSemaphorePermit,
+    memory: Reserved,
 }
 
 struct Pump<R> {
@@ -152,6 +177,10 @@ struct Pump<R> {
     replies: mpsc::Sender<OutFrame>,
     in_flight: Arc<Semaphore>,
     tasks: JoinSet<()>,
+    /// Requests that may be given up, by their ids.
+    under_way: HashMap<u64, AbortHandle>,
+    /// Ends the waits of requests whose client is gone.
+    closing: CancellationToken,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
@@ -166,8 +195,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
             let request = request.map_err(|_| StreamEnd::WriterGone)?;
             let arrived = Instant::now();
             let frame: Frame<Request> = self.reader.read().await?;
-            self.handle(frame, body, arrived, Held { _slot: slot, _request: request, _reply: None }).await?;
+            self.handle(frame, Arrival { at: arrived, body, slot, memory: request }).await?;
             while self.tasks.try_join_next().is_some() {}
+            self.under_way.retain(|_, task| !task.is_finished());
         }
     }
 
@@ -196,44 +226,69 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
         self.reply(frame.id, (response, Vec::new()), None).await
     }
 
-    async fn handle(
-        &mut self,
-        frame: Frame<Request>,
-        body: u64,
-        arrived: Instant,
-        held: Held,
-    ) -> Result<(), StreamEnd> {
+    async fn handle(&mut self, frame: Frame<Request>, arrival: Arrival) -> Result<(), StreamEnd> {
         let Frame { id, message, tensors } = frame;
-        if let Request::Forget { stash } = message {
-            self.service.executor.forget(self.stream, stash);
-            return Ok(());
+        match message {
+            Request::Forget { stash } => {
+                self.service.executor.forget(self.stream, stash);
+                Ok(())
+            }
+            Request::Cancel { request } => {
+                // What was held for it is given back with the task.
+                if let Some(task) = self.under_way.remove(&request) {
+                    task.abort();
+                }
+                Ok(())
+            }
+            Request::Relay { token } => {
+                self.take_relay(id, token, tensors, arrival);
+                Ok(())
+            }
+            pass => self.begin(id, pass, tensors, arrival).await,
         }
-        let draining = self.service.draining.is_cancelled();
-        let limits = &self.service.limits;
-        let asked = request::pass(&self.service.hosted, limits, draining, &mut self.prompts, message, tensors);
-        let submitted = asked.and_then(|asked| {
-            let room = self.room_for_reply(asked.reply_bytes(), body)?;
-            let (peer, stream) = (self.peer, self.stream);
-            let deadline = arrived + asked.patience;
-            let reply = asked.reply.clone();
-            let pass = asked.into_pass(peer, stream, arrived, deadline);
-            Ok((self.service.executor.submit(pass)?, reply, room))
-        });
-        let (result, reply, room) = match submitted {
-            Ok(submitted) => submitted,
-            Err(refusal) => return self.reply(id, refused(refusal), Some(held)).await,
-        };
-        let held = Some(Held { _reply: Some(room), ..held });
-        let replies = self.replies.clone();
-        self.tasks.spawn(async move {
-            // A dropped sender means that the deadline passed before the work began: nobody waits for an answer.
-            let Ok(outcome) = result.await else { return };
-            let (response, tensors) = match outcome {
-                Ok(done) => reply.encode(done),
+    }
+
+    /// Takes rows that another server passes on.
+    fn take_relay(&mut self, id: u64, token: RelayToken, tensors: Vec<Tensor>, arrival: Arrival) {
+        let (service, peer, replies) = (self.service.clone(), self.peer, self.replies.clone());
+        let Arrival { slot, memory, .. } = arrival;
+        let task = self.tasks.spawn(async move {
+            let (response, tensors) = match service.rendezvous.deliver(peer, token, tensors, memory).await {
+                Ok(()) => (Response::Relayed, Vec::new()),
                 Err(refusal) => refused(refusal),
             };
+            let held = Some(Held { _slot: slot, _memory: Vec::new() });
             let _ = replies.send(OutFrame { id, response, tensors, held }).await;
         });
+        self.under_way.insert(id, task);
+    }
+
+    /// Checks a pass and sets it going.
+    async fn begin(&mut self, id: u64, pass: Request, tensors: Vec<Tensor>, arrival: Arrival) -> Result<(), StreamEnd> {
+        let Arrival { at: arrived, body, slot, memory } = arrival;
+        let service = &self.service;
+        let (hosted, limits, draining) = (&service.hosted, &service.limits, service.draining.is_cancelled());
+        let asked = request::pass(hosted, limits, draining, &mut self.prompts, pass, tensors);
+        let begun = asked.and_then(|asked| {
+            let room = self.room_for_reply(asked.reply_bytes(), body)?;
+            let deadline = arrived + asked.patience;
+            let asker = Asker { peer: self.peer, stream: self.stream, arrived, deadline };
+            Ok((Job::begin(service.clone(), asker, asked)?, room))
+        });
+        let (job, room) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => {
+                let held = Held { _slot: slot, _memory: vec![memory] };
+                return self.reply(id, refused(refusal), Some(held)).await;
+            }
+        };
+        let held = Some(Held { _slot: slot, _memory: vec![memory, room] });
+        let (replies, closing) = (self.replies.clone(), self.closing.clone());
+        let task = self.tasks.spawn(async move {
+            let Some((response, tensors)) = job.answer(closing).await else { return };
+            let _ = replies.send(OutFrame { id, response, tensors, held }).await;
+        });
+        self.under_way.insert(id, task);
         Ok(())
     }
 
@@ -249,18 +304,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
         })
     }
 
-    async fn reply(
-        &self,
-        id: u64,
-        (response, tensors): (Response, Vec<Tensor>),
-        held: Option<Held>,
-    ) -> Result<(), StreamEnd> {
+    async fn reply(&self, id: u64, (response, tensors): Answer, held: Option<Held>) -> Result<(), StreamEnd> {
         self.replies.send(OutFrame { id, response, tensors, held }).await.map_err(|_| StreamEnd::WriterGone)
     }
 
     /// Lets answers under way leave before the stream is dropped.
     async fn drain(self, cancel: &CancellationToken) {
-        let Self { replies, mut tasks, .. } = self;
+        let Self { replies, mut tasks, closing, .. } = self;
+        closing.cancel();
         drop(replies);
         let finish = async { while tasks.join_next().await.is_some() {} };
         tokio::select! {
@@ -268,10 +319,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
             () = async { cancel.cancelled().await; tokio::time::sleep(Duration::from_secs(1)).await } => {}
         }
     }
-}
-
-fn refused(refusal: Refusal) -> (Response, Vec<Tensor>) {
-    (Response::Refused(refusal), Vec::new())
 }
 
 async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiver<OutFrame>) {

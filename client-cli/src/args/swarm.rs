@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use petals_client::{Dtype, WireDtype};
+use petals_client::{Dtype, RelayMode, WireDtype};
 
 use super::values::{at_least, duration, multiaddr};
 
@@ -40,6 +40,11 @@ pub(crate) struct SwarmArgs {
     /// Type of hidden states and gradients on the wire: f32, bf16, f16 or int8 (a scale for every 64 values).
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     pub(crate) wire_dtype: WireDtype,
+
+    /// How a micro-batch goes from one server to the next: chain (they pass it on to each other; where they cannot, as
+    /// star) or star (through this machine). Results do not depend on it.
+    #[arg(long, value_name = "MODE", default_value = "chain")]
+    pub(crate) relay: RelayMode,
 }
 
 /// How batches are cut into passes.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::args::SwarmArgs;
 use crate::error::CliError;
-use crate::output::{HopFailed, Output, Waiting};
+use crate::output::{HopFailed, Output, RelayFailed, Waiting};
 
 /// Events that may wait to be printed; later ones are dropped.
 const EVENTS: usize = 256;
@@ -33,6 +33,7 @@ pub(super) async fn connect(
         request_timeout: args.request_timeout,
         give_up_after: args.give_up_after,
         wire_dtype: args.wire_dtype,
+        relay: args.relay,
     };
     let (sender, receiver) = mpsc::channel(EVENTS);
     let joined = files.connect(&args.peers, config, sender).await;
@@ -49,6 +50,9 @@ async fn report(mut events: mpsc::Receiver<SwarmEvent>, output: Output) {
         let printed = match event {
             SwarmEvent::HopFailed { peer, span, reason } => {
                 output.emit(&HopFailed { peer: peer.to_string(), blocks: span.to_string(), reason })
+            }
+            SwarmEvent::RelayFailed { peer, span, reason } => {
+                output.emit(&RelayFailed { peer: peer.to_string(), blocks: span.to_string(), reason })
             }
             SwarmEvent::BlocksMissing { missing, wait, .. } => {
                 output.emit(&Waiting { reason: missing.to_string(), retry_in_s: wait.as_secs_f64() })

@@ -18,6 +18,17 @@ pub(crate) struct HopFailed {
     pub(crate) reason: String,
 }
 
+/// Servers did not pass a micro-batch on to each other; it is repeated through this machine.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RelayFailed {
+    /// Peer id of who noticed.
+    pub(crate) peer: String,
+    /// Blocks it was to run, `A..B`.
+    pub(crate) blocks: String,
+    /// What happened.
+    pub(crate) reason: String,
+}
+
 /// A server that the directory knows.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Server {
@@ -67,6 +78,10 @@ impl Event for HopFailed {
     const NAME: &'static str = "hop_failed";
 }
 
+impl Event for RelayFailed {
+    const NAME: &'static str = "relay_failed";
+}
+
 impl Event for Server {
     const NAME: &'static str = "server";
 }
@@ -79,6 +94,13 @@ impl Display for HopFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { peer, blocks, reason } = self;
         write!(f, "server {} failed on blocks {blocks} ({reason}), routing around it", short(peer))
+    }
+}
+
+impl Display for RelayFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, blocks, reason } = self;
+        write!(f, "no relay at server {} of blocks {blocks} ({reason}), going through this machine", short(peer))
     }
 }
 

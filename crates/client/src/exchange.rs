@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use petals_protocol::{
-    BackwardRequest, ForwardRequest, PassLayout, PromptSource, Refusal, Request, Response, StashId, StashLevel, Tensor,
-    TensorError, WireDtype,
+    BackwardRequest, ForwardRequest, Handover, PassLayout, PromptSource, Refusal, Request, Response, RowSource,
+    RowTarget, StashId, StashLevel, Tensor, TensorError, WireDtype,
 };
 
 use crate::hop::{HopConnection, HopError, RequestPrompts};
@@ -16,105 +16,158 @@ use crate::tables::PromptTables;
 /// A micro-batch in front of one span.
 pub(crate) struct HopInput<'a> {
     pub(crate) layout: PassLayout,
-    pub(crate) flow: &'a Flow,
+    /// What enters the span, where it is known and needed here.
+    pub(crate) flow: Option<&'a Flow>,
+    /// Where the rows come from and go to.
+    pub(crate) ends: Ends,
     pub(crate) tables: Option<&'a Arc<PromptTables>>,
     pub(crate) hidden: usize,
     pub(crate) dtype: WireDtype,
     pub(crate) patience: Duration,
 }
 
+/// Where the rows of a request come from and go to; by default from and to this client.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ends {
+    pub(crate) source: RowSource,
+    pub(crate) target: RowTarget,
+}
+
 /// What a backward has besides the forward's input.
 pub(crate) struct BackwardInput<'a> {
     pub(crate) stash: Option<StashId>,
-    pub(crate) grad: &'a Flow,
+    /// Gradients of the output, unless another server has them.
+    pub(crate) grad: Option<&'a Flow>,
     pub(crate) text_grad: bool,
 }
 
+/// The answer to a forward.
+pub(crate) struct Forwarded {
+    /// What leaves the span, unless it went on to another server.
+    pub(crate) output: Option<Flow>,
+    pub(crate) stashed: bool,
+    pub(crate) measured: Measurement,
+}
+
+/// The answer to a backward.
+pub(crate) struct Backwarded {
+    /// Gradients of the input, unless they went on to another server.
+    pub(crate) grad: Option<Flow>,
+    pub(crate) prompts: Option<Vec<f32>>,
+    pub(crate) measured: Measurement,
+}
+
 impl HopInput<'_> {
-    /// Runs the span; returns its output and what was kept for the backward.
+    /// Runs the span.
     pub(crate) async fn forward(
         &self,
         connection: &HopConnection,
         stash: Option<StashId>,
-    ) -> Result<(Flow, StashLevel, Measurement), HopError> {
+    ) -> Result<Forwarded, HopError> {
         let request = Request::Forward(ForwardRequest {
             layout: self.layout.clone(),
             prompts: PromptSource::Inline,
             stash,
+            input: self.ends.source,
+            output: self.ends.target.clone(),
             reply_dtype: self.dtype,
             deadline_ms: self.deadline_ms(),
         });
+        let rows = self.ends.source == RowSource::Inline;
         let started = Instant::now();
-        let (response, tensors) = self.ask(connection, &request, || self.inputs(), self.prompts()).await?;
+        let (response, tensors) = self.ask(connection, &request, || self.inputs(rows), self.prompts(rows)).await?;
         let Response::Forward(reply) = response else { return Err(wrong_kind()) };
         let layout = &self.layout;
         let mut tensors = Answer(tensors.into_iter());
-        let text = tensors.next("the text's output", &[layout.output_rows(), self.hidden])?;
-        let prefix = [layout.prefix_rows(), self.hidden];
-        let prefix = layout.returns_prefix().then(|| tensors.next("the prefix's output", &prefix)).transpose()?;
-        tensors.end()?;
-        let measured = Measurement {
-            row_blocks: (layout.tokens() + layout.prefix_rows()) * layout.span.len(),
-            elapsed: started.elapsed(),
-            computed: Duration::from_micros(u64::from(reply.compute_us)),
+        let output = match self.ends.target {
+            RowTarget::Relay(_) => None,
+            RowTarget::Reply => {
+                let text = tensors.next("the text's output", &[layout.output_rows(), self.hidden])?;
+                let prefix = [layout.prefix_rows(), self.hidden];
+                let prefix =
+                    layout.returns_prefix().then(|| tensors.next("the prefix's output", &prefix)).transpose()?;
+                Some(Flow { text: text.into(), prefix })
+            }
         };
-        Ok((Flow { text: text.into(), prefix }, reply.stash, measured))
+        tensors.end()?;
+        let measured = self.measured(started.elapsed(), reply.queue_us, reply.compute_us, reply.handover);
+        Ok(Forwarded { output, stashed: reply.stash != StashLevel::None, measured })
     }
 
-    /// Runs the span backward; returns the gradients of its flow and of its prompts.
+    /// Runs the span backward.
     pub(crate) async fn backward(
         &self,
         connection: &HopConnection,
         input: BackwardInput<'_>,
-    ) -> Result<(Flow, Option<Vec<f32>>), HopError> {
+    ) -> Result<Backwarded, HopError> {
         let BackwardInput { stash, grad, text_grad } = input;
         let layout = &self.layout;
         let tensors = || {
-            let mut tensors = if stash.is_none() { self.inputs() } else { Vec::new() };
-            tensors.push(self.text(&grad.text));
-            if layout.returns_prefix() {
-                // Blocks behind this span may have left no gradient on the prefix.
-                let zeros = || vec![0.0; layout.prefix_rows() * self.hidden];
-                tensors.push(self.prefix(&grad.prefix.clone().unwrap_or_else(zeros)));
+            let mut tensors = if stash.is_none() { self.inputs(true)? } else { Vec::new() };
+            if self.ends.source == RowSource::Inline {
+                let grad = grad.ok_or_else(|| unknown("the output gradient"))?;
+                tensors.push(self.text(&grad.text));
+                if layout.returns_prefix() {
+                    // Blocks behind this span may have left no gradient on the prefix.
+                    let zeros = || vec![0.0; layout.prefix_rows() * self.hidden];
+                    tensors.push(self.prefix(&grad.prefix.clone().unwrap_or_else(zeros)));
+                }
             }
-            tensors
+            Ok(tensors)
         };
         let request = Request::Backward(BackwardRequest {
             layout: layout.clone(),
             prompts: PromptSource::Inline,
             stash,
             text_grad,
+            grads: self.ends.source,
+            output: self.ends.target.clone(),
             reply_dtype: self.dtype,
             deadline_ms: self.deadline_ms(),
         });
-        let prompts = self.prompts().filter(|_| stash.is_none());
+        let prompts = self.prompts(true).filter(|_| stash.is_none());
+        let started = Instant::now();
         let (response, tensors) = self.ask(connection, &request, tensors, prompts).await?;
-        let Response::Backward(_) = response else { return Err(wrong_kind()) };
+        let Response::Backward(reply) = response else { return Err(wrong_kind()) };
         let mut tensors = Answer(tensors.into_iter());
-        let text = [layout.tokens(), self.hidden];
-        let text = text_grad.then(|| tensors.next("the text's gradient", &text)).transpose()?;
-        let prefix = [layout.prefix_rows(), self.hidden];
-        let prefix = layout.carries_prefix().then(|| tensors.next("the prefix's gradient", &prefix)).transpose()?;
+        let grad = match self.ends.target {
+            RowTarget::Relay(_) => None,
+            RowTarget::Reply => {
+                let text = [layout.tokens(), self.hidden];
+                let text = text_grad.then(|| tensors.next("the text's gradient", &text)).transpose()?;
+                let prefix = [layout.prefix_rows(), self.hidden];
+                let prefix =
+                    layout.carries_prefix().then(|| tensors.next("the prefix's gradient", &prefix)).transpose()?;
+                Some(Flow { text: text.unwrap_or_default().into(), prefix })
+            }
+        };
         let prompts = [layout.span.len(), layout.prefix_rows(), self.hidden];
         let prompts = layout.has_prompts().then(|| tensors.next("the prompts' gradient", &prompts)).transpose()?;
         tensors.end()?;
-        Ok((Flow { text: text.unwrap_or_default().into(), prefix }, prompts))
+        let measured = self.measured(started.elapsed(), reply.queue_us, reply.compute_us, reply.handover);
+        Ok(Backwarded { grad, prompts, measured })
     }
 
-    fn inputs(&self) -> Vec<Tensor> {
+    /// The forward's tensors without the prompts: text and prefix, if they come from here.
+    fn inputs(&self, rows: bool) -> Result<Vec<Tensor>, HopError> {
         let layout = &self.layout;
-        let mut tensors = vec![self.text(&self.flow.text)];
-        if let Some(prefix) = self.flow.prefix.as_ref().filter(|_| layout.carries_prefix()) {
-            tensors.push(self.prefix(prefix));
+        let mut tensors = Vec::new();
+        if rows {
+            let flow = self.flow.ok_or_else(|| unknown("the span's input"))?;
+            tensors.push(self.text(&flow.text));
+            if let Some(prefix) = flow.prefix.as_ref().filter(|_| layout.carries_prefix()) {
+                tensors.push(self.prefix(prefix));
+            }
         }
-        tensors
+        Ok(tensors)
     }
 
-    /// The prompts, which belong behind text and prefix.
-    fn prompts(&self) -> Option<RequestPrompts> {
+    /// The prompts, which belong behind text and prefix if those travel with the request.
+    fn prompts(&self, rows: bool) -> Option<RequestPrompts> {
         let layout = &self.layout;
         let tables = self.tables.filter(|_| layout.has_prompts())?.clone();
-        Some(RequestPrompts { tables, span: layout.span, place: 1 + usize::from(layout.carries_prefix()) })
+        let place = if rows { 1 + usize::from(layout.carries_prefix()) } else { 0 };
+        Some(RequestPrompts { tables, span: layout.span, place })
     }
 
     /// Sends a request. A server that has lost the prompts is sent them once more.
@@ -122,13 +175,13 @@ impl HopInput<'_> {
         &self,
         connection: &HopConnection,
         request: &Request,
-        tensors: impl Fn() -> Vec<Tensor>,
+        tensors: impl Fn() -> Result<Vec<Tensor>, HopError>,
         prompts: Option<RequestPrompts>,
     ) -> Result<(Response, Vec<Tensor>), HopError> {
-        let answer = connection.request(request.clone(), tensors(), prompts.clone(), self.patience).await;
+        let answer = connection.request(request.clone(), tensors()?, prompts.clone(), self.patience).await;
         match answer {
             Err(HopError::Refused(Refusal::PromptsGone)) if prompts.is_some() => {
-                connection.request(request.clone(), tensors(), prompts, self.patience).await
+                connection.request(request.clone(), tensors()?, prompts, self.patience).await
             }
             answer => answer,
         }
@@ -146,10 +199,28 @@ impl HopInput<'_> {
     fn deadline_ms(&self) -> u32 {
         u32::try_from(self.patience.as_millis()).unwrap_or(u32::MAX)
     }
+
+    fn measured(&self, elapsed: Duration, queue_us: u32, compute_us: u32, handover: Handover) -> Measurement {
+        let micros = |us: u32| Duration::from_micros(u64::from(us));
+        let (queued, computed) = (micros(queue_us), micros(compute_us));
+        // In a chain the answer also waits for the servers in front, which is not this one's doing.
+        let elapsed = match (self.ends.source, &self.ends.target) {
+            (RowSource::Inline, RowTarget::Reply) => elapsed,
+            _ => elapsed.min(queued + computed + micros(handover.us)),
+        };
+        let layout = &self.layout;
+        let row_blocks = (layout.tokens() + layout.prefix_rows()) * layout.span.len();
+        Measurement { row_blocks, elapsed, computed, queued }
+    }
 }
 
 fn wrong_kind() -> HopError {
     HopError::BadReply("an answer to another question".into())
+}
+
+/// Callers know what they have; this one did not.
+fn unknown(what: &str) -> HopError {
+    HopError::BadReply(format!("{what} is not known here"))
 }
 
 struct Answer(std::vec::IntoIter<Tensor>);

@@ -131,7 +131,7 @@ impl Traffic {
         let (passes, queue_us, compute_us) = match response {
             Response::Forward(reply) => (reply.passes, reply.queue_us, reply.compute_us),
             Response::Backward(reply) => (reply.passes, reply.queue_us, reply.compute_us),
-            Response::Welcome(_) | Response::Refused(_) => return,
+            Response::Welcome(_) | Response::Refused(_) | Response::Relayed => return,
         };
         self.block_forwards.fetch_add(passes.forward.into(), Ordering::Relaxed);
         self.block_backwards.fetch_add(passes.backward.into(), Ordering::Relaxed);
@@ -214,7 +214,8 @@ impl HopConnection {
         Ok(connection)
     }
 
-    /// Sends a request and waits for its answer. Refusals come back as [`HopError::Refused`].
+    /// Sends a request and waits for its answer. Refusals come back as [`HopError::Refused`]. Dropping the future gives
+    /// the request up, on the server too.
     ///
     /// `prompts` are not among the tensors: they are added if the server does not have them yet. After a refusal with
     /// [`Refusal::PromptsGone`] the same request brings them with it.
@@ -233,10 +234,11 @@ impl HopConnection {
             lock(&self.pending).remove(&id);
             return Err(HopError::Lost);
         }
-        let _guard = PendingGuard { pending: &self.pending, id };
+        let mut guard = PendingGuard { connection: self, id, sent: false };
         let named = prompts.as_ref().map(RequestPrompts::id);
         let exchange = async {
             self.outbox.send(Outgoing { id, request, tensors, prompts }).await.map_err(|_| HopError::Lost)?;
+            guard.sent = true;
             answer.await.map_err(|_| HopError::Lost)
         };
         let frame = timeout(patience, exchange).await.map_err(|_| HopError::Timeout(patience))??;
@@ -253,8 +255,12 @@ impl HopConnection {
 
     /// Tells the server to drop a stash, if the stream has room for the message now; it expires anyway.
     pub(crate) fn forget(&self, stash: StashId) {
+        self.notify(Request::Forget { stash });
+    }
+
+    /// Sends a request that has no answer, if the stream has room for it now.
+    fn notify(&self, request: Request) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let request = Request::Forget { stash };
         let _ = self.outbox.try_send(Outgoing { id, request, tensors: Vec::new(), prompts: None });
     }
 
@@ -264,15 +270,19 @@ impl HopConnection {
     }
 }
 
-/// Removes the entry of a request whose caller gave up.
+/// Removes the entry of a request whose caller gave up, and lets the server do so too.
 struct PendingGuard<'a> {
-    pending: &'a Pending,
+    connection: &'a HopConnection,
     id: u64,
+    sent: bool,
 }
 
 impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
-        lock(self.pending).remove(&self.id);
+        let unanswered = lock(&self.connection.pending).remove(&self.id).is_some();
+        if unanswered && self.sent {
+            self.connection.notify(Request::Cancel { request: self.id });
+        }
     }
 }
 
@@ -308,7 +318,7 @@ fn set_source(request: &mut Request, source: PromptSource) {
     match request {
         Request::Forward(forward) => forward.prompts = source,
         Request::Backward(backward) => backward.prompts = source,
-        Request::Hello { .. } | Request::Forget { .. } => {}
+        _ => {}
     }
 }
 

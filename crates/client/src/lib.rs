@@ -44,7 +44,7 @@ pub use planner::{Candidate, Hop, MissingBlocks, Route, plan};
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use schedule::{LearningRate, Schedule};
 pub use sequence::{
-    HopTiming, PassGradients, PassInput, RemoteSequence, SequenceConfig, SequenceError, SwarmEvent, Trace,
+    HopTiming, PassGradients, PassInput, RelayMode, RemoteSequence, SequenceConfig, SequenceError, SwarmEvent, Trace,
 };
 pub use tables::{
     DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit,

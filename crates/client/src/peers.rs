@@ -39,6 +39,8 @@ pub(crate) struct Measurement {
     pub(crate) elapsed: Duration,
     /// As the server reported it.
     pub(crate) computed: Duration,
+    /// As the server reported it.
+    pub(crate) queued: Duration,
 }
 
 impl PeerTable {
@@ -127,7 +129,7 @@ mod tests {
             assert!(table.failed(peer, now) <= LONGEST_BAN);
         }
         let quick = Duration::from_millis(1);
-        table.succeeded(peer, Measurement { row_blocks: 1, elapsed: quick, computed: quick });
+        table.succeeded(peer, Measurement { row_blocks: 1, elapsed: quick, computed: quick, queued: Duration::ZERO });
         assert!(!table.is_banned(peer, now));
         assert_eq!(table.failed(peer, now), first);
     }
@@ -143,7 +145,7 @@ mod tests {
         let (_, queued) = table.estimate(peer, &info(Some(1000.0), 3), rtt, 10);
         assert!((queued - 0.007 - 3.0 * 4.0 * block).abs() < 1e-9);
         let (elapsed, computed) = (Duration::from_millis(30), Duration::from_millis(20));
-        table.succeeded(peer, Measurement { row_blocks: 40, elapsed, computed });
+        table.succeeded(peer, Measurement { row_blocks: 40, elapsed, computed, queued: Duration::ZERO });
         let (block, overhead) = table.estimate(peer, &info(Some(1000.0), 3), rtt, 10);
         assert!((block - 0.005).abs() < 1e-9 && (overhead - 0.01).abs() < 1e-9);
     }
@@ -152,7 +154,7 @@ mod tests {
     fn a_server_that_claims_more_time_than_passed_is_not_believed() {
         let (table, peer) = (PeerTable::default(), PeerId::random());
         let (elapsed, computed) = (Duration::from_millis(10), Duration::from_secs(1000));
-        table.succeeded(peer, Measurement { row_blocks: 10, elapsed, computed });
+        table.succeeded(peer, Measurement { row_blocks: 10, elapsed, computed, queued: Duration::ZERO });
         let (block, overhead) = table.estimate(peer, &info(None, 0), None, 10);
         assert!((block - 0.01).abs() < 1e-9 && overhead.abs() < 1e-9);
     }

@@ -9,6 +9,7 @@ mod ids;
 mod layout;
 mod message;
 mod refusal;
+mod relay;
 mod server_info;
 mod tensor;
 
@@ -19,9 +20,10 @@ pub use frame::{
 pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, PromptsId, Span, StashId};
 pub use layout::{Injection, LayoutError, PassLayout};
 pub use message::{
-    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Limits, PROTOCOL_NAME, PromptSource,
-    Request, Response, StashLevel, Welcome,
+    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, Limits, PROTOCOL_NAME,
+    PromptSource, Request, Response, StashLevel, Welcome,
 };
 pub use refusal::{Refusal, Remedy};
+pub use relay::{NextServer, RelayToken, RowSource, RowTarget};
 pub use server_info::{MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};
 pub use tensor::{Tensor, TensorError, TensorMeta, WireDtype};

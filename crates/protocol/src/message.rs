@@ -1,4 +1,4 @@
-//! Requests and responses on a stream between a client and a server.
+//! Requests and responses on a stream between a client and a server, or between two servers of a chain.
 //!
 //! A stream carries any number of requests; each has an id (in the frame) that its response repeats. Responses may come
 //! in another order than the requests. The first request of a stream is [`Request::Hello`].
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ModelId, PromptsId, StashId};
 use crate::layout::PassLayout;
 use crate::refusal::Refusal;
+use crate::relay::{RelayToken, RowSource, RowTarget};
 use crate::server_info::ServerInfo;
 use crate::tensor::WireDtype;
 
@@ -34,6 +35,17 @@ pub enum Request {
         /// Which.
         stash: StashId,
     },
+    /// Hands over the rows that another server's request waits for ([`RowSource::Relay`]). Tensors: text, and the prefix
+    /// if that request's layout has one at this place. Answered by [`Response::Relayed`] once the request has taken them.
+    Relay {
+        /// Which request they are for.
+        token: RelayToken,
+    },
+    /// Gives up a request of this stream, without an answer to either. No tensors.
+    Cancel {
+        /// The id that the request's frame had.
+        request: u64,
+    },
 }
 
 /// See [`Request::Forward`].
@@ -45,6 +57,10 @@ pub struct ForwardRequest {
     pub prompts: PromptSource,
     /// Keep what the backward needs under this name, if memory allows.
     pub stash: Option<StashId>,
+    /// Where text and prefix come from.
+    pub input: RowSource,
+    /// Where the output goes.
+    pub output: RowTarget,
     /// Dtype of the tensors in the response.
     pub reply_dtype: WireDtype,
     /// The client gives up after this many milliseconds; work not started by then may be dropped.
@@ -62,6 +78,10 @@ pub struct BackwardRequest {
     pub stash: Option<StashId>,
     /// Whether the gradient of the text input is wanted. Nobody needs it below block 0.
     pub text_grad: bool,
+    /// Where the output gradients come from.
+    pub grads: RowSource,
+    /// Where the gradients of text and prefix go; those of the prompts always come with the reply.
+    pub output: RowTarget,
     /// Dtype of the tensors in the response.
     pub reply_dtype: WireDtype,
     /// As in [`ForwardRequest`].
@@ -108,14 +128,17 @@ pub struct BlockPasses {
 pub enum Response {
     /// The stream is open. No tensors.
     Welcome(Box<Welcome>),
-    /// Tensors: text `[output_rows, hidden]`; prefix `[prefix_len, hidden]` if the layout returns one.
+    /// Tensors: text `[output_rows, hidden]`; prefix `[prefix_len, hidden]` if the layout returns one. None if they were
+    /// passed on.
     Forward(ForwardReply),
     /// Tensors: text gradient `[tokens, hidden]` if asked for; prefix gradient `[prefix_len, hidden]` if the layout
     /// carries one; prompt gradients `[span, prefix_len, hidden]` if it has prompts. Prefix and prompt gradients are
-    /// summed over the examples.
+    /// summed over the examples. Of these only the prompts' if the others were passed on.
     Backward(BackwardReply),
     /// Nothing was done. No tensors.
     Refused(Refusal),
+    /// The rows of a [`Request::Relay`] have reached the request that waited for them. No tensors.
+    Relayed,
 }
 
 /// See [`Response::Welcome`].
@@ -149,6 +172,8 @@ pub struct ForwardReply {
     pub queue_us: u32,
     /// Microseconds of computation.
     pub compute_us: u32,
+    /// What it took to pass the output on; zeros if it comes with this reply.
+    pub handover: Handover,
 }
 
 /// See [`Response::Backward`].
@@ -160,6 +185,17 @@ pub struct BackwardReply {
     pub queue_us: u32,
     /// As in [`ForwardReply`].
     pub compute_us: u32,
+    /// As in [`ForwardReply`], of the gradients.
+    pub handover: Handover,
+}
+
+/// Rows passed on to the next server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Handover {
+    /// Microseconds from having the rows to the next server's word that it has them.
+    pub us: u32,
+    /// Bytes of the frame that carried them.
+    pub bytes: u64,
 }
 
 impl Welcome {

@@ -71,6 +71,21 @@ pub enum Refusal {
     /// The prompts named are not kept here: never were, were replaced, or are another span's. Send them with the request.
     #[error("the prompts of this pass are gone")]
     PromptsGone,
+    /// The pass was computed, but the server it was to be passed on to did not take its output.
+    #[error("the output cannot be passed on: {what}")]
+    NextUnreachable {
+        /// What happened.
+        what: String,
+    },
+    /// What another server sent for this request cannot be used.
+    #[error("the rows passed on to this request cannot be used: {what}")]
+    BadRelay {
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Said to a server that passes rows on: no request waits for them, nor came for them in time.
+    #[error("no request waits for these rows")]
+    UnknownRelay,
 }
 
 /// What a client does about a [`Refusal`].
@@ -85,6 +100,8 @@ pub enum Remedy {
     Replay,
     /// Use another server.
     GoElsewhere,
+    /// Let the rows travel through the client.
+    UseStar,
     /// The client's own mistake: every server would answer the same.
     Stop,
 }
@@ -100,6 +117,7 @@ impl Refusal {
             Self::Draining | Self::WrongModel { .. } | Self::WrongSpan { .. } | Self::Internal { .. } => {
                 Remedy::GoElsewhere
             }
+            Self::NextUnreachable { .. } | Self::BadRelay { .. } | Self::UnknownRelay => Remedy::UseStar,
             Self::TooLarge { .. } | Self::BadShape { .. } | Self::NotFinite { .. } | Self::BadRequest { .. } => {
                 Remedy::Stop
             }

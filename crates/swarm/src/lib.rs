@@ -15,6 +15,7 @@ mod identity;
 mod keys;
 mod node;
 mod record;
+mod requests;
 mod store;
 mod streams;
 
@@ -24,4 +25,5 @@ pub use directory::{DirectoryEntry, LookupError};
 pub use identity::{Identity, IdentityError};
 pub use libp2p::{Multiaddr, PeerId};
 pub use node::{AnnounceError, ConnectError, StartError, SwarmHandle, SwarmNode};
+pub use requests::{RequestError, RequestStream};
 pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, Traffic};

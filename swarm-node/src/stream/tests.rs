@@ -5,7 +5,8 @@ use std::task::{Context, Poll};
 use futures::channel::mpsc::{self, Receiver, Sender};
 use futures::stream::{IntoAsyncRead, TryStreamExt};
 use petals_protocol::{
-    Fingerprint, ForwardRequest, Injection, ModelId, PassLayout, PromptSource, ServerInfo, ServerState, Span, WireDtype,
+    Fingerprint, ForwardRequest, Injection, ModelId, PassLayout, PromptSource, RowSource, RowTarget, ServerInfo,
+    ServerState, Span, WireDtype,
 };
 
 use super::*;
@@ -77,7 +78,7 @@ impl Client {
         let hidden = stack.config().hidden_size;
         let executor = Executor::start(stack, config).unwrap();
         let hosted = Hosted { info, hidden_size: hidden };
-        let service = Arc::new(StreamService::new(hosted, executor.handle(), 1000, memory_bytes));
+        let service = Arc::new(StreamService::new(hosted, executor.handle(), None, 1000, memory_bytes));
         let (near, far) = pipe();
         let peer = PeerId::random();
         tokio::spawn(service.clone().serve(peer, far, CancellationToken::new()));
@@ -104,6 +105,8 @@ impl Client {
             layout,
             prompts: PromptSource::Inline,
             stash: None,
+            input: RowSource::Inline,
+            output: RowTarget::Reply,
             reply_dtype: WireDtype::F32,
             deadline_ms: 10_000,
         };

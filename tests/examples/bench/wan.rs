@@ -93,7 +93,7 @@ impl Case<'_> {
     ) -> anyhow::Result<()> {
         let Self { relay, wire, task } = self;
         let mut tune = swarm.tune("bench", model.directory())?.args(&["train", "--task", task, "--wire-dtype", wire]);
-        if *relay != "star" {
+        if *relay != "chain" {
             tune = tune.args(&["--relay", relay]);
         }
         let numbers = [("--batch", batch), ("--in-flight", in_flight), ("--repeat", repeat), ("--warmup", 1)];

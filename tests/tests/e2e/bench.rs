@@ -32,9 +32,14 @@ fn a_swarm_is_timed_and_its_bytes_are_counted() -> anyhow::Result<()> {
     assert_eq!((number(forward, "requests"), number(train, "requests")), (2.0, 4.0));
     // Four blocks, and the forward's work is not repeated in the backward.
     assert_eq!((number(train, "block_forwards"), number(train, "block_backwards")), (4.0, 4.0));
-    for key in ["sent_bytes", "received_bytes"] {
-        let bytes = number(forward, key);
-        assert!(bytes >= 2.0 * hidden_states && bytes < 2.0 * hidden_states + 2000.0, "{forward}");
+    let star = swarm.tune("bench")?.args(&["forward", "--batch", "2", "--length", "8", "--repeat", "3"]);
+    let star = star.args(&["--relay", "star"]).events()?;
+    // In a chain the hidden states come once, in a star once for each server.
+    for (figure, times) in [(forward, 1.0), (self::figures(&star)[0], 2.0)] {
+        for key in ["sent_bytes", "received_bytes"] {
+            let bytes = number(figure, key);
+            assert!(bytes >= times * hidden_states && bytes < times * hidden_states + 2000.0, "{figure}");
+        }
     }
     Ok(())
 }
@@ -62,7 +67,9 @@ fn no_request_is_faster_than_its_link() -> anyhow::Result<()> {
     let access = LinkConfig::between_hosts(round_trip, 20e6);
     let swarm = WideAreaSwarm::start(&goldens.model(), &["0..2", "2..4"], access, &[])?;
     let before = (swarm.client.up.bytes(), swarm.client.down.bytes());
-    let tune = swarm.tune("bench", &goldens.model())?.args(&["hop", "train", "--repeat", "3", "--warmup", "0"]);
+    let tune = swarm
+        .tune("bench", &goldens.model())?
+        .args(&["hop", "train", "--repeat", "3", "--warmup", "0", "--relay", "star"]);
     let events = tune.events()?;
     let figures = figures(&events);
     let number = |figure: &Value, key: &str| figure[key].as_f64().unwrap_or(f64::NAN);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use petals_client::{
-    AdamW, AdaptedModel, Adapter, Example, PromptTables, PromptTuner, SequenceConfig, Table, TableShape, Target,
-    TrafficCount, TunerConfig, WireDtype,
+    AdamW, AdaptedModel, Adapter, Example, PromptTables, PromptTuner, RelayMode, SequenceConfig, Table, TableShape,
+    Target, TrafficCount, TunerConfig, WireDtype,
 };
 use petals_e2e::{FAMILIES, Goldens, LocalSwarm, assert_close};
 use petals_model::Checkpoint;
@@ -111,6 +111,15 @@ pub(crate) fn tolerances(dtype: WireDtype) -> Tolerances {
         WireDtype::Int8 => (8e-2, 1.5e-1, 3e-1),
     };
     Tolerances { logits, loss, gradients }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_travel_through_the_client_give_the_same_gradients() -> anyhow::Result<()> {
+    for spans in &SPLITS[1..] {
+        let star = SequenceConfig { relay: RelayMode::Star, ..SequenceConfig::default() };
+        check("qwen2", spans, ExecutorConfig::default(), star, TunerConfig::default()).await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,11 +8,11 @@ use petals_e2e::{Goldens, LocalSwarm};
 use petals_node::ExecutorConfig;
 use petals_protocol::{
     BackwardRequest, ForwardRequest, Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Injection, PassLayout,
-    PromptSource, Refusal, Request, Response, Span, StashId, Tensor, WireDtype,
+    PromptSource, Refusal, Request, Response, RowSource, RowTarget, Span, StashId, Tensor, WireDtype,
 };
 use petals_swarm::PeerStream;
 
-struct Stranger {
+pub(crate) struct Stranger {
     stream: PeerStream,
     limits: FrameLimits,
 }
@@ -26,14 +26,32 @@ impl Stranger {
         Ok(Self { stream, limits: FrameLimits::default() })
     }
 
-    async fn ask(&mut self, request: &Request, tensors: &[Tensor]) -> anyhow::Result<Response> {
-        FrameWriter::new(&mut self.stream, FrameKind::Request).write(7, request, tensors).await?;
-        let mut reader = FrameReader::new(&mut self.stream, FrameKind::Response, self.limits);
-        let answer: Frame<Response> = tokio::time::timeout(Duration::from_secs(10), reader.read()).await??;
-        Ok(answer.message)
+    /// A stream whose greeting is over.
+    pub(crate) async fn greeted(swarm: &LocalSwarm) -> anyhow::Result<Self> {
+        let mut stranger = Self::connect(swarm).await?;
+        let answer = stranger.ask(&Request::Hello { model: swarm.model.clone() }, &[]).await?;
+        anyhow::ensure!(matches!(answer, Response::Welcome(_)), "{answer:?}");
+        Ok(stranger)
     }
 
-    async fn refusal(&mut self, request: &Request, tensors: &[Tensor]) -> anyhow::Result<Refusal> {
+    /// Sends a request without waiting for the answer.
+    pub(crate) async fn send(&mut self, id: u64, request: &Request, tensors: &[Tensor]) -> anyhow::Result<()> {
+        Ok(FrameWriter::new(&mut self.stream, FrameKind::Request).write(id, request, tensors).await?)
+    }
+
+    /// The next answer and the id of its request.
+    pub(crate) async fn receive(&mut self) -> anyhow::Result<(u64, Response)> {
+        let mut reader = FrameReader::new(&mut self.stream, FrameKind::Response, self.limits);
+        let answer: Frame<Response> = tokio::time::timeout(Duration::from_secs(15), reader.read()).await??;
+        Ok((answer.id, answer.message))
+    }
+
+    pub(crate) async fn ask(&mut self, request: &Request, tensors: &[Tensor]) -> anyhow::Result<Response> {
+        self.send(7, request, tensors).await?;
+        Ok(self.receive().await?.1)
+    }
+
+    pub(crate) async fn refusal(&mut self, request: &Request, tensors: &[Tensor]) -> anyhow::Result<Refusal> {
         match self.ask(request, tensors).await? {
             Response::Refused(refusal) => Ok(refusal),
             other => anyhow::bail!("not refused: {other:?}"),
@@ -41,17 +59,22 @@ impl Stranger {
     }
 }
 
-fn layout((start, end): (u32, u32), lengths: &[u32]) -> PassLayout {
+pub(crate) fn layout((start, end): (u32, u32), lengths: &[u32]) -> PassLayout {
     let span = Span::new(start, end).expect("not empty");
     PassLayout { span, lengths: lengths.to_vec(), prefix_len: 0, injection: Injection::None, read_rows: None }
 }
 
-fn forward(layout: PassLayout) -> Request {
-    let (reply_dtype, deadline_ms) = (WireDtype::F32, 10_000);
-    Request::Forward(ForwardRequest { layout, prompts: PromptSource::Inline, stash: None, reply_dtype, deadline_ms })
+pub(crate) fn forward(layout: PassLayout) -> Request {
+    Request::Forward(forward_request(layout))
 }
 
-fn rows(count: usize, hidden: usize, value: f32) -> Tensor {
+pub(crate) fn forward_request(layout: PassLayout) -> ForwardRequest {
+    let (input, output, reply_dtype, deadline_ms) = (RowSource::Inline, RowTarget::Reply, WireDtype::F32, 10_000);
+    let prompts = PromptSource::Inline;
+    ForwardRequest { layout, prompts, stash: None, input, output, reply_dtype, deadline_ms }
+}
+
+pub(crate) fn rows(count: usize, hidden: usize, value: f32) -> Tensor {
     Tensor::from_f32(WireDtype::F32, &[count, hidden], &vec![value; count * hidden])
 }
 
@@ -89,6 +112,8 @@ async fn every_kind_of_wrong_request_is_refused_by_type_and_the_stream_goes_on()
         prompts: PromptSource::Inline,
         stash: Some(StashId(99)),
         text_grad: true,
+        grads: RowSource::Inline,
+        output: RowTarget::Reply,
         reply_dtype: WireDtype::F32,
         deadline_ms: 1000,
     });

@@ -11,5 +11,7 @@ mod hostile;
 mod links;
 mod logits;
 mod narrow_wires;
+mod relay;
+mod relay_hostile;
 mod resume;
 mod stashes;

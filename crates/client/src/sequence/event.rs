@@ -20,6 +20,15 @@ pub enum SwarmEvent {
         /// What happened.
         reason: String,
     },
+    /// Servers did not pass a micro-batch on to each other; it is repeated through the client.
+    RelayFailed {
+        /// Who noticed.
+        peer: PeerId,
+        /// The blocks it was to run.
+        span: Span,
+        /// What happened.
+        reason: String,
+    },
     /// Nobody holds some blocks; asked again after `wait`.
     BlocksMissing {
         /// Which.

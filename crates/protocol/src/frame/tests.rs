@@ -7,6 +7,7 @@ use crate::ids::{PromptsId, Span, StashId};
 use crate::layout::{Injection, PassLayout};
 use crate::message::{ForwardRequest, PromptSource, Request, Response};
 use crate::refusal::Refusal;
+use crate::relay::{RelayToken, RowSource, RowTarget};
 use crate::tensor::WireDtype;
 
 fn written(id: u64, message: &impl Serialize, tensors: &[Tensor], kind: FrameKind) -> Vec<u8> {
@@ -32,6 +33,8 @@ fn forward() -> Request {
         layout,
         prompts: PromptSource::Kept(PromptsId(3)),
         stash: Some(StashId(5)),
+        input: RowSource::Relay(RelayToken([9; 16])),
+        output: RowTarget::Reply,
         reply_dtype: WireDtype::Bf16,
         deadline_ms: 1000,
     })
