@@ -51,11 +51,11 @@ pub(crate) struct SwarmArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Passes")]
 pub(crate) struct PassArgs {
-    /// Tokens of a micro-batch; results do not depend on it.
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least(1))]
-    pub(crate) micro_batch_tokens: usize,
+    /// Most tokens of a micro-batch; results do not depend on it [default: what earlier steps showed to be quickest].
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub(crate) micro_batch_tokens: Option<usize>,
 
-    /// Micro-batches under way at a time.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least(1))]
-    pub(crate) in_flight: usize,
+    /// Micro-batches under way at a time [default: what earlier steps showed to be enough].
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub(crate) in_flight: Option<usize>,
 }

@@ -35,7 +35,7 @@ pub(crate) struct MicroBatch {
 impl Example {
     /// Tokens that go through the blocks. The last token of a text has no successor, so no prediction is read there, and
     /// nothing before it depends on it.
-    fn input_len(&self) -> usize {
+    pub(crate) fn input_len(&self) -> usize {
         match self.target {
             Target::NextToken { .. } => self.tokens.len().saturating_sub(1),
             Target::Class(_) => self.tokens.len(),

@@ -3,32 +3,47 @@
 //! The join of local and remote autograd needs no graph: the remote output's gradient comes from the local head and loss,
 //! the remote backward turns it into gradients of the prompts.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use petals_model::{ClientModel, HeadError};
 
 use crate::batch::{Example, MicroBatch, Target, micro_batches};
-use crate::hop::TrafficCount;
+use crate::hop::{TrafficCount, lock};
 use crate::optimizer::AdamW;
-use crate::sequence::{PassGradients, PassInput, RemoteSequence, SequenceError};
+use crate::pacer::{Pace, Pacer};
+use crate::sequence::{RemoteSequence, SequenceError};
 use crate::tables::{GradientError, PromptTables, TableGradients};
 
+mod passes;
+
+use passes::{MicroGradients, Passes, Task};
+
+/// Results that wait for those in front of them, for each micro-batch under way: one that is repeated elsewhere must not
+/// keep the others from going on.
+const LOOKAHEAD: usize = 4;
+
 /// How a batch is cut and how its gradients are used.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct TunerConfig {
-    /// Tokens of a micro-batch. Default 1024.
-    pub micro_batch_tokens: usize,
-    /// Micro-batches under way at a time, so that every hop has work while others wait for theirs. Default 4.
-    pub in_flight: usize,
+    /// Most tokens of a micro-batch. By default what earlier steps showed to be quickest.
+    pub micro_batch_tokens: Option<usize>,
+    /// Micro-batches under way at a time, so that every hop has work while others wait for theirs. By default what earlier
+    /// steps showed to be enough.
+    pub in_flight: Option<usize>,
     /// Largest global norm of the gradients; 0 is off, the default.
     pub clip: f64,
 }
 
-impl Default for TunerConfig {
-    fn default() -> Self {
-        Self { micro_batch_tokens: 1024, in_flight: 4, clip: 0.0 }
+impl TunerConfig {
+    /// The pace that was asked for, as far as one was.
+    fn pace(&self, measured: Pace) -> Pace {
+        Pace {
+            micro_batch_tokens: self.micro_batch_tokens.unwrap_or(measured.micro_batch_tokens),
+            in_flight: self.in_flight.unwrap_or(measured.in_flight),
+        }
     }
 }
 
@@ -72,6 +87,8 @@ pub struct StepReport {
     pub elapsed: Duration,
     /// What crossed the network meanwhile, and the blocks that were run for it.
     pub traffic: TrafficCount,
+    /// How the batch was cut.
+    pub pace: Pace,
 }
 
 /// Losses summed over examples.
@@ -114,19 +131,7 @@ pub struct PromptTuner {
     tables: Arc<PromptTables>,
     optimizer: AdamW,
     config: TunerConfig,
-}
-
-/// Loss of one micro-batch with its gradients at the rows read and at the score head, both of the sum over labels.
-struct LocalLoss {
-    score: Score,
-    hidden_grad: Vec<f32>,
-    head_grad: Option<Vec<f32>>,
-}
-
-struct MicroGradients {
-    score: Score,
-    pass: PassGradients,
-    head: Option<Vec<f32>>,
+    pacer: Mutex<Pacer>,
 }
 
 impl PromptTuner {
@@ -138,7 +143,7 @@ impl PromptTuner {
         optimizer: AdamW,
         config: TunerConfig,
     ) -> Self {
-        Self { sequence, model, tables: Arc::new(tables), optimizer, config }
+        Self { sequence, model, tables: Arc::new(tables), optimizer, config, pacer: Mutex::default() }
     }
 
     /// The tables as trained so far.
@@ -160,13 +165,14 @@ impl PromptTuner {
     /// [`TuneError`]; the tables and the optimiser are unchanged then.
     pub async fn step(&mut self, batch: &[Example], lr: f64) -> Result<StepReport, TuneError> {
         let (started, before) = (Instant::now(), self.sequence.traffic());
-        let (mut gradients, score) = self.gradients(batch).await?;
+        let pace = self.pace(batch);
+        let (mut gradients, score) = self.gradients_at(pace, batch).await?;
         let loss = score.loss().filter(|loss| loss.is_finite()).ok_or(TuneError::LossNotFinite)?;
         gradients.check_finite()?;
         let grad_norm = gradients.clip_global_norm(self.config.clip);
         self.optimizer.step(Arc::make_mut(&mut self.tables), &gradients, lr);
         let traffic = self.sequence.traffic().since(&before);
-        Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed: started.elapsed(), traffic })
+        Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed: started.elapsed(), traffic, pace })
     }
 
     /// Gradients of the mean loss over `batch`, and that loss.
@@ -174,24 +180,36 @@ impl PromptTuner {
     /// # Errors
     /// [`TuneError`].
     pub async fn gradients(&self, batch: &[Example]) -> Result<(TableGradients, Score), TuneError> {
+        self.gradients_at(self.pace(batch), batch).await
+    }
+
+    async fn gradients_at(&self, pace: Pace, batch: &[Example]) -> Result<(TableGradients, Score), TuneError> {
         let labels: usize = batch.iter().map(Example::labels).sum();
         if labels == 0 {
             return Err(TuneError::NoLabels);
         }
+        let started = Instant::now();
         let scale = 1.0 / labels as f32;
-        let passes = micro_batches(batch, self.config.micro_batch_tokens)
-            .into_iter()
-            .map(|range| MicroBatch::new(&batch[range]))
-            .filter(|micro| !micro.labels.is_empty())
-            .map(|micro| self.micro_step(is_class(batch), micro, scale));
+        let passes = self.passes(batch, pace);
+        let mut results = in_order(&passes, batch, pace, |passes, micro| passes.train(micro, scale));
         let mut gradients = TableGradients::zeros(*self.tables.shape());
         let mut score = Score::default();
-        let mut results = stream::iter(passes).buffered(self.config.in_flight.max(1));
         while let Some(micro) = results.try_next().await? {
             score.add(&micro.score);
             accumulate(&mut gradients, &micro)?;
+            lock(&self.pacer).record(&micro.measured);
         }
+        lock(&self.pacer).record_batch(tokens(batch), pace, started.elapsed());
         Ok((gradients, score))
+    }
+
+    fn pace(&self, examples: &[Example]) -> Pace {
+        self.config.pace(lock(&self.pacer).pace(tokens(examples)))
+    }
+
+    fn passes(&self, examples: &[Example], pace: Pace) -> Passes {
+        let tables = Some(self.tables.clone());
+        Passes::new(self.sequence.clone(), self.model.clone(), tables, is_class(examples), pace.in_flight)
     }
 
     /// Losses and hits over `examples`, with the tables as they are.
@@ -199,14 +217,8 @@ impl PromptTuner {
     /// # Errors
     /// [`TuneError`].
     pub async fn evaluate(&self, examples: &[Example]) -> Result<Score, TuneError> {
-        evaluate(&self.sequence, &self.model, Some(&self.tables), examples, &self.config).await
-    }
-
-    async fn micro_step(&self, class: bool, micro: MicroBatch, scale: f32) -> Result<MicroGradients, TuneError> {
-        let (output, trace) = forward(&self.sequence, &self.model, Some(&self.tables), &micro, true).await?;
-        let local = local_loss(&self.model, Some(&self.tables), class, micro, output, scale).await?;
-        let pass = self.sequence.backward(trace, local.hidden_grad).await?;
-        Ok(MicroGradients { score: local.score, pass, head: local.head_grad })
+        let pace = self.pace(examples);
+        score(&self.passes(examples, pace), examples, pace).await
     }
 }
 
@@ -215,75 +227,56 @@ impl PromptTuner {
 /// # Errors
 /// [`TuneError`].
 pub async fn evaluate(
-    sequence: &RemoteSequence,
+    sequence: &Arc<RemoteSequence>,
     model: &Arc<ClientModel>,
     tables: Option<&Arc<PromptTables>>,
     examples: &[Example],
     config: &TunerConfig,
 ) -> Result<Score, TuneError> {
-    let class = is_class(examples);
-    let passes = micro_batches(examples, config.micro_batch_tokens)
-        .into_iter()
-        .map(|range| MicroBatch::new(&examples[range]))
-        .filter(|micro| !micro.labels.is_empty())
-        .map(|micro| async {
-            let (output, _trace) = forward(sequence, model, tables, &micro, false).await?;
-            local_loss(model, tables, class, micro, output, 1.0).await
-        });
+    let pace = config.pace(Pacer::default().pace(tokens(examples)));
+    let tables = tables.cloned();
+    let passes = Passes::new(sequence.clone(), model.clone(), tables, is_class(examples), pace.in_flight);
+    score(&passes, examples, pace).await
+}
+
+async fn score(passes: &Passes, examples: &[Example], pace: Pace) -> Result<Score, TuneError> {
     let mut score = Score::default();
-    let mut results = stream::iter(passes).buffered(config.in_flight.max(1));
-    while let Some(local) = results.try_next().await? {
-        score.add(&local.score);
+    let mut results = in_order(passes, examples, pace, Passes::evaluate);
+    while let Some(micro) = results.try_next().await? {
+        score.add(&micro);
     }
     Ok(score)
 }
 
+/// Runs the micro-batches of `examples`, as many at a time as the pace says, and gives their results in the batch's order.
+fn in_order<'a, T, F>(
+    passes: &'a Passes,
+    examples: &'a [Example],
+    pace: Pace,
+    run: impl Fn(Passes, MicroBatch) -> F + Copy + Send + 'a,
+) -> BoxStream<'a, Result<T, TuneError>>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, TuneError>> + Send + 'static,
+{
+    let ranges: Vec<Range<usize>> = micro_batches(examples, pace.micro_batch_tokens.max(1));
+    let has_labels = |range: &Range<usize>| examples[range.clone()].iter().any(|example| example.labels() > 0);
+    let ranges: Vec<Range<usize>> = ranges.into_iter().filter(has_labels).collect();
+    let placed = stream::iter(ranges).then(move |range| async move { (passes.place().await, range) });
+    let tasks = placed.map(move |(place, range)| {
+        let task = Task::spawn(place, run(passes.clone(), MicroBatch::new(&examples[range])));
+        async move { task.join().await? }
+    });
+    tasks.buffered(LOOKAHEAD * pace.in_flight.max(1)).boxed()
+}
+
+/// Tokens that go through the blocks.
+fn tokens(examples: &[Example]) -> usize {
+    examples.iter().map(Example::input_len).sum()
+}
+
 fn is_class(examples: &[Example]) -> bool {
     examples.iter().any(|example| matches!(example.target, Target::Class(_)))
-}
-
-async fn forward(
-    sequence: &RemoteSequence,
-    model: &Arc<ClientModel>,
-    tables: Option<&Arc<PromptTables>>,
-    micro: &MicroBatch,
-    keep: bool,
-) -> Result<(Vec<f32>, crate::sequence::Trace), TuneError> {
-    let input = PassInput {
-        lengths: micro.lengths.clone(),
-        text: model.embed(&micro.tokens)?,
-        read_rows: Some(micro.read_rows.clone()),
-        prompts: tables.cloned(),
-    };
-    Ok(sequence.forward(input, keep).await?)
-}
-
-/// Head and loss on a thread of their own, while other micro-batches are on their way.
-async fn local_loss(
-    model: &Arc<ClientModel>,
-    tables: Option<&Arc<PromptTables>>,
-    class: bool,
-    micro: MicroBatch,
-    hidden: Vec<f32>,
-    scale: f32,
-) -> Result<LocalLoss, TuneError> {
-    let (model, tables) = (model.clone(), tables.cloned());
-    tokio::task::spawn_blocking(move || {
-        let (labels, tokens) = (&micro.labels, micro.tokens.len());
-        let mut local = if class {
-            let head = tables.as_ref().and_then(|tables| tables.score()).ok_or(TuneError::NoScoreHead)?;
-            let loss = model.class_loss(&hidden, head, labels)?;
-            let score = Score { loss_sum: loss.loss_sum, correct: loss.correct, labels: labels.len(), tokens };
-            LocalLoss { score, hidden_grad: loss.hidden_grad, head_grad: Some(loss.score_grad) }
-        } else {
-            let loss = model.lm_loss(&hidden, labels)?;
-            let score = Score { loss_sum: loss.loss_sum, correct: loss.correct, labels: labels.len(), tokens };
-            LocalLoss { score, hidden_grad: loss.grad, head_grad: None }
-        };
-        local.hidden_grad.iter_mut().chain(local.head_grad.iter_mut().flatten()).for_each(|g| *g *= scale);
-        Ok(local)
-    })
-    .await?
 }
 
 fn accumulate(sum: &mut TableGradients, micro: &MicroGradients) -> Result<(), GradientError> {

@@ -124,7 +124,7 @@ async fn rows_that_travel_through_the_client_give_the_same_gradients() -> anyhow
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_micro_batch_split_changes_nothing() -> anyhow::Result<()> {
-    let single = TunerConfig { micro_batch_tokens: 1, in_flight: 3, ..TunerConfig::default() };
+    let single = TunerConfig { micro_batch_tokens: Some(1), in_flight: Some(3), ..TunerConfig::default() };
     check("llama-gqa", SPLITS[1], ExecutorConfig::default(), SequenceConfig::default(), single).await.map(drop)
 }
 

@@ -19,12 +19,21 @@ impl RemoteSequence {
     ///
     /// # Errors
     /// See [`SequenceError`]; failures of single servers are not errors.
-    pub async fn forward(&self, mut input: PassInput, keep: bool) -> Result<(Vec<f32>, Trace), SequenceError> {
+    pub async fn forward(&self, input: PassInput, keep: bool) -> Result<(Vec<f32>, Trace), SequenceError> {
+        self.forward_over(self.config.relay, input, keep).await
+    }
+
+    /// As [`Self::forward`], with the micro-batch on the way that `relay` says.
+    pub(crate) async fn forward_over(
+        &self,
+        relay: RelayMode,
+        mut input: PassInput,
+        keep: bool,
+    ) -> Result<(Vec<f32>, Trace), SequenceError> {
         let text = Arc::new(std::mem::take(&mut input.text));
         let prefix = input.prompts.as_ref().filter(|t| t.carries_prefix()).map(|t| t.input().to_vec());
         let mut trace = Trace { input: Arc::new(input), hops: Vec::new() };
         let flow = Flow { text, prefix };
-        let relay = self.config.relay;
         let output = self.advance(&trace.input, self.blocks, flow, keep, relay, &mut trace.hops).await?;
         Ok((Arc::unwrap_or_clone(output.text), trace))
     }
