@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use petals_client::{AdamW, Example, PromptTuner, SequenceConfig, Target, TunerConfig, WireDtype};
+use petals_client::{AdamW, Example, PromptTuner, RelayMode, SequenceConfig, Target, TunerConfig, WireDtype};
 use petals_e2e::{Goldens, LocalSwarm};
 use petals_node::ExecutorConfig;
 use petals_protocol::{
-    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Injection, PREAMBLE_LEN, PassLayout,
-    PromptSource, PromptsId, Request, Response, Span, StashId, StashLevel, Tensor, TensorMeta, encode,
+    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, Injection, PREAMBLE_LEN,
+    PassLayout, PromptSource, PromptsId, Request, Response, RowSource, RowTarget, Span, StashId, StashLevel, Tensor,
+    TensorMeta, encode,
 };
 
 use crate::gradients::{examples, tables};
@@ -72,11 +73,14 @@ impl Step {
             let (stash, reply_dtype, deadline_ms) = (Some(StashId(0)), self.dtype, 0);
             let (layout_again, source) =
                 (layout.clone(), if deep { PromptSource::Keep(PromptsId(0)) } else { PromptSource::Inline });
-            let forward = ForwardRequest { layout, prompts: source, stash, reply_dtype, deadline_ms };
+            let (input, target) = (RowSource::Inline, RowTarget::Reply);
+            let forward =
+                ForwardRequest { layout, prompts: source, stash, input, output: target, reply_dtype, deadline_ms };
             let tensors = list([text(tokens), prefix(carried), prompts(deep && first)]);
             up += request(&Request::Forward(forward), &tensors);
-            let (passes, queue_us, compute_us) = (BlockPasses::default(), 0, 0);
-            let reply = Response::Forward(ForwardReply { stash: StashLevel::Full, passes, queue_us, compute_us });
+            let (passes, queue_us, compute_us, handover) = (BlockPasses::default(), 0, 0, Handover::default());
+            let reply =
+                Response::Forward(ForwardReply { stash: StashLevel::Full, passes, queue_us, compute_us, handover });
             down += response(&reply, &list([text(output), prefix(carried && !last), None]));
             let (prompts_source, text_grad) = (PromptSource::Inline, number > 0);
             let backward = BackwardRequest {
@@ -84,12 +88,14 @@ impl Step {
                 prompts: prompts_source,
                 stash,
                 text_grad,
+                grads: RowSource::Inline,
+                output: RowTarget::Reply,
                 reply_dtype,
                 deadline_ms,
             };
             let tensors = list([text(output), prefix(carried && !last), None]);
             up += request(&Request::Backward(backward), &tensors);
-            let reply = Response::Backward(BackwardReply { passes, queue_us, compute_us });
+            let reply = Response::Backward(BackwardReply { passes, queue_us, compute_us, handover });
             let text = if text_grad { text(tokens) } else { None };
             down += response(&reply, &list([text, prefix(carried), prompts(deep)]));
         }
@@ -119,7 +125,9 @@ async fn a_step_sends_what_the_protocol_needs_and_nothing_else() -> anyhow::Resu
     let goldens = Goldens::load("llama-gqa")?;
     let swarm = LocalSwarm::start(&goldens.model(), &["0..2", "2..4"], ExecutorConfig::default()).await?;
     for dtype in [WireDtype::F32, WireDtype::F16, WireDtype::Int8] {
-        let sequence = Arc::new(swarm.sequence(SequenceConfig { wire_dtype: dtype, ..SequenceConfig::default() }));
+        // Every request brings its rows and takes its results along; what chains save has a test of its own.
+        let config = SequenceConfig { wire_dtype: dtype, relay: RelayMode::Star, ..SequenceConfig::default() };
+        let sequence = Arc::new(swarm.sequence(config));
         for (mode, task) in
             ["ptune", "replace", "add"].iter().flat_map(|mode| ["causal-lm", "seq-cls"].map(|t| (mode, t)))
         {
@@ -129,7 +137,7 @@ async fn a_step_sends_what_the_protocol_needs_and_nothing_else() -> anyhow::Resu
                 let tables = tables(&goldens, &swarm, mode, task)?;
                 let shape = *tables.shape();
                 let optimizer = AdamW::new(&shape, 0.0);
-                let config = TunerConfig { micro_batch_tokens, ..TunerConfig::default() };
+                let config = TunerConfig { micro_batch_tokens: Some(micro_batch_tokens), ..TunerConfig::default() };
                 let mut tuner = PromptTuner::new(sequence.clone(), swarm.local.clone(), tables, optimizer, config);
                 // The first step also opens the streams.
                 tuner.step(&examples, 1e-3).await?;
@@ -160,7 +168,7 @@ async fn prompts_that_a_server_cannot_keep_travel_with_every_request() -> anyhow
     let (mode, task) = ("replace", "causal-lm");
     let (examples, tables) = (examples(&goldens, task)?, tables(&goldens, &swarm, mode, task)?);
     let optimizer = AdamW::new(tables.shape(), 0.0);
-    let config = TunerConfig { micro_batch_tokens: 1, in_flight: 1, ..TunerConfig::default() };
+    let config = TunerConfig { micro_batch_tokens: Some(1), in_flight: Some(1), ..TunerConfig::default() };
     let tuner = PromptTuner::new(sequence.clone(), swarm.local.clone(), tables, optimizer, config);
     let (_, score) = tuner.gradients(&examples).await?;
     let expected = goldens.value("loss.replace.causal-lm").as_f64().unwrap_or(f64::NAN);

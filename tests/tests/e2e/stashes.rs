@@ -1,6 +1,6 @@
 //! What servers keep of a forward: the gradients do not depend on it, the number of block passes does.
 
-use petals_client::{SequenceConfig, TrafficCount, TunerConfig};
+use petals_client::{RelayMode, SequenceConfig, TrafficCount, TunerConfig};
 use petals_node::{ExecutorConfig, StashPolicy};
 
 use crate::gradients::check;
@@ -13,8 +13,11 @@ async fn passes(
     executor: ExecutorConfig,
     micro_batch_tokens: usize,
 ) -> anyhow::Result<Vec<TrafficCount>> {
-    let tuning = TunerConfig { micro_batch_tokens, in_flight: 3, ..TunerConfig::default() };
-    check("qwen3", spans, executor, SequenceConfig::default(), tuning).await
+    let (micro_batch_tokens, in_flight) = (Some(micro_batch_tokens), Some(3));
+    let tuning = TunerConfig { micro_batch_tokens, in_flight, ..TunerConfig::default() };
+    // A chain without stashes repeats its forward once to find out what went in, and is then avoided.
+    let relay = if executor.stash_policy == StashPolicy::None { RelayMode::Star } else { RelayMode::Chain };
+    check("qwen3", spans, executor, SequenceConfig { relay, ..SequenceConfig::default() }, tuning).await
 }
 
 fn with(stash_policy: StashPolicy) -> ExecutorConfig {
