@@ -92,3 +92,21 @@ fn settings_change_with_the_flags_that_shape_the_curve_only() {
         assert_eq!(changed, [flag]);
     }
 }
+
+#[test]
+fn benchmarks_have_sizes_that_fit_their_kind() {
+    let bench = |flags: &str| {
+        let cli = parse(&format!("petals-tune bench {flags} --model m --peers {PEER}")).unwrap();
+        let Command::Bench(args) = cli.command else { panic!("another command") };
+        args
+    };
+    let args = bench("forward decode");
+    assert_eq!(args.what, [BenchKind::Forward, BenchKind::Decode]);
+    let batch = |args: &BenchArgs, kind| args.workload(kind).batch;
+    assert_eq!((batch(&args, BenchKind::Forward), batch(&args, BenchKind::Decode)), (4, 1));
+    assert!(args.repeat(BenchKind::Hop) > args.repeat(BenchKind::Train));
+    let args = bench("train --mode ptune --injection add --batch 8 --repeat 3");
+    assert_eq!((batch(&args, BenchKind::Decode), args.repeat(BenchKind::Hop)), (8, 3));
+    assert_eq!(args.workload(BenchKind::Train).injection, Injection::None);
+    assert!(parse(&format!("petals-tune bench --model m --peers {PEER}")).is_err(), "nothing to time");
+}

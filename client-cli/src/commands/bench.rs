@@ -188,3 +188,33 @@ fn resident_bytes() -> Option<u64> {
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use petals_client::{HopTiming, Task, TunerConfig};
+
+    fn job(kind: BenchKind) -> Job {
+        let passes = TunerConfig::default();
+        let (injection, task) = (Injection::None, Task::CausalLm);
+        let workload = Workload { batch: 1, length: 2, prefix_len: 1, injection, task, passes };
+        Job { kind, rows: 1, label: String::new(), workload, repeat: 3 }
+    }
+
+    fn repetition(ms: u64) -> Repetition {
+        let elapsed = Duration::from_millis(ms);
+        let computed = elapsed / 4;
+        let hops = vec![HopTiming { elapsed, computed }];
+        Repetition { elapsed, tokens: 100, hops, ..Repetition::default() }
+    }
+
+    #[test]
+    fn the_median_counts_and_hops_are_timed_without_their_computation() {
+        let done = [40, 10, 20].map(repetition);
+        let forward = job(BenchKind::Forward).result(&done);
+        assert_eq!((forward.median_ms, forward.best_ms, forward.repeats), (20.0, 10.0, 3));
+        assert_eq!((forward.tokens_per_s, forward.idle), (Some(5000.0), None));
+        let hop = job(BenchKind::Hop).result(&done);
+        assert_eq!((hop.median_ms, hop.best_ms, hop.tokens_per_s), (15.0, 7.5, None));
+    }
+}
