@@ -204,7 +204,7 @@ mod tests {
     fn repetition(ms: u64) -> Repetition {
         let elapsed = Duration::from_millis(ms);
         let computed = elapsed / 4;
-        let hops = vec![HopTiming { elapsed, computed }];
+        let hops = vec![HopTiming { elapsed, computed, queued: Duration::ZERO }];
         Repetition { elapsed, tokens: 100, hops, ..Repetition::default() }
     }
 
