@@ -21,9 +21,18 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     }
     println!("## two servers with half of the model `medium` each, on a core each; seq-cls, {batch} x 128 tokens\n");
     println!("| in flight | step ms | server | busy ms | waiting passes ms | idle |\n|---|---|---|---|---|---|");
-    for in_flight in ["1", "2", "4", "8"] {
+    for in_flight in ["1", "4", "8"] {
         let tune = Tune::bare(&["bench", "train", "--task", "seq-cls", "--batch", batch, "--in-flight", in_flight])?;
-        let tune = tune.args(&["--peers", &bootstrap.address, "--repeat", "5", "--micro-batch-tokens", "512"]);
+        let tune = tune.args(&[
+            "--peers",
+            &bootstrap.address,
+            "--repeat",
+            "3",
+            "--warmup",
+            "1",
+            "--micro-batch-tokens",
+            "512",
+        ]);
         let event = result(tune.path("--model", model.directory()))?;
         let step = number(&event, "median_ms")?;
         for (at, server) in event["servers"].as_array().into_iter().flatten().enumerate() {
