@@ -15,7 +15,8 @@ What is timed:
   forward  the hidden states of a batch through all blocks and back
   train    an optimiser step: forward, loss, backward, update
   decode   one row of each example through all blocks, without attention to earlier ones
-  hop      what a request costs besides its computation, for one row and for 8 KiB";
+  hop      what a request costs besides its computation, for one row and for 8 KiB; give
+           --relay star, in a chain hops are not seen one by one";
 
 /// Arguments of `bench`.
 #[derive(Debug, Clone, Args)]

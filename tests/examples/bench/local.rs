@@ -45,7 +45,8 @@ fn bench(name: &str) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     };
-    bench(&["hop"], None)?;
+    // In a chain the client sees the hops together only; one by one they are timed in a star.
+    bench(&["hop", "--relay", "star"], None)?;
     bench(&["decode"], None)?;
     bench(&["forward"], None)?;
     for task in ["causal-lm", "seq-cls"] {
