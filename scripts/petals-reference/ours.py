@@ -84,7 +84,8 @@ def main():
         for event in bench(programs, ["forward", *common]):
             figure("forward", event)
         for task in ("causal-lm", "seq-cls"):
-            for event in bench(programs, ["train", "--task", task, "--injection", "add", *common]):
+            # The size of micro-batches is found in the first steps.
+            for event in bench(programs, ["train", "--task", task, "--injection", "add", "--warmup", "6", *common]):
                 figure(f"train {task}, deep add", event)
     finally:
         for node in nodes:

@@ -2,24 +2,22 @@
 //!
 //! usage: cargo run --release --workspace --example wire_loss -- [STEPS]
 //!
-//! Tunes the demo model through two servers (real processes over loopback) in each wire dtype, and once with weights in
-//! bf16, from the same start and in the same order, and prints the losses beside those of f32.
+//! Tunes the demo model through two servers (real processes over loopback) in each wire dtype, from the same start and in
+//! the same order, and prints the losses beside those of f32. Then the same with blocks and head in f32 and in bf16, from a
+//! copy of the model whose weights are not bf16 already.
 
 use std::path::{Path, PathBuf};
 
 use petals_e2e::ProcessSwarm;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// Steps whose losses are averaged for the comparison: single ones jump with their batch.
 const LAST: usize = 10;
 
-/// A run: its name, arguments of the servers, and the dtype on the wire.
-const RUNS: [(&str, &[&str], &str); 5] = [
-    ("f32", &[], "f32"),
-    ("bf16", &[], "bf16"),
-    ("f16", &[], "f16"),
-    ("int8", &[], "int8"),
-    ("f32, weights bf16", &["--dtype", "bf16"], "f32"),
-];
+/// Dtypes on the wire, the reference first.
+const WIRES: [&str; 4] = ["f32", "bf16", "f16", "int8"];
+/// Dtypes of the weights, the reference first.
+const WEIGHTS: [&str; 2] = ["f32", "bf16"];
 
 /// A task: its name, data, and how its tables are trained.
 const TASKS: [(&str, &str, &[&str]); 3] = [
@@ -36,27 +34,65 @@ const TASKS: [(&str, &str, &[&str]); 3] = [
     ("causal-lm, ptune", "persona-train.jsonl", &["--task", "causal-lm", "--mode", "ptune", "--lr", "3e-2"]),
 ];
 
+type Losses = Vec<(&'static str, Vec<f64>)>;
+
 fn main() -> anyhow::Result<()> {
     let steps: usize = std::env::args().nth(1).map_or(Ok(100), |text| text.parse())?;
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo");
-    let mut losses = vec![Vec::new(); TASKS.len()];
-    for (name, arguments, wire) in RUNS {
-        let swarm = swarm(&demo.join("model"), arguments)?;
-        for ((_, data, training), losses) in TASKS.iter().zip(&mut losses) {
-            let data = demo.join("data").join(data);
-            losses.push((name, train(&swarm, data, training, wire, steps)?));
+    let (data, model) = (demo.join("data"), demo.join("model"));
+    let mut wires: Vec<Losses> = vec![Vec::new(); TASKS.len()];
+    for wire in WIRES {
+        let swarm = swarm(&model, "f32")?;
+        for ((_, file, training), losses) in TASKS.iter().zip(&mut wires) {
+            losses.push((wire, train(&swarm, data.join(file), &[training, &["--wire-dtype", wire]].concat(), steps)?));
         }
     }
-    for ((task, ..), runs) in TASKS.iter().zip(&losses) {
-        print_table(task, runs);
+    let directory = tempfile::tempdir()?;
+    let precise = directory.path().join("demo-f32");
+    write_precise(&model, &precise)?;
+    let mut weights: Vec<Losses> = vec![Vec::new(); TASKS.len()];
+    for dtype in WEIGHTS {
+        let swarm = swarm(&precise, dtype)?;
+        for ((_, file, training), losses) in TASKS.iter().zip(&mut weights) {
+            losses.push((dtype, train(&swarm, data.join(file), &[training, &["--dtype", dtype]].concat(), steps)?));
+        }
+    }
+    for (what, losses) in [("wire", wires), ("weights", weights)] {
+        for ((task, ..), runs) in TASKS.iter().zip(&losses) {
+            print_table(what, task, runs);
+        }
     }
     Ok(())
 }
 
-fn swarm(model: &Path, arguments: &[&str]) -> anyhow::Result<ProcessSwarm> {
+/// A copy of a model in f32, every weight moved by up to half a step of bf16, so that rounding to bf16 changes it.
+fn write_precise(model: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(model.join(file), to.join(file))?;
+    }
+    let bytes = std::fs::read(model.join("model.safetensors"))?;
+    let tensors = SafeTensors::deserialize(&bytes)?;
+    let mut moved = Vec::new();
+    let mut state = 1u32;
+    for (name, tensor) in tensors.iter() {
+        anyhow::ensure!(tensor.dtype() == Dtype::BF16, "{name} is not bf16");
+        let values = tensor.data().as_chunks::<2>().0.iter().flat_map(|&bits| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Bits of an f32 that a bf16 does not have.
+            (u32::from(u16::from_le_bytes(bits)) << 16 | state >> 16).to_le_bytes()
+        });
+        moved.push((name.to_owned(), tensor.shape().to_vec(), values.collect::<Vec<u8>>()));
+    }
+    let views = moved.iter().map(|(name, shape, data)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), data)?)));
+    let views = views.collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(safetensors::serialize_to_file(views, None, &to.join("model.safetensors"))?)
+}
+
+fn swarm(model: &Path, dtype: &str) -> anyhow::Result<ProcessSwarm> {
     let mut swarm = ProcessSwarm::start(model, &[])?;
     for span in ["0..4", "4..8"] {
-        let server = swarm.spawn_server(&[&["--blocks", span], arguments].concat())?;
+        let server = swarm.spawn_server(&["--blocks", span, "--dtype", dtype])?;
         swarm.servers.push(server);
     }
     for server in &mut swarm.servers {
@@ -65,13 +101,13 @@ fn swarm(model: &Path, arguments: &[&str]) -> anyhow::Result<ProcessSwarm> {
     Ok(swarm)
 }
 
-fn train(swarm: &ProcessSwarm, data: PathBuf, training: &[&str], wire: &str, steps: usize) -> anyhow::Result<Vec<f64>> {
+fn train(swarm: &ProcessSwarm, data: PathBuf, training: &[&str], steps: usize) -> anyhow::Result<Vec<f64>> {
     let out = tempfile::tempdir()?;
     let losses = swarm
         .tune("train")?
         .args(training)
         .args(&["--prefix-len", "8", "--batch-size", "16", "--warmup", "10", "--micro-batch-tokens", "256"])
-        .args(&["--steps", &steps.to_string(), "--wire-dtype", wire])
+        .args(&["--steps", &steps.to_string()])
         .path("--data", &data)
         .path("--out", &out.path().join("adapter"))
         .losses()?;
@@ -79,12 +115,12 @@ fn train(swarm: &ProcessSwarm, data: PathBuf, training: &[&str], wire: &str, ste
     Ok(losses)
 }
 
-fn print_table(task: &str, runs: &[(&str, Vec<f64>)]) {
+fn print_table(what: &str, task: &str, runs: &[(&str, Vec<f64>)]) {
     let steps = runs.first().map_or(0, |(_, losses)| losses.len());
     let marks: Vec<usize> = [1, steps / 4, steps / 2, steps].into_iter().filter(|&step| step > 0).collect();
     let names: Vec<String> = marks.iter().map(|step| format!("step {step}")).collect();
     println!("\n### {task}\n");
-    println!("| wire | {} | mean of the last {LAST} | beside f32 | largest of any step |", names.join(" | "));
+    println!("| {what} | {} | mean of the last {LAST} | beside f32 | largest of any step |", names.join(" | "));
     println!("|---|{}---:|---:|---:|", "---:|".repeat(marks.len()));
     let end = |losses: &[f64]| {
         let last = &losses[losses.len().saturating_sub(LAST)..];
