@@ -17,9 +17,11 @@ pub(super) const EXPONENT_LEN: usize = 2;
 
 /// Exponents that a sender of f16 chooses from: `2^e` and `2^-e` are normal numbers, and so is the largest value.
 const EXPONENTS: std::ops::RangeInclusive<i16> = -126..=113;
-/// The largest value of an f16 tensor is brought to `2^14..2^15`: rounding cannot carry it to infinity, and values down to
-/// `2^-38` of it do not vanish.
+/// The largest value of an f16 tensor is brought to `2^14..2^15`: f16 can hold it, and values down to `2^-38` of it do not
+/// vanish.
 const F16_TOP: i16 = 14;
+/// The largest f16 below `2^15`. What rounds to more would be infinite as an f32 where the exponent is the largest.
+const F16_LARGEST: f32 = 32_752.0;
 /// Values converted at a time where a conversion needs a buffer.
 const CHUNK: usize = 256;
 
@@ -114,14 +116,17 @@ fn exponent_for(largest: u32) -> i16 {
 }
 
 fn encode_f16(values: &[f32]) -> Vec<u8> {
-    let exponent = exponent_for(largest_bits(values));
+    let largest = largest_bits(values);
+    let exponent = exponent_for(largest);
     let scale = power_of_two(-exponent);
+    // What is not finite stays so, and is refused by whoever reads it.
+    let limit = if largest < INFINITY { F16_LARGEST } else { f32::INFINITY };
     let mut bytes = Vec::with_capacity(EXPONENT_LEN + 2 * values.len());
     bytes.extend_from_slice(&exponent.to_le_bytes());
     let (mut scaled, mut halves) = ([0.0; CHUNK], [f16::ZERO; CHUNK]);
     for chunk in values.chunks(CHUNK) {
         let (scaled, halves) = (&mut scaled[..chunk.len()], &mut halves[..chunk.len()]);
-        scaled.iter_mut().zip(chunk).for_each(|(scaled, value)| *scaled = value * scale);
+        scaled.iter_mut().zip(chunk).for_each(|(scaled, value)| *scaled = (value * scale).clamp(-limit, limit));
         halves.convert_from_f32_slice(scaled);
         bytes.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
     }
