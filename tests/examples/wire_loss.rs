@@ -44,7 +44,7 @@ fn main() -> anyhow::Result<()> {
     for wire in WIRES {
         let swarm = swarm(&model, "f32")?;
         for ((_, file, training), losses) in TASKS.iter().zip(&mut wires) {
-            losses.push((wire, train(&swarm, data.join(file), &[training, &["--wire-dtype", wire]].concat(), steps)?));
+            losses.push((wire, train(&swarm, data.join(file), &[*training, &["--wire-dtype", wire]].concat(), steps)?));
         }
     }
     let directory = tempfile::tempdir()?;
@@ -54,7 +54,7 @@ fn main() -> anyhow::Result<()> {
     for dtype in WEIGHTS {
         let swarm = swarm(&precise, dtype)?;
         for ((_, file, training), losses) in TASKS.iter().zip(&mut weights) {
-            losses.push((dtype, train(&swarm, data.join(file), &[training, &["--dtype", dtype]].concat(), steps)?));
+            losses.push((dtype, train(&swarm, data.join(file), &[*training, &["--dtype", dtype]].concat(), steps)?));
         }
     }
     for (what, losses) in [("wire", wires), ("weights", weights)] {
