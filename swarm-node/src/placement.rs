@@ -35,17 +35,9 @@ mod tests {
     use petals_protocol::{Fingerprint, ModelId};
 
     fn server(start: u32, end: u32, state: ServerState, rate: f32) -> ServerInfo {
-        ServerInfo {
-            model: ModelId::new("m", Fingerprint([0; 8])).unwrap(),
-            span: Span::new(start, end).unwrap(),
-            state,
-            written_ms: 0,
-            forward_tokens_per_s: Some(rate),
-            queue_depth: 0,
-            dtype: String::new(),
-            version: String::new(),
-            public_name: None,
-        }
+        let model = ModelId::new("m", Fingerprint([0; 8])).unwrap();
+        let span = Span::new(start, end).unwrap();
+        ServerInfo { forward_tokens_per_s: Some(rate), ..ServerInfo::new(model, span, state) }
     }
 
     fn chosen(count: u32, servers: &[ServerInfo]) -> (u32, u32) {

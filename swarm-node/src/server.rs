@@ -66,15 +66,11 @@ impl Server {
         config: ServerConfig,
     ) -> anyhow::Result<Self> {
         let mut info = ServerInfo {
-            model: config.model.clone(),
-            span: config.span,
-            state: ServerState::Joining,
             written_ms: now_ms(),
-            forward_tokens_per_s: None,
-            queue_depth: 0,
             dtype: config.dtype.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             public_name: config.public_name.clone(),
+            ..ServerInfo::new(config.model.clone(), config.span, ServerState::Joining)
         };
         swarm.announce(info.clone()).await.context("cannot announce the server")?;
         let hidden_size = checkpoint.config().hidden_size;
@@ -100,6 +96,11 @@ impl Server {
         swarm.announce(info.clone()).await.context("cannot announce the server")?;
         let device = config.device;
         Ok(Self { swarm, service, executor, streams, cancel, info, device, weight_bytes })
+    }
+
+    /// The node it runs on.
+    pub fn swarm(&self) -> &SwarmHandle {
+        &self.swarm
     }
 
     /// What is announced.

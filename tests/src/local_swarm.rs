@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use petals_client::{RemoteSequence, SequenceConfig};
 use petals_model::{Checkpoint, ClientModel, Device, Dtype};
 use petals_node::{ExecutorConfig, Server, ServerConfig};
@@ -50,40 +49,58 @@ impl LocalSwarm {
         let blocks = Span::new(0, checkpoint.config().num_hidden_layers as u32)?;
         let hidden = checkpoint.config().hidden_size;
         let local = Arc::new(checkpoint.load_client(petals_model::Dtype::F32)?);
-        let mut peers: Vec<Multiaddr> = Vec::new();
-        let mut servers = Vec::new();
+        let mut servers: Vec<Server> = Vec::new();
+        let mut first = None;
         for span in spans {
-            let config = SwarmConfig {
-                listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
-                peers: peers.clone(),
-                ..SwarmConfig::server()
-            };
-            let (swarm, incoming) = SwarmNode::start(Identity::generate(), config).await?;
-            peers.truncate(1);
-            if peers.is_empty() {
-                peers.push(swarm.listen_addresses().first().context("no address")?.clone());
-            }
-            let config = ServerConfig {
-                model: id.clone(),
-                span: span.parse()?,
-                device: Device::cpu(),
-                dtype: Dtype::F32,
-                max_rows: 4096,
-                request_bytes: 1 << 30,
-                executor: ExecutorConfig::default(),
-                public_name: None,
-            };
-            let config = configure(config);
-            servers.push(Server::start(swarm, incoming, Checkpoint::open(model)?, config).await?);
+            let server = start_server(model, &id, span, first.clone(), &configure).await?;
+            first = first.or_else(|| server.swarm().listen_addresses().first().cloned());
+            servers.push(server);
         }
+        let peers = first.into_iter().collect();
         let config = SwarmConfig { peers, ..SwarmConfig::client() };
         let (client, _) = SwarmNode::start(Identity::generate(), config).await?;
         client.wait_connected(std::time::Duration::from_secs(10)).await?;
         Ok(Self { servers, client, model: id, blocks, hidden, local })
     }
 
+    /// Starts one more server, which knows the first one.
+    ///
+    /// # Errors
+    /// If the node or the blocks do not come up.
+    pub async fn add_server(&mut self, model: &Path, span: &str) -> anyhow::Result<()> {
+        let first = self.servers.first().and_then(|server| server.swarm().listen_addresses().first().cloned());
+        self.servers.push(start_server(model, &self.model, span, first, &|config| config).await?);
+        Ok(())
+    }
+
     /// All blocks, through this swarm.
     pub fn sequence(&self, config: SequenceConfig) -> RemoteSequence {
         RemoteSequence::new(self.client.clone(), self.model.clone(), self.blocks, self.hidden, config)
     }
+}
+
+async fn start_server(
+    model: &Path,
+    id: &ModelId,
+    span: &str,
+    peer: Option<Multiaddr>,
+    configure: &impl Fn(ServerConfig) -> ServerConfig,
+) -> anyhow::Result<Server> {
+    let config = SwarmConfig {
+        listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
+        peers: peer.into_iter().collect(),
+        ..SwarmConfig::server()
+    };
+    let (swarm, incoming) = SwarmNode::start(Identity::generate(), config).await?;
+    let config = ServerConfig {
+        model: id.clone(),
+        span: span.parse()?,
+        device: Device::cpu(),
+        dtype: Dtype::F32,
+        max_rows: 4096,
+        request_bytes: 1 << 30,
+        executor: ExecutorConfig::default(),
+        public_name: None,
+    };
+    Server::start(swarm, incoming, Checkpoint::open(model)?, configure(config)).await
 }

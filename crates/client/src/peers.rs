@@ -102,17 +102,9 @@ mod tests {
     use petals_protocol::{Fingerprint, ModelId, ServerState, Span};
 
     fn info(rate: Option<f32>, queue_depth: u32) -> ServerInfo {
-        ServerInfo {
-            model: ModelId::new("m", Fingerprint([0; 8])).unwrap(),
-            span: Span::new(0, 4).unwrap(),
-            state: ServerState::Online,
-            written_ms: 0,
-            forward_tokens_per_s: rate,
-            queue_depth,
-            dtype: "f32".into(),
-            version: String::new(),
-            public_name: None,
-        }
+        let model = ModelId::new("m", Fingerprint([0; 8])).unwrap();
+        let span = Span::new(0, 4).unwrap();
+        ServerInfo { forward_tokens_per_s: rate, queue_depth, ..ServerInfo::new(model, span, ServerState::Online) }
     }
 
     #[test]

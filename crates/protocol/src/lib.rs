@@ -25,5 +25,5 @@ pub use message::{
 };
 pub use refusal::{Refusal, Remedy};
 pub use relay::{NextServer, RelayToken, RowSource, RowTarget};
-pub use server_info::{MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};
+pub use server_info::{MAX_NEXT_PINGS, MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};
 pub use tensor::{Tensor, TensorError, TensorMeta, WireDtype};

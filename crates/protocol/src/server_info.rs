@@ -1,11 +1,16 @@
 //! What a server says of itself, in the DHT and when a stream opens.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ModelId, Span};
 
 /// Longest encoded record, in bytes. Kademlia packets end at 16 KiB.
 pub const MAX_RECORD_LEN: usize = 8 * 1024;
+
+/// Most entries of [`ServerInfo::next_pings`]: likely next hops, not the whole swarm.
+pub const MAX_NEXT_PINGS: usize = 32;
 
 /// Life cycle of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,6 +44,21 @@ pub struct ServerInfo {
     /// Tokens per second of forward through the whole span, if measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward_tokens_per_s: Option<f32>,
+    /// Steps per second of one token each through the whole span, one session at a time, if measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_tokens_per_s: Option<f32>,
+    /// Bytes per second that its link was seen to carry, learnt from transfers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_bytes_per_s: Option<f32>,
+    /// Tokens for which its KV cache has room, if it takes sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_tokens_left: Option<u64>,
+    /// Milliseconds of a round trip to servers that host the blocks behind this span, by peer id.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub next_pings: BTreeMap<String, f32>,
+    /// Reached through a relay only, so every byte passes a third machine.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relayed: bool,
     /// Requests waiting or running when this was written.
     #[serde(default)]
     pub queue_depth: u32,
@@ -64,11 +84,31 @@ pub enum RecordError {
     #[error("the server record is malformed")]
     Malformed(#[source] serde_json::Error),
     /// A number that no honest server would write.
-    #[error("the server record claims an impossible throughput")]
-    Throughput,
+    #[error("the server record claims an impossible {0}")]
+    Impossible(&'static str),
 }
 
 impl ServerInfo {
+    /// A server of which nothing more is known yet.
+    pub fn new(model: ModelId, span: Span, state: ServerState) -> Self {
+        Self {
+            model,
+            span,
+            state,
+            written_ms: 0,
+            forward_tokens_per_s: None,
+            decode_tokens_per_s: None,
+            network_bytes_per_s: None,
+            cache_tokens_left: None,
+            next_pings: BTreeMap::new(),
+            relayed: false,
+            queue_depth: 0,
+            dtype: String::new(),
+            version: String::new(),
+            public_name: None,
+        }
+    }
+
     /// The record's bytes, as signed and stored.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a server record always encodes")
@@ -83,8 +123,17 @@ impl ServerInfo {
             return Err(RecordError::TooLong(bytes.len()));
         }
         let info: Self = serde_json::from_slice(bytes).map_err(RecordError::Malformed)?;
-        if info.forward_tokens_per_s.is_some_and(|rate| !rate.is_finite() || rate < 0.0) {
-            return Err(RecordError::Throughput);
+        let rates = [
+            ("forward throughput", info.forward_tokens_per_s),
+            ("decode throughput", info.decode_tokens_per_s),
+            ("network throughput", info.network_bytes_per_s),
+        ];
+        let possible = |value: &f32| value.is_finite() && *value >= 0.0;
+        if let Some((what, _)) = rates.iter().find(|(_, rate)| rate.is_some_and(|rate| !possible(&rate))) {
+            return Err(RecordError::Impossible(what));
+        }
+        if info.next_pings.len() > MAX_NEXT_PINGS || !info.next_pings.values().all(possible) {
+            return Err(RecordError::Impossible("list of pings"));
         }
         Ok(info)
     }
@@ -97,15 +146,17 @@ mod tests {
 
     fn info() -> ServerInfo {
         ServerInfo {
-            model: ModelId::new("demo", Fingerprint([7; 8])).unwrap(),
-            span: Span::new(0, 4).unwrap(),
-            state: ServerState::Online,
             written_ms: 1_700_000_000_000,
             forward_tokens_per_s: Some(1234.5),
+            next_pings: [("peer".to_owned(), 12.5)].into(),
             queue_depth: 2,
             dtype: "f32".into(),
             version: "0.1.0".into(),
-            public_name: None,
+            ..ServerInfo::new(
+                ModelId::new("demo", Fingerprint([7; 8])).unwrap(),
+                Span::new(0, 4).unwrap(),
+                ServerState::Online,
+            )
         }
     }
 
@@ -129,6 +180,8 @@ mod tests {
         let empty_span = info().to_json().replace("[0,4]", "[4,4]");
         assert!(ServerInfo::from_json(empty_span.as_bytes()).is_err());
         let negative = info().to_json().replace("1234.5", "-1.0");
-        assert!(matches!(ServerInfo::from_json(negative.as_bytes()), Err(RecordError::Throughput)));
+        assert!(matches!(ServerInfo::from_json(negative.as_bytes()), Err(RecordError::Impossible(_))));
+        let backwards = info().to_json().replace("12.5", "-12.5");
+        assert!(matches!(ServerInfo::from_json(backwards.as_bytes()), Err(RecordError::Impossible(_))));
     }
 }

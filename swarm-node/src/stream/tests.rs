@@ -64,17 +64,7 @@ impl Client {
     /// A stream to a server with so much memory for requests and replies.
     fn connect(memory_bytes: u64, config: ExecutorConfig) -> Self {
         let stack = fixture::stack();
-        let info = ServerInfo {
-            model: model(),
-            span: stack.span(),
-            state: ServerState::Online,
-            written_ms: 0,
-            forward_tokens_per_s: None,
-            queue_depth: 0,
-            dtype: String::new(),
-            version: String::new(),
-            public_name: None,
-        };
+        let info = ServerInfo::new(model(), stack.span(), ServerState::Online);
         let hidden = stack.config().hidden_size;
         let executor = Executor::start(stack, config).unwrap();
         let hosted = Hosted { info, hidden_size: hidden };

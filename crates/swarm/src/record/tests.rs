@@ -3,17 +3,9 @@ use petals_protocol::{ServerState, Span};
 use super::*;
 
 pub(crate) fn info(span: (u32, u32), written_ms: u64) -> ServerInfo {
-    ServerInfo {
-        model: "demo@0000000000000001".parse().unwrap(),
-        span: Span::new(span.0, span.1).unwrap(),
-        state: ServerState::Online,
-        written_ms,
-        forward_tokens_per_s: None,
-        queue_depth: 0,
-        dtype: "f32".into(),
-        version: "test".into(),
-        public_name: None,
-    }
+    let model = "demo@0000000000000001".parse().unwrap();
+    let span = Span::new(span.0, span.1).unwrap();
+    ServerInfo { written_ms, dtype: "f32".into(), ..ServerInfo::new(model, span, ServerState::Online) }
 }
 
 const TTL: Duration = Duration::from_secs(120);

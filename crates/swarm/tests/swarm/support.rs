@@ -77,17 +77,7 @@ pub(crate) fn span(start: u32, end: u32) -> Span {
 }
 
 pub(crate) fn info(span: Span) -> ServerInfo {
-    ServerInfo {
-        model: model(),
-        span,
-        state: ServerState::Online,
-        written_ms: 0,
-        forward_tokens_per_s: Some(100.0),
-        queue_depth: 0,
-        dtype: "f32".into(),
-        version: "test".into(),
-        public_name: None,
-    }
+    ServerInfo { forward_tokens_per_s: Some(100.0), ..ServerInfo::new(model(), span, ServerState::Online) }
 }
 
 /// Looks up `blocks` until `wanted` says that the result is right.
