@@ -4,6 +4,7 @@
 use std::mem::MaybeUninit;
 
 pub(crate) mod attention;
+pub(crate) mod cached_attention;
 pub(crate) mod matmul;
 pub(crate) mod rms_norm;
 pub(crate) mod rotary;

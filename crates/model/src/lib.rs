@@ -12,6 +12,7 @@ mod device;
 #[cfg(test)]
 mod fixture;
 mod kernels;
+mod kv;
 mod ops;
 mod stack;
 mod tensor;
@@ -20,5 +21,8 @@ pub use checkpoint::{Checkpoint, CheckpointError};
 pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput};
 pub use config::{ConfigError, ModelConfig, RopeScaling};
 pub use device::{Device, DeviceError, Dtype};
-pub use stack::{BlockStack, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError, Stash};
+pub use kv::{KvCache, KvMeter, PAGE_TOKENS};
+pub use stack::{
+    BlockStack, CachedPrefix, CachedRows, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError, Stash,
+};
 pub use tensor::DeviceFailure;

@@ -16,11 +16,13 @@ mod memory;
 mod pass;
 mod plan;
 mod stash;
+mod step;
 
 use block::{Block, Needed};
 pub use pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError};
 use plan::PassPlan;
 pub use stash::{Keep, Stash};
+pub use step::{CachedPrefix, CachedRows};
 
 /// Consecutive transformer blocks with frozen weights, all on one device.
 ///

@@ -7,7 +7,7 @@ use crate::ops::rotary::{Turn, rotate};
 use crate::ops::swiglu;
 use crate::tensor::{DeviceFailure, Tensor, bytes, columns, rows};
 
-use super::plan::{ActiveRows, BlockPlan};
+use super::plan::{ActiveRows, BlockPlan, StepPlan};
 use super::stash::{Keep, Kept};
 
 /// The weights of one block.
@@ -73,8 +73,8 @@ impl Block {
         plan: BlockPlan<'_>,
         keep: Keep,
     ) -> Result<(Tensor<2>, Option<Kept>), DeviceFailure> {
-        let mut stash = self.up_to_activation(x, plan)?;
-        let mut activated = swiglu::forward(&mut stash.gate_up, plan.kernels)?;
+        let mut stash = self.up_to_activation(x, plan.step, |q, kv| plan.attention.forward(q, kv))?;
+        let mut activated = swiglu::forward(&mut stash.gate_up, plan.step.kernels)?;
         let (residual, kept) = match keep {
             Keep::Nothing => (stash.into_ends().1, None),
             Keep::Inputs => {
@@ -86,8 +86,36 @@ impl Block {
         Ok((self.down.forward_onto(&mut activated, residual)?, kept))
     }
 
+    /// A forward of rows whose queries attend as `attend` says, given those and the rows' keys and values.
+    pub(super) fn step(
+        &self,
+        x: Tensor<2>,
+        plan: StepPlan<'_>,
+        attend: impl FnOnce(&mut Tensor<2>, &mut Tensor<2>) -> Result<Tensor<2>, DeviceFailure>,
+    ) -> Result<Tensor<2>, DeviceFailure> {
+        let mut stash = self.up_to_activation(x, plan, attend)?;
+        let mut activated = swiglu::forward(&mut stash.gate_up, plan.kernels)?;
+        let (_, residual) = stash.into_ends();
+        self.down.forward_onto(&mut activated, residual)
+    }
+
+    /// Keys and values of all rows as they are attended to, `[R, 2·key_heads·dim]`, and nothing else.
+    pub(super) fn keys_and_values(&self, mut x: Tensor<2>, plan: StepPlan<'_>) -> Result<Tensor<2>, DeviceFailure> {
+        let mut kv = self.keys_values.forward(&mut self.input_norm.forward(&mut x)?, 0)?;
+        if let Some(key_norm) = &self.key_norm {
+            let keys = columns(&kv, 0..plan.heads.key_width());
+            kv = replace_keys(&kv, per_head(keys, plan.heads, |keys| key_norm.forward(keys))?);
+        }
+        rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward)
+    }
+
     /// The part of the forward that a backward needs.
-    fn up_to_activation(&self, mut x: Tensor<2>, plan: BlockPlan<'_>) -> Result<BlockStash, DeviceFailure> {
+    fn up_to_activation(
+        &self,
+        mut x: Tensor<2>,
+        plan: StepPlan<'_>,
+        attend: impl FnOnce(&mut Tensor<2>, &mut Tensor<2>) -> Result<Tensor<2>, DeviceFailure>,
+    ) -> Result<BlockStash, DeviceFailure> {
         let mut normed = self.input_norm.forward(&mut x)?;
         let mut q = plan.rows.project(&self.queries, &mut normed)?;
         let mut kv = self.keys_values.forward(&mut normed, 0)?;
@@ -95,7 +123,7 @@ impl Block {
         let before_norms = self.norm_heads(&mut q, &mut kv, plan.heads)?;
         q = rotate(q, plan.heads.query, plan.query_angles, Turn::Forward)?;
         kv = rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward)?;
-        let mut attended = plan.attention.forward(&mut q, &mut kv)?;
+        let mut attended = attend(&mut q, &mut kv)?;
         let mut residual = self.output.forward_onto(&mut attended, plan.rows.gather(&x))?;
         drop(attended);
         let mut normed = self.mlp_norm.forward(&mut residual)?;
@@ -113,10 +141,11 @@ impl Block {
         needed: Needed,
     ) -> Result<Tensor<2>, DeviceFailure> {
         let stash = match kept {
-            Kept::Input(input) => self.up_to_activation(input, plan)?,
+            Kept::Input(input) => self.up_to_activation(input, plan.step, |q, kv| plan.attention.forward(q, kv))?,
             Kept::Everything(stash) => *stash,
         };
         let BlockStash { input, queries, keys_values, before_norms, mut residual, gate_up } = stash;
+        let BlockPlan { step: plan, attention } = plan;
         let d_activated = self.down.backward(&mut dy)?;
         let mut d_gate_up = swiglu::backward(gate_up, d_activated, plan.kernels)?;
         let d_normed = self.gate_up.backward(&mut d_gate_up)?;
@@ -125,7 +154,7 @@ impl Block {
         drop(residual);
         let d_attended = self.output.backward(&mut d_residual)?;
         let prefix_only = needed != Needed::All;
-        let (dq, dkv) = plan.attention.backward(queries, keys_values, d_attended, prefix_only)?;
+        let (dq, dkv) = attention.backward(queries, keys_values, d_attended, prefix_only)?;
         let mut dq = rotate(dq, plan.heads.query, plan.query_angles, Turn::Back)?;
         let mut dkv = rotate(dkv, plan.heads.key_value, plan.key_angles, Turn::Back)?;
         self.unnorm_heads(before_norms, &mut dq, &mut dkv, plan.heads)?;

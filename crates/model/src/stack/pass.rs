@@ -95,6 +95,9 @@ pub enum PassError {
     /// A value is NaN or infinite: the inputs were extreme, or the weights are broken.
     #[error("{0} is not finite")]
     NotFinite(&'static str),
+    /// Rows to read that are not ascending or not there, or a prefix where there can be none.
+    #[error("the rows of the step make no sense")]
+    Rows,
     /// The device failed.
     #[error("the pass could not be computed")]
     Device(#[from] DeviceFailure),
@@ -156,7 +159,12 @@ fn size(what: &'static str, values: &[f32], expected: usize) -> Result<(), PassE
     if got == expected { Ok(()) } else { Err(PassError::Size { what, got, expected }) }
 }
 
-fn optional(what: &'static str, values: Option<&[f32]>, wanted: bool, expected: usize) -> Result<(), PassError> {
+pub(super) fn optional(
+    what: &'static str,
+    values: Option<&[f32]>,
+    wanted: bool,
+    expected: usize,
+) -> Result<(), PassError> {
     match (values, wanted) {
         (Some(values), true) => size(what, values, expected),
         (None, true) => Err(PassError::Missing(what)),

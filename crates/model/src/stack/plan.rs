@@ -14,7 +14,7 @@ use crate::tensor::{DeviceFailure, Indices, Tensor, indices, rows};
 /// A replaced prefix is overwritten before the next block, and rows that nobody reads end with the last block: of those,
 /// only keys and values are needed.
 #[derive(Debug)]
-pub(super) enum ActiveRows {
+pub(crate) enum ActiveRows {
     All,
     /// All but the first so many.
     Behind(usize),
@@ -92,10 +92,16 @@ pub(super) struct PassPlan {
 /// What one block needs to know of its pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BlockPlan<'p> {
+    pub(super) step: StepPlan<'p>,
+    pub(super) attention: &'p Attention,
+}
+
+/// What a block needs to know of its rows besides who attends to whom.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepPlan<'p> {
     pub(super) rows: &'p ActiveRows,
     pub(super) key_angles: &'p Angles,
     pub(super) query_angles: &'p Angles,
-    pub(super) attention: &'p Attention,
     pub(super) heads: Heads,
     pub(super) kernels: bool,
 }
@@ -118,14 +124,8 @@ impl PassPlan {
     pub(super) fn block(&self, number: usize) -> BlockPlan<'_> {
         let last = self.last.as_ref().filter(|_| number + 1 == self.blocks);
         let Activity { rows, query_angles, attention } = last.unwrap_or(&self.usual);
-        BlockPlan {
-            rows,
-            key_angles: &self.key_angles,
-            query_angles,
-            attention,
-            heads: self.heads,
-            kernels: self.kernels,
-        }
+        let (key_angles, heads, kernels) = (&self.key_angles, self.heads, self.kernels);
+        BlockPlan { step: StepPlan { rows, key_angles, query_angles, heads, kernels }, attention }
     }
 }
 

@@ -1,0 +1,198 @@
+use petals_protocol::{Injection, PassLayout, Span};
+
+use super::*;
+use crate::checkpoint::Checkpoint;
+use crate::device::{Device, Dtype};
+use crate::fixture::{self, noise};
+use crate::kv::PAGE_TOKENS;
+use crate::stack::{ForwardPass, Keep};
+
+const D: usize = 12;
+const M: usize = 3;
+
+fn stack_on(device: &Device) -> BlockStack {
+    let dir = fixture::single();
+    Checkpoint::open(dir.path()).unwrap().load_span(span(), device, Dtype::F32).unwrap()
+}
+
+fn stacks() -> [BlockStack; 2] {
+    [stack_on(&Device::cpu()), stack_on(&Device::cpu_without_kernels())]
+}
+
+fn span() -> Span {
+    Span::new(0, 3).unwrap()
+}
+
+/// Hidden states of a sequence of `tokens`.
+fn text(seed: u64, tokens: usize) -> Vec<f32> {
+    noise(seed, tokens * D)
+}
+
+/// What one forward gives for the whole sequence behind the prefix.
+fn one_shot(stack: &BlockStack, prefix: Option<&CachedPrefix>, text: &[f32]) -> (Vec<f32>, Option<Vec<f32>>) {
+    let layout = PassLayout {
+        span: span(),
+        lengths: vec![(text.len() / D) as u32],
+        prefix_len: prefix.map_or(0, |prefix| prefix.rows as u32),
+        injection: prefix.map_or(Injection::None, |prefix| prefix.injection),
+        read_rows: None,
+    };
+    let (hidden, prompts) = prefix.map_or((None, None), |p| (p.hidden.clone(), p.prompts.clone()));
+    let pass = ForwardPass { layout: &layout, text: text.to_vec(), prefix: hidden, prompts };
+    let output = stack.forward(pass, Keep::Nothing).unwrap();
+    (output.text, output.prefix)
+}
+
+fn add(stack: &BlockStack, cache: &mut KvCache, text: &[f32]) -> Vec<f32> {
+    let rows = text.len() / D;
+    stack.step(text.to_vec(), &mut [CachedRows { cache, rows }], None).unwrap()
+}
+
+fn prefix(injection: Injection) -> CachedPrefix {
+    CachedPrefix {
+        rows: M,
+        injection,
+        hidden: (injection != Injection::Replace).then(|| noise(101, M * D)),
+        prompts: (injection != Injection::None).then(|| noise(102, span().len() * M * D)),
+    }
+}
+
+#[track_caller]
+fn assert_close(what: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{what}: number of values");
+    let largest = expected.iter().fold(1e-6f32, |a, b| a.max(b.abs()));
+    let worst = got.iter().zip(expected).fold(0.0f32, |a, (g, e)| a.max((g - e).abs()));
+    assert!(worst <= 1e-5 * largest, "{what}: off by {:e}", worst / largest);
+}
+
+#[test]
+fn steps_of_any_size_equal_one_forward() {
+    for stack in stacks() {
+        let text = text(1, 2 * PAGE_TOKENS + 37);
+        let (expected, _) = one_shot(&stack, None, &text);
+        for sizes in [vec![165], vec![1; 165], vec![70, 1, 1, 0, 62, 30, 1]] {
+            let mut cache = stack.cache(span(), &KvMeter::default()).unwrap();
+            let mut got = Vec::new();
+            for size in sizes {
+                let at = cache.len() * D;
+                got.extend(add(&stack, &mut cache, &text[at..at + size * D]));
+            }
+            assert_close("all rows", &got, &expected);
+        }
+    }
+}
+
+#[test]
+fn a_prefix_of_every_kind_counts_as_in_one_forward() {
+    for stack in stacks() {
+        for injection in [Injection::None, Injection::Add, Injection::Replace] {
+            let text = text(2, 11);
+            let (expected, behind) = one_shot(&stack, Some(&prefix(injection)), &text);
+            let mut cache = stack.cache(span(), &KvMeter::default()).unwrap();
+            let hidden = stack.begin(prefix(injection), &mut cache).unwrap();
+            assert_eq!(hidden.is_some(), behind.is_some() && injection != Injection::Replace);
+            if let (Some(hidden), Some(behind)) = (hidden, behind) {
+                assert_close("the prefix", &hidden, &behind);
+            }
+            let mut got = add(&stack, &mut cache, &text[..4 * D]);
+            got.extend(add(&stack, &mut cache, &text[4 * D..]));
+            assert_close("the text", &got, &expected);
+        }
+    }
+}
+
+#[test]
+fn sequences_of_one_batch_do_not_see_each_other() {
+    for stack in stacks() {
+        let texts = [text(3, 70), text(4, 3), text(5, 20)];
+        let meter = KvMeter::default();
+        let mut shared = stack.cache(span(), &meter).unwrap();
+        stack.begin(prefix(Injection::Replace), &mut shared).unwrap();
+        let mut caches = [shared.clone(), stack.cache(span(), &meter).unwrap(), shared.clone()];
+        let expected: Vec<_> = [Some(prefix(Injection::Replace)), None, Some(prefix(Injection::Replace))]
+            .iter()
+            .zip(&texts)
+            .map(|(prefix, text)| one_shot(&stack, prefix.as_ref(), text).0)
+            .collect();
+        // First all but the last row of each, of which one is read, then the last rows together.
+        let before = |n: usize| texts[n].len() - D;
+        let first: Vec<f32> = (0..3).flat_map(|n| texts[n][..before(n)].to_vec()).collect();
+        let mut batch: Vec<_> =
+            caches.iter_mut().enumerate().map(|(n, cache)| CachedRows { cache, rows: before(n) / D }).collect();
+        let read = stack.step(first, &mut batch, Some(&[5, 70])).unwrap();
+        assert_close("row 5 of the first", &read[..D], &expected[0][5 * D..6 * D]);
+        assert_close("row 1 of the second", &read[D..], &expected[1][D..2 * D]);
+        let last: Vec<f32> = (0..3).flat_map(|n| texts[n][before(n)..].to_vec()).collect();
+        let mut batch: Vec<_> = caches.iter_mut().map(|cache| CachedRows { cache, rows: 1 }).collect();
+        let got = stack.step(last, &mut batch, None).unwrap();
+        for (n, got) in got.chunks_exact(D).enumerate() {
+            assert_close("the last row", got, &expected[n][before(n)..]);
+        }
+        assert_eq!(shared.len(), M, "the shared beginning is as it was");
+    }
+}
+
+#[test]
+fn rolled_back_positions_and_failed_steps_leave_no_trace() {
+    for stack in stacks() {
+        let text = text(6, 90);
+        let (expected, _) = one_shot(&stack, None, &text);
+        let mut cache = stack.cache(span(), &KvMeter::default()).unwrap();
+        add(&stack, &mut cache, &text[..80 * D]);
+        let fork = cache.clone();
+        add(&stack, &mut cache, &noise(7, 10 * D));
+        cache.truncate(10);
+        add(&stack, &mut cache, &noise(8, 60 * D));
+        cache.truncate(10);
+        let broken = vec![f32::NAN; D];
+        assert!(matches!(
+            stack.step(broken, &mut [CachedRows { cache: &mut cache, rows: 1 }], None),
+            Err(PassError::NotFinite(_))
+        ));
+        assert_eq!(cache.len(), 10);
+        let got = add(&stack, &mut cache, &text[10 * D..]);
+        assert_close("after the way back", &got, &expected[10 * D..]);
+        let mut fork = fork;
+        assert_close("the fork", &add(&stack, &mut fork, &text[80 * D..]), &expected[80 * D..]);
+    }
+}
+
+#[test]
+fn memory_is_counted_by_pages_and_given_back() {
+    let stack = stack_on(&Device::cpu());
+    let (meter, page) = (KvMeter::default(), stack.config().kv_page_bytes(3));
+    let mut cache = stack.cache(span(), &meter).unwrap();
+    assert_eq!(meter.bytes(), 0);
+    add(&stack, &mut cache, &text(9, PAGE_TOKENS));
+    assert_eq!(meter.bytes(), page);
+    add(&stack, &mut cache, &text(9, 1));
+    let mut fork = cache.clone();
+    assert_eq!(meter.bytes(), 2 * page, "a fork shares");
+    add(&stack, &mut fork, &text(9, 1));
+    assert_eq!(meter.bytes(), 3 * page, "and copies the page that it writes to");
+    fork.truncate(PAGE_TOKENS);
+    assert_eq!(meter.bytes(), 2 * page);
+    drop((cache, fork));
+    assert_eq!(meter.bytes(), 0);
+}
+
+#[test]
+fn impossible_steps_are_refused() {
+    let stack = stack_on(&Device::cpu());
+    let mut cache = stack.cache(span(), &KvMeter::default()).unwrap();
+    let mut step = |text: Vec<f32>, rows, read: Option<&[u32]>| {
+        stack.step(text, &mut [CachedRows { cache: &mut cache, rows }], read)
+    };
+    assert!(matches!(step(vec![0.0; D], 2, None), Err(PassError::Size { .. })));
+    assert!(matches!(step(vec![0.0; D], 1, Some(&[1])), Err(PassError::Rows)));
+    assert!(matches!(step(vec![0.0; 2 * D], 2, Some(&[1, 0])), Err(PassError::Rows)));
+    assert!(matches!(step(vec![0.0; 301 * D], 301, None), Err(PassError::TooLong { length: 301, max: 300 })));
+    assert!(matches!(stack.cache(Span::new(2, 4).unwrap(), &KvMeter::default()), Err(PassError::Span { .. })));
+    let mut part = stack.cache(Span::new(1, 3).unwrap(), &KvMeter::default()).unwrap();
+    let mut both = [CachedRows { cache: &mut cache, rows: 0 }, CachedRows { cache: &mut part, rows: 1 }];
+    assert!(matches!(stack.step(vec![0.0; D], &mut both, None), Err(PassError::Span { .. })));
+    assert!(matches!(
+        stack.begin(CachedPrefix { prompts: None, ..prefix(Injection::Add) }, &mut part),
+        Err(PassError::Missing(_))
+    ));
+}
