@@ -1,10 +1,12 @@
-//! Fixtures of the end-to-end tests: goldens, swarms of real processes or in this process, slow links,
+//! Fixtures of the end-to-end tests: goldens, swarms of real processes or in this process, slow links, simulated internets,
 //! comparisons.
 
 mod compare;
 mod goldens;
+mod internet;
 mod link;
 mod local_swarm;
+mod namespace;
 mod programs;
 mod random_model;
 mod relay;
@@ -12,6 +14,7 @@ mod wide_area;
 
 pub use compare::{assert_close, assert_curves_close, largest_difference};
 pub use goldens::{FAMILIES, Goldens};
+pub use internet::{Access, Host, Internet};
 pub use link::{Lane, Link, LinkConfig};
 pub use local_swarm::LocalSwarm;
 pub use programs::{Node, ProcessSwarm, Tune, send_signal};

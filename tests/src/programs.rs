@@ -10,6 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::internet::Host;
+
+/// Where nodes listen that have no host of their own.
+const LOOPBACK: &str = "/ip4/127.0.0.1/tcp/0";
+/// The port of nodes on hosts of their own.
+const PORT: u16 = 31330;
 /// Longest wait for a node to do something that takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -84,7 +90,16 @@ impl Node {
     /// # Errors
     /// If it does not.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::start_by(Command::new(program("petals-node")?), arguments)
+        Self::start_by(Command::new(program("petals-node")?), LOOPBACK, arguments)
+    }
+
+    /// Starts a node on a host of an [`crate::Internet`], at its address and port 31330.
+    ///
+    /// # Errors
+    /// If it does not listen.
+    pub fn start_on(host: &Host, arguments: &[&str]) -> anyhow::Result<Self> {
+        let listen = format!("/ip4/{}/tcp/{PORT}", host.address());
+        Self::start_by(host.command(&program("petals-node")?), &listen, arguments)
     }
 
     /// As [`Self::start`], on one processor core alone.
@@ -94,11 +109,11 @@ impl Node {
     pub fn start_on_core(core: usize, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", &core.to_string()]).arg(program("petals-node")?);
-        Self::start_by(command, arguments)
+        Self::start_by(command, LOOPBACK, arguments)
     }
 
-    fn start_by(mut command: Command, arguments: &[&str]) -> anyhow::Result<Self> {
-        command.args(arguments).args(["--json", "--listen", "/ip4/127.0.0.1/tcp/0"]);
+    fn start_by(mut command: Command, listen: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        command.args(arguments).args(["--json", "--listen", listen]);
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let lines = lines(child.stdout.take().context("no stdout")?);
         let mut node = Self { child, lines, address: String::new(), ready: Value::Null };
@@ -116,6 +131,14 @@ impl Node {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kib * 1024)
+    }
+
+    /// Open file descriptors.
+    ///
+    /// # Errors
+    /// If the process is gone.
+    pub fn descriptors(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.id()))?.count())
     }
 
     /// Bytes of the weights of a server that was waited for.
@@ -263,6 +286,16 @@ impl Tune {
     /// If the program is missing.
     pub fn bare(arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = Command::new(program("petals-tune")?);
+        command.args(arguments);
+        Ok(Self { command })
+    }
+
+    /// A command on a host of an [`crate::Internet`].
+    ///
+    /// # Errors
+    /// If the program is missing.
+    pub fn on(host: &Host, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = host.command(&program("petals-tune")?);
         command.args(arguments);
         Ok(Self { command })
     }

@@ -1,0 +1,3 @@
+//! Swarms of real programs on an internet of network namespaces that loses packets, is cut in two and has NATs.
+
+mod internet;
