@@ -5,17 +5,18 @@
 //! Prints medians (and the best, for a busy machine) in milliseconds, and GFLOP/s counting matrix products with weights
 //! and attention's own. The products with weights alone are timed between the passes, as what cannot be saved.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::hint::black_box;
-use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::{Distribution, Tensor};
 use burn::{Dispatch, DispatchDevice};
 use petals_model::{BlockStack, Checkpoint, Device, Dtype, ForwardPass, Keep, OutputGrads};
 use petals_protocol::{Injection, PassLayout, Span};
-use safetensors::tensor::{Dtype as FileDtype, TensorView};
+
+mod random;
+
+use random::{noise, write_model};
 
 const EXAMPLES: usize = 4;
 const LENGTH: usize = 128;
@@ -62,7 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dtype: Dtype = arguments.next().unwrap_or_else(|| "auto".to_owned()).parse()?;
     let repetitions: usize = arguments.next().unwrap_or_else(|| "15".to_owned()).parse()?;
     let dir = tempfile::tempdir()?;
-    write_model(dir.path(), sizes)?;
+    write_model(dir.path(), [sizes.hidden, sizes.mlp, sizes.heads, sizes.blocks])?;
     let checkpoint = Checkpoint::open(dir.path())?;
     for device in [device].into_iter().chain(sizes.portable.then(Device::cpu_without_kernels)) {
         let stack = checkpoint.load_span(Span::new(0, sizes.blocks as u32)?, &device, dtype)?;
@@ -159,48 +160,4 @@ impl Products {
         }
         Ok(())
     }
-}
-
-fn noise(seed: u32, count: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
-
-/// A checkpoint of random blocks.
-fn write_model(dir: &Path, Sizes { hidden: d, mlp, heads, blocks, .. }: Sizes) -> Result<(), Box<dyn Error>> {
-    let config = format!(
-        r#"{{"model_type": "llama", "vocab_size": 8, "hidden_size": {d}, "intermediate_size": {mlp},
-        "num_hidden_layers": {blocks}, "num_attention_heads": {heads}, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}}"#
-    );
-    std::fs::write(dir.join("config.json"), config)?;
-    let shapes = [
-        ("input_layernorm", vec![d]),
-        ("post_attention_layernorm", vec![d]),
-        ("self_attn.q_proj", vec![d, d]),
-        ("self_attn.k_proj", vec![d, d]),
-        ("self_attn.v_proj", vec![d, d]),
-        ("self_attn.o_proj", vec![d, d]),
-        ("mlp.gate_proj", vec![mlp, d]),
-        ("mlp.up_proj", vec![mlp, d]),
-        ("mlp.down_proj", vec![d, mlp]),
-    ];
-    let mut data = BTreeMap::new();
-    for (seed, (block, (name, shape))) in
-        (0..blocks).flat_map(|block| shapes.iter().map(move |shape| (block, shape))).enumerate()
-    {
-        let scale = if shape.len() == 1 { 1.0 } else { 0.03 };
-        let values = noise(seed as u32, shape.iter().product());
-        let bytes: Vec<u8> = values.iter().flat_map(|v| (v * scale).to_le_bytes()).collect();
-        data.insert(format!("model.layers.{block}.{name}.weight"), (shape.clone(), bytes));
-    }
-    let mut views = Vec::new();
-    for (name, (shape, bytes)) in &data {
-        views.push((name, TensorView::new(FileDtype::F32, shape.clone(), bytes)?));
-    }
-    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None)?)?;
-    Ok(())
 }

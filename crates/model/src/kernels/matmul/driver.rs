@@ -177,13 +177,16 @@ struct Block {
 impl<E: Stored> Product<'_, E> {
     #[allow(unsafe_code)]
     fn compute<S: Micro>(&self, rows: Range<usize>, panels: Range<usize>) {
+        // A few rows stay in cache whole, and then a weight is read from front to back.
+        let few = self.direction == Direction::Forward && rows.len() <= S::ROWS;
+        let block_depth = if few { self.inner } else { DEPTH };
         let stride = DEPTH.min(self.inner.next_multiple_of(PANEL)) * PANEL;
         let mut turned = match self.direction {
             Direction::Forward => Vec::new(),
             Direction::Backward => vec![0.0; panels.len() * stride],
         };
-        for first in (0..self.inner).step_by(DEPTH) {
-            let depth = DEPTH.min(self.inner - first);
+        for first in (0..self.inner).step_by(block_depth.max(1)) {
+            let depth = block_depth.min(self.inner - first);
             if self.direction == Direction::Backward {
                 self.turn::<S>(&mut turned, stride, panels.start, first..first + depth);
             }
