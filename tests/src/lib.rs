@@ -1,8 +1,9 @@
 //! Fixtures of the end-to-end tests: goldens, swarms of real processes or in this process, slow links, simulated internets,
-//! comparisons.
+//! misbehaving servers, comparisons.
 
 mod compare;
 mod goldens;
+mod hostile;
 mod internet;
 mod link;
 mod local_swarm;
@@ -14,6 +15,7 @@ mod wide_area;
 
 pub use compare::{assert_close, assert_curves_close, largest_difference};
 pub use goldens::{FAMILIES, Goldens};
+pub use hostile::{HostileServer, Misbehaviour};
 pub use internet::{Access, Host, Internet};
 pub use link::{Lane, Link, LinkConfig};
 pub use local_swarm::LocalSwarm;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use petals_client::{RemoteSequence, SequenceConfig};
 use petals_model::{Checkpoint, ClientModel, Device, Dtype};
 use petals_node::{ExecutorConfig, Server, ServerConfig};
-use petals_protocol::{ModelId, Span};
+use petals_protocol::{ModelId, ServerInfo, Span};
 use petals_swarm::{Identity, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
 
 /// Servers and a client over loopback TCP.
@@ -71,6 +71,26 @@ impl LocalSwarm {
         let first = self.servers.first().and_then(|server| server.swarm().listen_addresses().first().cloned());
         self.servers.push(start_server(model, &self.model, span, first, &|config| config).await?);
         Ok(())
+    }
+
+    /// Lets every server announce this many tokens per second, whatever it measured: clients that have not used them yet
+    /// plan with it. Returns when the client's node finds these announcements.
+    ///
+    /// # Errors
+    /// If a node is gone.
+    pub async fn announce_speed(&self, tokens_per_s: f32) -> anyhow::Result<()> {
+        let announced = |info: &ServerInfo| info.forward_tokens_per_s == Some(tokens_per_s);
+        for server in &self.servers {
+            let info = ServerInfo { forward_tokens_per_s: Some(tokens_per_s), ..server.info().clone() };
+            server.swarm().announce(info).await?;
+        }
+        loop {
+            let found = self.client.lookup(&self.model, self.blocks).await?;
+            if found.iter().filter(|entry| announced(&entry.info)).count() >= self.servers.len() {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
     }
 
     /// All blocks, through this swarm.

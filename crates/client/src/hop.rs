@@ -210,6 +210,9 @@ impl HopConnection {
             return Err(HopError::BadReply("the server did not return the greeting".into()));
         };
         connection.info = welcome.server_info().map_err(|error| HopError::BadReply(error.to_string()))?;
+        if connection.info.model != *model {
+            return Err(HopError::BadReply("the greeting is of another model".into()));
+        }
         connection.limits = welcome.limits;
         Ok(connection)
     }

@@ -10,6 +10,7 @@ mod gradients;
 mod hostile;
 mod links;
 mod logits;
+mod misbehaving;
 mod narrow_wires;
 mod relay;
 mod relay_hostile;
