@@ -55,12 +55,25 @@ pub enum Command {
 /// How a node is reached and who it is.
 #[derive(Debug, Clone, Args)]
 pub struct NetworkArgs {
-    /// Address to listen on; repeatable. Default: TCP on a free port of every interface.
+    /// Address to listen on; repeatable. Default: TCP over IPv4, and TCP over IPv6 and QUIC where possible, on free ports of
+    /// every interface.
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<String>,
     /// Address to tell others instead of the ones found, for a forwarded port; repeatable.
     #[arg(long, value_name = "MULTIADDR")]
     pub announce: Vec<String>,
+    /// Relay to be reachable through, ending in /p2p/PEER; repeatable. Default: one that the node meets, if others do not reach it.
+    #[arg(long, value_name = "MULTIADDR")]
+    pub relay_via: Vec<String>,
+    /// Carry no traffic of nodes that others do not reach.
+    #[arg(long)]
+    pub no_relay_server: bool,
+    /// Do not look for nodes on the local network by multicast. Not done in any case if --listen names loopback only.
+    #[arg(long)]
+    pub no_mdns: bool,
+    /// Do not ask the router to forward a port. Not done in any case if --listen names loopback only.
+    #[arg(long)]
+    pub no_upnp: bool,
     /// Key file that gives the node the same peer id after a restart; made if missing. Default: a new id each time.
     #[arg(long, value_name = "FILE")]
     pub identity: Option<PathBuf>,

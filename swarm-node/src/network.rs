@@ -22,13 +22,21 @@ pub(crate) fn config(args: &NetworkArgs, peers: &[String]) -> Result<SwarmConfig
         let parsed = parse_addresses(texts.iter().map(String::as_str));
         parsed.with_context(|| format!("bad {flag}")).map_err(NodeError::input)
     };
-    let peers = parse_peers(peers.iter().map(String::as_str)).context("bad --peers").map_err(NodeError::input)?;
-    let defaults = SwarmConfig::server();
+    let of_peers = |texts: &[String], flag: &str| {
+        let parsed = parse_peers(texts.iter().map(String::as_str));
+        parsed.with_context(|| format!("bad {flag}")).map_err(NodeError::input)
+    };
     let listen = addresses(&args.listen, "--listen")?;
+    let defaults = SwarmConfig::server();
+    let defaults = if listen.is_empty() { defaults.listening_everywhere() } else { defaults };
     Ok(SwarmConfig {
         listen: if listen.is_empty() { defaults.listen.clone() } else { listen },
         announce: addresses(&args.announce, "--announce")?,
-        peers,
+        peers: of_peers(peers, "--peers")?,
+        relay_via: of_peers(&args.relay_via, "--relay-via")?,
+        relay_server: !args.no_relay_server,
+        mdns: !args.no_mdns,
+        upnp: !args.no_upnp,
         ..defaults
     })
 }

@@ -95,8 +95,7 @@ impl ModelFiles {
         events: mpsc::Sender<SwarmEvent>,
     ) -> Result<(RemoteSequence, SwarmHandle), JoinError> {
         let peers = parse_peers(peers.iter().map(String::as_str))?;
-        let node = SwarmConfig { peers, ..SwarmConfig::client() };
-        let (swarm, _) = SwarmNode::start(Identity::generate(), node).await?;
+        let (swarm, _) = SwarmNode::start(Identity::generate(), SwarmConfig::client_of(peers)).await?;
         swarm.wait_connected(FIRST_PEER).await?;
         let id = self.adapted.id.clone();
         let sequence = RemoteSequence::new(swarm.clone(), id, self.blocks, self.config.hidden_size, config);

@@ -10,7 +10,7 @@ use petals_protocol::{
     Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, PromptSource, Refusal, Request, Response,
     ServerInfo, StashId, Tensor,
 };
-use petals_swarm::{DirectoryEntry, OpenError, PeerId, PeerStream, SwarmHandle};
+use petals_swarm::{DirectoryEntry, OpenError, PeerId, PeerStream, StreamPath, SwarmHandle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -160,6 +160,7 @@ struct Outgoing {
 pub(crate) struct HopConnection {
     pub(crate) info: ServerInfo,
     pub(crate) limits: Limits,
+    path: StreamPath,
     outbox: mpsc::Sender<Outgoing>,
     sent_prompts: Arc<Mutex<SentPrompts>>,
     pending: Pending,
@@ -177,6 +178,7 @@ impl HopConnection {
         traffic: Arc<Traffic>,
     ) -> Result<Self, HopError> {
         let stream = swarm.open_stream(server.peer, &server.addresses, patience).await.map_err(HopError::Open)?;
+        let path = stream.path();
         let (read, write) = stream.split();
         let (outbox, queue) = mpsc::channel(OUTBOX);
         let (pending, sent_prompts) = (Pending::default(), Arc::<Mutex<SentPrompts>>::default());
@@ -198,6 +200,7 @@ impl HopConnection {
         let mut connection = Self {
             info: server.info.clone(),
             limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0 },
+            path,
             outbox,
             sent_prompts,
             pending,
@@ -265,6 +268,12 @@ impl HopConnection {
     fn notify(&self, request: Request) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let _ = self.outbox.try_send(Outgoing { id, request, tensors: Vec::new(), prompts: None });
+    }
+
+    /// Whether new work should go through a new stream: this one takes the way through a relay, and there is a direct
+    /// connection by now. What was stashed here stays usable.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.path.is_outdated()
     }
 
     /// Whether the stream can still be used.

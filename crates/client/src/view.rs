@@ -114,7 +114,7 @@ impl SwarmView {
     pub(crate) async fn connection(&self, peer: PeerId, patience: Duration) -> Result<Arc<HopConnection>, HopError> {
         let shared = lock(&self.slots).entry(peer).or_default().clone();
         let mut slot = shared.lock().await;
-        if let Some(open) = slot.as_ref().filter(|open| open.is_open()) {
+        if let Some(open) = slot.as_ref().filter(|open| open.is_open() && !open.is_outdated()) {
             return Ok(open.clone());
         }
         // Whoever waited here while another failed does not try the same again.

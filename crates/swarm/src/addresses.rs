@@ -7,6 +7,8 @@ use libp2p::{PeerId, multiaddr};
 
 /// Addresses of one peer that are kept. A multi-homed host with TCP and QUIC has about ten.
 pub(crate) const MAX_ADDRESSES: usize = 16;
+/// Of these, how many lead through relays.
+const MAX_CIRCUITS: usize = 4;
 /// Longest address accepted from others, in bytes of text.
 pub(crate) const MAX_ADDRESS_LEN: usize = 256;
 
@@ -82,6 +84,27 @@ pub(crate) fn is_tcp(address: &Multiaddr) -> bool {
     address.iter().any(|part| matches!(part, Protocol::Tcp(_)))
 }
 
+/// Whether the address leads through a relay.
+pub(crate) fn is_circuit(address: &Multiaddr) -> bool {
+    address.iter().any(|part| matches!(part, Protocol::P2pCircuit))
+}
+
+/// Whether the address is one of the public internet, by number.
+pub(crate) fn is_global(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => {
+            let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0b1100_0000 == 0b0100_0000;
+            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || shared)
+        }
+        Some(Protocol::Ip6(ip)) => {
+            !(ip.is_loopback() || ip.is_unspecified() || ip.is_unique_local() || ip.is_unicast_link_local())
+        }
+        // A name is given to what strangers are to find.
+        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => true,
+        _ => false,
+    }
+}
+
 /// Addresses that mean something on one link or none at all.
 fn is_useless(address: &Multiaddr) -> bool {
     match address.iter().next() {
@@ -93,18 +116,25 @@ fn is_useless(address: &Multiaddr) -> bool {
 
 /// What a node tells others about where it is. What the operator announces is taken as it is; otherwise what it listens
 /// on, without loopback addresses unless it has no others: on one machine a swarm on 127.0.0.1 works, and so does one
-/// on the address of the local network, while a loopback address told to another machine leads to a stranger.
+/// on the address of the local network, while a loopback address told to another machine leads to a stranger. Circuits
+/// through relays are told in any case: they are asked for only where they are needed.
 pub(crate) fn external_addresses(announced: &[Multiaddr], listening: &[Multiaddr]) -> Vec<Multiaddr> {
+    let usable =
+        |circuit| listening.iter().filter(move |address| is_circuit(address) == circuit && !is_useless(address));
     let mut addresses: Vec<Multiaddr> = if announced.is_empty() {
-        let usable = || listening.iter().filter(|address| !is_useless(address));
-        let global: Vec<_> = usable().filter(|address| !is_loopback(address)).map(without_peer).collect();
-        if global.is_empty() { usable().map(without_peer).collect() } else { global }
+        let global: Vec<_> = usable(false).filter(|address| !is_loopback(address)).map(without_peer).collect();
+        if global.is_empty() { usable(false).map(without_peer).collect() } else { global }
     } else {
         announced.iter().map(without_peer).collect()
     };
     addresses.sort_by_key(|address| (!is_tcp(address), address.to_string()));
     addresses.dedup();
-    addresses.truncate(MAX_ADDRESSES);
+    let mut circuits: Vec<Multiaddr> = usable(true).map(without_peer).collect();
+    circuits.sort_by_key(ToString::to_string);
+    circuits.dedup();
+    circuits.truncate(MAX_CIRCUITS);
+    addresses.truncate(MAX_ADDRESSES - circuits.len());
+    addresses.extend(circuits);
     addresses
 }
 
@@ -163,6 +193,20 @@ mod tests {
         assert_eq!(external_addresses(&[], &lan[..1]), lan[..1]);
         assert_eq!(external_addresses(&lan[..1], &lan), lan[..1]);
         assert!(external_addresses(&[], &addresses(&["/ip6/fe80::1/tcp/1"])).is_empty());
+    }
+
+    #[test]
+    fn circuits_are_told_beside_the_rest_and_behind_it() {
+        let relay = PeerId::random();
+        let circuit = format!("/ip4/203.0.113.5/tcp/1/p2p/{relay}/p2p-circuit");
+        let listening = addresses(&["/ip4/192.168.1.5/tcp/1", &format!("{circuit}/p2p/{}", PeerId::random())]);
+        let told = external_addresses(&[], &listening);
+        assert_eq!(told, addresses(&["/ip4/192.168.1.5/tcp/1", &circuit]));
+        assert_eq!(external_addresses(&listening[..1], &listening), told);
+        assert_eq!(believable(told.clone(), false), told);
+        let many: Vec<Multiaddr> = (1..40).map(|port| format!("/ip4/10.0.0.1/tcp/{port}").parse().unwrap()).collect();
+        let told = external_addresses(&[], &[&many[..], &listening[1..]].concat());
+        assert!(told.len() == MAX_ADDRESSES && told.last().is_some_and(is_circuit));
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! The protocols a node speaks. Relays, NAT traversal or local discovery would be further fields here.
+//! The protocols a node speaks.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use libp2p::swarm::NetworkBehaviour;
-use libp2p::{PeerId, StreamProtocol, connection_limits, identify, kad, ping};
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{PeerId, StreamProtocol, autonat, connection_limits, dcutr, identify, kad, mdns, ping, relay, upnp};
 
-use crate::config::{SwarmConfig, SwarmMode};
+use crate::config::{RelayLimits, SwarmConfig, SwarmMode};
 use crate::identity::Identity;
 use crate::store::{DirectoryStore, PROVIDER_TTL};
 use crate::streams;
@@ -16,8 +17,9 @@ pub(crate) const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/petals-rs/
 const IDENTIFY_PROTOCOL: &str = "/petals-rs/1";
 const AGENT: &str = concat!("petals-rs/", env!("CARGO_PKG_VERSION"));
 
-/// Connections to one peer. Two that dial each other at the same time have two; the rest is for a change of address.
-const MAX_CONNECTIONS_PER_PEER: u32 = 4;
+/// Connections to one peer. Two that dial each other at the same time have two, one over TCP and one over QUIC each; probes
+/// of addresses and the attempts of hole punching add to them, and the rest is for a change of address.
+const MAX_CONNECTIONS_PER_PEER: u32 = 8;
 /// Connections that others made. Each costs two file descriptors at most and some tens of KiB.
 const MAX_INCOMING: u32 = 2048;
 /// Handshakes in progress, each way.
@@ -36,10 +38,32 @@ pub(crate) struct Behaviour {
     pub(crate) identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub(crate) streams: streams::Behaviour,
+    relay_client: relay::client::Behaviour,
+    pub(crate) relay_server: Toggle<relay::Behaviour>,
+    hole_punching: dcutr::Behaviour,
+    /// Asks others whether they reach this node.
+    probes: Toggle<autonat::v2::client::Behaviour>,
+    /// Answers others who ask that.
+    probed: Toggle<autonat::v2::server::Behaviour>,
+    upnp: Toggle<upnp::tokio::Behaviour>,
+    mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
 impl Behaviour {
-    pub(crate) fn new(identity: &Identity, config: &SwarmConfig, streams: streams::Behaviour) -> Self {
+    pub(crate) fn new(
+        identity: &Identity,
+        config: &SwarmConfig,
+        streams: streams::Behaviour,
+        relay_client: relay::client::Behaviour,
+    ) -> Self {
+        let local = identity.peer_id();
+        let is_server = config.mode == SwarmMode::Server;
+        let on = |wanted: bool| wanted.then_some(());
+        let mdns = on(is_server && config.mdns && config.leaves_machine()).and_then(|()| {
+            mdns::tokio::Behaviour::new(mdns::Config::default(), local)
+                .inspect_err(|error| tracing::warn!(%error, "the local network is not searched for nodes"))
+                .ok()
+        });
         // Only addresses that others can use are told: see `addresses::external_addresses`.
         let identify = identify::Config::new(IDENTIFY_PROTOCOL.into(), identity.keypair().public())
             .with_agent_version(AGENT.into())
@@ -52,12 +76,46 @@ impl Behaviour {
             .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER));
         Self {
             limits: connection_limits::Behaviour::new(limits),
-            kad: kademlia(identity.peer_id(), config.mode),
+            kad: kademlia(local, config.mode),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
             streams,
+            relay_client,
+            relay_server: on(is_server && config.relay_server)
+                .map(|()| relay::Behaviour::new(local, relay_config(&config.relay_limits)))
+                .into(),
+            hole_punching: dcutr::Behaviour::new(local),
+            probes: on(config.probes()).map(|()| autonat::v2::client::Behaviour::default()).into(),
+            probed: on(is_server).map(|()| autonat::v2::server::Behaviour::default()).into(),
+            upnp: on(is_server && config.upnp && config.leaves_machine())
+                .map(|()| upnp::tokio::Behaviour::default())
+                .into(),
+            mdns: mdns.into(),
         }
     }
+}
+
+fn relay_config(limits: &RelayLimits) -> relay::Config {
+    // One request is refilled each `interval`.
+    let interval = Duration::from_secs(60) / limits.requests_per_minute.get();
+    let per_peer = limits.requests_per_minute;
+    let per_address = per_peer.saturating_mul(const { NonZeroU32::new(4).expect("not zero") });
+    let config = relay::Config {
+        max_reservations: limits.reservations,
+        max_reservations_per_peer: 4,
+        reservation_rate_limiters: Vec::new(),
+        max_circuits: limits.circuits,
+        max_circuits_per_peer: limits.circuits_per_peer,
+        max_circuit_duration: limits.circuit_duration,
+        max_circuit_bytes: limits.circuit_bytes,
+        circuit_src_rate_limiters: Vec::new(),
+        ..relay::Config::default()
+    };
+    config
+        .reservation_rate_per_peer(per_peer, interval)
+        .reservation_rate_per_ip(per_address, interval / 4)
+        .circuit_src_per_peer(per_peer, interval)
+        .circuit_src_per_ip(per_address, interval / 4)
 }
 
 fn kademlia(local: PeerId, mode: SwarmMode) -> kad::Behaviour<DirectoryStore> {

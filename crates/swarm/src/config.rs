@@ -1,10 +1,13 @@
 //! What a node is told when it starts.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
+use libp2p::multiaddr::Protocol;
 
-use crate::addresses::{AddressError, split_peer};
+use crate::addresses::{AddressError, is_loopback, split_peer};
 
 /// Part a node plays in the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +16,37 @@ pub enum SwarmMode {
     Server,
     /// Only asks: keeps nothing for others, accepts no streams and need not be reachable.
     Client,
+}
+
+/// What a relay carries for others. A circuit that reaches a limit ends; whoever used it opens another one, if the rate allows
+/// it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayLimits {
+    /// Nodes that may be reachable through this one. 256.
+    pub reservations: usize,
+    /// Circuits at a time. 128: each costs two yamux streams, so at most 64 MiB of buffers.
+    pub circuits: usize,
+    /// Circuits of one peer at a time. 16: a client holds one to each server of its route, and some more when it moves.
+    pub circuits_per_peer: usize,
+    /// Bytes of one circuit, both ways together. 16 GiB: some hours of training over a home link.
+    pub circuit_bytes: u64,
+    /// Life of a circuit. 4 h.
+    pub circuit_duration: Duration,
+    /// Circuits and reservations that one peer may ask for in a minute. 30; an address may ask for four times as many.
+    pub requests_per_minute: NonZeroU32,
+}
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self {
+            reservations: 256,
+            circuits: 128,
+            circuits_per_peer: 16,
+            circuit_bytes: 16 << 30,
+            circuit_duration: Duration::from_secs(4 * 3600),
+            requests_per_minute: const { NonZeroU32::new(30).expect("not zero") },
+        }
+    }
 }
 
 /// Settings of a node. [`SwarmConfig::server`] and [`SwarmConfig::client`] give the defaults.
@@ -24,10 +58,25 @@ pub struct SwarmConfig {
     /// offered if listened on (`/ip4/0.0.0.0/udp/PORT/quic-v1`). It is not a default, because it moves less than half as
     /// many bytes per second as TCP over a local network.
     pub listen: Vec<Multiaddr>,
-    /// What to tell others instead of the listen addresses, for nodes behind a forwarded port.
+    /// Where to listen as well if this machine can: a machine without IPv6 starts all the same.
+    pub listen_if_possible: Vec<Multiaddr>,
+    /// What to tell others instead of the listen addresses, for nodes behind a forwarded port. Such a node takes itself for
+    /// reachable and does not probe.
     pub announce: Vec<Multiaddr>,
     /// Known members of the swarm, each ending in `/p2p/` and its id. Tried again and again until one answers.
     pub peers: Vec<Multiaddr>,
+    /// Relays to be reachable through, whatever the probes say, each ending in `/p2p/` and its id.
+    pub relay_via: Vec<Multiaddr>,
+    /// Whether a server that others do not reach makes itself reachable through relays that it meets.
+    pub auto_relay: bool,
+    /// Whether a server that others reach carries the traffic of those that they do not, within [`RelayLimits`].
+    pub relay_server: bool,
+    /// What is carried for others.
+    pub relay_limits: RelayLimits,
+    /// Whether to find nodes on the local network by multicast. Never done by a node that listens on loopback only.
+    pub mdns: bool,
+    /// Whether to ask the home router to forward a port. Never done by a node that listens on loopback only.
+    pub upnp: bool,
     /// How often a server repeats its announcement; others forget it after twice that. 60 s: a dead server is forgotten
     /// after two minutes, at a cost of a few hundred small messages per minute.
     pub announce_period: Duration,
@@ -53,10 +102,23 @@ pub struct SwarmConfig {
 impl SwarmConfig {
     /// Defaults of a server or bootstrap node: listens for TCP on a port that the system picks.
     pub fn server() -> Self {
-        let any = Multiaddr::empty()
-            .with(libp2p::multiaddr::Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED))
-            .with(libp2p::multiaddr::Protocol::Tcp(0));
-        Self { mode: SwarmMode::Server, listen: vec![any], ..Self::client() }
+        Self { mode: SwarmMode::Server, listen: vec![tcp(Ipv4Addr::UNSPECIFIED)], ..Self::client() }
+    }
+
+    /// Listens for QUIC and over IPv6 as well, if this machine can. QUIC is for hole punching, at which it is better.
+    #[must_use]
+    pub fn listening_everywhere(self) -> Self {
+        let ipv6 = Multiaddr::from(Ipv6Addr::UNSPECIFIED).with(Protocol::Tcp(0));
+        Self { listen_if_possible: vec![ipv6, quic(Ipv4Addr::UNSPECIFIED)], ..self }
+    }
+
+    /// Defaults of a client that joins through `peers`. If any of them is on another machine it listens on ports that the
+    /// system picks, which it tells nobody and on which it takes no block streams: only who listens can meet a server
+    /// behind NAT half-way.
+    pub fn client_of(peers: Vec<Multiaddr>) -> Self {
+        let far = peers.iter().any(|address| !is_loopback(address));
+        let listen = if far { vec![tcp(Ipv4Addr::UNSPECIFIED), quic(Ipv4Addr::UNSPECIFIED)] } else { Vec::new() };
+        Self { peers, listen_if_possible: listen, ..Self::client() }
     }
 
     /// Defaults of a client: listens nowhere.
@@ -64,8 +126,15 @@ impl SwarmConfig {
         Self {
             mode: SwarmMode::Client,
             listen: Vec::new(),
+            listen_if_possible: Vec::new(),
             announce: Vec::new(),
             peers: Vec::new(),
+            relay_via: Vec::new(),
+            auto_relay: true,
+            relay_server: true,
+            relay_limits: RelayLimits::default(),
+            mdns: true,
+            upnp: true,
             announce_period: Duration::from_secs(60),
             dial_timeout: Duration::from_secs(5),
             lookup_timeout: Duration::from_secs(10),
@@ -83,6 +152,25 @@ impl SwarmConfig {
     }
 
     pub(crate) fn validate(&self) -> Result<(), AddressError> {
-        self.peers.iter().try_for_each(|address| split_peer(address).map(drop))
+        self.peers.iter().chain(&self.relay_via).try_for_each(|address| split_peer(address).map(drop))
     }
+
+    /// Whether other machines may talk to this node, so that multicast makes sense.
+    pub(crate) fn leaves_machine(&self) -> bool {
+        self.listen.iter().chain(&self.listen_if_possible).any(|address| !is_loopback(address))
+    }
+
+    /// Whether others must be asked if they reach this node. Whoever can talk to a node on loopback reaches it.
+    pub(crate) fn probes(&self) -> bool {
+        let listens = !(self.listen.is_empty() && self.listen_if_possible.is_empty());
+        self.mode == SwarmMode::Server && self.announce.is_empty() && (self.leaves_machine() || !listens)
+    }
+}
+
+fn tcp(ip: Ipv4Addr) -> Multiaddr {
+    Multiaddr::from(ip).with(Protocol::Tcp(0))
+}
+
+fn quic(ip: Ipv4Addr) -> Multiaddr {
+    Multiaddr::from(ip).with(Protocol::Udp(0)).with(Protocol::QuicV1)
 }

@@ -20,10 +20,10 @@ mod store;
 mod streams;
 
 pub use addresses::{AddressError, parse_address, parse_addresses, parse_peers};
-pub use config::{SwarmConfig, SwarmMode};
+pub use config::{RelayLimits, SwarmConfig, SwarmMode};
 pub use directory::{DirectoryEntry, LookupError};
 pub use identity::{Identity, IdentityError};
 pub use libp2p::{Multiaddr, PeerId};
-pub use node::{AnnounceError, ConnectError, StartError, SwarmHandle, SwarmNode};
+pub use node::{AnnounceError, ConnectError, Reachability, StartError, SwarmHandle, SwarmNode};
 pub use requests::{RequestError, RequestStream};
-pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, Traffic};
+pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, StreamPath, Traffic};

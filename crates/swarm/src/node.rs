@@ -5,6 +5,7 @@ mod dialler;
 mod event_loop;
 mod handle;
 mod queries;
+mod reach;
 mod transport;
 mod view;
 
@@ -21,6 +22,7 @@ use tokio_util::task::TaskTracker;
 pub use announcer::AnnounceError;
 pub(crate) use handle::DirectoryQuery;
 pub use handle::{ConnectError, SwarmHandle};
+pub use reach::Reachability;
 
 use crate::addresses::{AddressError, tcp_socket};
 use crate::behaviour::Behaviour;
@@ -99,8 +101,8 @@ fn build_swarm(
     config: &SwarmConfig,
     streams: streams::Behaviour,
 ) -> Result<Swarm<Behaviour>, StartError> {
-    let transport = transport::build(identity, config.dial_timeout).map_err(StartError::Transport)?;
-    let behaviour = Behaviour::new(identity, config, streams);
+    let (transport, relay_client) = transport::build(identity, config.dial_timeout).map_err(StartError::Transport)?;
+    let behaviour = Behaviour::new(identity, config, streams, relay_client);
     let swarm_config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(config.idle_timeout);
     Ok(Swarm::new(transport, behaviour, identity.peer_id(), swarm_config))
 }
@@ -114,6 +116,11 @@ impl EventLoop {
             check_port_is_free(&address).map_err(failed)?;
             let listener = self.swarm.listen_on(address.clone()).map_err(|error| failed(io::Error::other(error)))?;
             waiting.push(listener);
+        }
+        for address in self.config.listen_if_possible.clone() {
+            if let Err(error) = self.swarm.listen_on(address.clone()) {
+                tracing::debug!(%address, %error, "not listening there");
+            }
         }
         let deadline = tokio::time::Instant::now() + LISTEN_DEADLINE;
         while !waiting.is_empty() {
@@ -147,15 +154,15 @@ pub(crate) fn describe_dial_error(error: &DialError) -> String {
         DialError::WrongPeerId { obtained, address } => format!("{address}: another peer answers there, {obtained}"),
         DialError::LocalPeerId { address } => format!("{address}: that is this node itself"),
         DialError::NoAddresses => "no address of it is known".to_owned(),
-        DialError::Denied { cause } => innermost(cause),
+        DialError::Denied { cause } => innermost(cause).to_string(),
         DialError::Aborted | DialError::DialPeerConditionFalse(_) => "the attempt was given up".to_owned(),
     }
 }
 
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;
     }
-    error.to_string()
+    error
 }

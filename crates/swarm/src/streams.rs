@@ -10,7 +10,7 @@ mod handler;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -88,11 +88,45 @@ pub(crate) enum OpenFailure {
     Io(io::Error),
 }
 
+/// A connection, as its streams see it. Each of them holds one reference, the behaviour and the handler another one each.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// Ends the streams.
+    closed: CancellationToken,
+    relayed: bool,
+    /// Whether the peer is connected directly as well.
+    outdated: AtomicBool,
+}
+
+impl Link {
+    fn new(relayed: bool) -> Arc<Self> {
+        Arc::new(Self { closed: CancellationToken::new(), relayed, outdated: AtomicBool::new(false) })
+    }
+}
+
+/// Tells whether a stream still takes the best path to its peer.
+#[derive(Debug, Clone)]
+pub struct StreamPath(Arc<Link>);
+
+impl StreamPath {
+    /// Whether every byte passes a third machine.
+    pub fn is_relayed(&self) -> bool {
+        self.0.relayed
+    }
+
+    /// Whether the stream goes through a relay although there is a direct connection by now: a new one would be faster.
+    /// The stream goes on working.
+    pub fn is_outdated(&self) -> bool {
+        self.0.outdated.load(Ordering::Relaxed)
+    }
+}
+
 /// A stream of bytes to or from a peer, in order and encrypted. Ends with an error when its connection closes.
 #[derive(Debug)]
 pub struct PeerStream {
     inner: libp2p::Stream,
     admission: Arc<Admission>,
+    link: Arc<Link>,
     /// The yamux multiplexer does not wake the readers of a connection that this side closes, and a dead peer never
     /// closes its own: without this a read would wait forever.
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -126,13 +160,14 @@ impl Incoming {
 }
 
 impl PeerStream {
-    fn new(
-        inner: libp2p::Stream,
-        admission: Arc<Admission>,
-        closed: &CancellationToken,
-        permit: Option<Permit>,
-    ) -> Self {
-        Self { inner, admission, closed: Box::pin(closed.clone().cancelled_owned()), _permit: permit }
+    fn new(inner: libp2p::Stream, admission: Arc<Admission>, link: Arc<Link>, permit: Option<Permit>) -> Self {
+        let closed = Box::pin(link.closed.clone().cancelled_owned());
+        Self { inner, admission, link, closed, _permit: permit }
+    }
+
+    /// The path that this stream takes, also for when the stream has been split.
+    pub fn path(&self) -> StreamPath {
+        StreamPath(self.link.clone())
     }
 
     /// What has arrived is delivered before the end is.

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, Refusal, RelayToken, Request, Response, Span, Tensor};
-use petals_swarm::{DirectoryEntry, LookupError, OpenError, PeerId, RequestError, RequestStream, SwarmHandle};
+use petals_swarm::{
+    DirectoryEntry, LookupError, OpenError, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle,
+};
 use tokio::time::timeout;
 
 /// Longest search for a server, its connection and its greeting. Then the client lets the rows travel through itself.
@@ -59,6 +61,7 @@ pub(crate) enum RelayError {
 #[derive(Debug)]
 struct Link {
     stream: RequestStream,
+    path: StreamPath,
     max_body: u64,
 }
 
@@ -129,7 +132,7 @@ impl RelayLinks {
             }
         };
         let mut slot = slot.lock().await;
-        if let Some(link) = slot.link.as_ref().filter(|link| link.stream.is_open()) {
+        if let Some(link) = slot.link.as_ref().filter(|link| link.stream.is_open() && !link.path.is_outdated()) {
             return Ok(link.clone());
         }
         if slot.failed.is_some_and(|at| at.elapsed() < PAUSE) {
@@ -152,10 +155,11 @@ impl RelayLinks {
 
     async fn open(&self, server: &DirectoryEntry) -> Result<Link, RelayError> {
         let stream = self.swarm.open_stream(server.peer, &server.addresses, CONNECT_PATIENCE).await?;
+        let path = stream.path();
         let stream = RequestStream::new(stream);
         let hello = Request::Hello { model: self.model.clone() };
         match stream.request(hello, Vec::new(), CONNECT_PATIENCE).await?.0 {
-            Response::Welcome(welcome) => Ok(Link { stream, max_body: welcome.limits.max_body }),
+            Response::Welcome(welcome) => Ok(Link { stream, path, max_body: welcome.limits.max_body }),
             Response::Refused(refusal) => Err(RelayError::Refused(refusal)),
             _ => Err(RelayError::Greeting),
         }

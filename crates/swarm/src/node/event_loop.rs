@@ -19,8 +19,8 @@ use super::announcer::{AnnounceError, Announcer};
 use super::dialler::Dialler;
 use super::handle::{Command, DirectoryQuery};
 use super::queries::{Queries, Query};
+use super::reach::Reach;
 use super::view::View;
-use crate::addresses::external_addresses;
 use crate::behaviour::Behaviour;
 use crate::config::SwarmConfig;
 use crate::identity::Identity;
@@ -43,6 +43,7 @@ pub(super) struct EventLoop {
     queries: Queries,
     announcer: Announcer,
     dialler: Dialler,
+    reach: Reach,
     /// The other end of each connection.
     remotes: HashMap<ConnectionId, Remote>,
     housekeeping: Instant,
@@ -53,6 +54,8 @@ pub(super) struct EventLoop {
 struct Remote {
     peer: PeerId,
     address: Multiaddr,
+    /// Whether this node made the connection, to that address.
+    dialled: bool,
     /// When it last answered a ping; `None` if it does not speak that protocol.
     alive: Option<Instant>,
 }
@@ -68,6 +71,7 @@ impl EventLoop {
     ) -> Self {
         let dialler = Dialler::new(identity.peer_id(), &config.peers);
         view.send_modify(|view| view.wanted = dialler.peers());
+        let reach = Reach::new(!config.probes(), config.auto_relay, &config.relay_via, Instant::now());
         let mut event_loop = Self {
             swarm,
             identity,
@@ -77,11 +81,13 @@ impl EventLoop {
             queries: Queries::default(),
             announcer: Announcer::new(config.announce_period),
             dialler,
+            reach,
             remotes: HashMap::new(),
             housekeeping: Instant::now() + HOUSEKEEPING,
             config,
         };
         event_loop.refresh_addresses();
+        event_loop.refresh_reachability();
         event_loop
     }
 
@@ -137,6 +143,8 @@ impl EventLoop {
         if self.housekeeping <= now {
             self.housekeeping = now + HOUSEKEEPING;
             self.close_silent_connections(now);
+            self.close_superfluous_connections();
+            self.ask_relays(now);
             let kad = &mut self.swarm.behaviour_mut().kad;
             kad.store_mut().expire();
             for id in self.queries.take_abandoned() {
@@ -201,8 +209,9 @@ impl EventLoop {
     }
 
     fn seal(&self, info: &ServerInfo) -> Result<Vec<u8>, AnnounceError> {
-        let addresses = external_addresses(&self.config.announce, &self.listening());
-        SignedRecord::seal(&self.identity, info, &addresses, self.config.record_ttl()).map_err(|error| match error {
+        let addresses = self.external();
+        let info = ServerInfo { relayed: self.reach.is_relayed(), ..info.clone() };
+        SignedRecord::seal(&self.identity, &info, &addresses, self.config.record_ttl()).map_err(|error| match error {
             SignedRecordError::TooLong(_) => AnnounceError::TooLong,
             other => AnnounceError::Record(other.to_string()),
         })

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::announcer::AnnounceError;
 use super::queries::Query;
+use super::reach::Reachability;
 use super::view::View;
 use crate::directory::{self, DirectoryEntry, LookupError};
 use crate::streams::{Admission, OpenError, OpenFailure, OpenRequest, PeerStream, Traffic};
@@ -97,6 +98,11 @@ impl SwarmHandle {
     /// The addresses this node tells others, each ending in `/p2p/` and its id: what to hand to `--peers`.
     pub fn external_addresses(&self) -> Vec<Multiaddr> {
         self.inner.view.borrow().external.clone()
+    }
+
+    /// Whether others reach this node directly, as far as it knows.
+    pub fn reachability(&self) -> Reachability {
+        self.inner.view.borrow().reachability
     }
 
     /// The peers connected now.

@@ -1,4 +1,4 @@
-//! TCP with Noise and Yamux, QUIC, and names for both.
+//! TCP with Noise and Yamux, QUIC, circuits through relays, and names for all.
 
 use std::error::Error;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use libp2p::core::Transport;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, OrTransport, timeout::TransportTimeout};
 use libp2p::core::upgrade::Version;
-use libp2p::{PeerId, dns, noise, quic, tcp, yamux};
+use libp2p::{PeerId, dns, noise, quic, relay, tcp, yamux};
 
 use crate::identity::Identity;
 
@@ -18,8 +18,19 @@ type Base = Boxed<(PeerId, StreamMuxerBox)>;
 /// to twice what the link holds, so that one stream fills a fast link.
 const MAX_YAMUX_STREAMS: usize = 128;
 
-pub(super) fn build(identity: &Identity, timeout: Duration) -> Result<Base, Box<dyn Error + Send + Sync>> {
-    let named = match dns::tokio::Transport::system(base(identity)?) {
+/// The transport, and the behaviour that its circuits need.
+pub(super) fn build(
+    identity: &Identity,
+    timeout: Duration,
+) -> Result<(Base, relay::client::Behaviour), Box<dyn Error + Send + Sync>> {
+    let (circuits, relay_client) = relay::client::new(identity.peer_id());
+    let circuits = circuits
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise::Config::new(identity.keypair())?)
+        .multiplex(multiplexer())
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let direct = base(identity)?;
+    let named = match dns::tokio::Transport::system(direct) {
         Ok(transport) => transport.boxed(),
         Err(error) => {
             // Closed machines may have no resolver; numeric addresses must still work there.
@@ -28,16 +39,21 @@ pub(super) fn build(identity: &Identity, timeout: Duration) -> Result<Base, Box<
             dns::tokio::Transport::custom(base(identity)?, config, options).boxed()
         }
     };
-    Ok(TransportTimeout::new(named, timeout).boxed())
+    let all = OrTransport::new(circuits, named).map(|either, _| either.into_inner());
+    Ok((TransportTimeout::new(all, timeout).boxed(), relay_client))
+}
+
+fn multiplexer() -> yamux::Config {
+    let mut config = yamux::Config::default();
+    config.set_max_num_streams(MAX_YAMUX_STREAMS);
+    config
 }
 
 fn base(identity: &Identity) -> Result<Base, Box<dyn Error + Send + Sync>> {
-    let mut multiplex = yamux::Config::default();
-    multiplex.set_max_num_streams(MAX_YAMUX_STREAMS);
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
         .upgrade(Version::V1Lazy)
         .authenticate(noise::Config::new(identity.keypair())?)
-        .multiplex(multiplex)
+        .multiplex(multiplexer())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
     let quic = quic::tokio::Transport::new(quic::Config::new(identity.keypair()))
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
 
+use super::reach::Reachability;
+
 /// A picture of the node's surroundings, kept up to date by the event loop.
 #[derive(Debug, Default)]
 pub(super) struct View {
@@ -12,6 +14,8 @@ pub(super) struct View {
     pub(super) listen: Vec<Multiaddr>,
     /// What it tells others, each ending in its own `/p2p/ID`.
     pub(super) external: Vec<Multiaddr>,
+    /// Whether others reach it.
+    pub(super) reachability: Reachability,
     /// Connected peers and their last round trip.
     pub(super) peers: HashMap<PeerId, Option<Duration>>,
     /// Peers to join the swarm through, as configured.

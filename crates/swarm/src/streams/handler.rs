@@ -12,9 +12,8 @@ use libp2p::swarm::handler::{ConnectionEvent, ConnectionHandler, ConnectionHandl
 use libp2p::swarm::{Stream, StreamProtocol, SubstreamProtocol};
 use libp2p::{PeerId, core};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
-use super::{Admission, IncomingStream, OpenFailure, OpenRequest, PeerStream};
+use super::{Admission, IncomingStream, Link, OpenFailure, OpenRequest, PeerStream};
 use crate::addresses::short;
 
 /// Offers the block protocol, or nothing.
@@ -58,8 +57,8 @@ pub(crate) struct Handler {
     /// Where accepted streams go; `None` on nodes that accept none.
     incoming: Option<mpsc::Sender<IncomingStream>>,
     admission: Arc<Admission>,
-    /// Ends the streams of this connection.
-    closed: CancellationToken,
+    /// This connection.
+    link: Arc<Link>,
     requests: VecDeque<OpenRequest>,
     waker: Option<Waker>,
 }
@@ -70,16 +69,16 @@ impl Handler {
         protocol: StreamProtocol,
         incoming: Option<mpsc::Sender<IncomingStream>>,
         admission: Arc<Admission>,
-        closed: CancellationToken,
+        link: Arc<Link>,
     ) -> Self {
-        Self { peer, protocol, incoming, admission, closed, requests: VecDeque::new(), waker: None }
+        Self { peer, protocol, incoming, admission, link, requests: VecDeque::new(), waker: None }
     }
 
     /// Never waits: what cannot be taken now is refused by closing the stream.
     fn accept(&self, stream: Stream) {
         let delivered =
             self.incoming.as_ref().zip(self.admission.admit(self.peer)).is_some_and(|(incoming, permit)| {
-                let stream = PeerStream::new(stream, Arc::clone(&self.admission), &self.closed, Some(permit));
+                let stream = PeerStream::new(stream, Arc::clone(&self.admission), Arc::clone(&self.link), Some(permit));
                 incoming.try_send(IncomingStream { peer: self.peer, stream }).is_ok()
             });
         let counter = if delivered { &self.admission.counters.accepted } else { &self.admission.counters.refused };
@@ -127,7 +126,8 @@ impl ConnectionHandler for Handler {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(inbound) => self.accept(inbound.protocol),
             ConnectionEvent::FullyNegotiatedOutbound(outbound) => {
-                let stream = PeerStream::new(outbound.protocol, Arc::clone(&self.admission), &self.closed, None);
+                let stream =
+                    PeerStream::new(outbound.protocol, Arc::clone(&self.admission), Arc::clone(&self.link), None);
                 // If the receiver is gone, the stream is closed by being dropped.
                 if outbound.info.reply.send(Ok(stream)).is_ok() {
                     self.admission.counters.opened.fetch_add(1, Ordering::Relaxed);
@@ -149,6 +149,6 @@ impl ConnectionHandler for Handler {
 
 impl Drop for Handler {
     fn drop(&mut self) {
-        self.closed.cancel();
+        self.link.closed.cancel();
     }
 }

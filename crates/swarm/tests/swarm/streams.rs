@@ -7,17 +7,7 @@ use petals_swarm::{Multiaddr, OpenError, PeerId, PeerStream, SwarmConfig, SwarmH
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{CAP, client, client_config, echo_server, eventually, server, server_config, start, within};
-
-async fn echo(stream: &mut PeerStream, length: usize) -> std::io::Result<()> {
-    let sent: Vec<u8> = (0..length).map(|i| i as u8).collect();
-    let mut got = vec![0; length];
-    stream.write_all(&sent).await?;
-    stream.flush().await?;
-    stream.read_exact(&mut got).await?;
-    assert!(sent == got, "other bytes came back");
-    Ok(())
-}
+use crate::support::{CAP, client, client_config, echo, echo_server, eventually, server, server_config, start, within};
 
 async fn open(from: &SwarmHandle, to: &SwarmHandle) -> PeerStream {
     from.open_stream(to.local_peer(), &to.listen_addresses(), CAP).await.unwrap()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
-use petals_swarm::{DirectoryEntry, Identity, Incoming, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
+use petals_swarm::{DirectoryEntry, Identity, Incoming, Multiaddr, PeerStream, SwarmConfig, SwarmHandle, SwarmNode};
 
 /// Longest any test waits for anything.
 pub(crate) const CAP: Duration = Duration::from_secs(10);
@@ -66,6 +66,16 @@ pub(crate) async fn echo_server(config: SwarmConfig) -> SwarmHandle {
         }
     });
     handle
+}
+
+pub(crate) async fn echo(stream: &mut PeerStream, length: usize) -> std::io::Result<()> {
+    let sent: Vec<u8> = (0..length).map(|i| i as u8).collect();
+    let mut got = vec![0; length];
+    stream.write_all(&sent).await?;
+    stream.flush().await?;
+    stream.read_exact(&mut got).await?;
+    assert!(sent == got, "other bytes came back");
+    Ok(())
 }
 
 pub(crate) fn model() -> ModelId {

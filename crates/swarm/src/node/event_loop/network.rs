@@ -1,15 +1,22 @@
 //! What the event loop does when something happens on the network. Nothing here panics on what comes from outside.
 
 use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
+use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, identify, kad, ping};
+use libp2p::{Multiaddr, PeerId, autonat, dcutr, identify, kad, mdns, ping, relay, upnp};
 use tokio::time::Instant;
 
 use super::{EventLoop, Remote};
-use crate::addresses::{believable, external_addresses, is_loopback, short, without_peer};
+use crate::addresses::{believable, external_addresses, is_circuit, is_loopback, is_tcp, short, without_peer};
 use crate::behaviour::{BehaviourEvent, KAD_PROTOCOL};
+use crate::config::SwarmMode;
 use crate::node::describe_dial_error;
+use crate::node::reach::Reachability;
+
+/// Nodes of the local network that are dialled because multicast found them. Others' swarms may be there too.
+const MAX_NEIGHBOURS: usize = 64;
 
 impl EventLoop {
     pub(in crate::node) fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -17,6 +24,21 @@ impl EventLoop {
             SwarmEvent::Behaviour(BehaviourEvent::Kad(event)) => self.on_kad_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Identify(event)) => self.on_identify_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Probes(event)) => self.on_probe(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::RelayClient(event)) => self.on_relay_client(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::HolePunching(event)) => on_hole_punching(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::Upnp(event)) => on_upnp(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event),
+            SwarmEvent::ExternalAddrConfirmed { address } => {
+                self.reach.on_confirmed(&address);
+                self.refresh_addresses();
+                self.refresh_reachability();
+            }
+            SwarmEvent::ExternalAddrExpired { address } => {
+                self.reach.on_expired(&address);
+                self.refresh_addresses();
+                self.refresh_reachability();
+            }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.on_connected(peer_id, connection_id, &endpoint);
             }
@@ -33,9 +55,8 @@ impl EventLoop {
                 self.refresh_addresses();
             }
             SwarmEvent::ExpiredListenAddr { .. } => self.refresh_addresses(),
-            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
-                tracing::error!(?addresses, %error, "a listener failed");
-                self.refresh_addresses();
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
+                self.on_listener_closed(listener_id, &addresses, &reason);
             }
             _ => {}
         }
@@ -44,7 +65,14 @@ impl EventLoop {
     fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
         tracing::debug!(peer = short(&peer), address = %endpoint.get_remote_address(), "connected");
         let address = without_peer(endpoint.get_remote_address());
-        self.remotes.insert(connection, Remote { peer, address, alive: Some(Instant::now()) });
+        // One that comes in while there is a circuit to the same peer may have been made by hole punching.
+        let known = self.remotes.values().any(|remote| remote.peer == peer);
+        if matches!(endpoint, ConnectedPoint::Listener { local_addr, .. } if !is_circuit(local_addr)) && !known {
+            self.reach.on_reached();
+            self.update_relay_server();
+        }
+        let dialled = endpoint.is_dialer();
+        self.remotes.insert(connection, Remote { peer, address, dialled, alive: Some(Instant::now()) });
         self.dialler.connected(&peer);
         self.view.send_modify(|view| {
             view.peers.entry(peer).or_default();
@@ -61,6 +89,7 @@ impl EventLoop {
             return;
         }
         self.dialler.disconnected(&peer, Instant::now());
+        self.reach.on_no_relay(&peer);
         self.view.send_modify(|view| {
             view.peers.remove(&peer);
         });
@@ -121,11 +150,19 @@ impl EventLoop {
         else {
             return;
         };
+        self.note_relay(peer_id, connection_id, info.protocols.contains(&relay::HOP_PROTOCOL_NAME));
         if !info.protocols.contains(&KAD_PROTOCOL) {
+            // A node that others do not reach directly stops being a member of the hash table, and stays one of the swarm.
+            if self.dialler.addresses(&peer_id).is_empty() {
+                self.swarm.behaviour_mut().kad.remove_peer(&peer_id);
+            }
             return;
         }
         let peer_is_local = self.remotes.get(&connection_id).is_some_and(|remote| is_loopback(&remote.address));
-        for address in believable(info.listen_addrs, peer_is_local) {
+        let addresses = believable(info.listen_addrs, peer_is_local);
+        // Whoever has a TCP address is not dialled over QUIC: the connection made first is the one that streams use.
+        let has_tcp = addresses.iter().any(|address| is_tcp(address) && !is_circuit(address));
+        for address in addresses.into_iter().filter(|address| !has_tcp || is_tcp(address)) {
             self.swarm.behaviour_mut().kad.add_address(&peer_id, address);
         }
     }
@@ -169,7 +206,7 @@ impl EventLoop {
     /// Tells everyone concerned where this node is now.
     pub(super) fn refresh_addresses(&mut self) {
         let listening = self.listening();
-        let external = external_addresses(&self.config.announce, &listening);
+        let external = self.external();
         let known: Vec<_> = self.swarm.external_addresses().cloned().collect();
         if known.len() != external.len() || known.iter().any(|address| !external.contains(address)) {
             known.iter().for_each(|address| self.swarm.remove_external_address(address));
@@ -184,5 +221,142 @@ impl EventLoop {
             view.listen = listening.iter().map(with_peer).collect();
             view.external = external.iter().map(with_peer).collect();
         });
+        self.offer_addresses();
+        self.update_relay_server();
+    }
+
+    /// Where this node is reached is where a peer behind NAT can meet it half-way.
+    fn offer_addresses(&mut self) {
+        if self.reach.reachability() == Reachability::Direct {
+            let direct = self.external().into_iter().filter(|address| !is_circuit(address));
+            let streams = &mut self.swarm.behaviour_mut().streams;
+            direct.for_each(|address| streams.offer_address(address));
+        }
+    }
+
+    /// What others are told. A client tells nothing: nobody is to look for it.
+    pub(super) fn external(&self) -> Vec<Multiaddr> {
+        if self.config.mode == SwarmMode::Client {
+            return Vec::new();
+        }
+        let mut found = self.listening();
+        found.extend(self.reach.confirmed().cloned());
+        external_addresses(&self.config.announce, &found)
+    }
+
+    fn on_probe(&mut self, event: &autonat::v2::client::Event) {
+        self.reach.on_probe(&event.tested_addr, event.result.is_ok());
+        let (address, reached) = (&event.tested_addr, event.result.is_ok());
+        tracing::debug!(%address, reached, by = short(&event.server), "a peer tried to dial this node");
+        self.refresh_reachability();
+    }
+
+    pub(super) fn refresh_reachability(&mut self) {
+        let now = self.reach.reachability();
+        if self.view.borrow().reachability == now {
+            return;
+        }
+        tracing::debug!(reachability = ?now, "found out whether others reach this node");
+        self.view.send_modify(|view| view.reachability = now);
+        if self.config.mode == SwarmMode::Server {
+            // What the hash table keeps must be where others find it without a relay.
+            let mode = if now == Reachability::Unreachable { kad::Mode::Client } else { kad::Mode::Server };
+            self.swarm.behaviour_mut().kad.set_mode(Some(mode));
+        }
+        self.offer_addresses();
+        self.update_relay_server();
+        self.ask_relays(Instant::now());
+        self.announcer.hurry(Instant::now());
+    }
+
+    fn update_relay_server(&mut self) {
+        let carries = self.reach.can_relay();
+        if let Some(server) = self.swarm.behaviour_mut().relay_server.as_mut() {
+            server.set_status(Some(if carries { relay::Status::Enable } else { relay::Status::Disable }));
+        }
+    }
+
+    /// Remembers who carries traffic for others, and at which address this node reaches them.
+    fn note_relay(&mut self, peer: PeerId, connection: ConnectionId, carries: bool) {
+        let Some(remote) = self.remotes.get(&connection) else { return };
+        let usable = carries && remote.dialled && !is_circuit(&remote.address);
+        if usable {
+            let is_configured = !self.dialler.addresses(&peer).is_empty();
+            self.reach.on_relay(peer, remote.address.clone(), is_configured, Instant::now());
+        } else if !carries {
+            self.reach.on_no_relay(&peer);
+        }
+    }
+
+    pub(super) fn ask_relays(&mut self, now: Instant) {
+        for (relay, address) in self.reach.take_due(now) {
+            match self.swarm.listen_on(address.clone()) {
+                Ok(listener) => self.reach.on_asked(listener, relay),
+                Err(error) => tracing::debug!(%address, %error, "cannot ask that relay"),
+            }
+        }
+    }
+
+    fn on_relay_client(&mut self, event: &relay::client::Event) {
+        if let relay::client::Event::ReservationReqAccepted { relay_peer_id, renewal, .. } = event {
+            self.reach.on_reserved(relay_peer_id);
+            if !renewal {
+                tracing::info!(relay = short(relay_peer_id), "reachable through a relay");
+            }
+        }
+    }
+
+    fn on_listener_closed(&mut self, id: ListenerId, addresses: &[Multiaddr], reason: &std::io::Result<()>) {
+        match (self.reach.on_listener_closed(id, Instant::now()), reason) {
+            (Some(relay), reason) => {
+                tracing::info!(relay = short(&relay), ?reason, "no longer reachable through a relay")
+            }
+            (None, Err(error)) => tracing::error!(?addresses, %error, "a listener failed"),
+            (None, Ok(())) => {}
+        }
+        self.refresh_addresses();
+    }
+
+    fn on_mdns(&mut self, event: mdns::Event) {
+        let mdns::Event::Discovered(found) = event else { return };
+        for (peer, address) in found.into_iter().take(MAX_NEIGHBOURS) {
+            if self.swarm.connected_peers().count() >= MAX_NEIGHBOURS || self.swarm.is_connected(&peer) {
+                continue;
+            }
+            tracing::debug!(peer = short(&peer), %address, "found a node on the local network");
+            // Whether it belongs to this swarm shows when it says what it speaks.
+            let attempt = DialOpts::peer_id(peer).addresses(vec![address]).build();
+            if let Err(error) = self.swarm.dial(attempt) {
+                self.on_dial_error(Some(peer), &error);
+            }
+        }
+    }
+
+    /// Ends circuits that a direct connection has replaced.
+    pub(super) fn close_superfluous_connections(&mut self) {
+        for connection in self.swarm.behaviour().streams.superfluous() {
+            self.swarm.close_connection(connection);
+        }
+    }
+}
+
+fn on_hole_punching(event: &dcutr::Event) {
+    let peer = short(&event.remote_peer_id);
+    match &event.result {
+        Ok(_) => tracing::info!(peer, "connected directly to a peer behind NAT"),
+        Err(error) => tracing::debug!(peer, %error, "no direct connection, the relay stays"),
+    }
+}
+
+fn on_upnp(event: &upnp::Event) {
+    match event {
+        upnp::Event::NewExternalAddr { external_addr, .. } => {
+            tracing::info!(address = %external_addr, "the router forwards a port");
+        }
+        upnp::Event::ExpiredExternalAddr { external_addr, .. } => {
+            tracing::info!(address = %external_addr, "the router does not forward a port any more");
+        }
+        upnp::Event::GatewayNotFound => tracing::debug!("no router with UPnP"),
+        upnp::Event::NonRoutableGateway => tracing::debug!("the router with UPnP has no public address itself"),
     }
 }
