@@ -1,6 +1,7 @@
 //! A model's directory: its configuration and its safetensors files.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use petals_protocol::{Fingerprint, ModelId, ModelIdError, Span};
 
@@ -9,6 +10,7 @@ use crate::config::ModelConfig;
 use crate::device::{Device, Dtype};
 use crate::kernels::matmul::FrozenMatrix;
 use crate::stack::BlockStack;
+use crate::stack::block::Block;
 use load::Loader;
 
 mod error;
@@ -98,13 +100,33 @@ impl Checkpoint {
     /// # Errors
     /// If the model has no such blocks, or a tensor is missing, misshapen or of a dtype that is not read.
     pub fn load_span(&self, span: Span, device: &Device, dtype: Dtype) -> Result<BlockStack, CheckpointError> {
+        self.load(span, device, dtype, |_| None)
+    }
+
+    /// Loads the blocks of `span` to where `loaded` has its own, in the same dtype. Those that both have are shared, not
+    /// loaded again. `loaded` must come from this checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::load_span`].
+    pub fn load_span_beside(&self, span: Span, loaded: &BlockStack) -> Result<BlockStack, CheckpointError> {
+        self.load(span, loaded.device(), loaded.dtype(), |number| loaded.block(number).cloned())
+    }
+
+    fn load(
+        &self,
+        span: Span,
+        device: &Device,
+        dtype: Dtype,
+        loaded: impl Fn(u32) -> Option<Arc<Block>>,
+    ) -> Result<BlockStack, CheckpointError> {
         let blocks = self.config.num_hidden_layers;
         if span.end() as usize > blocks {
             return Err(CheckpointError::Span { span, blocks });
         }
         let dtype = dtype.on(device);
         let loader = Loader { config: &self.config, index: &self.index, device, dtype };
-        let blocks = span.blocks().map(|number| loader.block(number)).collect::<Result<_, _>>()?;
+        let block = |number| loaded(number).map_or_else(|| loader.block(number).map(Arc::new), Ok);
+        let blocks = span.blocks().map(block).collect::<Result<_, _>>()?;
         Ok(BlockStack::new(self.config.clone(), span, device.clone(), dtype, blocks))
     }
 

@@ -34,7 +34,8 @@ pub struct BlockStack {
     device: Device,
     dtype: Dtype,
     rotary: Rotary,
-    blocks: Vec<Block>,
+    /// Shared with stacks that have some of the same blocks.
+    blocks: Vec<Arc<Block>>,
 }
 
 impl fmt::Debug for BlockStack {
@@ -45,9 +46,21 @@ impl fmt::Debug for BlockStack {
 }
 
 impl BlockStack {
-    pub(crate) fn new(config: ModelConfig, span: Span, device: Device, dtype: Dtype, blocks: Vec<Block>) -> Self {
+    pub(crate) fn new(config: ModelConfig, span: Span, device: Device, dtype: Dtype, blocks: Vec<Arc<Block>>) -> Self {
         let rotary = Rotary::new(&config);
         Self { config, span, device, dtype, rotary, blocks }
+    }
+
+    /// Those of this stack's blocks that lie in `span`, if any, shared with this stack: no weight is copied.
+    pub fn part(&self, span: Span) -> Option<Self> {
+        let span = self.span.intersect(span)?;
+        let blocks = self.blocks_of(span).to_vec();
+        Some(Self::new(self.config.clone(), span, self.device.clone(), self.dtype, blocks))
+    }
+
+    /// The block `number`, if it is one of these.
+    pub(crate) fn block(&self, number: u32) -> Option<&Arc<Block>> {
+        self.blocks.get(number.checked_sub(self.span.start())? as usize)
     }
 
     /// The model's architecture.
@@ -150,7 +163,7 @@ impl BlockStack {
     }
 
     /// Blocks of a span that has been checked to lie within this stack's.
-    fn blocks_of(&self, span: Span) -> &[Block] {
+    fn blocks_of(&self, span: Span) -> &[Arc<Block>] {
         let first = (span.start() - self.span.start()) as usize;
         &self.blocks[first..first + span.len()]
     }

@@ -37,6 +37,9 @@ pub struct ServerInfo {
     pub model: ModelId,
     /// Blocks hosted.
     pub span: Span,
+    /// Blocks that it is about to host instead. It serves [`Self::span`] until it has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_to: Option<Span>,
     /// Life cycle.
     pub state: ServerState,
     /// Unix time in milliseconds at which this was written; of two records of one server the later one counts.
@@ -94,6 +97,7 @@ impl ServerInfo {
         Self {
             model,
             span,
+            moving_to: None,
             state,
             written_ms: 0,
             forward_tokens_per_s: None,
@@ -148,6 +152,7 @@ mod tests {
         ServerInfo {
             written_ms: 1_700_000_000_000,
             forward_tokens_per_s: Some(1234.5),
+            moving_to: Some(Span::new(2, 6).unwrap()),
             next_pings: [("peer".to_owned(), 12.5)].into(),
             queue_depth: 2,
             dtype: "f32".into(),

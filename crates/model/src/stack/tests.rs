@@ -269,3 +269,23 @@ fn wrong_inputs_are_refused_by_name() {
     let grads = OutputGrads { prefix: None, ..output_grads(&layout) };
     assert_eq!(stack.backward(stash, grads, true).unwrap_err().to_string(), "the prefix gradient is missing");
 }
+
+#[test]
+fn blocks_that_are_loaded_already_are_shared() {
+    let dir = fixture::single();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let span = |start, end| Span::new(start, end).unwrap();
+    let first = checkpoint.load_span(span(0, 2), &Device::cpu(), Dtype::F32).unwrap();
+    let moved = checkpoint.load_span_beside(span(1, 3), &first).unwrap();
+    assert_eq!(moved.span(), span(1, 3));
+    assert!(Arc::ptr_eq(first.block(1).unwrap(), moved.block(1).unwrap()));
+    assert!(moved.block(0).is_none() && first.block(2).is_none() && moved.block(3).is_none());
+    let part = moved.part(span(2, 9)).unwrap();
+    assert_eq!((part.span(), part.weight_bytes()), (span(2, 3), first.weight_bytes() / 2));
+    assert!(Arc::ptr_eq(part.block(2).unwrap(), moved.block(2).unwrap()));
+    assert!(moved.part(span(0, 1)).is_none());
+    let fresh = checkpoint.load_span(span(1, 3), &Device::cpu(), Dtype::F32).unwrap();
+    let layout = PassLayout { span: span(1, 3), ..layout(Injection::Add, M) };
+    let [a, b] = [&moved, &fresh].map(|stack| forward(stack, &layout, inputs(&layout)));
+    assert_eq!((a.text, a.prefix), (b.text, b.prefix));
+}

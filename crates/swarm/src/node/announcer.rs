@@ -9,7 +9,7 @@ use crate::keys::MAX_BLOCKS;
 
 /// Peers join in bursts; one announcement serves all that come within this.
 const GATHER: Duration = Duration::from_millis(100);
-/// Announcements are at least this far apart, unless the state or the span changed. A queue depth changes many times a
+/// Announcements are at least this far apart, unless the state or a span changed. A queue depth changes many times a
 /// second; newly started servers still are found within two.
 const MIN_GAP: Duration = Duration::from_secs(1);
 
@@ -48,10 +48,8 @@ impl Announcer {
 
     /// Sets what is announced from now on. Returns what was announced before.
     pub(super) fn set(&mut self, info: ServerInfo, now: Instant) -> Option<ServerInfo> {
-        let urgent = self
-            .current
-            .as_ref()
-            .is_none_or(|old| (&old.model, old.span, old.state) != (&info.model, info.span, info.state));
+        let what = |info: &ServerInfo| (info.model.clone(), info.span, info.moving_to, info.state);
+        let urgent = self.current.as_ref().is_none_or(|old| what(old) != what(&info));
         let earliest = if urgent { now } else { self.earliest(now) };
         self.bring_forward(earliest);
         self.current.replace(info)
