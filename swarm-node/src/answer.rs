@@ -128,6 +128,7 @@ async fn pass_on(service: &StreamService, next: &Next, mut encoded: Encoded, dea
     let patience = deadline.saturating_duration_since(started);
     match links.pass_on(next, std::mem::take(&mut encoded.rows), patience).await {
         Ok(bytes) => {
+            service.speed.handed_over(bytes, started.elapsed());
             encoded.passed_on(Handover { us: micros(started.elapsed()), bytes });
             (encoded.response, encoded.rest)
         }

@@ -1,6 +1,7 @@
 //! The command line of `petals-node`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use petals_protocol::Span;
@@ -40,7 +41,7 @@ pub struct Cli {
 pub enum Command {
     /// Host a range of a model's frozen blocks.
     #[command(after_help = SERVE_EXAMPLES)]
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Run a node that only helps others to find each other.
     #[command(after_help = BOOTSTRAP_EXAMPLES)]
     Bootstrap(BootstrapArgs),
@@ -94,6 +95,12 @@ pub struct ServeArgs {
     /// Blocks to host, for example 0..12. Default: as many as fit into memory, where the swarm is weakest.
     #[arg(long, value_name = "A..B")]
     pub blocks: Option<Span>,
+    /// Number of blocks to host where the swarm is weakest, instead of as many as fit into memory.
+    #[arg(long, value_name = "N", conflicts_with = "blocks", value_parser = clap::value_parser!(u32).range(1..))]
+    pub num_blocks: Option<u32>,
+    /// Without --blocks: mean time between two looks whether other blocks need this server more, such as 90s or 10m; 0 for never.
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
+    pub rebalance_period: Duration,
     /// Address of a node of the swarm, ending in /p2p/PEER; repeatable.
     #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
     pub peers: Vec<String>,
@@ -116,6 +123,25 @@ pub struct ServeArgs {
     /// forward), none, or auto (whatever there is room for).
     #[arg(long, default_value = "auto", value_name = "LEVEL")]
     pub stash: StashPolicy,
+    /// Memory for requests and replies of all clients together, of which one client gets a quarter. Default: an eighth of the
+    /// free memory.
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    pub request_bytes: Option<u64>,
+    /// Passes that may wait, of all clients together. When as many do, those of the client with most of them give way.
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub queue: u32,
+    /// Passes of one client that may wait.
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub queue_per_peer: u32,
+    /// Streams that one client may have open.
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub streams_per_peer: u32,
+    /// Where the measured speed is kept for the next start. Default: petals in the user's cache directory.
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Measure the speed anew instead of using what an earlier start measured.
+    #[arg(long)]
+    pub measure: bool,
     /// A name that people see in listings.
     #[arg(long, value_name = "TEXT")]
     pub public_name: Option<String>,
@@ -157,6 +183,20 @@ fn byte_size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| format!("`{text}` is too large"))
 }
 
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let wrong = || format!("`{text}` is not a time such as 90s, 10m or 2h");
+    let number: f64 = digits.parse().map_err(|_| wrong())?;
+    let seconds = match &text[digits.len()..] {
+        "ms" => number / 1e3,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(wrong()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,6 +213,13 @@ mod tests {
         assert_eq!(byte_size("3"), Ok(3));
         assert_eq!(byte_size("2GiB"), Ok(2 << 30));
         assert!(byte_size("2X").is_err() && byte_size("M").is_err() && byte_size("99999999T").is_err());
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!((duration("10m"), duration("0")), (Ok(Duration::from_secs(600)), Ok(Duration::ZERO)));
+        assert!(duration("1d").is_err() && duration("m").is_err() && duration("-1s").is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a pass computes, and what it leaves behind.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use petals_model::{BlockStack, ForwardOutput, ForwardPass, Keep, OutputGrads, PassError, Stash};
@@ -12,7 +12,7 @@ use crate::stash::{Size, Sizes, StashPolicy, StashStore};
 /// The blocks, and what a pass may take.
 #[derive(Debug)]
 pub(crate) struct Compute {
-    pub(crate) blocks: BlockStack,
+    pub(crate) blocks: Arc<BlockStack>,
     /// Bytes that one pass may take beside weights and stashes.
     pub(crate) pass_bytes: u64,
     pub(crate) policy: StashPolicy,
@@ -46,7 +46,8 @@ impl Compute {
         stashes: &Mutex<StashStore<Stash>>,
     ) -> Result<(Output, BlockPasses), Refusal> {
         let sizes = self.sizes(&layout);
-        let level = key.map_or(StashLevel::None, |_| lock(stashes).make_room(self.policy, sizes, Instant::now()));
+        let room = |(stream, _)| lock(stashes).make_room(stream, self.policy, sizes, Instant::now());
+        let level = key.map_or(StashLevel::None, room);
         let (keep, size) = match level {
             StashLevel::None => (Keep::Nothing, Size { bytes: 0, reduced: None }),
             StashLevel::Inputs => (Keep::Inputs, Size { bytes: sizes.inputs.unwrap_or_default(), reduced: None }),

@@ -31,6 +31,25 @@ pub enum NodeEvent {
         /// Seconds from start to here.
         seconds: f64,
     },
+    /// Other blocks are served worse: the node loads them while it serves its own.
+    Moving {
+        /// Blocks served, `A..B`.
+        blocks: String,
+        /// Blocks it will serve.
+        to: String,
+    },
+    /// A move was taken back.
+    Staying {
+        /// Blocks served, `A..B`.
+        blocks: String,
+    },
+    /// The node serves other blocks than before.
+    Moved {
+        /// Blocks served, `A..B`.
+        blocks: String,
+        /// Bytes of their weights.
+        weight_bytes: u64,
+    },
     /// Requests are finished, nothing new is taken.
     Draining,
     /// The node has left the swarm.
@@ -66,6 +85,11 @@ impl NodeEvent {
             Self::Ready { model, blocks, weight_bytes, device, dtype, seconds } => {
                 let mib = *weight_bytes as f64 / f64::from(1 << 20);
                 format!("ready: blocks {blocks} of {model} on {device} in {dtype}, {mib:.1} MiB, after {seconds:.1} s")
+            }
+            Self::Moving { blocks, to } => format!("moving from blocks {blocks} to {to}, where more is needed"),
+            Self::Staying { blocks } => format!("staying at blocks {blocks}: others went"),
+            Self::Moved { blocks, weight_bytes } => {
+                format!("moved: blocks {blocks}, {:.1} MiB", *weight_bytes as f64 / f64::from(1 << 20))
             }
             Self::Draining => "draining: finishing what runs, a second signal quits at once".into(),
             Self::Stopped => "stopped".into(),

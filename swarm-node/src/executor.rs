@@ -1,7 +1,7 @@
 //! The one thread that computes.
 //!
 //! Blocks are owned by an operating-system thread of their own: a pass takes milliseconds to seconds and must never hold
-//! a worker of the network runtime. Work arrives through a bounded queue that serves peers in turn; a full queue is a
+//! a worker of the network runtime. Work arrives through a bounded queue that shares it among peers; a full queue is a
 //! [`Refusal::Busy`] with a hint, not a longer wait.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,13 +11,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use petals_model::{BlockStack, InputGrads, OutputGrads, Stash};
-use petals_protocol::{BlockPasses, PassLayout, Refusal, StashId, StashLevel};
+use petals_protocol::{BlockPasses, PassLayout, Refusal, Span, StashId, StashLevel};
 use petals_swarm::PeerId;
 use tokio::sync::oneshot;
 
 use crate::compute::Compute;
 use crate::prompts::Prompts;
 use crate::queue::FairQueue;
+use crate::speed::Speed;
 use crate::stash::{StashPolicy, StashStore};
 
 /// Bounds of the executor's queue and memory.
@@ -97,8 +98,11 @@ type Reply = oneshot::Sender<Result<Done, Refusal>>;
 #[derive(Debug)]
 struct State {
     queue: FairQueue<PeerId, (Pass, Reply)>,
-    running: bool,
+    /// The span of the pass that is being computed.
+    running: Option<Span>,
     stopping: bool,
+    /// What is served now and, while a node moves, behind it what it served before.
+    stacks: Vec<Arc<BlockStack>>,
 }
 
 #[derive(Debug)]
@@ -106,6 +110,7 @@ struct Shared {
     state: Mutex<State>,
     wake: Condvar,
     stashes: Mutex<StashStore<Stash>>,
+    speed: Arc<Speed>,
     /// Mean time of recent passes in microseconds, for the hint in `Busy`.
     mean_us: AtomicU64,
 }
@@ -122,17 +127,18 @@ pub(crate) struct Executor {
 pub(crate) struct ExecutorHandle(Arc<Shared>);
 
 impl Executor {
-    /// Starts the thread that owns `blocks`.
-    pub(crate) fn start(blocks: BlockStack, config: ExecutorConfig) -> std::io::Result<Self> {
+    /// Starts the thread that owns `blocks`; what it learns of their speed goes to `speed`.
+    pub(crate) fn start(blocks: BlockStack, config: ExecutorConfig, speed: Arc<Speed>) -> std::io::Result<Self> {
         let queue = FairQueue::new(config.queue, config.queue_per_peer);
+        let stacks = vec![Arc::new(blocks)];
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { queue, running: false, stopping: false }),
+            state: Mutex::new(State { queue, running: None, stopping: false, stacks }),
             wake: Condvar::new(),
+            speed,
             stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime, Stash::reduce)),
             mean_us: AtomicU64::new(0),
         });
-        let compute = Compute { blocks, pass_bytes: config.pass_bytes, policy: config.stash_policy };
-        let worker = Worker { compute, shared: shared.clone() };
+        let worker = Worker { config, shared: shared.clone() };
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -162,10 +168,13 @@ impl ExecutorHandle {
             return Err(Refusal::Draining);
         }
         let waiting = state.queue.len() as u64 + 1;
-        let (peer, urgent) = (pass.peer, matches!(pass.work, Work::Backward { .. }));
-        if state.queue.push(peer, (pass, reply), urgent).is_err() {
-            let wait_ms = waiting * self.0.mean_us.load(Ordering::Relaxed) / 1000 / 2;
-            return Err(Refusal::Busy { retry_after_ms: wait_ms.clamp(10, 5_000) as u32 });
+        let (peer, cost, urgent) = (pass.peer, cost(&pass), matches!(pass.work, Work::Backward { .. }));
+        let wait_ms = waiting * self.0.mean_us.load(Ordering::Relaxed) / 1000 / 2;
+        let busy = Refusal::Busy { retry_after_ms: wait_ms.clamp(10, 5_000) as u32 };
+        match state.queue.push(peer, (pass, reply), cost, urgent) {
+            Ok(None) => {}
+            Ok(Some((_, displaced))) => drop(displaced.send(Err(busy))),
+            Err(_) => return Err(busy),
         }
         drop(state);
         self.0.wake.notify_one();
@@ -175,7 +184,44 @@ impl ExecutorHandle {
     /// Passes waiting or running.
     pub(crate) fn depth(&self) -> usize {
         let state = lock(&self.0.state);
-        state.queue.len() + usize::from(state.running)
+        state.queue.len() + usize::from(state.running.is_some())
+    }
+
+    /// The blocks that are served.
+    pub(crate) fn blocks(&self) -> Option<Arc<BlockStack>> {
+        lock(&self.0.state).stacks.first().cloned()
+    }
+
+    /// From here on passes run on `blocks` where they can, and on what was there before where they must.
+    pub(crate) fn switch(&self, blocks: Arc<BlockStack>) {
+        lock(&self.0.state).stacks.insert(0, blocks);
+    }
+
+    /// Drops all blocks but those that are served, and stashes that only they could use.
+    pub(crate) fn retire(&self) {
+        let span = {
+            let mut state = lock(&self.0.state);
+            state.stacks.truncate(1);
+            state.stacks.first().map(|blocks| blocks.span())
+        };
+        if let Some(span) = span {
+            lock(&self.0.stashes).retain(|layout| span.covers(layout.span));
+        }
+    }
+
+    /// Runs nothing but `blocks` from here on, or nothing at all. Passes that need others are refused, stashes dropped.
+    pub(crate) fn replace(&self, blocks: Option<Arc<BlockStack>>) {
+        let span = blocks.as_ref().map(|blocks| blocks.span());
+        lock(&self.0.state).stacks = blocks.into_iter().collect();
+        lock(&self.0.stashes).retain(|layout| span.is_some_and(|span| span.covers(layout.span)));
+    }
+
+    /// Whether a pass or a stash needs more than the blocks of `span`.
+    pub(crate) fn needs_more_than(&self, span: Span) -> bool {
+        let state = lock(&self.0.state);
+        let running = state.running.is_some_and(|running| !span.covers(running));
+        let waiting = || state.queue.iter().any(|(pass, _)| !span.covers(pass.layout.span));
+        running || waiting() || lock(&self.0.stashes).any(|layout| !span.covers(layout.span))
     }
 
     /// Bytes of stash held.
@@ -188,9 +234,9 @@ impl ExecutorHandle {
         lock(&self.0.stashes).expire(Instant::now());
     }
 
-    /// Lets a stream leave stashes.
-    pub(crate) fn open_stream(&self, stream: u64) {
-        lock(&self.0.stashes).open_stream(stream);
+    /// Lets a stream of `peer` leave stashes.
+    pub(crate) fn open_stream(&self, stream: u64, peer: PeerId) {
+        lock(&self.0.stashes).open_stream(stream, peer);
     }
 
     /// Drops one stash of a stream.
@@ -210,29 +256,32 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 struct Worker {
-    compute: Compute,
+    config: ExecutorConfig,
     shared: Arc<Shared>,
 }
 
 impl Worker {
     fn run(self) {
-        while let Some((pass, reply)) = self.next() {
+        while let Some((pass, reply, blocks)) = self.next() {
             // A client that went away or gave up is not worth the computation.
             if reply.is_closed() || Instant::now() > pass.deadline {
                 continue;
             }
             let started = Instant::now();
             let queued = started.saturating_duration_since(pass.arrived);
-            let left = left_stash(&pass);
+            let (left, work) = (left_stash(&pass), work_of_forward(&pass));
             // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
             // and must cost this request only.
-            let run = || self.compute.run(pass, &self.shared.stashes);
+            let run = || self.compute(blocks).run(pass, &self.shared.stashes);
             let output = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
                 tracing::error!("a pass panicked");
                 Err(Refusal::Internal { what: "the computation failed".into() })
             });
             let computed = started.elapsed();
             self.record(computed);
+            if let Some((rows, blocks)) = work.filter(|_| output.is_ok()) {
+                self.shared.speed.ran(rows, blocks, computed);
+            }
             let unwanted =
                 reply.send(output.map(|(output, passes)| Done { output, passes, queued, computed })).is_err();
             if let Some(stash) = left.filter(|_| unwanted) {
@@ -242,9 +291,14 @@ impl Worker {
         }
     }
 
-    fn next(&self) -> Option<(Pass, Reply)> {
+    fn compute(&self, blocks: Arc<BlockStack>) -> Compute {
+        Compute { blocks, pass_bytes: self.config.pass_bytes, policy: self.config.stash_policy }
+    }
+
+    /// The next pass, and the blocks to run it on.
+    fn next(&self) -> Option<(Pass, Reply, Arc<BlockStack>)> {
         let mut state = lock(&self.shared.state);
-        state.running = false;
+        state.running = None;
         loop {
             if state.stopping {
                 while let Some((_, reply)) = state.queue.pop() {
@@ -252,9 +306,19 @@ impl Worker {
                 }
                 return None;
             }
-            if let Some(next) = state.queue.pop() {
-                state.running = true;
-                return Some(next);
+            if let Some((pass, reply)) = state.queue.pop() {
+                let asked = pass.layout.span;
+                if let Some(blocks) = state.stacks.iter().find(|blocks| blocks.span().covers(asked)) {
+                    let blocks = blocks.clone();
+                    state.running = Some(asked);
+                    return Some((pass, reply, blocks));
+                }
+                // The node moved while the pass waited.
+                let _ = reply.send(Err(match state.stacks.first() {
+                    Some(blocks) => Refusal::WrongSpan { asked, served: blocks.span() },
+                    None => Refusal::Draining,
+                }));
+                continue;
             }
             state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -265,6 +329,19 @@ impl Worker {
         let old = self.shared.mean_us.load(Ordering::Relaxed);
         self.shared.mean_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);
     }
+}
+
+/// What a pass takes of this node, in rows times blocks of a forward. A backward costs about as much as a forward.
+fn cost(pass: &Pass) -> u64 {
+    let layout = &pass.layout;
+    let passes = if matches!(pass.work, Work::Backward { stash: None, .. }) { 2 } else { 1 };
+    passes * (layout.tokens() + layout.prefix_rows()) as u64 * layout.span.len() as u64
+}
+
+/// Rows and blocks of a forward.
+fn work_of_forward(pass: &Pass) -> Option<(usize, usize)> {
+    let layout = &pass.layout;
+    matches!(pass.work, Work::Forward { .. }).then(|| (layout.tokens() + layout.prefix_rows(), layout.span.len()))
 }
 
 /// What a forward leaves behind.

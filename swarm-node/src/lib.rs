@@ -12,13 +12,17 @@ mod compute;
 mod error;
 mod events;
 mod executor;
+mod figures;
 #[cfg(test)]
 mod fixture;
+mod hosted;
 mod idle_reader;
 mod keygen;
+mod measure;
 mod memory;
+mod mover;
 mod network;
-mod placement;
+pub mod placement;
 mod prompts;
 mod queue;
 mod relay;
@@ -26,6 +30,7 @@ mod request;
 mod serve;
 mod server;
 mod signals;
+mod speed;
 mod stash;
 mod stream;
 
@@ -37,6 +42,8 @@ pub use bench::{BenchFigures, BenchSetup};
 pub use error::NodeError;
 pub use events::NodeEvent;
 pub use executor::ExecutorConfig;
+pub use measure::MeasureConfig;
+pub use mover::RebalanceConfig;
 pub use server::{Server, ServerConfig};
 pub use stash::StashPolicy;
 
@@ -46,7 +53,7 @@ pub use stash::StashPolicy;
 /// [`NodeError`], with the process's exit status in [`NodeError::exit_code`].
 pub async fn run(cli: Cli) -> Result<(), NodeError> {
     match cli.command {
-        Command::Serve(args) => serve::run(args).await,
+        Command::Serve(args) => serve::run(*args).await,
         Command::Bootstrap(args) => bootstrap::run(args).await,
         Command::Keygen(args) => keygen::run(&args),
         Command::Bench(args) => bench::run(*args).await,

@@ -1,71 +1,166 @@
-//! Which blocks a node serves when nobody told it.
+//! Which blocks a node serves when nobody told it, and when it moves on to others.
+//!
+//! Pure: what is known of the swarm goes in, a span comes out. `mover.rs` acts on it, `examples/placement_sim.rs` plays
+//! it through with a thousand servers.
 
 use petals_protocol::{ServerInfo, ServerState, Span};
 
-/// The range of `count` blocks out of `blocks` whose worst-served blocks are worst.
-///
-/// A block is served by the sum of the announced throughputs over it; servers that are still joining count. Of the
-/// windows of `count` blocks the one is taken whose sorted coverage is lexicographically least, the first of equals (the
-/// rule of Petals' `block_selection.py`).
-pub(crate) fn choose(blocks: u32, count: u32, servers: &[ServerInfo]) -> Option<Span> {
-    let count = count.min(blocks);
-    let mut served = vec![0.0f64; blocks as usize];
-    for info in servers.iter().filter(|info| matches!(info.state, ServerState::Joining | ServerState::Online)) {
-        let Some(span) = Span::new(0, blocks).ok().and_then(|all| info.span.intersect(all)) else { continue };
-        for block in span.blocks() {
-            // Without a measurement a server still is better than none.
-            served[block as usize] += f64::from(info.forward_tokens_per_s.unwrap_or(1.0).max(1e-3));
+/// Nobody moves unless the blocks it would go to are served worse than those it would leave, by this factor. The figures
+/// behind a decision are measurements, up to a minute old: without a margin servers would follow their noise to and fro.
+const MARGIN: f64 = 0.8;
+/// What a move must add to the throughput of the worst blocks concerned, as a part of that throughput or of the server's
+/// own, whichever is less. A move costs the load of a span and a replay for some clients.
+const LEAST_GAIN: f64 = 0.2;
+/// How strongly the worst-served blocks outweigh others where spans are compared: throughputs count to minus this power.
+const WORST_FIRST: i32 = 8;
+/// Tokens per second of a server that does not say how fast it is: it still is better than none.
+const UNKNOWN_RATE: f64 = 1.0;
+const LEAST_RATE: f64 = 1e-3;
+
+/// How well each block of a model is served.
+#[derive(Debug, Clone)]
+pub struct Coverage {
+    /// Tokens per second of forward, all servers together, of those that serve or are about to.
+    throughput: Vec<f64>,
+    /// Servers that serve the block now and are not about to leave it.
+    holders: Vec<u32>,
+}
+
+/// Tokens per second that a server offers.
+pub fn rate(info: &ServerInfo) -> f64 {
+    f64::from(info.forward_tokens_per_s.unwrap_or(UNKNOWN_RATE as f32)).max(LEAST_RATE)
+}
+
+impl Coverage {
+    /// Blocks that nobody serves.
+    pub fn new(blocks: u32) -> Self {
+        Self { throughput: vec![0.0; blocks as usize], holders: vec![0; blocks as usize] }
+    }
+
+    /// What `servers` offer for a model of `blocks` blocks. One that announced a move counts where it goes to, and no
+    /// longer as one that holds what it leaves.
+    pub fn of<'a>(blocks: u32, servers: impl IntoIterator<Item = &'a ServerInfo>) -> Self {
+        let mut coverage = Self::new(blocks);
+        for info in servers {
+            let stays = info.moving_to.is_none();
+            let (span, rate) = (info.moving_to.unwrap_or(info.span), rate(info));
+            match info.state {
+                ServerState::Online => coverage.add(span, rate, stays),
+                ServerState::Joining => coverage.add(span, rate, false),
+                ServerState::Draining if !stays => coverage.add(span, rate, false),
+                _ => {}
+            }
+        }
+        coverage
+    }
+
+    /// Adds a server; `holds` if it has the blocks and stays. Blocks that the model does not have are ignored.
+    pub fn add(&mut self, span: Span, rate: f64, holds: bool) {
+        for block in self.within(span) {
+            self.throughput[block] += rate;
+            self.holders[block] += u32::from(holds);
         }
     }
-    let coverage = |start: u32| {
-        let mut window = served[start as usize..(start + count) as usize].to_vec();
-        window.sort_by(f64::total_cmp);
-        window
-    };
-    let worst = (0..=blocks - count).min_by(|&a, &b| {
-        let order = coverage(a).into_iter().zip(coverage(b)).map(|(a, b)| a.total_cmp(&b));
-        order.into_iter().find(|order| order.is_ne()).unwrap_or_else(|| a.cmp(&b))
-    })?;
-    Span::new(worst, worst + count).ok()
+
+    /// Takes away what [`Self::add`] added.
+    pub fn remove(&mut self, span: Span, rate: f64, holds: bool) {
+        for block in self.within(span) {
+            // Sums of rounded numbers may miss zero by a little.
+            self.throughput[block] = (self.throughput[block] - rate).max(0.0);
+            self.holders[block] -= u32::from(holds).min(self.holders[block]);
+            if self.throughput[block] < LEAST_RATE / 2.0 {
+                self.throughput[block] = 0.0;
+            }
+        }
+    }
+
+    fn within(&self, span: Span) -> std::ops::Range<usize> {
+        let blocks = self.throughput.len();
+        (span.start() as usize).min(blocks)..(span.end() as usize).min(blocks)
+    }
+
+    /// Tokens per second of the worst-served block: what the swarm as a whole can do.
+    pub fn bottleneck(&self) -> f64 {
+        self.throughput.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    /// Whether every block of `span` outside of `kept` is held by somebody else. Whoever leaves others behind leaves no
+    /// hole.
+    pub fn is_held(&self, span: Span, kept: Span) -> bool {
+        let held = |block: u32| self.holders.get(block as usize).is_none_or(|holders| *holders > 0);
+        span.blocks().all(|block| kept.contains(block) || held(block))
+    }
+
+    /// The range of `count` blocks whose worst-served blocks are worst: the window whose throughputs, sorted, are
+    /// lexicographically least, the first of equals (the rule of Petals' `block_selection.py`).
+    pub fn worst_window(&self, count: u32) -> Option<Span> {
+        let blocks = self.throughput.len() as u32;
+        let count = count.min(blocks);
+        let sorted = |start: u32| {
+            let mut window = self.throughput[start as usize..(start + count) as usize].to_vec();
+            window.sort_by(f64::total_cmp);
+            window
+        };
+        let worst = (0..=blocks - count).map(|start| (sorted(start), start)).min_by(|(a, at), (b, bt)| {
+            let order = a.iter().zip(b).map(|(a, b)| a.total_cmp(b)).find(|order| order.is_ne());
+            order.unwrap_or_else(|| at.cmp(bt))
+        });
+        let (_, start) = worst?;
+        Span::new(start, start + count).ok()
+    }
+
+    /// Where a server at `here` that does `rate` tokens per second should go, if anywhere. It is not part of this
+    /// coverage itself.
+    ///
+    /// Of all places that gain enough the one is taken after which the worst-served blocks of the whole model are served
+    /// best. A place gains enough if the worst of the blocks that the move concerns, those left and those entered, are
+    /// served better afterwards by [`LEAST_GAIN`], and the entered ones are served worse than those left by [`MARGIN`].
+    /// So one of a hundred servers of a block moves for its own sake as one of two does, and nobody ever moves if that
+    /// leaves a hole.
+    pub fn better(&self, here: Span, rate: f64) -> Option<Span> {
+        let count = here.len() as u32;
+        let last = (self.throughput.len() as u32).checked_sub(count)?;
+        let scale = self.throughput.iter().sum::<f64>() / self.throughput.len() as f64 + rate;
+        let spans = (0..=last).filter_map(|start| Span::new(start, start + count).ok());
+        let mut best = (self.cost(here, rate, scale), None);
+        let possible = |there: &Span| *there != here && self.is_held(here, *there) && self.gains(here, *there, rate);
+        for there in spans.filter(possible) {
+            let cost = self.cost(there, rate, scale);
+            if cost < best.0 {
+                best = (cost, Some(there));
+            }
+        }
+        best.1
+    }
+
+    fn gains(&self, here: Span, there: Span, rate: f64) -> bool {
+        let worst = |span: Span, besides: Span| {
+            let blocks = span.blocks().filter(|block| !besides.contains(*block));
+            blocks.map(|block| self.throughput[block as usize]).fold(f64::INFINITY, f64::min)
+        };
+        let (left, entered) = (worst(here, there), worst(there, here));
+        let before = (left + rate).min(entered);
+        let after = left.min(entered + rate);
+        after > before + LEAST_GAIN * before.min(rate) && entered < MARGIN * left
+    }
+
+    /// Holes, and how badly the worst blocks are served otherwise, with a server of `rate` at `span`. Less is better.
+    fn cost(&self, span: Span, rate: f64, scale: f64) -> (usize, f64) {
+        let with = |(block, throughput): (usize, &f64)| {
+            if span.contains(block as u32) { throughput + rate } else { *throughput }
+        };
+        let served = self.throughput.iter().enumerate().map(with);
+        served.fold((0, 0.0), |(holes, sum), throughput| {
+            if throughput <= 0.0 {
+                (holes + 1, sum)
+            } else {
+                (holes, sum + (throughput / scale).max(1e-30).powi(-WORST_FIRST))
+            }
+        })
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use petals_protocol::{Fingerprint, ModelId};
-
-    fn server(start: u32, end: u32, state: ServerState, rate: f32) -> ServerInfo {
-        let model = ModelId::new("m", Fingerprint([0; 8])).unwrap();
-        let span = Span::new(start, end).unwrap();
-        ServerInfo { forward_tokens_per_s: Some(rate), ..ServerInfo::new(model, span, state) }
-    }
-
-    fn chosen(count: u32, servers: &[ServerInfo]) -> (u32, u32) {
-        choose(8, count, servers).unwrap().into()
-    }
-
-    #[test]
-    fn an_empty_swarm_is_begun_at_block_zero() {
-        assert_eq!(chosen(3, &[]), (0, 3));
-        assert_eq!(chosen(99, &[]), (0, 8));
-    }
-
-    #[test]
-    fn holes_come_first_then_slow_blocks() {
-        let online = |a, b, rate| server(a, b, ServerState::Online, rate);
-        assert_eq!(chosen(4, &[online(0, 4, 10.0)]), (4, 8));
-        assert_eq!(chosen(2, &[online(0, 3, 10.0), online(4, 8, 10.0)]), (2, 4));
-        assert_eq!(chosen(4, &[online(0, 4, 10.0), online(4, 8, 2.0)]), (4, 8));
-    }
-
-    #[test]
-    fn joining_servers_count_and_leaving_ones_do_not() {
-        let states = [server(0, 4, ServerState::Joining, 5.0), server(4, 8, ServerState::Draining, 5.0)];
-        assert_eq!(chosen(4, &states), (4, 8));
-    }
-
-    #[test]
-    fn a_record_that_claims_more_blocks_than_there_are_does_no_harm() {
-        assert_eq!(chosen(4, &[server(6, 4_000_000_000, ServerState::Online, 1.0)]), (0, 4));
-    }
-}
+mod sim;
+#[cfg(test)]
+mod tests;

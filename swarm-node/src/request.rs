@@ -5,25 +5,18 @@ use std::time::Duration;
 use petals_model::{InputGrads, OutputGrads};
 use petals_protocol::{
     BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Handover, Limits, NextServer, PassLayout,
-    PromptSource, Refusal, RelayToken, Request, Response, RowSource, RowTarget, ServerInfo, Tensor, TensorError,
-    WireDtype,
+    PromptSource, Refusal, RelayToken, Request, Response, RowSource, RowTarget, Tensor, TensorError, WireDtype,
 };
 use petals_swarm::PeerId;
 
 use crate::answer::Asker;
 use crate::executor::{Done, Inputs, Output, Pass, Work};
+use crate::hosted::Hosted;
 use crate::prompts::{PromptCache, Prompts};
 use crate::relay::Next;
 
 /// Longest time a request may ask to wait.
 const MAX_PATIENCE: Duration = Duration::from_secs(600);
-
-/// What this node hosts.
-#[derive(Debug, Clone)]
-pub(crate) struct Hosted {
-    pub(crate) info: ServerInfo,
-    pub(crate) hidden_size: usize,
-}
 
 /// A request that may be computed.
 #[derive(Debug)]
@@ -105,15 +98,13 @@ impl Asked {
 pub(crate) fn pass(
     hosted: &Hosted,
     limits: &Limits,
-    draining: bool,
     prompts: &mut PromptCache,
     request: Request,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
     match request {
-        Request::Forward(_) if draining => Err(Refusal::Draining),
         Request::Forward(request) => forward(hosted, limits, prompts, request, tensors),
-        Request::Backward(request) => backward(hosted, limits, draining, prompts, request, tensors),
+        Request::Backward(request) => backward(hosted, limits, prompts, request, tensors),
         _ => Err(Refusal::BadRequest { what: "this request has no place here".into() }),
     }
 }
@@ -126,7 +117,8 @@ fn forward(
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
     let ForwardRequest { layout, prompts, stash, input, output, reply_dtype, deadline_ms } = request;
-    check_layout(hosted, limits, &layout)?;
+    hosted.admit(layout.span, false)?;
+    check_layout(limits, &layout)?;
     let next = next(output, Some(layout.span.end()))?;
     let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &layout, hidden: hosted.hidden_size };
     let awaits = awaits(input);
@@ -140,16 +132,13 @@ fn forward(
 fn backward(
     hosted: &Hosted,
     limits: &Limits,
-    draining: bool,
     kept: &mut PromptCache,
     request: BackwardRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
     let BackwardRequest { layout, prompts, stash, text_grad, grads, output, reply_dtype, deadline_ms } = request;
-    check_layout(hosted, limits, &layout)?;
-    if draining && stash.is_none() {
-        return Err(Refusal::Draining);
-    }
+    hosted.admit(layout.span, stash.is_some())?;
+    check_layout(limits, &layout)?;
     let next = next(output, layout.span.start().checked_sub(1))?;
     if next.is_some() && !text_grad {
         return Err(Refusal::BadRequest { what: "a gradient is to be passed on that is not wanted".into() });
@@ -184,10 +173,7 @@ fn patience(deadline_ms: u32) -> Duration {
     Duration::from_millis(u64::from(deadline_ms)).min(MAX_PATIENCE)
 }
 
-fn check_layout(hosted: &Hosted, limits: &Limits, layout: &PassLayout) -> Result<(), Refusal> {
-    if !hosted.info.span.covers(layout.span) {
-        return Err(Refusal::WrongSpan { asked: layout.span, served: hosted.info.span });
-    }
+fn check_layout(limits: &Limits, layout: &PassLayout) -> Result<(), Refusal> {
     layout.validate().map_err(|error| Refusal::BadRequest { what: error.to_string() })?;
     let rows = (layout.tokens() + layout.prefix_rows()) as u64;
     if rows > u64::from(limits.max_rows) {

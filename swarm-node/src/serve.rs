@@ -1,25 +1,33 @@
 //! `petals-node serve`.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use petals_model::{Checkpoint, Device, Dtype};
-use petals_protocol::{ModelId, Span};
-use petals_swarm::{Incoming, SwarmHandle};
+use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
+use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 
 use crate::args::ServeArgs;
 use crate::error::NodeError;
 use crate::events::NodeEvent;
 use crate::executor::ExecutorConfig;
+use crate::measure::MeasureConfig;
 use crate::memory::Free;
+use crate::mover::{RebalanceConfig, random};
 use crate::network;
-use crate::placement;
+use crate::placement::Coverage;
 use crate::server::{Server, ServerConfig};
 use crate::signals::StopSignals;
 
 /// Passes that are running must end within this time after a stop signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Mean time until servers that choose their blocks at the same moment have seen each other.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Choices after which the last one stands, whatever others do.
+const PLACE_ATTEMPTS: usize = 6;
 
 pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let started = Instant::now();
@@ -33,7 +41,8 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let dtype = dtype.on(&device);
     check_blocks(args.blocks, &checkpoint)?;
 
-    let swarm_config = network::config(&args.network, &args.peers)?;
+    let mut swarm_config = network::config(&args.network, &args.peers)?;
+    swarm_config.max_streams_per_peer = args.streams_per_peer as usize;
     let identity = network::identity(args.network.identity.as_deref())?;
     let Some(joined) = signals.unless_stopped(network::start(identity, swarm_config, json)).await else {
         stop_early(json);
@@ -60,7 +69,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     }
     .emit(json);
 
-    signals.next().await;
+    signals.unless_stopped(tell_moves(&server, json)).await;
     NodeEvent::Draining.emit(json);
     let mut shutdown = pin!(server.shutdown(DRAIN_TIMEOUT));
     // The shutdown is only borrowed: dropping it drops the server, which waits for the pass that is running.
@@ -71,6 +80,21 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     }
     NodeEvent::Stopped.emit(json);
     Ok(())
+}
+
+/// Prints where the server moves, for ever.
+async fn tell_moves(server: &Server, json: bool) {
+    let mut last = server.info();
+    loop {
+        let info = server.moved_from(last.span, last.moving_to).await;
+        let blocks = info.span.to_string();
+        match info.moving_to {
+            _ if info.span != last.span => NodeEvent::Moved { blocks, weight_bytes: server.weight_bytes() }.emit(json),
+            Some(to) => NodeEvent::Moving { blocks, to: to.to_string() }.emit(json),
+            None => NodeEvent::Staying { blocks }.emit(json),
+        }
+        last = info;
+    }
 }
 
 /// Ends the process: a load that has begun cannot be interrupted, and returning would wait for it.
@@ -92,13 +116,19 @@ async fn start(
     let free = Free::on(&device);
     let span = match args.blocks {
         Some(span) => span,
-        None => place(swarm, &model, &checkpoint, dtype, free.for_weights()).await?,
+        None => {
+            let count = args.num_blocks.map_or_else(|| fitting(&checkpoint, dtype, free.for_weights()), Ok)?;
+            place(swarm, &model, checkpoint.blocks(), count).await?
+        }
     };
+    let moves = args.blocks.is_none() && !args.rebalance_period.is_zero();
     let budgets = free.divide(checkpoint.span_bytes(span, dtype));
     let executor = ExecutorConfig {
         stash_bytes: args.stash_bytes.unwrap_or(budgets.stash),
         pass_bytes: budgets.pass,
         stash_policy: args.stash,
+        queue: args.queue as usize,
+        queue_per_peer: args.queue_per_peer as usize,
         ..ExecutorConfig::default()
     };
     let config = ServerConfig {
@@ -107,8 +137,10 @@ async fn start(
         device,
         dtype,
         max_rows: args.max_rows,
-        request_bytes: budgets.requests,
+        request_bytes: args.request_bytes.unwrap_or(budgets.requests),
         executor,
+        measure: MeasureConfig { cache_dir: args.cache_dir.clone().or_else(cache_dir), again: args.measure },
+        rebalance: moves.then_some(RebalanceConfig { period: args.rebalance_period }),
         public_name: args.public_name.clone(),
     };
     Ok(Server::start(swarm.clone(), incoming, checkpoint, config).await?)
@@ -126,31 +158,57 @@ pub(crate) fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Res
     }
 }
 
-/// As many blocks as fit, where the swarm is weakest.
-async fn place(
-    swarm: &SwarmHandle,
-    model: &ModelId,
-    checkpoint: &Checkpoint,
-    dtype: Dtype,
-    room: u64,
-) -> Result<Span, NodeError> {
+/// As many blocks as fit.
+fn fitting(checkpoint: &Checkpoint, dtype: Dtype, room: u64) -> Result<u32, NodeError> {
     let all = checkpoint.blocks();
-    let blocks = all.end();
-    let one = checkpoint.span_bytes(all, dtype) / u64::from(blocks);
-    let count = u32::try_from(room / one.max(1)).unwrap_or(u32::MAX).min(blocks);
+    let one = checkpoint.span_bytes(all, dtype) / all.len() as u64;
+    let count = u32::try_from(room / one.max(1)).unwrap_or(u32::MAX).min(all.end());
     if count == 0 {
         let mib = |bytes: u64| bytes >> 20;
         let error = anyhow::anyhow!("one block needs {} MiB, only {} MiB may be used", mib(one), mib(room));
         return Err(NodeError::from(error));
     }
-    let servers = match swarm.lookup(model, all).await {
-        Ok(entries) => entries.into_iter().map(|entry| entry.info).collect(),
-        Err(error) => {
-            tracing::warn!("cannot ask who serves what, starting at block 0: {error}");
-            Vec::new()
+    Ok(count)
+}
+
+/// `count` blocks where the swarm is weakest, announced. Of servers that choose at the same moment, all but the one with
+/// the lowest id choose again.
+async fn place(swarm: &SwarmHandle, model: &ModelId, all: Span, count: u32) -> Result<Span, NodeError> {
+    let (mut announced, mut earlier) = (None, HashSet::new());
+    for _ in 0..PLACE_ATTEMPTS {
+        let servers = match swarm.lookup(model, all).await {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::warn!("cannot ask who serves what, starting at block 0: {error}");
+                Vec::new()
+            }
+        };
+        let local = swarm.local_peer();
+        if announced.is_none() {
+            earlier = servers.iter().map(|entry| entry.peer).collect();
         }
-    };
-    let span = placement::choose(blocks, count, &servers).context("no range of blocks to serve")?;
-    tracing::info!(%span, servers = servers.len(), "chose the blocks that are served worst");
-    Ok(span)
+        let counts = |entry: &&DirectoryEntry| {
+            let settled = entry.info.state != ServerState::Joining || earlier.contains(&entry.peer);
+            entry.peer != local && (settled || entry.peer < local)
+        };
+        let others = servers.iter().filter(counts);
+        let coverage = Coverage::of(all.end(), others.map(|entry| &entry.info));
+        let span = coverage.worst_window(count).context("no range of blocks to serve")?;
+        if announced == Some(span) || swarm.connected_peers().is_empty() {
+            tracing::info!(%span, servers = servers.len(), "chose the blocks that are served worst");
+            return Ok(span);
+        }
+        let joining = ServerInfo::new(model.clone(), span, ServerState::Joining);
+        swarm.announce(joining).await.context("cannot announce the server")?;
+        announced = Some(span);
+        tokio::time::sleep(SETTLE.mul_f64(0.5 + random())).await;
+    }
+    announced.context("no range of blocks to serve").map_err(NodeError::from)
+}
+
+/// `petals` in the user's cache directory, if that is known.
+fn cache_dir() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(caches.join("petals"))
 }

@@ -4,21 +4,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use petals_model::{BlockStack, Checkpoint, Device, Dtype, ForwardPass, Keep};
-use petals_protocol::{Injection, ModelId, PassLayout, ServerInfo, ServerState, Span};
+use petals_model::{Checkpoint, Device, Dtype};
+use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{Incoming, IncomingStream, SwarmHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::executor::{Executor, ExecutorConfig};
+use crate::figures::{Figures, put_speed};
+use crate::hosted::Hosted;
+use crate::measure::{self, MeasureConfig, Rates};
+use crate::mover::{Mover, RebalanceConfig};
 use crate::relay::RelayLinks;
-use crate::request::Hosted;
+use crate::speed::Speed;
 use crate::stream::StreamService;
 
 /// How often stashes are looked through for expired ones, so that an idle node frees memory too.
 const EXPIRY_TICK: Duration = Duration::from_secs(10);
-/// Rows of the pass that measures the throughput to announce.
-const PROBE_ROWS: u32 = 128;
 
 /// What a server hosts and how much it may use.
 #[derive(Debug, Clone)]
@@ -37,6 +39,10 @@ pub struct ServerConfig {
     pub request_bytes: u64,
     /// Queue, stash and memory of a pass.
     pub executor: ExecutorConfig,
+    /// How its speed becomes known.
+    pub measure: MeasureConfig,
+    /// Whether it moves to where it is needed more; `None` keeps it where it is.
+    pub rebalance: Option<RebalanceConfig>,
     /// A name for people.
     pub public_name: Option<String>,
 }
@@ -49,9 +55,9 @@ pub struct Server {
     executor: Executor,
     streams: TaskTracker,
     cancel: CancellationToken,
-    info: ServerInfo,
+    /// What changes the announcement by itself, and what ends it.
+    upkeep: (TaskTracker, CancellationToken),
     device: Device,
-    weight_bytes: u64,
 }
 
 impl Server {
@@ -74,28 +80,41 @@ impl Server {
         };
         swarm.announce(info.clone()).await.context("cannot announce the server")?;
         let hidden_size = checkpoint.config().hidden_size;
-        let (span, device, dtype) = (config.span, config.device.clone(), config.dtype);
+        let (span, device, dtype, measure) = (config.span, config.device.clone(), config.dtype, config.measure);
+        let fingerprint = config.model.fingerprint();
+        let checkpoint = Arc::new(checkpoint);
+        let files = checkpoint.clone();
         let loaded = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let blocks = checkpoint.load_span(span, &device, dtype)?;
-            let rate = measure(&blocks, hidden_size)?;
-            Ok((blocks, rate))
+            let blocks = files.load_span(span, &device, dtype)?;
+            let rates = measure::rates(&measure, fingerprint, &blocks, hidden_size)?;
+            Ok((blocks, rates))
         });
-        let (blocks, rate) = loaded.await.context("loading was interrupted")??;
-        let weight_bytes = blocks.weight_bytes();
-        info.forward_tokens_per_s = Some(rate);
+        let (blocks, rates) = loaded.await.context("loading was interrupted")??;
+        let speed = Arc::new(Speed::new(rates));
+        put_speed(&mut info, &speed);
         info.state = ServerState::Online;
         info.written_ms = now_ms();
 
-        let executor = Executor::start(blocks, config.executor).context("cannot start the compute thread")?;
-        let hosted = Hosted { info: info.clone(), hidden_size };
+        let executor =
+            Executor::start(blocks, config.executor, speed.clone()).context("cannot start the compute thread")?;
         let links = RelayLinks::new(swarm.clone(), info.model.clone());
-        let service = StreamService::new(hosted, executor.handle(), Some(links), config.max_rows, config.request_bytes);
+        let hosted = Arc::new(Hosted::new(info, hidden_size));
+        let (rows, bytes) = (config.max_rows, config.request_bytes);
+        let service = StreamService::new(hosted.clone(), executor.handle(), speed.clone(), Some(links), rows, bytes);
         let service = Arc::new(service);
         let (streams, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let upkeep = (TaskTracker::new(), CancellationToken::new());
         streams.spawn(accept(incoming, service.clone(), streams.clone(), cancel.clone()));
-        swarm.announce(info.clone()).await.context("cannot announce the server")?;
-        let device = config.device;
-        Ok(Self { swarm, service, executor, streams, cancel, info, device, weight_bytes })
+        hosted.tell(&swarm).await.context("cannot announce the server")?;
+        let handle = executor.handle();
+        let figures =
+            Figures { swarm: swarm.clone(), hosted: hosted.clone(), executor: handle.clone(), speed: speed.clone() };
+        upkeep.0.spawn(figures.run(upkeep.1.clone()));
+        if let Some(config) = config.rebalance {
+            let mover = Mover { config, swarm: swarm.clone(), hosted, executor: handle, speed, checkpoint };
+            upkeep.0.spawn(upkeep.1.clone().run_until_cancelled_owned(mover.run()));
+        }
+        Ok(Self { swarm, service, executor, streams, cancel, upkeep, device: config.device })
     }
 
     /// The node it runs on.
@@ -104,8 +123,28 @@ impl Server {
     }
 
     /// What is announced.
-    pub fn info(&self) -> &ServerInfo {
-        &self.info
+    pub fn info(&self) -> ServerInfo {
+        self.service.hosted.info()
+    }
+
+    /// Waits until the server serves another span than `span`, or announces a move, and returns what it announces then.
+    pub async fn moved_from(&self, span: Span, moving_to: Option<Span>) -> ServerInfo {
+        let mut changes = self.service.hosted.subscribe();
+        let moved = changes.wait_for(|now| (now.info.span, now.info.moving_to) != (span, moving_to)).await;
+        moved.map_or_else(|_| self.info(), |now| now.info.clone())
+    }
+
+    /// Announces this many tokens per second, forward and decode, from now on, whatever is measured.
+    ///
+    /// # Errors
+    /// If the node is gone.
+    pub async fn announce_speed(&self, tokens_per_s: f32) -> anyhow::Result<()> {
+        let StreamService { hosted, speed, .. } = self.service.as_ref();
+        let rate = f64::from(tokens_per_s) * hosted.span().len() as f64;
+        speed.fix(Rates { forward: rate, decode: rate });
+        hosted.change(|now| put_speed(&mut now.info, speed));
+        hosted.tell(&self.swarm).await?;
+        Ok(())
     }
 
     /// Where the blocks compute.
@@ -115,7 +154,7 @@ impl Server {
 
     /// Bytes of weights held.
     pub fn weight_bytes(&self) -> u64 {
-        self.weight_bytes
+        self.executor.handle().blocks().map_or(0, |blocks| blocks.weight_bytes())
     }
 
     /// Bytes of stashes held.
@@ -126,9 +165,15 @@ impl Server {
     /// Leaves in order: refuses new forwards, withdraws from the directory, finishes what runs (for at most `patience`),
     /// closes the streams and the node.
     pub async fn shutdown(self, patience: Duration) {
-        self.service.draining.cancel();
-        let draining = ServerInfo { state: ServerState::Draining, written_ms: now_ms(), ..self.info.clone() };
-        if let Err(error) = self.swarm.announce(draining).await {
+        let (tasks, end) = &self.upkeep;
+        end.cancel();
+        tasks.close();
+        tasks.wait().await;
+        self.service.hosted.change(|now| {
+            now.info.state = ServerState::Draining;
+            now.info.moving_to = None;
+        });
+        if let Err(error) = self.service.hosted.tell(&self.swarm).await {
             tracing::debug!(%error, "cannot announce the drain");
         }
         self.swarm.withdraw().await;
@@ -161,25 +206,6 @@ async fn accept(mut incoming: Incoming, service: Arc<StreamService>, streams: Ta
         let Some(IncomingStream { peer, stream }) = inbound else { return };
         streams.spawn(service.clone().serve(peer, stream, cancel.clone()));
     }
-}
-
-/// Tokens per second through the whole span, from one pass after one for warm-up.
-fn measure(blocks: &BlockStack, hidden: usize) -> anyhow::Result<f32> {
-    let layout = PassLayout {
-        span: blocks.span(),
-        lengths: vec![PROBE_ROWS],
-        prefix_len: 0,
-        injection: Injection::None,
-        read_rows: None,
-    };
-    let run = || {
-        let text = (0..PROBE_ROWS as usize * hidden).map(|n| ((n % 17) as f32 - 8.0) / 100.0).collect();
-        let started = Instant::now();
-        blocks.forward(ForwardPass { layout: &layout, text, prefix: None, prompts: None }, Keep::Nothing)?;
-        anyhow::Ok(started.elapsed())
-    };
-    run()?;
-    Ok(PROBE_ROWS as f32 / run()?.as_secs_f32().max(1e-6))
 }
 
 fn now_ms() -> u64 {

@@ -1,10 +1,11 @@
 //! What training forwards leave behind for their backwards.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use petals_protocol::{PassLayout, StashId, StashLevel};
+use petals_swarm::PeerId;
 
 /// A stash is only ever used on the stream that left it, so nobody can name another client's.
 pub(crate) type StashKey = (u64, StashId);
@@ -62,8 +63,10 @@ pub(crate) struct StashStore<S> {
     kept: HashMap<StashKey, Kept<S>>,
     /// By age.
     order: BTreeMap<u64, StashKey>,
-    /// Streams that may still take what they left.
-    open: HashSet<u64>,
+    /// Streams that may still take what they left, and whose they are.
+    open: HashMap<u64, PeerId>,
+    /// Bytes of each peer that has any.
+    by_peer: HashMap<PeerId, u64>,
     next: u64,
     bytes: u64,
     budget: u64,
@@ -73,6 +76,7 @@ pub(crate) struct StashStore<S> {
 
 #[derive(Debug)]
 struct Kept<S> {
+    peer: PeerId,
     layout: PassLayout,
     value: S,
     size: Size,
@@ -83,13 +87,13 @@ struct Kept<S> {
 impl<S> StashStore<S> {
     /// An empty store; `reduce` frees everything of a value but what enters each block.
     pub(crate) fn new(budget: u64, lifetime: Duration, reduce: fn(S) -> S) -> Self {
-        let (kept, order, open) = (HashMap::new(), BTreeMap::new(), HashSet::new());
-        Self { kept, order, open, next: 0, bytes: 0, budget, lifetime, reduce }
+        let (kept, order, open, by_peer) = (HashMap::new(), BTreeMap::new(), HashMap::new(), HashMap::new());
+        Self { kept, order, open, by_peer, next: 0, bytes: 0, budget, lifetime, reduce }
     }
 
-    /// Lets a stream leave stashes until [`Self::forget_stream`].
-    pub(crate) fn open_stream(&mut self, stream: u64) {
-        self.open.insert(stream);
+    /// Lets a stream of `peer` leave stashes until [`Self::forget_stream`].
+    pub(crate) fn open_stream(&mut self, stream: u64, peer: PeerId) {
+        self.open.insert(stream, peer);
     }
 
     /// Bytes held now.
@@ -97,15 +101,18 @@ impl<S> StashStore<S> {
         self.bytes
     }
 
-    /// Chooses the level of a new stash and makes room for it; call it before computing the stash.
+    /// Chooses the level of a new stash of `stream` and makes room for it; call it before computing the stash.
     ///
-    /// Beside what is held it gets the highest level that fits. A new one at a lower level costs one forward more, and so
-    /// does an old one that is reduced: the new one gives way, so that nobody can spoil what others were promised. Only
-    /// where not even a lower level fits, old ones do: oldest first, those that have waited long are dropped, others are
-    /// reduced to what enters each block. None that is fresh and reduced already is dropped, because its replay would
-    /// cost as much as that of the new one.
-    pub(crate) fn make_room(&mut self, policy: StashPolicy, sizes: Sizes, now: Instant) -> StashLevel {
+    /// Beside what is held it gets the highest level that fits. If none does, peers that hold more than their share give way:
+    /// of each peer as much as the budget divided by those that hold something is its own. What is beyond that, oldest
+    /// first, is reduced to what enters each block, and dropped if that is not enough. A peer that has its share gives
+    /// way to itself alone: a new stash at a lower level costs one forward more, and so does an old one that is reduced,
+    /// so nobody can spoil what others were promised. Only what has waited long is dropped for everybody. None that is fresh and
+    /// reduced already is dropped for another of the same peer, because its replay would cost as much.
+    pub(crate) fn make_room(&mut self, stream: u64, policy: StashPolicy, sizes: Sizes, now: Instant) -> StashLevel {
         self.expire(now);
+        // Of a stream that has ended nothing will be kept.
+        let Some(peer) = self.open.get(&stream).copied() else { return StashLevel::None };
         let full = Some((StashLevel::Full, sizes.full));
         let inputs = sizes.inputs.map(|bytes| (StashLevel::Inputs, bytes));
         let wanted = match policy {
@@ -115,10 +122,13 @@ impl<S> StashStore<S> {
             StashPolicy::None => [None, None],
         };
         let wanted = || wanted.iter().copied().flatten();
-        if let Some((level, _)) = wanted().find(|&(_, bytes)| self.has_room(bytes)) {
+        let may_reduce = policy == StashPolicy::Auto;
+        if let Some((level, _)) =
+            wanted().find(|&(_, bytes)| self.has_room(bytes) || self.reclaim(peer, bytes, may_reduce))
+        {
             return level;
         }
-        let least = wanted().last().filter(|&(_, bytes)| self.push_back(bytes, policy == StashPolicy::Auto, now));
+        let least = wanted().last().filter(|&(_, bytes)| self.push_back(peer, bytes, may_reduce, now));
         least.map_or(StashLevel::None, |(level, _)| level)
     }
 
@@ -133,14 +143,13 @@ impl<S> StashStore<S> {
     /// nothing is kept, if the stream ended while it was computed: nobody would ever take it.
     pub(crate) fn insert(&mut self, key: StashKey, layout: PassLayout, value: S, size: Size, now: Instant) -> bool {
         self.remove(key);
-        if !self.open.contains(&key.0) {
-            return false;
-        }
+        let Some(peer) = self.open.get(&key.0).copied() else { return false };
         let number = self.next;
         self.next += 1;
         self.bytes += size.bytes;
+        *self.by_peer.entry(peer).or_default() += size.bytes;
         self.order.insert(number, key);
-        self.kept.insert(key, Kept { layout, value, size, number, since: now });
+        self.kept.insert(key, Kept { peer, layout, value, size, number, since: now });
         true
     }
 
@@ -164,31 +173,79 @@ impl<S> StashStore<S> {
         }
     }
 
+    /// Whether any stash has such a layout.
+    pub(crate) fn any(&self, wanted: impl Fn(&PassLayout) -> bool) -> bool {
+        self.kept.values().any(|kept| wanted(&kept.layout))
+    }
+
+    /// Drops all stashes but those of such layouts.
+    pub(crate) fn retain(&mut self, wanted: impl Fn(&PassLayout) -> bool) {
+        let unwanted = self.kept.iter().filter(|(_, kept)| !wanted(&kept.layout));
+        let keys: Vec<StashKey> = unwanted.map(|(key, _)| *key).collect();
+        for key in keys {
+            self.remove(key);
+        }
+    }
+
     fn has_room(&self, bytes: u64) -> bool {
         self.bytes.saturating_add(bytes) <= self.budget
     }
 
-    /// Drops stale stashes and, if allowed, reduces others until `bytes` more fit. `false`, and nothing has changed, if
-    /// they would not.
-    fn push_back(&mut self, bytes: u64, may_reduce: bool, now: Instant) -> bool {
+    /// Takes back what peers hold beyond their shares until `bytes` more fit. `false`, and nothing has changed, if `peer`
+    /// would then hold more than its own share.
+    fn reclaim(&mut self, peer: PeerId, bytes: u64, may_reduce: bool) -> bool {
+        let held = self.by_peer.get(&peer).copied();
+        let peers = self.by_peer.len() as u64 + u64::from(held.is_none());
+        let share = self.budget / peers;
+        if held.unwrap_or(0).saturating_add(bytes) > share {
+            return false;
+        }
+        while !self.has_room(bytes) {
+            // Were nobody above the share, there would be room.
+            let Some((&most, _)) =
+                self.by_peer.iter().filter(|(_, held)| **held > share).max_by_key(|(_, held)| **held)
+            else {
+                return false;
+            };
+            let oldest = |store: &Self, reducible: bool| {
+                let wanted =
+                    |kept: &Kept<S>| kept.peer == most && (!reducible || (may_reduce && kept.size.reduced.is_some()));
+                store.order.values().find(|key| store.kept.get(key).is_some_and(wanted)).copied()
+            };
+            if let Some(key) = oldest(self, true) {
+                self.reduce(key);
+            } else if let Some(key) = oldest(self, false) {
+                self.remove(key);
+            } else {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Drops stale stashes and, if allowed, reduces others of `peer` until `bytes` more fit. `false`, and nothing has
+    /// changed, if they would not.
+    fn push_back(&mut self, peer: PeerId, bytes: u64, may_reduce: bool, now: Instant) -> bool {
         let stale_after = self.lifetime / STALE_PART;
         let after = |kept: &Kept<S>| {
             let stale = now.duration_since(kept.since) > stale_after;
-            if stale { 0 } else { kept.size.reduced.filter(|_| may_reduce).unwrap_or(kept.size.bytes) }
+            let reduced = kept.size.reduced.filter(|_| may_reduce && kept.peer == peer);
+            if stale { 0 } else { reduced.unwrap_or(kept.size.bytes) }
         };
         let least: u64 = self.kept.values().map(after).sum();
         if least.saturating_add(bytes) > self.budget {
             return false;
         }
-        let oldest_first: Vec<(StashKey, u64)> =
-            self.order.values().filter_map(|key| Some((*key, after(self.kept.get(key)?)))).collect();
-        for (key, after) in oldest_first {
+        let size = |key: &StashKey| self.kept.get(key).map(|kept| (kept.size.bytes, after(kept)));
+        let sizes = self.order.values().filter_map(|key| Some((*key, size(key)?)));
+        let oldest_first: Vec<(StashKey, (u64, u64))> = sizes.collect();
+        for (key, (before, after)) in oldest_first {
             if self.has_room(bytes) {
                 break;
             }
             if after == 0 {
                 self.remove(key);
-            } else {
+            } else if after < before {
                 self.reduce(key);
             }
         }
@@ -202,6 +259,7 @@ impl<S> StashStore<S> {
             return;
         };
         self.bytes = self.bytes - kept.size.bytes + reduced;
+        self.give_back(kept.peer, kept.size.bytes - reduced);
         let (value, size) = ((self.reduce)(kept.value), Size { bytes: reduced, reduced: None });
         self.kept.insert(key, Kept { value, size, ..kept });
     }
@@ -215,7 +273,17 @@ impl<S> StashStore<S> {
         let kept = self.kept.remove(&key)?;
         self.order.remove(&kept.number);
         self.bytes -= kept.size.bytes;
+        self.give_back(kept.peer, kept.size.bytes);
         Some(kept)
+    }
+
+    fn give_back(&mut self, peer: PeerId, bytes: u64) {
+        if let Some(held) = self.by_peer.get_mut(&peer) {
+            *held -= bytes;
+            if *held == 0 {
+                self.by_peer.remove(&peer);
+            }
+        }
     }
 }
 

@@ -19,10 +19,12 @@ use tokio_util::sync::CancellationToken;
 use crate::answer::{Answer, Asker, Job, refused};
 use crate::budget::{Budget, NoRoom, PeerBudget, Reserved};
 use crate::executor::ExecutorHandle;
+use crate::hosted::Hosted;
 use crate::idle_reader::{FrameBoundary, IdleReader};
 use crate::prompts::PromptCache;
 use crate::relay::{RelayLinks, Rendezvous};
-use crate::request::{self, Hosted};
+use crate::request;
+use crate::speed::Speed;
 
 /// A new stream must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,8 +45,9 @@ const RETRY_WITHOUT_MEMORY_MS: u32 = 100;
 /// What all streams of a node share.
 #[derive(Debug)]
 pub(crate) struct StreamService {
-    pub(crate) hosted: Hosted,
+    pub(crate) hosted: Arc<Hosted>,
     pub(crate) executor: ExecutorHandle,
+    pub(crate) speed: Arc<Speed>,
     /// Where rows from other servers meet the requests that wait for them.
     pub(crate) rendezvous: Arc<Rendezvous>,
     /// To the servers that rows are passed on to.
@@ -55,15 +58,14 @@ pub(crate) struct StreamService {
     prompts: Budget,
     limits: Limits,
     next_stream: AtomicU64,
-    /// Once cancelled, new forwards are refused with `Draining`; what runs is finished.
-    pub(crate) draining: CancellationToken,
 }
 
 impl StreamService {
     /// Without `links` nothing is passed on to other servers.
     pub(crate) fn new(
-        hosted: Hosted,
+        hosted: Arc<Hosted>,
         executor: ExecutorHandle,
+        speed: Arc<Speed>,
         links: Option<RelayLinks>,
         max_rows: u32,
         memory_bytes: u64,
@@ -72,19 +74,19 @@ impl StreamService {
         let memory = Budget::new(memory_bytes - memory_bytes / PROMPTS_PART);
         let hidden_bytes = 4 * hosted.hidden_size as u64;
         // The largest honest frame: text, prefix and their gradients, and a prompt table for each block.
-        let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.info.span.len() as u64);
+        let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.span().len() as u64);
         // Half of what one peer may hold: a reply is about as large as its request and needs room beside it.
         let max_body = frame.min(FrameLimits::default().max_body).min(memory.peer_bytes() / 2);
         Self {
             hosted,
             executor,
+            speed,
             rendezvous: Arc::default(),
             links,
             memory,
             prompts,
             limits: Limits { max_rows, max_body, max_in_flight: MAX_IN_FLIGHT },
             next_stream: AtomicU64::new(0),
-            draining: CancellationToken::new(),
         }
     }
 
@@ -94,12 +96,12 @@ impl StreamService {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let number = self.next_stream.fetch_add(1, Ordering::Relaxed);
-        self.executor.open_stream(number);
+        self.executor.open_stream(number, peer);
         let (read, write) = stream.split();
         let (read, boundary) = IdleReader::new(read, IDLE_TIMEOUT, FRAME_IDLE_TIMEOUT);
         let (replies, outbox) = mpsc::channel(MAX_IN_FLIGHT as usize);
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_replies(write, outbox));
+        tasks.spawn(write_replies(write, outbox, self.speed.clone()));
         let limits = FrameLimits { max_body: self.limits.max_body };
         let mut pump = Pump {
             service: self.clone(),
@@ -216,12 +218,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
             return Err(StreamEnd::NoHello);
         };
         let hosted = &self.service.hosted;
-        let response = if model == hosted.info.model {
-            let mut info = hosted.info.clone();
+        let mut info = hosted.info();
+        let response = if model == info.model {
             info.queue_depth = self.service.executor.depth() as u32;
             Response::Welcome(Box::new(Welcome { info: info.to_json(), limits: self.service.limits }))
         } else {
-            Response::Refused(Refusal::WrongModel { served: hosted.info.model.clone() })
+            Response::Refused(Refusal::WrongModel { served: info.model })
         };
         self.reply(frame.id, (response, Vec::new()), None).await
     }
@@ -267,8 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
     async fn begin(&mut self, id: u64, pass: Request, tensors: Vec<Tensor>, arrival: Arrival) -> Result<(), StreamEnd> {
         let Arrival { at: arrived, body, slot, memory } = arrival;
         let service = &self.service;
-        let (hosted, limits, draining) = (&service.hosted, &service.limits, service.draining.is_cancelled());
-        let asked = request::pass(hosted, limits, draining, &mut self.prompts, pass, tensors);
+        let asked = request::pass(&service.hosted, &service.limits, &mut self.prompts, pass, tensors);
         let begun = asked.and_then(|asked| {
             let room = self.room_for_reply(asked.reply_bytes(), body)?;
             let deadline = arrived + asked.patience;
@@ -321,14 +322,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
     }
 }
 
-async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiver<OutFrame>) {
+async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiver<OutFrame>, speed: Arc<Speed>) {
     let mut writer = FrameWriter::new(write, FrameKind::Response);
     while let Some(OutFrame { id, response, tensors, held }) = outbox.recv().await {
         let bytes: u64 = tensors.iter().map(|t| t.bytes().len() as u64).sum();
         let patience = REPLY_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S);
+        let started = Instant::now();
         // A client that does not read its answers is given up, so that they do not pile up in memory.
         match timeout(patience, writer.write(id, &response, &tensors)).await {
-            Ok(Ok(())) => drop((tensors, held)),
+            Ok(Ok(())) => {
+                speed.replied(bytes, started.elapsed());
+                drop((tensors, held));
+            }
             Ok(Err(_)) | Err(_) => return,
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use petals_client::{RemoteSequence, SequenceConfig};
 use petals_model::{Checkpoint, ClientModel, Device, Dtype};
-use petals_node::{ExecutorConfig, Server, ServerConfig};
+use petals_node::{ExecutorConfig, MeasureConfig, Server, ServerConfig};
 use petals_protocol::{ModelId, ServerInfo, Span};
 use petals_swarm::{Identity, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
 
@@ -81,8 +81,7 @@ impl LocalSwarm {
     pub async fn announce_speed(&self, tokens_per_s: f32) -> anyhow::Result<()> {
         let announced = |info: &ServerInfo| info.forward_tokens_per_s == Some(tokens_per_s);
         for server in &self.servers {
-            let info = ServerInfo { forward_tokens_per_s: Some(tokens_per_s), ..server.info().clone() };
-            server.swarm().announce(info).await?;
+            server.announce_speed(tokens_per_s).await?;
         }
         loop {
             let found = self.client.lookup(&self.model, self.blocks).await?;
@@ -120,6 +119,8 @@ async fn start_server(
         max_rows: 4096,
         request_bytes: 1 << 30,
         executor: ExecutorConfig::default(),
+        measure: MeasureConfig::default(),
+        rebalance: None,
         public_name: None,
     };
     Server::start(swarm, incoming, Checkpoint::open(model)?, configure(config)).await

@@ -114,6 +114,8 @@ impl Node {
 
     fn start_by(mut command: Command, listen: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         command.args(arguments).args(["--json", "--listen", listen]);
+        // What a loaded machine measures must not be what the user's own nodes announce.
+        command.env("XDG_CACHE_HOME", std::env::temp_dir().join("petals-e2e"));
         let mut child = command.stdout(Stdio::piped()).spawn()?;
         let lines = lines(child.stdout.take().context("no stdout")?);
         let mut node = Self { child, lines, address: String::new(), ready: Value::Null };

@@ -12,8 +12,10 @@ fn layout(tokens: u32) -> PassLayout {
 /// A store of texts that become lower case when they are reduced.
 fn store(budget: u64) -> StashStore<String> {
     let mut store = StashStore::new(budget, MINUTE, |text: String| text.to_lowercase());
-    store.open_stream(1);
-    store.open_stream(2);
+    let peer = PeerId::random();
+    store.open_stream(1, peer);
+    store.open_stream(2, peer);
+    store.open_stream(3, PeerId::random());
     store
 }
 
@@ -26,13 +28,17 @@ const FULL: Size = Size { bytes: 10, reduced: Some(2) };
 
 /// Leaves stash `id` on stream 1 at whatever level the store allows.
 fn leave(store: &mut StashStore<String>, id: u64, now: Instant) -> StashLevel {
-    let level = store.make_room(StashPolicy::Auto, SIZES, now);
+    leave_on(store, 1, id, now)
+}
+
+fn leave_on(store: &mut StashStore<String>, stream: u64, id: u64, now: Instant) -> StashLevel {
+    let level = store.make_room(stream, StashPolicy::Auto, SIZES, now);
     let size = match level {
         StashLevel::Full => FULL,
         StashLevel::Inputs => Size { bytes: 2, reduced: None },
         StashLevel::None => return level,
     };
-    assert!(store.insert(key(1, id), layout(1), format!("S{id}"), size, now));
+    assert!(store.insert(key(stream, id), layout(1), format!("S{id}"), size, now));
     assert!(store.bytes() <= store.budget);
     level
 }
@@ -83,6 +89,40 @@ fn fresh_stashes_are_not_dropped_for_a_new_one_and_stale_ones_are_oldest_first()
 }
 
 #[test]
+fn a_peer_that_holds_more_than_its_share_gives_way_to_one_that_holds_less() {
+    let now = Instant::now();
+    let mut store = store(45);
+    for id in 0..4 {
+        assert_eq!(leave(&mut store, id, now), StashLevel::Full);
+    }
+    assert_eq!(leave(&mut store, 4, now), StashLevel::Inputs, "a lone peer may have everything");
+    // A share is 22 bytes now: two whole stashes of the other one, at the price of the first one's oldest.
+    assert_eq!([5, 6].map(|id| leave_on(&mut store, 3, id, now)), [StashLevel::Full; 2]);
+    assert_eq!(store.bytes(), 18 + 20, "reduced, not dropped");
+    let texts: Vec<_> = (0..5).map(|id| take(&mut store, id)).collect();
+    assert_eq!(texts, ["s0", "s1", "s2", "S3", "S4"].map(|text| Some(text.to_owned())));
+    // Beyond its own share it takes nothing from others.
+    for id in 7..9 {
+        leave(&mut store, id, now);
+    }
+    assert_eq!(store.make_room(3, StashPolicy::Full, SIZES, now), StashLevel::None);
+    assert_eq!((take(&mut store, 7), take(&mut store, 8)), (Some("S7".into()), Some("S8".into())));
+}
+
+#[test]
+fn what_cannot_be_reduced_is_dropped_for_one_that_holds_less_than_its_share() {
+    let now = Instant::now();
+    let mut store = store(20);
+    for id in 0..10 {
+        let level = store.make_room(1, StashPolicy::Inputs, SIZES, now);
+        assert_eq!(level, StashLevel::Inputs);
+        assert!(store.insert(key(1, id), layout(1), "i".into(), Size { bytes: 2, reduced: None }, now));
+    }
+    assert_eq!(leave_on(&mut store, 3, 0, now), StashLevel::Full);
+    assert_eq!((store.bytes(), take(&mut store, 4), take(&mut store, 5)), (20, None, Some("i".into())));
+}
+
+#[test]
 fn forced_levels_are_kept_to() {
     let now = Instant::now();
     for (policy, levels) in [
@@ -91,9 +131,9 @@ fn forced_levels_are_kept_to() {
         (StashPolicy::None, [StashLevel::None, StashLevel::None]),
     ] {
         let mut store = store(15);
-        let first = store.make_room(policy, SIZES, now);
+        let first = store.make_room(1, policy, SIZES, now);
         assert!(store.insert(key(1, 1), layout(1), "FIRST".into(), FULL, now));
-        assert_eq!([first, store.make_room(policy, SIZES, now)], levels, "{policy:?}");
+        assert_eq!([first, store.make_room(1, policy, SIZES, now)], levels, "{policy:?}");
         assert_eq!(take(&mut store, 1), Some("FIRST".into()));
     }
     assert_eq!("inputs".parse(), Ok(StashPolicy::Inputs));
@@ -107,12 +147,12 @@ fn an_impossible_wish_changes_nothing() {
     leave(&mut store, 0, now);
     leave(&mut store, 1, now);
     let wish = Sizes { full: 100, inputs: Some(26) };
-    assert_eq!(store.make_room(StashPolicy::Auto, wish, now + MINUTE / 2), StashLevel::None);
+    assert_eq!(store.make_room(1, StashPolicy::Auto, wish, now + MINUTE / 2), StashLevel::None);
     let wish = Sizes { full: 26, inputs: None };
-    assert_eq!(store.make_room(StashPolicy::Auto, wish, now + MINUTE / 2), StashLevel::None);
+    assert_eq!(store.make_room(1, StashPolicy::Auto, wish, now + MINUTE / 2), StashLevel::None);
     assert_eq!((store.bytes(), take(&mut store, 0), take(&mut store, 1)), (20, Some("S0".into()), Some("S1".into())));
     let wish = Sizes { full: u64::MAX, inputs: Some(u64::MAX) };
-    assert_eq!(store.make_room(StashPolicy::Auto, wish, now), StashLevel::None);
+    assert_eq!(store.make_room(1, StashPolicy::Auto, wish, now), StashLevel::None);
 }
 
 #[test]

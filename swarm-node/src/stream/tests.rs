@@ -12,6 +12,7 @@ use petals_protocol::{
 use super::*;
 use crate::executor::{Executor, ExecutorConfig};
 use crate::fixture;
+use crate::measure::Rates;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The pipe holds no more than a few pieces of this size: nobody can write far ahead of the reader.
@@ -66,9 +67,10 @@ impl Client {
         let stack = fixture::stack();
         let info = ServerInfo::new(model(), stack.span(), ServerState::Online);
         let hidden = stack.config().hidden_size;
-        let executor = Executor::start(stack, config).unwrap();
-        let hosted = Hosted { info, hidden_size: hidden };
-        let service = Arc::new(StreamService::new(hosted, executor.handle(), None, 1000, memory_bytes));
+        let speed = Arc::new(Speed::new(Rates { forward: 1.0, decode: 1.0 }));
+        let executor = Executor::start(stack, config, speed.clone()).unwrap();
+        let hosted = Arc::new(Hosted::new(info, hidden));
+        let service = Arc::new(StreamService::new(hosted, executor.handle(), speed, None, 1000, memory_bytes));
         let (near, far) = pipe();
         let peer = PeerId::random();
         tokio::spawn(service.clone().serve(peer, far, CancellationToken::new()));

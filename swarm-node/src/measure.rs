@@ -1,0 +1,179 @@
+//! How fast the blocks are on this machine: measured once, and kept on disk for the next start.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use petals_model::{BlockStack, ForwardPass, Keep};
+use petals_protocol::{Fingerprint, Injection, PassLayout};
+use serde::{Deserialize, Serialize};
+
+/// Rows of the pass that measures throughput.
+const ROWS: u32 = 128;
+/// Passes that are timed, as far as they fit into [`PATIENCE`]. The median counts, which one disturbance does not change.
+const FORWARDS: usize = 5;
+const DECODES: usize = 21;
+/// After this long no further pass is begun.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// More than any machine does.
+const IMPOSSIBLE: f64 = 1e15;
+
+/// Speed of the blocks, however many there are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Rates {
+    /// Rows times blocks per second, forward.
+    pub(crate) forward: f64,
+    /// Blocks per second, with one row.
+    pub(crate) decode: f64,
+}
+
+/// Where measurements are kept.
+#[derive(Debug, Clone, Default)]
+pub struct MeasureConfig {
+    /// Directory of the measurements; `None` keeps none.
+    pub cache_dir: Option<PathBuf>,
+    /// Measure although there is a measurement.
+    pub again: bool,
+}
+
+/// A measurement on disk, with everything that it depends on.
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    of: String,
+    rates: Rates,
+}
+
+/// The rates of `blocks`, from an earlier measurement or a new one. A cache that cannot be read or written costs the time
+/// of measuring, no more.
+pub(crate) fn rates(
+    config: &MeasureConfig,
+    fingerprint: Fingerprint,
+    blocks: &BlockStack,
+    hidden: usize,
+) -> anyhow::Result<Rates> {
+    let of = description(fingerprint, blocks);
+    let file = config.cache_dir.as_deref().map(|directory| file(directory, &of));
+    let known = file.as_deref().filter(|_| !config.again).and_then(|file| read(file, &of));
+    if let Some(rates) = known {
+        tracing::debug!(?rates, "speed known from an earlier start");
+        return Ok(rates);
+    }
+    let rates = measure(blocks, hidden)?;
+    if let Some(file) = file
+        && let Err(error) = write(&file, &Entry { of, rates })
+    {
+        tracing::warn!("the measured speed is not kept: {error:#}");
+    }
+    Ok(rates)
+}
+
+/// Everything that a measurement depends on.
+fn description(fingerprint: Fingerprint, blocks: &BlockStack) -> String {
+    let (count, device, dtype) = (blocks.span().len(), blocks.device(), blocks.dtype());
+    let version = env!("CARGO_PKG_VERSION");
+    let threads = std::thread::available_parallelism().map_or(0, usize::from);
+    let machine =
+        if device.to_string().starts_with("cuda") { gpu_names() } else { format!("{threads} x {}", cpu_name()) };
+    format!("{fingerprint} {count} blocks {device} {dtype} version {version} {machine}")
+}
+
+fn cpu_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+/// The models of all GPUs, as the driver lists them.
+fn gpu_names() -> String {
+    let Ok(gpus) = std::fs::read_dir("/proc/driver/nvidia/gpus") else { return String::new() };
+    let model = |gpu: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(gpu.path().join("information")).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("Model:")).map(|model| model.trim().to_owned())
+    };
+    let mut names: Vec<String> = gpus.flatten().filter_map(model).collect();
+    names.sort();
+    names.join(", ")
+}
+
+fn file(directory: &Path, of: &str) -> PathBuf {
+    let name = blake3::hash(of.as_bytes()).to_hex();
+    directory.join("speed").join(format!("{}.json", &name[..16]))
+}
+
+fn read(file: &Path, of: &str) -> Option<Rates> {
+    let entry: Entry = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    let possible = |rate: f64| rate > 0.0 && rate < IMPOSSIBLE;
+    (entry.of == of && possible(entry.rates.forward) && possible(entry.rates.decode)).then_some(entry.rates)
+}
+
+/// Writes beside the file and renames, so that two servers that start at once do not read half a file.
+fn write(file: &Path, entry: &Entry) -> anyhow::Result<()> {
+    let directory = file.parent().context("a file without a directory")?;
+    std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let beside = file.with_extension(format!("{}.tmp", std::process::id()));
+    std::fs::write(&beside, serde_json::to_vec(entry)?)
+        .with_context(|| format!("cannot write {}", beside.display()))?;
+    std::fs::rename(&beside, file).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn measure(blocks: &BlockStack, hidden: usize) -> anyhow::Result<Rates> {
+    let count = blocks.span().len() as f64;
+    let forward = median(blocks, hidden, ROWS, FORWARDS)?;
+    let decode = median(blocks, hidden, 1, DECODES)?;
+    Ok(Rates { forward: f64::from(ROWS) * count / forward, decode: count / decode })
+}
+
+/// Seconds of a forward of `rows` rows: the median of several after one for warm-up.
+fn median(blocks: &BlockStack, hidden: usize, rows: u32, repeats: usize) -> anyhow::Result<f64> {
+    let layout = PassLayout {
+        span: blocks.span(),
+        lengths: vec![rows],
+        prefix_len: 0,
+        injection: Injection::None,
+        read_rows: None,
+    };
+    let run = || {
+        let text = (0..rows as usize * hidden).map(|n| ((n % 17) as f32 - 8.25) / 100.0).collect();
+        let started = Instant::now();
+        blocks.forward(ForwardPass { layout: &layout, text, prefix: None, prompts: None }, Keep::Nothing)?;
+        anyhow::Ok(started.elapsed().as_secs_f64())
+    };
+    let started = Instant::now();
+    run()?;
+    let mut times = vec![run()?];
+    while times.len() < repeats && started.elapsed() < PATIENCE {
+        times.push(run()?);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2].max(1e-9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn a_measurement_is_kept_for_the_next_start_and_no_other_machine_or_model() {
+        let directory = std::env::temp_dir().join(format!("petals-speed-{}", std::process::id()));
+        let config = MeasureConfig { cache_dir: Some(directory.clone()), again: false };
+        let blocks = fixture::stack();
+        let (hidden, print) = (blocks.config().hidden_size, Fingerprint([1; 8]));
+        let first = rates(&config, print, &blocks, hidden).unwrap();
+        assert!(first.forward > 0.0 && first.decode > 0.0, "{first:?}");
+        // Two measurements never agree to the last bit: the second is the one that was kept.
+        assert_eq!(rates(&config, print, &blocks, hidden).unwrap(), first);
+        let of = description(print, &blocks);
+        assert_eq!(read(&file(&directory, &of), "something else"), None);
+        let stored = Rates { forward: 7.0, decode: 8.0 };
+        write(&file(&directory, &of), &Entry { of: of.clone(), rates: stored }).unwrap();
+        assert_eq!(rates(&config, print, &blocks, hidden).unwrap(), stored);
+        assert_ne!(rates(&config, Fingerprint([2; 8]), &blocks, hidden).unwrap(), stored);
+        assert_ne!(rates(&MeasureConfig { again: true, ..config.clone() }, print, &blocks, hidden).unwrap(), stored);
+        for nonsense in ["", "{}", r#"{"of":"x","rates":{"forward":-1.0,"decode":1.0}}"#] {
+            std::fs::write(file(&directory, &of), nonsense).unwrap();
+            assert!(rates(&config, print, &blocks, hidden).unwrap().forward > 0.0);
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}
