@@ -76,7 +76,7 @@ impl Mover {
         if info.state != ServerState::Online {
             return None;
         }
-        self.coverage(others).await?.better(here, rate(&info))
+        self.coverage(others).await?.better(here, rate(&info)?)
     }
 
     /// What the others offer. `None` if the directory does not say: nobody moves on a guess.

@@ -13,7 +13,8 @@ const MARGIN: f64 = 0.8;
 const LEAST_GAIN: f64 = 0.2;
 /// How strongly the worst-served blocks outweigh others where spans are compared: throughputs count to minus this power.
 const WORST_FIRST: i32 = 8;
-/// Tokens per second of a server that does not say how fast it is: it still is better than none.
+/// Tokens per second of a server that does not say how fast it is, where no other says so either: it still is better than
+/// none.
 const UNKNOWN_RATE: f64 = 1.0;
 const LEAST_RATE: f64 = 1e-3;
 
@@ -26,9 +27,9 @@ pub struct Coverage {
     holders: Vec<u32>,
 }
 
-/// Tokens per second that a server offers.
-pub fn rate(info: &ServerInfo) -> f64 {
-    f64::from(info.forward_tokens_per_s.unwrap_or(UNKNOWN_RATE as f32)).max(LEAST_RATE)
+/// Tokens per second that a server says it offers.
+pub fn rate(info: &ServerInfo) -> Option<f64> {
+    Some(f64::from(info.forward_tokens_per_s?).max(LEAST_RATE))
 }
 
 impl Coverage {
@@ -38,12 +39,16 @@ impl Coverage {
     }
 
     /// What `servers` offer for a model of `blocks` blocks. One that announced a move counts where it goes to, and no
-    /// longer as one that holds what it leaves.
+    /// longer as one that holds what it leaves. One that is still loading and does not know its speed counts like the
+    /// others on average, so that not everybody who comes meanwhile joins it.
     pub fn of<'a>(blocks: u32, servers: impl IntoIterator<Item = &'a ServerInfo>) -> Self {
+        let servers: Vec<&ServerInfo> = servers.into_iter().collect();
+        let known: Vec<f64> = servers.iter().filter_map(|info| rate(info)).collect();
+        let usual = if known.is_empty() { UNKNOWN_RATE } else { known.iter().sum::<f64>() / known.len() as f64 };
         let mut coverage = Self::new(blocks);
         for info in servers {
             let stays = info.moving_to.is_none();
-            let (span, rate) = (info.moving_to.unwrap_or(info.span), rate(info));
+            let (span, rate) = (info.moving_to.unwrap_or(info.span), rate(info).unwrap_or(usual));
             match info.state {
                 ServerState::Online => coverage.add(span, rate, stays),
                 ServerState::Joining => coverage.add(span, rate, false),
@@ -114,7 +119,7 @@ impl Coverage {
     ///
     /// Of all places that gain enough the one is taken after which the worst-served blocks of the whole model are served
     /// best. A place gains enough if the worst of the blocks that the move concerns, those left and those entered, are
-    /// served better afterwards by [`LEAST_GAIN`], and the entered ones are served worse than those left by [`MARGIN`].
+    /// served better afterwards by a fifth, and the entered ones are served a fifth worse than those left.
     /// So one of a hundred servers of a block moves for its own sake as one of two does, and nobody ever moves if that
     /// leaves a hole.
     pub fn better(&self, here: Span, rate: f64) -> Option<Span> {

@@ -47,6 +47,9 @@ fn joining_and_moving_servers_count_where_they_go_and_leaving_ones_do_not() {
     assert_eq!(chosen(4, &states), (4, 8));
     assert_eq!(chosen(4, &[online(0, 4, 10.0), moving(0, 4, (4, 8)), online(0, 4, 1.0)]), (4, 8));
     assert_eq!(chosen(4, &[online(0, 4, 9.0), moving(0, 4, (4, 8))]), (0, 4));
+    let loading = ServerInfo { forward_tokens_per_s: None, ..server(4, 8, ServerState::Joining, 0.0) };
+    assert_eq!(chosen(4, &[online(0, 4, 10.0), loading.clone(), online(4, 8, 1.0)]), (4, 8), "5.5 and 1");
+    assert_eq!(chosen(4, &[online(0, 4, 10.0), loading]), (0, 4), "as fast as the other one");
     let drained = ServerInfo { state: ServerState::Draining, ..moving(0, 4, (4, 8)) };
     assert_eq!(chosen(4, &[drained]), (0, 4));
 }
