@@ -11,6 +11,8 @@ mod addresses;
 mod behaviour;
 mod config;
 mod directory;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod keys;
 mod node;

@@ -86,10 +86,7 @@ impl SignedRecord {
     ) -> Result<Vec<u8>, SignedRecordError> {
         let ttl_ms = u32::try_from(ttl.min(MAX_TTL).as_millis()).unwrap_or(u32::MAX);
         let addresses = addresses.iter().take(MAX_ADDRESSES).map(Multiaddr::to_string).collect();
-        let payload = encode(&Payload { info: info.to_json(), addresses, ttl_ms });
-        let signature = identity.keypair().sign(&signed_bytes(&payload)).map_err(|_| SignedRecordError::Sign)?;
-        let public_key = identity.keypair().public().encode_protobuf();
-        let bytes = encode(&Envelope { payload, public_key, signature });
+        let bytes = sign(identity, encode(&Payload { info: info.to_json(), addresses, ttl_ms }))?;
         if bytes.len() > MAX_RECORD_LEN {
             return Err(SignedRecordError::TooLong(bytes.len()));
         }
@@ -115,6 +112,13 @@ impl SignedRecord {
         let remaining = remaining_life(info.written_ms, ttl, now_ms)?;
         Ok(Self { peer: key.to_peer_id(), info, addresses: parse_addresses(&payload.addresses)?, remaining })
     }
+}
+
+/// Puts a payload into a signed envelope.
+pub(crate) fn sign(identity: &Identity, payload: Vec<u8>) -> Result<Vec<u8>, SignedRecordError> {
+    let signature = identity.keypair().sign(&signed_bytes(&payload)).map_err(|_| SignedRecordError::Sign)?;
+    let public_key = identity.keypair().public().encode_protobuf();
+    Ok(encode(&Envelope { payload, public_key, signature }))
 }
 
 fn signed_bytes(payload: &[u8]) -> Vec<u8> {

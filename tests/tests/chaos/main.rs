@@ -1,3 +1,6 @@
 //! Swarms of real programs on an internet of network namespaces that loses packets, is cut in two and has NATs.
 
+mod faults;
+mod fleet;
 mod internet;
+mod storm;
