@@ -25,7 +25,8 @@ Example:
 
 const KEYGEN_EXAMPLES: &str = "\
 Example:
-  petals-node keygen --out node.key";
+  petals-node keygen --out node.key
+  petals-node keygen --swarm-key swarm.key     # for every node and client of a private swarm";
 
 /// Serve blocks of a large language model to a swarm.
 #[derive(Debug, Parser)]
@@ -45,7 +46,7 @@ pub enum Command {
     /// Run a node that only helps others to find each other.
     #[command(after_help = BOOTSTRAP_EXAMPLES)]
     Bootstrap(BootstrapArgs),
-    /// Make an identity file and print its peer id.
+    /// Make an identity file and print its peer id, or the key of a private swarm.
     #[command(after_help = KEYGEN_EXAMPLES)]
     Keygen(KeygenArgs),
     /// Time passes over blocks in this process, without a network.
@@ -63,6 +64,9 @@ pub struct NetworkArgs {
     /// Address to tell others instead of the ones found, for a forwarded port; repeatable.
     #[arg(long, value_name = "MULTIADDR")]
     pub announce: Vec<String>,
+    /// Key file of a private swarm (`petals-node keygen --swarm-key`); only nodes with the same key can connect. Works over TCP only.
+    #[arg(long, value_name = "FILE")]
+    pub swarm_key: Option<PathBuf>,
     /// Relay to be reachable through, ending in /p2p/PEER; repeatable. Default: one that the node meets, if others do not reach it.
     #[arg(long, value_name = "MULTIADDR")]
     pub relay_via: Vec<String>,
@@ -142,6 +146,13 @@ pub struct ServeArgs {
     /// Measure the speed anew instead of using what an earlier start measured.
     #[arg(long)]
     pub measure: bool,
+    /// Peer whose requests are served, by its id; repeatable. Others are told so. Default: everybody's. Servers that pass rows on to
+    /// this one must be among them.
+    #[arg(long, value_name = "PEER")]
+    pub allow_peer: Vec<String>,
+    /// File with such peer ids, one in a line; what follows a # is a comment.
+    #[arg(long, value_name = "FILE")]
+    pub allow_file: Option<PathBuf>,
     /// A name that people see in listings.
     #[arg(long, value_name = "TEXT")]
     pub public_name: Option<String>,
@@ -161,9 +172,12 @@ pub struct BootstrapArgs {
 /// Arguments of `keygen`.
 #[derive(Debug, Clone, Args)]
 pub struct KeygenArgs {
-    /// File to write; must not exist.
+    /// Identity file to write; must not exist.
+    #[arg(long, value_name = "FILE", required_unless_present = "swarm_key")]
+    pub out: Option<PathBuf>,
+    /// File for a new key of a private swarm; must not exist. Give it to every node and client, and to nobody else.
     #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
+    pub swarm_key: Option<PathBuf>,
     /// Print one JSON object on stdout.
     #[arg(long)]
     pub json: bool,

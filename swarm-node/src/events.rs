@@ -61,6 +61,13 @@ pub enum NodeEvent {
         /// The file.
         file: String,
     },
+    /// The key of a private swarm was written.
+    SwarmKey {
+        /// What tells it from other keys.
+        fingerprint: String,
+        /// The file.
+        file: String,
+    },
     /// What is about to be timed.
     BenchSetup(BenchSetup),
     /// Figures of one kind of work.
@@ -94,6 +101,9 @@ impl NodeEvent {
             Self::Draining => "draining: finishing what runs, a second signal quits at once".into(),
             Self::Stopped => "stopped".into(),
             Self::Key { peer_id, file } => format!("{peer_id} written to {file}"),
+            Self::SwarmKey { fingerprint, file } => {
+                format!("swarm key with fingerprint {fingerprint} written to {file}")
+            }
             Self::BenchSetup(setup) => setup.to_string(),
             Self::Bench(figures) => figures.to_string(),
         }

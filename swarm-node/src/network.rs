@@ -1,10 +1,13 @@
 //! From arguments to a running libp2p node.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use petals_swarm::{Identity, Incoming, SwarmConfig, SwarmHandle, SwarmNode, parse_addresses, parse_peers};
+use petals_swarm::{
+    Identity, Incoming, PeerId, SwarmConfig, SwarmHandle, SwarmKey, SwarmNode, parse_addresses, parse_peers,
+};
 
 use crate::args::NetworkArgs;
 use crate::error::NodeError;
@@ -33,12 +36,32 @@ pub(crate) fn config(args: &NetworkArgs, peers: &[String]) -> Result<SwarmConfig
         listen: if listen.is_empty() { defaults.listen.clone() } else { listen },
         announce: addresses(&args.announce, "--announce")?,
         peers: of_peers(peers, "--peers")?,
+        swarm_key: args.swarm_key.as_deref().map(SwarmKey::load).transpose().map_err(NodeError::input)?,
         relay_via: of_peers(&args.relay_via, "--relay-via")?,
         relay_server: !args.no_relay_server,
         mdns: !args.no_mdns,
         upnp: !args.no_upnp,
         ..defaults
     })
+}
+
+/// The peers named by `--allow-peer` and in `--allow-file`; `None`, which is everybody, without either.
+pub(crate) fn allowed(peers: &[String], file: Option<&Path>) -> Result<Option<HashSet<PeerId>>, NodeError> {
+    if peers.is_empty() && file.is_none() {
+        return Ok(None);
+    }
+    let of_file = file.map(|file| {
+        let text = std::fs::read_to_string(file);
+        text.with_context(|| format!("cannot read --allow-file {}", file.display())).map_err(NodeError::input)
+    });
+    let of_file = of_file.transpose()?.unwrap_or_default();
+    let lines = of_file.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let names = peers.iter().map(String::as_str).chain(lines.filter(|line| !line.is_empty()));
+    let ids = names.map(|name| {
+        let id = name.parse::<PeerId>();
+        id.with_context(|| format!("`{name}` is not a peer id, such as 12D3Koo...")).map_err(NodeError::input)
+    });
+    ids.collect::<Result<_, _>>().map(Some)
 }
 
 /// The identity in `file`, or a new one for this run.

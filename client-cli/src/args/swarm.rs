@@ -24,6 +24,14 @@ pub(crate) struct SwarmArgs {
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., required = true, value_parser = multiaddr)]
     pub(crate) peers: Vec<String>,
 
+    /// Key file of a private swarm.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) swarm_key: Option<PathBuf>,
+
+    /// Identity file of this client, made if missing, for servers that serve only some peers [default: a new one each time].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+
     /// Longest wait for the answer to one request.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub(crate) request_timeout: Duration,

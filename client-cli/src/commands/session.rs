@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use petals_client::{Adapter, JoinError, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle};
+use petals_client::{
+    Adapter, ClientNetwork, JoinError, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle,
+};
 use tokio::sync::mpsc;
 
 use crate::args::SwarmArgs;
@@ -36,9 +38,11 @@ pub(super) async fn connect(
         relay: args.relay,
     };
     let (sender, receiver) = mpsc::channel(EVENTS);
-    let joined = files.connect(&args.peers, config, sender).await;
+    let network =
+        ClientNetwork { peers: args.peers.clone(), swarm_key: args.swarm_key.clone(), identity: args.identity.clone() };
+    let joined = files.connect(&network, config, sender).await;
     let (sequence, swarm) = joined.map_err(|error| match error {
-        JoinError::Address(_) => CliError::input(error),
+        JoinError::Address(_) | JoinError::SwarmKey(_) | JoinError::Identity(_) => CliError::input(error),
         _ => CliError::from(anyhow::Error::new(error)),
     })?;
     tokio::spawn(report(receiver, output));

@@ -7,7 +7,8 @@ use std::time::Duration;
 use petals_model::{Checkpoint, CheckpointError, ClientModel, Dtype, ModelConfig};
 use petals_protocol::{ModelIdError, Span};
 use petals_swarm::{
-    AddressError, ConnectError, Identity, StartError, SwarmConfig, SwarmHandle, SwarmNode, parse_peers,
+    AddressError, ConnectError, Identity, IdentityError, StartError, SwarmConfig, SwarmHandle, SwarmKey, SwarmKeyError,
+    SwarmNode, parse_peers,
 };
 use tokio::sync::mpsc;
 
@@ -47,6 +48,17 @@ pub enum ModelFilesError {
     },
 }
 
+/// How a swarm is joined.
+#[derive(Debug, Clone, Default)]
+pub struct ClientNetwork {
+    /// Addresses of any of its members.
+    pub peers: Vec<String>,
+    /// Key file, if the swarm is private.
+    pub swarm_key: Option<PathBuf>,
+    /// Identity file, made if missing; without it the client has another identity each time.
+    pub identity: Option<PathBuf>,
+}
+
 /// Why the swarm cannot be joined.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -54,6 +66,12 @@ pub enum JoinError {
     /// An address that cannot be used.
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// The swarm key cannot be used.
+    #[error(transparent)]
+    SwarmKey(#[from] SwarmKeyError),
+    /// The identity file cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The local node did not start.
     #[error("cannot start the network node")]
     Start(#[from] StartError),
@@ -90,12 +108,15 @@ impl ModelFiles {
     /// [`JoinError`].
     pub async fn connect(
         &self,
-        peers: &[String],
+        network: &ClientNetwork,
         config: SequenceConfig,
         events: mpsc::Sender<SwarmEvent>,
     ) -> Result<(RemoteSequence, SwarmHandle), JoinError> {
-        let peers = parse_peers(peers.iter().map(String::as_str))?;
-        let (swarm, _) = SwarmNode::start(Identity::generate(), SwarmConfig::client_of(peers)).await?;
+        let peers = parse_peers(network.peers.iter().map(String::as_str))?;
+        let swarm_key = network.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
+        let identity = network.identity.as_ref().map_or_else(|| Ok(Identity::generate()), Identity::load_or_create)?;
+        let node = SwarmConfig { swarm_key, ..SwarmConfig::client_of(peers) };
+        let (swarm, _) = SwarmNode::start(identity, node).await?;
         swarm.wait_connected(FIRST_PEER).await?;
         let id = self.adapted.id.clone();
         let sequence = RemoteSequence::new(swarm.clone(), id, self.blocks, self.config.hidden_size, config);

@@ -32,7 +32,7 @@ pub use adapter::{AdaptedModel, Adapter, AdapterError, AdapterManifest, TextRule
 pub use atomic_file::WriteError;
 pub use batch::{Example, Target};
 pub use benchmark::{Benchmark, BenchmarkError, Repetition, Workload};
-pub use connect::{JoinError, ModelFiles, ModelFilesError};
+pub use connect::{ClientNetwork, JoinError, ModelFiles, ModelFilesError};
 pub use hop::{HopError, ServerWork, TrafficCount};
 pub use labels::{Label, LabelError, LabelMap};
 pub use logits::{LogitsError, RemoteModel};

@@ -8,6 +8,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{PeerId, StreamProtocol, autonat, connection_limits, dcutr, identify, kad, mdns, ping, relay, upnp};
 
 use crate::config::{RelayLimits, SwarmConfig, SwarmMode};
+use crate::guard;
 use crate::identity::Identity;
 use crate::store::{DirectoryStore, PROVIDER_TTL};
 use crate::streams;
@@ -34,6 +35,7 @@ const REPLICATION: NonZeroUsize = kad::K_VALUE;
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     limits: connection_limits::Behaviour,
+    guard: guard::Behaviour,
     pub(crate) kad: kad::Behaviour<DirectoryStore>,
     pub(crate) identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -76,6 +78,7 @@ impl Behaviour {
             .with_max_established_per_peer(Some(MAX_CONNECTIONS_PER_PEER));
         Self {
             limits: connection_limits::Behaviour::new(limits),
+            guard: guard::Behaviour::new(),
             kad: kademlia(local, config.mode),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),

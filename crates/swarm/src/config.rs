@@ -1,13 +1,15 @@
 //! What a node is told when it starts.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
 
 use crate::addresses::{AddressError, is_loopback, split_peer};
+use crate::swarm_key::SwarmKey;
 
 /// Part a node plays in the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,11 @@ pub struct SwarmConfig {
     pub announce: Vec<Multiaddr>,
     /// Known members of the swarm, each ending in `/p2p/` and its id. Tried again and again until one answers.
     pub peers: Vec<Multiaddr>,
+    /// The key of a private swarm: only nodes with the same one can connect. QUIC knows no such keys and is not used then.
+    pub swarm_key: Option<SwarmKey>,
+    /// Peers whose block streams are taken, all if `None`. Others of the same swarm that pass rows on must be among them.
+    /// The directory answers everybody.
+    pub allow_peers: Option<HashSet<PeerId>>,
     /// Relays to be reachable through, whatever the probes say, each ending in `/p2p/` and its id.
     pub relay_via: Vec<Multiaddr>,
     /// Whether a server that others do not reach makes itself reachable through relays that it meets.
@@ -129,6 +136,8 @@ impl SwarmConfig {
             listen_if_possible: Vec::new(),
             announce: Vec::new(),
             peers: Vec::new(),
+            swarm_key: None,
+            allow_peers: None,
             relay_via: Vec::new(),
             auto_relay: true,
             relay_server: true,

@@ -1,31 +1,34 @@
-//! Keys of the distributed hash table. They are readable texts: a store can tell what it is asked to keep.
+//! Keys of the distributed hash table.
 
 use libp2p::PeerId;
 use libp2p::kad::RecordKey;
 use petals_protocol::ModelId;
+use sha2::{Digest, Sha256};
 
 const BLOCK_PREFIX: &str = "/petals-rs/block/";
 const SERVER_PREFIX: &str = "/petals-rs/server/";
+
+/// What a multihash of SHA2-256 begins with: the code of the function and the length of its output.
+const SHA2_256: [u8; 2] = [0x12, 32];
 
 /// Blocks a model may have in the directory. The deepest published models have fewer than 200; the bound keeps one
 /// server from filling other nodes' tables.
 pub(crate) const MAX_BLOCKS: u32 = 1024;
 
-/// The key whose providers are the servers of one block.
+/// The key whose providers are the servers of one block: the multihash of its name. Other libp2p implementations ask for
+/// providers by content identifiers, which are multihashes with a type in front, so they can ask for blocks too.
 pub(crate) fn block_key(model: &ModelId, block: u32) -> RecordKey {
-    RecordKey::from(format!("{BLOCK_PREFIX}{model}/{block}").into_bytes())
+    let digest = Sha256::digest(format!("{BLOCK_PREFIX}{model}/{block}"));
+    RecordKey::from([&SHA2_256[..], &digest[..]].concat())
 }
 
-/// Reads a [`block_key`]; `None` for anything else.
-pub(crate) fn parse_block_key(key: &RecordKey) -> Option<(ModelId, u32)> {
-    let text = std::str::from_utf8(key.as_ref()).ok()?;
-    let (model, block) = text.strip_prefix(BLOCK_PREFIX)?.rsplit_once('/')?;
-    let (model, block) = (model.parse().ok()?, block.parse::<u32>().ok()?);
-    // `+7` and `007` parse as well: one block must not have several keys.
-    (block < MAX_BLOCKS && block_key(&model, block) == *key).then_some((model, block))
+/// Whether this may be a [`block_key`].
+pub(crate) fn is_block_key(key: &RecordKey) -> bool {
+    let bytes = key.to_vec();
+    bytes.len() == SHA2_256.len() + 32 && bytes.starts_with(&SHA2_256)
 }
 
-/// The key of what one server says of itself.
+/// The key of what one server says of itself, a readable text.
 pub(crate) fn server_key(model: &ModelId, peer: &PeerId) -> RecordKey {
     RecordKey::from(format!("{SERVER_PREFIX}{model}/{peer}").into_bytes())
 }
@@ -35,13 +38,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_canonical_block_keys_are_understood() {
+    fn block_keys_are_multihashes_of_names() {
         let model: ModelId = "org/demo@0000000000000001".parse().unwrap();
-        assert_eq!(parse_block_key(&block_key(&model, 7)), Some((model.clone(), 7)));
-        for wrong in ["/petals-rs/block/org/demo@0000000000000001/007", "/petals-rs/block/x/1", "anything", ""] {
-            assert_eq!(parse_block_key(&RecordKey::new(&wrong)), None, "{wrong}");
-        }
-        assert_eq!(parse_block_key(&block_key(&model, MAX_BLOCKS)), None);
-        assert_eq!(parse_block_key(&server_key(&model, &PeerId::random())), None);
+        let key = block_key(&model, 7);
+        // printf /petals-rs/block/org/demo@0000000000000001/7 | sha256sum
+        let expected = "066ab2246a7208f4e4588040d535171d14f541da6ddb152d7ffa59c5bbd5bae1";
+        let hex: String = key.to_vec().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, format!("1220{expected}"));
+        assert!(is_block_key(&key) && key != block_key(&model, 8));
+        assert!(!is_block_key(&server_key(&model, &PeerId::random())) && !is_block_key(&RecordKey::new(&"")));
     }
 }

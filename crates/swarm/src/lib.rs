@@ -13,19 +13,23 @@ mod config;
 mod directory;
 #[doc(hidden)]
 pub mod fuzzing;
+mod guard;
 mod identity;
 mod keys;
 mod node;
+mod rates;
 mod record;
 mod requests;
 mod store;
 mod streams;
+mod swarm_key;
 
 pub use addresses::{AddressError, parse_address, parse_addresses, parse_peers};
 pub use config::{RelayLimits, SwarmConfig, SwarmMode};
 pub use directory::{DirectoryEntry, LookupError};
 pub use identity::{Identity, IdentityError};
 pub use libp2p::{Multiaddr, PeerId};
-pub use node::{AnnounceError, ConnectError, Reachability, StartError, SwarmHandle, SwarmNode};
+pub use node::{AnnounceError, ConnectError, DirectoryTraffic, Reachability, StartError, SwarmHandle, SwarmNode};
 pub use requests::{RequestError, RequestStream};
 pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, StreamPath, Traffic};
+pub use swarm_key::{SwarmKey, SwarmKeyError};

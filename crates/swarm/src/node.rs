@@ -4,6 +4,7 @@ mod announcer;
 mod dialler;
 mod event_loop;
 mod handle;
+mod provided;
 mod queries;
 mod reach;
 mod transport;
@@ -23,8 +24,9 @@ pub use announcer::AnnounceError;
 pub(crate) use handle::DirectoryQuery;
 pub use handle::{ConnectError, SwarmHandle};
 pub use reach::Reachability;
+pub use view::DirectoryTraffic;
 
-use crate::addresses::{AddressError, tcp_socket};
+use crate::addresses::{AddressError, is_tcp, tcp_socket};
 use crate::behaviour::Behaviour;
 use crate::config::{SwarmConfig, SwarmMode};
 use crate::identity::Identity;
@@ -51,6 +53,9 @@ pub enum StartError {
     /// The encryption layer could not be set up.
     #[error("cannot set up the encrypted transport")]
     Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// QUIC has its own encryption and knows no pre-shared keys.
+    #[error("a private swarm works over TCP only: {0} cannot be listened on with a swarm key")]
+    PrivateQuic(Multiaddr),
     /// A listen address cannot be used.
     #[error("cannot listen on {address}: is it in use, or not an address of this machine?")]
     Listen {
@@ -77,7 +82,8 @@ impl SwarmNode {
         let admission = Admission::new(config.max_streams_per_peer, config.max_streams);
         let (incoming_sender, incoming) = mpsc::channel(INCOMING_CAPACITY);
         let incoming_sender = (config.mode == SwarmMode::Server).then_some(incoming_sender);
-        let streams = streams::Behaviour::new(incoming_sender, Arc::clone(&admission));
+        let allowed = config.allow_peers.clone();
+        let streams = streams::Behaviour::new(incoming_sender, Arc::clone(&admission), allowed);
         let swarm = build_swarm(&identity, &config, streams)?;
 
         let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
@@ -101,7 +107,8 @@ fn build_swarm(
     config: &SwarmConfig,
     streams: streams::Behaviour,
 ) -> Result<Swarm<Behaviour>, StartError> {
-    let (transport, relay_client) = transport::build(identity, config.dial_timeout).map_err(StartError::Transport)?;
+    let (transport, relay_client) =
+        transport::build(identity, config.dial_timeout, config.swarm_key).map_err(StartError::Transport)?;
     let behaviour = Behaviour::new(identity, config, streams, relay_client);
     let swarm_config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(config.idle_timeout);
     Ok(Swarm::new(transport, behaviour, identity.peer_id(), swarm_config))
@@ -111,13 +118,21 @@ impl EventLoop {
     /// Opens the listeners and waits until each has told its addresses.
     async fn listen(&mut self) -> Result<(), StartError> {
         let mut waiting = Vec::new();
+        let private = self.config.swarm_key.is_some();
         for address in self.config.listen.clone() {
+            if private && !is_tcp(&address) {
+                return Err(StartError::PrivateQuic(address));
+            }
             let failed = |source| StartError::Listen { address: address.clone(), source };
             check_port_is_free(&address).map_err(failed)?;
             let listener = self.swarm.listen_on(address.clone()).map_err(|error| failed(io::Error::other(error)))?;
             waiting.push(listener);
         }
         for address in self.config.listen_if_possible.clone() {
+            if private && !is_tcp(&address) {
+                tracing::info!("a private swarm works over TCP only, QUIC is not used");
+                continue;
+            }
             if let Err(error) = self.swarm.listen_on(address.clone()) {
                 tracing::debug!(%address, %error, "not listening there");
             }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use libp2p::kad::store::{Error as KadError, RecordStore, Result as KadResult};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};
-use petals_protocol::{ModelId, ServerState, Span};
+use petals_protocol::{ServerInfo, ServerState, Span};
 
 use crate::addresses::{MAX_ADDRESS_LEN, MAX_ADDRESSES};
-use crate::keys::{MAX_BLOCKS, parse_block_key, server_key};
+use crate::keys::{MAX_BLOCKS, block_key, is_block_key, server_key};
 use crate::record::{SignedRecord, SignedRecordError, unix_ms};
 
 /// Records kept in all. 8 KiB each, so at most 32 MiB.
@@ -43,6 +43,7 @@ struct Kept {
     record: Record,
     peer: PeerId,
     written_ms: u64,
+    span: Span,
 }
 
 /// What one peer occupies.
@@ -97,16 +98,23 @@ impl DirectoryStore {
         record.publisher = Some(signed.peer);
         record.expires = Some(Instant::now() + signed.remaining);
         self.holdings.entry(signed.peer).or_default().records.insert(record.key.clone());
-        let served = (signed.info.state != ServerState::Offline).then_some(signed.info.span);
-        self.forget_blocks_outside(&signed.peer, &signed.info.model, served);
-        let kept = Kept { peer: signed.peer, written_ms: signed.info.written_ms, record };
+        let ServerInfo { model, span, state, written_ms, .. } = signed.info;
+        // A server's own word on what it serves counts at once, not when its older provider entries expire.
+        if let Some(before) = self.records.get(&record.key).map(|kept| kept.span) {
+            let serves = |block| state != ServerState::Offline && span.contains(block);
+            let gone = before.blocks().filter(|block| !serves(*block)).map(|block| block_key(&model, block));
+            gone.for_each(|key| self.remove_provider(&key, &signed.peer));
+        }
+        let kept = Kept { peer: signed.peer, written_ms, span, record };
         self.records.insert(kept.record.key.clone(), kept);
         Ok(())
     }
 
     /// Notes that a peer serves a block. The caller knows that the entry came from that peer itself.
     pub(crate) fn insert_provider(&mut self, mut entry: ProviderRecord) -> Result<(), StoreError> {
-        parse_block_key(&entry.key).ok_or(StoreError::WrongKey)?;
+        if !is_block_key(&entry.key) {
+            return Err(StoreError::WrongKey);
+        }
         entry.addresses.retain(|address| address.len() <= MAX_ADDRESS_LEN);
         entry.addresses.truncate(MAX_ADDRESSES);
         let latest = Instant::now() + PROVIDER_TTL;
@@ -153,17 +161,6 @@ impl DirectoryStore {
             return Err(StoreError::Full);
         }
         Ok(())
-    }
-
-    /// A server's own word on what it serves counts at once, not when its older provider entries expire.
-    fn forget_blocks_outside(&mut self, peer: &PeerId, model: &ModelId, served: Option<Span>) {
-        let Some(held) = self.holdings.get(peer) else { return };
-        let outside = |key: &&RecordKey| {
-            parse_block_key(key)
-                .is_some_and(|(of, block)| of == *model && !served.is_some_and(|span| span.contains(block)))
-        };
-        let outside: Vec<_> = held.blocks.iter().filter(outside).cloned().collect();
-        outside.iter().for_each(|key| self.remove_provider(key, peer));
     }
 
     fn release(&mut self, peer: &PeerId, release: impl FnOnce(&mut Holdings)) {

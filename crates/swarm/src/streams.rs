@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::io::{AsyncRead, AsyncWrite, IoSlice, IoSliceMut};
-use libp2p::PeerId;
+use libp2p::{PeerId, StreamProtocol};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -27,6 +27,9 @@ pub(crate) use behaviour::Behaviour;
 /// Inbound streams waiting for [`Incoming::next`]. Whoever takes them only spawns, so a few suffice; a burst of clients
 /// that reconnect at once should fit.
 pub(crate) const INCOMING_CAPACITY: usize = 256;
+
+/// Offered instead of the block protocol to peers that are not on this node's list, so that they learn why.
+const NOT_ALLOWED: StreamProtocol = StreamProtocol::new("/petals-rs/not-allowed/1");
 
 /// Why no stream was opened.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,14 @@ pub enum OpenError {
     /// The peer answers, but serves no blocks.
     #[error("peer {0} does not serve blocks in a protocol this version knows")]
     Unsupported(PeerId),
+    /// The peer serves only those on its list.
+    #[error("peer {peer} serves only peers on its list: ask its operator for `--allow-peer {local}`")]
+    NotAllowed {
+        /// The peer.
+        peer: PeerId,
+        /// This node.
+        local: Box<PeerId>,
+    },
     /// The connection closed while the stream was being opened.
     #[error("the connection to peer {0} closed")]
     ConnectionLost(PeerId),
@@ -85,6 +96,7 @@ pub(crate) struct OpenRequest {
 pub(crate) enum OpenFailure {
     Unreachable(String),
     Unsupported,
+    NotAllowed,
     Io(io::Error),
 }
 

@@ -18,17 +18,23 @@ use tokio_util::sync::CancellationToken;
 use super::announcer::{AnnounceError, Announcer};
 use super::dialler::Dialler;
 use super::handle::{Command, DirectoryQuery};
+use super::provided::Provided;
 use super::queries::{Queries, Query};
 use super::reach::Reach;
-use super::view::View;
+use super::view::{DirectoryTraffic, View};
 use crate::behaviour::Behaviour;
 use crate::config::SwarmConfig;
 use crate::identity::Identity;
 use crate::keys::{MAX_BLOCKS, block_key, server_key};
+use crate::rates::Rates;
 use crate::record::{SignedRecord, SignedRecordError, unix_ms};
 
 /// Time between looks at what nobody waits for or has expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// What one peer may ask to be kept at once, and per second afterwards: a server of the deepest model announces 1024 blocks and a
+/// record, of which this node is to keep a part, each minute.
+const KEEP_BURST: u32 = 4096;
+const KEPT_PER_SECOND: u32 = 64;
 /// Longest wait for connections to close in order.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -44,6 +50,11 @@ pub(super) struct EventLoop {
     announcer: Announcer,
     dialler: Dialler,
     reach: Reach,
+    /// How much others may ask this node to keep.
+    keeping: Rates<PeerId>,
+    provided: Provided,
+    /// Messages of the hash table that came in.
+    directory: DirectoryTraffic,
     /// The other end of each connection.
     remotes: HashMap<ConnectionId, Remote>,
     housekeeping: Instant,
@@ -81,7 +92,10 @@ impl EventLoop {
             queries: Queries::default(),
             announcer: Announcer::new(config.announce_period),
             dialler,
+            provided: Provided::default(),
+            directory: DirectoryTraffic::default(),
             reach,
+            keeping: Rates::new(KEEP_BURST, KEPT_PER_SECOND),
             remotes: HashMap::new(),
             housekeeping: Instant::now() + HOUSEKEEPING,
             config,
@@ -145,6 +159,12 @@ impl EventLoop {
             self.close_silent_connections(now);
             self.close_superfluous_connections();
             self.ask_relays(now);
+            let directory = self.directory;
+            self.view.send_if_modified(|view| {
+                view.directory = directory;
+                // Nobody waits for a change of this.
+                false
+            });
             let kad = &mut self.swarm.behaviour_mut().kad;
             kad.store_mut().expire();
             for id in self.queries.take_abandoned() {
@@ -228,7 +248,8 @@ impl EventLoop {
         if let Some(done) = done {
             self.queries.insert(id, Query::Withdrawal(done));
         }
-        if info.state != ServerState::Offline {
+        if info.state != ServerState::Offline && self.provided.take_due(info, Instant::now()) {
+            let kad = &mut self.swarm.behaviour_mut().kad;
             for block in info.span.blocks() {
                 kad.start_providing(block_key(&info.model, block)).map_err(refused)?;
             }

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::announcer::AnnounceError;
 use super::queries::Query;
 use super::reach::Reachability;
-use super::view::View;
+use super::view::{DirectoryTraffic, View};
 use crate::directory::{self, DirectoryEntry, LookupError};
 use crate::streams::{Admission, OpenError, OpenFailure, OpenRequest, PeerStream, Traffic};
 
@@ -120,6 +120,11 @@ impl SwarmHandle {
         self.inner.view.borrow().peers.get(peer).copied().flatten()
     }
 
+    /// Requests of the hash table that this node received, as of a second ago.
+    pub fn directory_traffic(&self) -> DirectoryTraffic {
+        self.inner.view.borrow().directory
+    }
+
     /// What has passed through block streams since the start.
     pub fn traffic(&self) -> Traffic {
         self.inner.admission.traffic()
@@ -213,6 +218,7 @@ impl SwarmHandle {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(OpenFailure::Unreachable(reason))) => Err(OpenError::Unreachable { peer, reason }),
             Ok(Err(OpenFailure::Unsupported)) => Err(OpenError::Unsupported(peer)),
+            Ok(Err(OpenFailure::NotAllowed)) => Err(OpenError::NotAllowed { peer, local: Box::new(self.inner.local) }),
             Ok(Err(OpenFailure::Io(source))) => Err(OpenError::Io { peer, source }),
             Err(_) if self.inner.commands.is_closed() => Err(OpenError::Closed),
             Err(_) => Err(OpenError::ConnectionLost(peer)),

@@ -1,15 +1,19 @@
 //! TCP with Noise and Yamux, QUIC, circuits through relays, and names for all.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use libp2p::core::Transport;
 use libp2p::core::muxing::StreamMuxerBox;
-use libp2p::core::transport::{Boxed, OrTransport, timeout::TransportTimeout};
+use libp2p::core::transport::timeout::{TransportTimeout, TransportTimeoutError};
+use libp2p::core::transport::{Boxed, OrTransport};
 use libp2p::core::upgrade::Version;
+use libp2p::pnet::PnetConfig;
 use libp2p::{PeerId, dns, noise, quic, relay, tcp, yamux};
 
 use crate::identity::Identity;
+use crate::swarm_key::SwarmKey;
 
 type Base = Boxed<(PeerId, StreamMuxerBox)>;
 
@@ -22,6 +26,7 @@ const MAX_YAMUX_STREAMS: usize = 128;
 pub(super) fn build(
     identity: &Identity,
     timeout: Duration,
+    key: Option<SwarmKey>,
 ) -> Result<(Base, relay::client::Behaviour), Box<dyn Error + Send + Sync>> {
     let (circuits, relay_client) = relay::client::new(identity.peer_id());
     let circuits = circuits
@@ -29,14 +34,14 @@ pub(super) fn build(
         .authenticate(noise::Config::new(identity.keypair())?)
         .multiplex(multiplexer())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-    let direct = base(identity)?;
+    let direct = base(identity, timeout, key)?;
     let named = match dns::tokio::Transport::system(direct) {
         Ok(transport) => transport.boxed(),
         Err(error) => {
             // Closed machines may have no resolver; numeric addresses must still work there.
             tracing::debug!(%error, "no system resolver, using the default one");
             let (config, options) = (dns::ResolverConfig::default(), dns::ResolverOpts::default());
-            dns::tokio::Transport::custom(base(identity)?, config, options).boxed()
+            dns::tokio::Transport::custom(base(identity, timeout, key)?, config, options).boxed()
         }
     };
     let all = OrTransport::new(circuits, named).map(|either, _| either.into_inner());
@@ -49,13 +54,66 @@ fn multiplexer() -> yamux::Config {
     config
 }
 
-fn base(identity: &Identity) -> Result<Base, Box<dyn Error + Send + Sync>> {
+/// What a connection fails with besides the reasons of the system.
+#[derive(Debug, thiserror::Error)]
+enum HandshakeError {
+    #[error("the handshake failed; is a node of a private swarm there, which needs its swarm key?")]
+    Public,
+    #[error("the handshake failed: the other side uses another swarm key or none")]
+    Private,
+    #[error("no answer in time: nothing is there, or the other side uses another swarm key or none")]
+    PrivateTimeout,
+}
+
+/// The system did not connect. Errors of layered transports hide themselves and show their sources, hence two types.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotConnected(#[source] SystemError);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct SystemError(io::Error);
+
+fn base(identity: &Identity, timeout: Duration, key: Option<SwarmKey>) -> Result<Base, Box<dyn Error + Send + Sync>> {
     let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .map_err(|error| NotConnected(SystemError(error)));
+    let noise = noise::Config::new(identity.keypair())?;
+    if let Some(key) = key {
+        let key = PnetConfig::new(key.pre_shared());
+        let private = tcp
+            .and_then(move |socket, _| key.handshake(socket))
+            .upgrade(Version::V1Lazy)
+            .authenticate(noise)
+            .multiplex(multiplexer())
+            .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+            .map_err(|error| explain(error, HandshakeError::Private));
+        // Two different keys often leave both sides waiting for the rest of what they take for a message.
+        let timed = TransportTimeout::new(private, timeout).map_err(|error| match error {
+            TransportTimeoutError::Other(error) => error,
+            TransportTimeoutError::Timeout => io::Error::other(HandshakeError::PrivateTimeout),
+            TransportTimeoutError::TimerError(error) => error,
+        });
+        return Ok(timed.boxed());
+    }
+    let tcp = tcp
         .upgrade(Version::V1Lazy)
-        .authenticate(noise::Config::new(identity.keypair())?)
+        .authenticate(noise)
         .multiplex(multiplexer())
-        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)))
+        .map_err(|error| explain(error, HandshakeError::Public));
     let quic = quic::tokio::Transport::new(quic::Config::new(identity.keypair()))
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
     Ok(OrTransport::new(quic, tcp).map(|either, _| either.into_inner()).boxed())
+}
+
+/// What goes wrong between the connection and its encryption says little by itself.
+fn explain(error: impl Error + Send + Sync + 'static, handshake: HandshakeError) -> io::Error {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.is::<SystemError>() {
+            return io::Error::other(error.to_string());
+        }
+        cause = error.source();
+    }
+    io::Error::other(handshake)
 }

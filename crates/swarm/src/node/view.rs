@@ -3,9 +3,42 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, kad};
 
 use super::reach::Reachability;
+
+/// Requests of the hash table that a node received since it started, by kind. Each is answered by one message, except for
+/// `add_provider`, which has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DirectoryTraffic {
+    /// Who is near a key?
+    pub find_node: u64,
+    /// Who serves a block?
+    pub get_providers: u64,
+    /// Note that I serve a block.
+    pub add_provider: u64,
+    /// What does a server say of itself?
+    pub get_record: u64,
+    /// Keep what I say of myself.
+    pub put_record: u64,
+}
+
+impl DirectoryTraffic {
+    /// Requests of all kinds.
+    pub fn total(&self) -> u64 {
+        self.find_node + self.get_providers + self.add_provider + self.get_record + self.put_record
+    }
+
+    pub(super) fn count(&mut self, request: &kad::InboundRequest) {
+        match request {
+            kad::InboundRequest::FindNode { .. } => self.find_node += 1,
+            kad::InboundRequest::GetProvider { .. } => self.get_providers += 1,
+            kad::InboundRequest::AddProvider { .. } => self.add_provider += 1,
+            kad::InboundRequest::GetRecord { .. } => self.get_record += 1,
+            kad::InboundRequest::PutRecord { .. } => self.put_record += 1,
+        }
+    }
+}
 
 /// A picture of the node's surroundings, kept up to date by the event loop.
 #[derive(Debug, Default)]
@@ -16,6 +49,8 @@ pub(super) struct View {
     pub(super) external: Vec<Multiaddr>,
     /// Whether others reach it.
     pub(super) reachability: Reachability,
+    /// Messages of the hash table that came in, as of a second ago.
+    pub(super) directory: DirectoryTraffic,
     /// Connected peers and their last round trip.
     pub(super) peers: HashMap<PeerId, Option<Duration>>,
     /// Peers to join the swarm through, as configured.

@@ -63,6 +63,7 @@ fn stale_tampered_and_oversized_records_are_refused() {
 fn a_record_moves_the_providers_to_its_span() {
     let (mut store, server, now) = (store(), Identity::generate(), unix_ms());
     let peer = server.peer_id();
+    store.insert(record(&server, (0, 8), now - 1)).unwrap();
     (0..8).for_each(|block| store.insert_provider(provider(block, peer)).unwrap());
     store.insert(record(&server, (2, 5), now)).unwrap();
     assert_eq!(blocks_of(&store, peer), [2, 3, 4]);

@@ -5,6 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libp2p::PeerId;
+use tokio::time::Instant;
+
+use crate::rates::Rates;
+
+/// Streams that one peer may open at once, and per second afterwards. A client opens one to each server of a route and keeps it;
+/// each costs a task and a greeting.
+const OPEN_BURST: u32 = 256;
+const OPENS_PER_SECOND: u32 = 16;
 
 /// Totals since the node started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,6 +44,7 @@ pub(crate) struct Admission {
     per_peer: usize,
     total: usize,
     open: Mutex<Open>,
+    rates: Mutex<Rates<PeerId>>,
     pub(crate) counters: Counters,
 }
 
@@ -54,11 +63,22 @@ pub(crate) struct Permit {
 
 impl Admission {
     pub(crate) fn new(per_peer: usize, total: usize) -> Arc<Self> {
-        Arc::new(Self { per_peer, total, open: Mutex::default(), counters: Counters::default() })
+        Arc::new(Self {
+            per_peer,
+            total,
+            open: Mutex::default(),
+            rates: Mutex::new(Rates::new(OPEN_BURST, OPENS_PER_SECOND)),
+            counters: Counters::default(),
+        })
     }
 
     /// A place for one more stream of `peer`, if there is one.
     pub(crate) fn admit(self: &Arc<Self>, peer: PeerId) -> Option<Permit> {
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rates.take(peer, Instant::now()) {
+            return None;
+        }
+        drop(rates);
         let mut open = self.lock();
         let of_peer = open.peers.get(&peer).copied().unwrap_or(0);
         if of_peer >= self.per_peer || open.total >= self.total {
@@ -114,5 +134,15 @@ mod tests {
         drop(held);
         assert!(admission.admit(a).is_some());
         assert!(!admission.lock().peers.contains_key(&a), "nothing is kept of a peer without streams");
+    }
+
+    #[test]
+    fn a_peer_that_opens_stream_after_stream_is_slowed_down() {
+        let admission = Admission::new(16, 1024);
+        let (greedy, other) = (PeerId::random(), PeerId::random());
+        let admitted = (0..10_000).filter(|_| admission.admit(greedy).is_some()).count();
+        // What is refilled meanwhile depends on the machine.
+        assert!(admitted >= OPEN_BURST as usize && admitted < 5_000, "{admitted}");
+        assert!(admission.admit(other).is_some());
     }
 }

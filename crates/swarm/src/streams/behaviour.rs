@@ -2,7 +2,7 @@
 
 mod dialling;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,6 +34,8 @@ pub(crate) struct Behaviour {
     protocol: StreamProtocol,
     incoming: Option<mpsc::Sender<IncomingStream>>,
     admission: Arc<Admission>,
+    /// Whose streams are taken, everybody's if `None`.
+    allowed: Option<HashSet<PeerId>>,
     /// Of each peer the best first.
     connections: HashMap<PeerId, Vec<Connection>>,
     /// What the streams of each connection share.
@@ -71,11 +73,16 @@ impl Rank {
 }
 
 impl Behaviour {
-    pub(crate) fn new(incoming: Option<mpsc::Sender<IncomingStream>>, admission: Arc<Admission>) -> Self {
+    pub(crate) fn new(
+        incoming: Option<mpsc::Sender<IncomingStream>>,
+        admission: Arc<Admission>,
+        allowed: Option<HashSet<PeerId>>,
+    ) -> Self {
         Self {
             protocol: StreamProtocol::new(PROTOCOL_NAME),
             incoming,
             admission,
+            allowed,
             connections: HashMap::new(),
             links: HashMap::new(),
             dialling: HashMap::new(),
@@ -192,7 +199,8 @@ impl Behaviour {
     fn handler(&mut self, peer: PeerId, connection: ConnectionId, relayed: bool) -> Handler {
         let link = Link::new(relayed);
         self.links.insert(connection, link.clone());
-        Handler::new(peer, self.protocol.clone(), self.incoming.clone(), Arc::clone(&self.admission), link)
+        let allowed = self.allowed.as_ref().is_none_or(|peers| peers.contains(&peer));
+        Handler::new(peer, self.protocol.clone(), self.incoming.clone(), allowed, Arc::clone(&self.admission), link)
     }
 
     fn wake(&mut self) {

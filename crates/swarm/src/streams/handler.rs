@@ -13,16 +13,16 @@ use libp2p::swarm::{Stream, StreamProtocol, SubstreamProtocol};
 use libp2p::{PeerId, core};
 use tokio::sync::mpsc;
 
-use super::{Admission, IncomingStream, Link, OpenFailure, OpenRequest, PeerStream};
+use super::{Admission, IncomingStream, Link, NOT_ALLOWED, OpenFailure, OpenRequest, PeerStream};
 use crate::addresses::short;
 
-/// Offers the block protocol, or nothing.
+/// Offers these protocols, the preferred one first.
 #[derive(Debug, Clone)]
-pub(crate) struct Offer(Option<StreamProtocol>);
+pub(crate) struct Offer(Vec<StreamProtocol>);
 
 impl UpgradeInfo for Offer {
     type Info = StreamProtocol;
-    type InfoIter = std::option::IntoIter<StreamProtocol>;
+    type InfoIter = std::vec::IntoIter<StreamProtocol>;
 
     fn protocol_info(&self) -> Self::InfoIter {
         self.0.clone().into_iter()
@@ -30,22 +30,22 @@ impl UpgradeInfo for Offer {
 }
 
 impl InboundUpgrade<Stream> for Offer {
-    type Output = Stream;
+    type Output = (Stream, StreamProtocol);
     type Error = Infallible;
-    type Future = Ready<Result<Stream, Infallible>>;
+    type Future = Ready<Result<Self::Output, Infallible>>;
 
-    fn upgrade_inbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
-        ready(Ok(stream))
+    fn upgrade_inbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
+        ready(Ok((stream, protocol)))
     }
 }
 
 impl OutboundUpgrade<Stream> for Offer {
-    type Output = Stream;
+    type Output = (Stream, StreamProtocol);
     type Error = Infallible;
-    type Future = Ready<Result<Stream, Infallible>>;
+    type Future = Ready<Result<Self::Output, Infallible>>;
 
-    fn upgrade_outbound(self, stream: Stream, _: StreamProtocol) -> Self::Future {
-        ready(Ok(stream))
+    fn upgrade_outbound(self, stream: Stream, protocol: StreamProtocol) -> Self::Future {
+        ready(Ok((stream, protocol)))
     }
 }
 
@@ -56,6 +56,8 @@ pub(crate) struct Handler {
     protocol: StreamProtocol,
     /// Where accepted streams go; `None` on nodes that accept none.
     incoming: Option<mpsc::Sender<IncomingStream>>,
+    /// Whether the peer may open streams.
+    allowed: bool,
     admission: Arc<Admission>,
     /// This connection.
     link: Arc<Link>,
@@ -68,10 +70,11 @@ impl Handler {
         peer: PeerId,
         protocol: StreamProtocol,
         incoming: Option<mpsc::Sender<IncomingStream>>,
+        allowed: bool,
         admission: Arc<Admission>,
         link: Arc<Link>,
     ) -> Self {
-        Self { peer, protocol, incoming, admission, link, requests: VecDeque::new(), waker: None }
+        Self { peer, protocol, incoming, allowed, admission, link, requests: VecDeque::new(), waker: None }
     }
 
     /// Never waits: what cannot be taken now is refused by closing the stream.
@@ -100,7 +103,8 @@ impl ConnectionHandler for Handler {
     fn listen_protocol(&self) -> SubstreamProtocol<Offer> {
         // A node whose program has dropped its `Incoming` serves no blocks, and says so.
         let accepts = self.incoming.as_ref().is_some_and(|incoming| !incoming.is_closed());
-        SubstreamProtocol::new(Offer(accepts.then(|| self.protocol.clone())), ())
+        let offered = if self.allowed { &self.protocol } else { &NOT_ALLOWED };
+        SubstreamProtocol::new(Offer(accepts.then(|| offered.clone()).into_iter().collect()), ())
     }
 
     fn on_behaviour_event(&mut self, request: OpenRequest) {
@@ -114,7 +118,7 @@ impl ConnectionHandler for Handler {
         while let Some(request) = self.requests.pop_front() {
             // Whoever asked may have given up meanwhile.
             if !request.reply.is_closed() {
-                let protocol = SubstreamProtocol::new(Offer(Some(self.protocol.clone())), request);
+                let protocol = SubstreamProtocol::new(Offer(vec![self.protocol.clone(), NOT_ALLOWED]), request);
                 return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
             }
         }
@@ -124,10 +128,18 @@ impl ConnectionHandler for Handler {
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Offer, Offer, (), OpenRequest>) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(inbound) => self.accept(inbound.protocol),
+            ConnectionEvent::FullyNegotiatedInbound(inbound) => match inbound.protocol {
+                (stream, protocol) if protocol != NOT_ALLOWED => self.accept(stream),
+                // It has learnt what it needed to know.
+                (stream, _) => drop(stream),
+            },
             ConnectionEvent::FullyNegotiatedOutbound(outbound) => {
-                let stream =
-                    PeerStream::new(outbound.protocol, Arc::clone(&self.admission), Arc::clone(&self.link), None);
+                let (stream, protocol) = outbound.protocol;
+                if protocol == NOT_ALLOWED {
+                    let _ = outbound.info.reply.send(Err(OpenFailure::NotAllowed));
+                    return;
+                }
+                let stream = PeerStream::new(stream, Arc::clone(&self.admission), Arc::clone(&self.link), None);
                 // If the receiver is gone, the stream is closed by being dropped.
                 if outbound.info.reply.send(Ok(stream)).is_ok() {
                     self.admission.counters.opened.fetch_add(1, Ordering::Relaxed);

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod directory;
+mod many;
+mod private;
 mod reach;
 mod streams;
 mod support;

@@ -174,14 +174,35 @@ impl EventLoop {
             }
             kad::Event::RoutingUpdated { is_new_peer: true, peer, .. } => {
                 tracing::debug!(peer = short(&peer), "a node joined the routing table");
-                self.announcer.hurry(Instant::now());
+                // Where there are more nodes than keep a record, one more makes no difference until the next announcement.
+                let known: usize = self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
+                if known <= kad::K_VALUE.get() {
+                    self.provided.forget();
+                    self.announcer.hurry(Instant::now());
+                }
             }
-            kad::Event::InboundRequest { request } => self.on_kad_request(request),
+            kad::Event::InboundRequest { request } => {
+                self.directory.count(&request);
+                self.on_kad_request(request);
+            }
             _ => {}
         }
     }
 
     fn on_kad_request(&mut self, request: kad::InboundRequest) {
+        let source = match &request {
+            kad::InboundRequest::PutRecord { source, .. } => Some(*source),
+            kad::InboundRequest::AddProvider { record: Some(entry) } => Some(entry.provider),
+            _ => None,
+        };
+        if let Some(source) = source
+            && !self.keeping.take(source, Instant::now())
+        {
+            // Checking what it sends costs more than telling it to go.
+            tracing::warn!(peer = short(&source), "announces far more than a server has to say, disconnecting");
+            let _ = self.swarm.disconnect_peer_id(source);
+            return;
+        }
         let store = self.swarm.behaviour_mut().kad.store_mut();
         let result = match request {
             kad::InboundRequest::PutRecord { source, record: Some(record), .. } => {
