@@ -28,6 +28,10 @@ Example:
   petals-node keygen --out node.key
   petals-node keygen --swarm-key swarm.key     # for every node and client of a private swarm";
 
+const DOCTOR_EXAMPLES: &str = "\
+Example:
+  petals-node doctor --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
+
 /// Serve blocks of a large language model to a swarm.
 #[derive(Debug, Parser)]
 #[command(name = "petals-node", version, about)]
@@ -49,6 +53,9 @@ pub enum Command {
     /// Make an identity file and print its peer id, or the key of a private swarm.
     #[command(after_help = KEYGEN_EXAMPLES)]
     Keygen(KeygenArgs),
+    /// Say what works on this machine, and what to do about the rest.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor(Box<DoctorArgs>),
     /// Time passes over blocks in this process, without a network.
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<BenchArgs>),
@@ -156,6 +163,26 @@ pub struct ServeArgs {
     /// A name that people see in listings.
     #[arg(long, value_name = "TEXT")]
     pub public_name: Option<String>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// Directory of a model, to see how many of its blocks fit.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Name of the model in the swarm. Default: the directory's name.
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. It is asked whether it reaches this machine.
+    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    pub peers: Vec<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub network: NetworkArgs,
+    /// Where to compute: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: String,
 }
 
 /// Arguments of `bootstrap`.

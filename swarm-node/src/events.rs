@@ -5,6 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use crate::bench::{BenchFigures, BenchSetup};
+use crate::doctor::Check;
 
 /// Something that happened to the node.
 #[derive(Debug, Clone, Serialize)]
@@ -68,6 +69,8 @@ pub enum NodeEvent {
         /// The file.
         file: String,
     },
+    /// What `doctor` found.
+    Check(Check),
     /// What is about to be timed.
     BenchSetup(BenchSetup),
     /// Figures of one kind of work.
@@ -104,6 +107,7 @@ impl NodeEvent {
             Self::SwarmKey { fingerprint, file } => {
                 format!("swarm key with fingerprint {fingerprint} written to {file}")
             }
+            Self::Check(check) => check.to_string(),
             Self::BenchSetup(setup) => setup.to_string(),
             Self::Bench(figures) => figures.to_string(),
         }

@@ -9,6 +9,7 @@ mod bench;
 mod bootstrap;
 mod budget;
 mod compute;
+mod doctor;
 mod error;
 mod events;
 mod executor;
@@ -35,10 +36,11 @@ mod stash;
 mod stream;
 
 pub use args::{
-    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, KeygenArgs, NetworkArgs,
-    ServeArgs,
+    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, DoctorArgs, KeygenArgs,
+    NetworkArgs, ServeArgs,
 };
 pub use bench::{BenchFigures, BenchSetup};
+pub use doctor::{Check, CheckStatus};
 pub use error::NodeError;
 pub use events::NodeEvent;
 pub use executor::ExecutorConfig;
@@ -55,6 +57,7 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
     match cli.command {
         Command::Serve(args) => serve::run(*args).await,
         Command::Bootstrap(args) => bootstrap::run(args).await,
+        Command::Doctor(args) => doctor::run(*args).await,
         Command::Keygen(args) => keygen::run(&args),
         Command::Bench(args) => bench::run(*args).await,
     }

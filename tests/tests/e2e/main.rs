@@ -9,6 +9,7 @@ mod forged_records;
 mod generation;
 mod gradients;
 mod hostile;
+mod js;
 mod leaving;
 mod links;
 mod load;

@@ -15,6 +15,8 @@ use crate::config::SwarmMode;
 use crate::node::describe_dial_error;
 use crate::node::reach::Reachability;
 
+/// Numbers of known nodes at which announcements are repeated at once. Up to 20 nodes keep a record.
+const HURRY_AT: [usize; 7] = [1, 2, 3, 5, 8, 13, 20];
 /// Nodes of the local network that are dialled because multicast found them. Others' swarms may be there too.
 const MAX_NEIGHBOURS: usize = 64;
 
@@ -174,9 +176,10 @@ impl EventLoop {
             }
             kad::Event::RoutingUpdated { is_new_peer: true, peer, .. } => {
                 tracing::debug!(peer = short(&peer), "a node joined the routing table");
-                // Where there are more nodes than keep a record, one more makes no difference until the next announcement.
+                // Where there are more nodes than keep a record, one more makes no difference until the next announcement. While
+                // a swarm starts, saying everything again for each of them would keep all of them busy.
                 let known: usize = self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
-                if known <= kad::K_VALUE.get() {
+                if HURRY_AT.contains(&known) {
                     self.provided.forget();
                     self.announcer.hurry(Instant::now());
                 }
