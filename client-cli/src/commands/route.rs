@@ -21,6 +21,7 @@ pub(crate) async fn run(args: RouteArgs, output: Output) -> Result<(), CliError>
             state: info.state,
             forward_tokens_per_s: info.forward_tokens_per_s,
             queue_depth: info.queue_depth,
+            relayed: info.relayed,
             dtype: info.dtype,
             version: info.version,
             public_name: info.public_name,

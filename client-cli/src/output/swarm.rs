@@ -43,6 +43,9 @@ pub(crate) struct Server {
     pub(crate) forward_tokens_per_s: Option<f32>,
     /// Requests waiting or running when it was announced.
     pub(crate) queue_depth: u32,
+    /// Reached through a relay only, as it says.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) relayed: bool,
     /// Dtype it computes in.
     pub(crate) dtype: String,
     /// Software version.
@@ -109,6 +112,7 @@ impl Display for Server {
         let name = self.public_name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
         let state = format!("{:?}", self.state).to_lowercase();
         write!(f, "server {}{name}: blocks {}, {state}, {}", short(&self.peer), self.blocks, self.dtype)?;
+        f.write_str(if self.relayed { ", through a relay" } else { "" })?;
         match self.forward_tokens_per_s {
             Some(rate) => write!(f, ", {rate:.0} tokens/s"),
             None => Ok(()),

@@ -3,4 +3,5 @@
 mod faults;
 mod fleet;
 mod internet;
+mod nat;
 mod storm;
