@@ -11,10 +11,14 @@ use crate::error::CliError;
 use crate::terminal;
 
 mod bench;
+mod explain;
 mod swarm;
 
 pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
-pub(crate) use swarm::{HopFailed, RelayFailed, Route, RouteHop, Server};
+pub(crate) use explain::{Considered, TrainingRoute};
+pub(crate) use swarm::{
+    Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
+};
 
 /// Something a command tells on stdout: readable, and as JSON under a fixed name.
 pub(crate) trait Event: Display + Serialize {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use petals_client::{Dtype, RelayMode, WireDtype};
+use petals_client::{Dtype, PeerId, RelayMode, RouteRules, Span, WireDtype};
 
-use super::values::{at_least, duration, multiaddr};
+use super::values::{at_least, duration, multiaddr, peer_id, pin, rate};
 
 /// The model, and how to reach those who serve it.
 #[derive(Debug, Clone, Args)]
@@ -53,6 +53,56 @@ pub(crate) struct SwarmArgs {
     /// star) or star (through this machine). Results do not depend on it.
     #[arg(long, value_name = "MODE", default_value = "chain")]
     pub(crate) relay: RelayMode,
+
+    #[command(flatten)]
+    pub(crate) route: RoutingArgs,
+}
+
+/// Which servers are used, and how they are watched.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Routing")]
+pub(crate) struct RoutingArgs {
+    /// Use only these peers.
+    #[arg(long, value_name = "PEER", num_args = 1.., value_parser = peer_id)]
+    pub(crate) allow: Vec<PeerId>,
+
+    /// Never use these peers.
+    #[arg(long, value_name = "PEER", num_args = 1.., value_parser = peer_id)]
+    pub(crate) block: Vec<PeerId>,
+
+    /// Run these blocks on this peer alone, for example 0..4=12D3Koo…; the last one that names a block counts.
+    #[arg(long, value_name = "BLOCKS=PEER", num_args = 1.., value_parser = pin)]
+    pub(crate) pin: Vec<(Span, PeerId)>,
+
+    /// Run the first and the last block on these peers only: they see what goes in and what comes out.
+    #[arg(long, value_name = "PEER", num_args = 1.., value_parser = peer_id)]
+    pub(crate) trusted: Vec<PeerId>,
+
+    /// Routes that the micro-batches of a step are spread over at most.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least(1))]
+    pub(crate) routes: usize,
+
+    /// A server that is silent for this long, and four times as long as usual, is raced by another one.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub(crate) hedge_after: Duration,
+
+    /// Part of the results, 0 to 1, that a second server computes again; a third one decides between them. Servers whose
+    /// results are wrong are not used any more. Everything then goes through this machine (--relay star), so that
+    /// nobody can tell what is checked.
+    #[arg(long, value_name = "RATE", default_value_t = 0.0, allow_negative_numbers = true, value_parser = rate)]
+    pub(crate) verify: f64,
+}
+
+impl RoutingArgs {
+    /// The rules that planning keeps to.
+    pub(crate) fn rules(&self) -> RouteRules {
+        RouteRules {
+            allow: self.allow.iter().copied().collect(),
+            block: self.block.iter().copied().collect(),
+            pins: self.pin.clone(),
+            trusted: self.trusted.iter().copied().collect(),
+        }
+    }
 }
 
 /// How batches are cut into passes.

@@ -74,6 +74,12 @@ fn bad_values_are_refused_with_status_2_and_named() {
         ("--init text", "--init-text"),
         ("--max-length 1", "--max-length"),
         ("--peers localhost", "--peers"),
+        ("--allow me", "--allow"),
+        ("--pin 0..4", "--pin"),
+        ("--pin 4..0=12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj", "--pin"),
+        ("--verify 1.5", "--verify"),
+        ("--verify -1", "--verify"),
+        ("--routes 0", "--routes"),
     ] {
         let error = train(flags).unwrap_err();
         assert_eq!(error.exit_code(), 2);
@@ -91,6 +97,16 @@ fn settings_change_with_the_flags_that_shape_the_curve_only() {
         let changed: Vec<&String> = was.keys().filter(|key| was.get(*key) != now.get(*key)).collect();
         assert_eq!(changed, [flag]);
     }
+}
+
+#[test]
+fn servers_are_named_by_their_ids() {
+    let peer = PEER.rsplit('/').next().unwrap();
+    let rules = train(&format!("--allow {peer} {peer} --block {peer} --pin 0..2={peer} 3={peer} --trusted {peer}"));
+    let rules = rules.unwrap().swarm.route.rules();
+    let peer = peer.parse().unwrap();
+    assert_eq!((rules.allow.len(), rules.block.contains(&peer), rules.trusted.contains(&peer)), (1, true, true));
+    assert_eq!(rules.pins, [("0..2".parse().unwrap(), peer), ("3..4".parse().unwrap(), peer)]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
-use petals_client::{DeepInit, Injection, Schedule, Task, TuningMode};
+use petals_client::{DeepInit, Injection, PeerId, RouteRules, Schedule, Span, Task, TuningMode};
 
 /// A whole number of at least `least`.
 pub(super) fn at_least(least: u64) -> RangedU64ValueParser<usize> {
@@ -20,6 +20,11 @@ pub(super) fn not_negative(text: &str) -> Result<f64, String> {
 pub(super) fn not_negative_f32(text: &str) -> Result<f32, String> {
     let number = not_negative(text)? as f32;
     if number.is_finite() { Ok(number) } else { Err("too large".to_owned()) }
+}
+
+/// A part of a whole.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
+    not_negative(text).and_then(|rate| if rate <= 1.0 { Ok(rate) } else { Err("must be at most 1".to_owned()) })
 }
 
 /// A probability above 0.
@@ -46,6 +51,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 /// The address of a peer, ending in `/p2p/` and its id.
 pub(super) fn multiaddr(text: &str) -> Result<String, String> {
     petals_client::parse_peers([text]).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// The id of a peer.
+pub(super) fn peer_id(text: &str) -> Result<PeerId, String> {
+    text.parse().map_err(|_| "not a peer id, as nodes print it behind /p2p/".to_owned())
+}
+
+/// Blocks that a peer alone runs.
+pub(super) fn pin(text: &str) -> Result<(Span, PeerId), String> {
+    RouteRules::parse_pin(text).map_err(|error| error.to_string())
 }
 
 /// `ptune` or `deep_ptune`.

@@ -32,6 +32,7 @@ pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> 
     let score = score.map_err(Error::from)?;
     let loss = score.loss().context("the data has no labels")?;
     output.emit(&Eval { step, loss, accuracy: score.accuracy().filter(|_| is_classifier) })?;
+    session::verified(&sequence, &args.swarm, output)?;
     swarm.shutdown().await;
     Ok(())
 }

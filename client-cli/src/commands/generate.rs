@@ -29,7 +29,7 @@ pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliErr
     }
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
     let tables = adapter.map(|adapter| adapter.tables.into());
-    let model = RemoteModel { sequence, local: files.local, tables };
+    let model = RemoteModel { sequence: sequence.clone(), local: files.local, tables };
     let mut live = Live::new(output);
     let prompt_len = text.len();
     for _ in 0..args.max_new_tokens {
@@ -44,6 +44,7 @@ pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliErr
     live.end();
     let token_ids = text.split_off(prompt_len);
     output.emit(&Generated { text: tokenizer.decode(&token_ids)?, token_ids })?;
+    session::verified(&sequence, &args.swarm, output)?;
     swarm.shutdown().await;
     Ok(())
 }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::args::SwarmArgs;
 use crate::error::CliError;
-use crate::output::{HopFailed, Output, RelayFailed, Waiting};
+use crate::output::{Disagreement, HopFailed, Outpaced, Output, RelayFailed, UntrueResult, Verified, Waiting};
 
 /// Events that may wait to be printed; later ones are dropped.
 const EVENTS: usize = 256;
@@ -36,6 +36,10 @@ pub(super) async fn connect(
         give_up_after: args.give_up_after,
         wire_dtype: args.wire_dtype,
         relay: args.relay,
+        rules: args.route.rules(),
+        routes: args.route.routes,
+        hedge_after: args.route.hedge_after,
+        verify: args.route.verify,
     };
     let (sender, receiver) = mpsc::channel(EVENTS);
     let network =
@@ -49,6 +53,11 @@ pub(super) async fn connect(
     Ok((Arc::new(sequence), swarm))
 }
 
+/// Says what verification found, if there was any.
+pub(super) fn verified(sequence: &RemoteSequence, args: &SwarmArgs, output: Output) -> Result<(), CliError> {
+    if args.route.verify > 0.0 { output.emit(&Verified(sequence.verification())) } else { Ok(()) }
+}
+
 async fn report(mut events: mpsc::Receiver<SwarmEvent>, output: Output) {
     while let Some(event) = events.recv().await {
         let printed = match event {
@@ -58,6 +67,21 @@ async fn report(mut events: mpsc::Receiver<SwarmEvent>, output: Output) {
             SwarmEvent::RelayFailed { peer, span, reason } => {
                 output.emit(&RelayFailed { peer: peer.to_string(), blocks: span.to_string(), reason })
             }
+            SwarmEvent::Outpaced { peer, span, by, after } => output.emit(&Outpaced {
+                peer: peer.to_string(),
+                blocks: span.to_string(),
+                by: by.to_string(),
+                after_s: after.as_secs_f64(),
+            }),
+            SwarmEvent::UntrueResult { peer, span, reason } => {
+                output.emit(&UntrueResult { peer: peer.to_string(), blocks: span.to_string(), reason })
+            }
+            SwarmEvent::Disagreement { peer, other, span, reason } => output.emit(&Disagreement {
+                peer: peer.to_string(),
+                other: other.to_string(),
+                blocks: span.to_string(),
+                reason,
+            }),
             SwarmEvent::BlocksMissing { missing, wait, .. } => {
                 output.emit(&Waiting { reason: missing.to_string(), retry_in_s: wait.as_secs_f64() })
             }

@@ -56,12 +56,13 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
         clip: args.optimiser.clip,
     };
     let TrainingState { record, tables, optimizer } = state;
-    let tuner = PromptTuner::new(sequence, files.local.clone(), tables, optimizer, tuning);
+    let tuner = PromptTuner::new(sequence.clone(), files.local.clone(), tables, optimizer, tuning);
     let mut run = Run { args: &args, files: &files, output, record, tuner };
     if run.record.step > 0 {
         output.emit(&Resumed { step: run.record.step })?;
     }
     let finished = run.steps(&material, &mut plan).await;
+    session::verified(&sequence, &args.swarm, output)?;
     swarm.shutdown().await;
     finished?;
     output.emit(&Done { adapter: args.out })

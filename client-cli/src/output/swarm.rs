@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use petals_client::ServerState;
+use petals_client::{ServerState, Verification};
 use serde::Serialize;
 
 use super::Event;
@@ -28,6 +28,47 @@ pub(crate) struct RelayFailed {
     /// What happened.
     pub(crate) reason: String,
 }
+
+/// A server was much later than usual; another one answered instead.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Outpaced {
+    /// Peer id of who was late.
+    pub(crate) peer: String,
+    /// Blocks it was to run, `A..B`.
+    pub(crate) blocks: String,
+    /// Peer id of who answered.
+    pub(crate) by: String,
+    /// Seconds until the other one was asked.
+    pub(crate) after_s: f64,
+}
+
+/// Other servers got something else than this one, which is not used any more.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct UntrueResult {
+    /// Peer id.
+    pub(crate) peer: String,
+    /// Blocks it ran, `A..B`.
+    pub(crate) blocks: String,
+    /// How its results differ.
+    pub(crate) reason: String,
+}
+
+/// Two servers disagree, and there is no third one.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Disagreement {
+    /// Peer id of whose result is used.
+    pub(crate) peer: String,
+    /// Peer id of who got something else.
+    pub(crate) other: String,
+    /// The blocks, `A..B`.
+    pub(crate) blocks: String,
+    /// How their results differ.
+    pub(crate) reason: String,
+}
+
+/// What verification found.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Verified(pub(crate) Verification);
 
 /// A server that the directory knows.
 #[derive(Debug, Clone, Serialize)]
@@ -66,6 +107,9 @@ pub(crate) struct Route {
     pub(crate) seconds: f64,
     /// Rows of the pass that was planned.
     pub(crate) rows: usize,
+    /// Whether people want to see what each hop costs.
+    #[serde(skip)]
+    pub(crate) explain: bool,
 }
 
 /// One hop of a [`Route`].
@@ -75,6 +119,12 @@ pub(crate) struct RouteHop {
     pub(crate) peer: String,
     /// Blocks it runs, `A..B`.
     pub(crate) blocks: String,
+    /// Estimated seconds of the way to it, from this machine or the server in front.
+    pub(crate) way_s: f64,
+    /// Estimated seconds that it lets the pass wait for others.
+    pub(crate) queue_s: f64,
+    /// Estimated seconds of its blocks.
+    pub(crate) compute_s: f64,
 }
 
 impl Event for HopFailed {
@@ -83,6 +133,22 @@ impl Event for HopFailed {
 
 impl Event for RelayFailed {
     const NAME: &'static str = "relay_failed";
+}
+
+impl Event for Outpaced {
+    const NAME: &'static str = "outpaced";
+}
+
+impl Event for UntrueResult {
+    const NAME: &'static str = "untrue_result";
+}
+
+impl Event for Disagreement {
+    const NAME: &'static str = "disagreement";
+}
+
+impl Event for Verified {
+    const NAME: &'static str = "verification";
 }
 
 impl Event for Server {
@@ -107,6 +173,37 @@ impl Display for RelayFailed {
     }
 }
 
+impl Display for Outpaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, blocks, by, after_s } = self;
+        let (peer, by) = (short(peer), short(by));
+        write!(f, "server {peer} was silent for {after_s:.1} s, {by} answered for blocks {blocks}")
+    }
+}
+
+impl Display for UntrueResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, blocks, reason } = self;
+        write!(f, "server {} gives wrong results for blocks {blocks} ({reason}), not using it any more", short(peer))
+    }
+}
+
+impl Display for Disagreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, other, blocks, reason } = self;
+        let (peer, other) = (short(peer), short(other));
+        write!(f, "servers {peer} and {other} disagree on blocks {blocks} ({reason}), and nobody else holds them")
+    }
+}
+
+impl Display for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Verification { confirmed, unchecked, disputed, untrue } = self.0;
+        write!(f, "verification: {confirmed} results confirmed, {disputed} disputed, {untrue} servers found out")?;
+        if unchecked > 0 { write!(f, ", {unchecked} not checked for lack of another server") } else { Ok(()) }
+    }
+}
+
 impl Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.public_name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
@@ -125,12 +222,18 @@ impl Display for Route {
         let hops: Vec<String> =
             self.hops.iter().map(|hop| format!("{} via {}", hop.blocks, short(&hop.peer))).collect();
         let (ms, rows) = (self.seconds * 1e3, self.rows);
-        write!(f, "route: {} (about {ms:.0} ms forward for {rows} tokens)", hops.join(" -> "))
+        write!(f, "route: {} (about {ms:.0} ms forward for {rows} tokens)", hops.join(" -> "))?;
+        for hop in self.hops.iter().filter(|_| self.explain) {
+            let [way, queue, compute] = [hop.way_s, hop.queue_s, hop.compute_s].map(|seconds| seconds * 1e3);
+            write!(f, "\n  blocks {} via {}: ", hop.blocks, short(&hop.peer))?;
+            write!(f, "way {way:.2} ms, queue {queue:.2} ms, blocks {compute:.2} ms")?;
+        }
+        Ok(())
     }
 }
 
 /// The end of a peer id, which is what differs.
-fn short(peer: &str) -> String {
+pub(crate) fn short(peer: &str) -> String {
     match peer.char_indices().rev().nth(5) {
         Some((at, _)) => format!("…{}", &peer[at..]),
         None => peer.to_owned(),

@@ -14,7 +14,7 @@ use crate::connect::ModelFiles;
 use crate::hop::{ServerWork, TrafficCount};
 use crate::names::Task;
 use crate::optimizer::AdamW;
-use crate::sequence::{HopTiming, PassInput, RelayMode, RemoteSequence, SequenceError};
+use crate::sequence::{HopTiming, PassInput, Purpose, RelayMode, RemoteSequence, SequenceError};
 use crate::tables::{InitError, InitRule, PromptTables, TableInit, TableShape};
 use crate::tuner::{PromptTuner, TuneError, TunerConfig};
 
@@ -156,7 +156,7 @@ impl Benchmark {
             PassInput { lengths: vec![1; rows], text: vec![0.01; rows * self.hidden], read_rows: None, prompts: None };
         let meter = Meter::start(&self.sequence);
         // In a chain a hop's own share of the time does not show.
-        let (_, trace) = self.sequence.forward_over(RelayMode::Star, input, false).await?;
+        let (_, trace) = self.sequence.forward_over(RelayMode::Star, Purpose::Soonest, input, false).await?;
         let mut repetition = meter.stop(rows);
         repetition.hops = trace.timings().collect();
         Ok(repetition)

@@ -203,14 +203,17 @@ impl HopInput<'_> {
     fn measured(&self, elapsed: Duration, queue_us: u32, compute_us: u32, handover: Handover) -> Measurement {
         let micros = |us: u32| Duration::from_micros(u64::from(us));
         let (queued, computed) = (micros(queue_us), micros(compute_us));
-        // In a chain the answer also waits for the servers in front, which is not this one's doing.
-        let elapsed = match (self.ends.source, &self.ends.target) {
-            (RowSource::Inline, RowTarget::Reply) => elapsed,
-            _ => elapsed.min(queued + computed + micros(handover.us)),
-        };
         let layout = &self.layout;
-        let row_blocks = (layout.tokens() + layout.prefix_rows()) * layout.span.len();
-        Measurement { row_blocks, elapsed, computed, queued }
+        let rows = layout.tokens() + layout.prefix_rows();
+        // In a chain the answer also waits for the servers in front, which is not this one's doing.
+        let (elapsed, bytes) = match (self.ends.source, &self.ends.target) {
+            (RowSource::Inline, RowTarget::Reply) => {
+                let values = (layout.tokens() + layout.output_rows()) * self.hidden;
+                (elapsed, self.dtype.byte_len(values).unwrap_or_default())
+            }
+            _ => (elapsed.min(queued + computed + micros(handover.us)), 0),
+        };
+        Measurement { rows, blocks: layout.span.len(), bytes, elapsed, computed, queued }
     }
 }
 

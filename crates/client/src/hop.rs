@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use petals_protocol::{
@@ -39,6 +39,12 @@ pub enum HopError {
     /// The server declined.
     #[error("refused: {0}")]
     Refused(#[source] Refusal),
+    /// It is much later than usual, and there are others to ask.
+    #[error("no sign of life within {0:.1?}")]
+    Slow(Duration),
+    /// Other servers got something else.
+    #[error("wrong results: {0}")]
+    Untrue(String),
     /// The answer breaks the protocol: wrong kind, wrong shapes, values that are not finite.
     #[error("unusable answer: {0}")]
     BadReply(String),
@@ -165,6 +171,7 @@ pub(crate) struct HopConnection {
     sent_prompts: Arc<Mutex<SentPrompts>>,
     pending: Pending,
     next: AtomicU64,
+    heard: Arc<Mutex<Instant>>,
     _tasks: JoinSet<()>,
 }
 
@@ -182,10 +189,11 @@ impl HopConnection {
         let (read, write) = stream.split();
         let (outbox, queue) = mpsc::channel(OUTBOX);
         let (pending, sent_prompts) = (Pending::default(), Arc::<Mutex<SentPrompts>>::default());
+        let heard = Arc::new(Mutex::new(Instant::now()));
         let mut tasks = JoinSet::new();
         tasks.spawn({
             let writes = write_requests(write, queue, sent_prompts.clone(), traffic.clone());
-            let reads = read_answers(read, server.peer, pending.clone(), traffic);
+            let reads = read_answers(read, server.peer, pending.clone(), traffic, heard.clone());
             let pending = pending.clone();
             async move {
                 // The end of one direction is the end of both: a stream that can only be written to answers nothing.
@@ -205,6 +213,7 @@ impl HopConnection {
             sent_prompts,
             pending,
             next: AtomicU64::new(0),
+            heard,
             _tasks: tasks,
         };
         let (response, _) =
@@ -276,6 +285,16 @@ impl HopConnection {
         self.path.is_outdated()
     }
 
+    /// When the last answer came.
+    pub(crate) fn last_heard(&self) -> Instant {
+        *lock(&self.heard)
+    }
+
+    /// Requests without an answer so far.
+    pub(crate) fn under_way(&self) -> usize {
+        lock(&self.pending).len()
+    }
+
     /// Whether the stream can still be used.
     pub(crate) fn is_open(&self) -> bool {
         !self.outbox.is_closed()
@@ -334,12 +353,19 @@ fn set_source(request: &mut Request, source: PromptSource) {
     }
 }
 
-async fn read_answers(read: ReadHalf<PeerStream>, peer: PeerId, pending: Pending, traffic: Arc<Traffic>) {
+async fn read_answers(
+    read: ReadHalf<PeerStream>,
+    peer: PeerId,
+    pending: Pending,
+    traffic: Arc<Traffic>,
+    heard: Arc<Mutex<Instant>>,
+) {
     let mut reader = FrameReader::new(read, FrameKind::Response, FrameLimits::default());
     loop {
         let before = reader.bytes_read();
         match reader.read::<Response>().await {
             Ok(frame) => {
+                *lock(&heard) = Instant::now();
                 traffic.answered(peer, &frame.message, reader.bytes_read() - before);
                 if let Some(waiting) = lock(&pending).remove(&frame.id) {
                     let _ = waiting.send(frame);

@@ -39,14 +39,18 @@ pub use logits::{LogitsError, RemoteModel};
 pub use names::{Task, TuningMode, UnknownName};
 pub use optimizer::AdamW;
 pub use pacer::Pace;
+pub use peers::{CostEstimate, Figure, Source};
 pub use petals_model::Dtype;
-pub use petals_protocol::{Injection, ServerState, WireDtype};
-pub use petals_swarm::{SwarmHandle, parse_peers};
-pub use planner::{Candidate, Hop, MissingBlocks, Route, plan};
+pub use petals_protocol::{Injection, ServerState, Span, WireDtype};
+pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
+pub use planner::{
+    Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Route, RouteRules, WeightedRoute,
+};
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use schedule::{LearningRate, Schedule};
 pub use sequence::{
-    HopTiming, PassGradients, PassInput, RelayMode, RemoteSequence, SequenceConfig, SequenceError, SwarmEvent, Trace,
+    ExplainedRoute, ExplainedServer, Explanation, HopTiming, PassGradients, PassInput, RelayMode, RemoteSequence,
+    SequenceConfig, SequenceError, SwarmEvent, Trace, Verdict, Verification,
 };
 pub use tables::{
     DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit,

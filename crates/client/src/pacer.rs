@@ -24,6 +24,9 @@ const NEW_WEIGHT: f64 = 0.3;
 /// A cut that promises less than this is not worth a change.
 const WORTH_A_CHANGE: f64 = 0.03;
 
+/// After so many micro-batches in a row that took other hops, the route has changed.
+const OTHERS: usize = 6;
+
 /// How a batch goes through the swarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
@@ -56,19 +59,27 @@ pub(crate) struct Pacer {
     /// Seconds per token of whole batches, by the size of their parts: what the stages take together shows only there,
     /// where some share a machine.
     batches: Samples,
+    /// Micro-batches in a row that took other hops.
+    others: usize,
 }
 
 impl Pacer {
-    /// Takes a micro-batch into account. A route of other hops begins anew.
+    /// Takes a micro-batch into account. Where they are spread over several routes, the first one seen stands for all;
+    /// when it is not seen any more, another one begins anew.
     pub(crate) fn record(&mut self, measured: &Measured) {
         let Measured { tokens, hops, cycle } = measured;
         if *tokens == 0 || hops.is_empty() {
             return;
         }
         if !self.hops.iter().map(|(span, _)| span).eq(hops.iter().map(|(span, _)| span)) {
+            self.others += 1;
+            if self.others < OTHERS && !self.hops.is_empty() {
+                return;
+            }
             let fresh = |(span, _): &(Span, Duration)| (*span, Samples::default());
             *self = Self { hops: hops.iter().map(fresh).collect(), parts: self.parts, ..Self::default() };
         }
+        self.others = 0;
         for ((_, samples), (_, computed)) in self.hops.iter_mut().zip(hops) {
             samples.add(*tokens, computed.as_secs_f64());
         }

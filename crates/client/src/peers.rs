@@ -1,40 +1,87 @@
 //! What this client has experienced with each server.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use petals_protocol::ServerInfo;
 use petals_swarm::PeerId;
+
+use crate::hop::lock;
+
+mod estimate;
+
+pub(crate) use estimate::PassSize;
+pub use estimate::{CostEstimate, Figure, Source};
 
 /// First ban. Long enough to plan around a crashed server, short enough to come back to a restarted one.
 const FIRST_BAN: Duration = Duration::from_secs(4);
 /// Longest ban.
 const LONGEST_BAN: Duration = Duration::from_secs(600);
+/// How long a busy server counts as slower by what it hinted at, at least.
+const BUSY_MEMORY: Duration = Duration::from_secs(10);
+/// Answers that say how long one usually takes.
+const WAITS: usize = 16;
+/// Refusals in a row after which what a busy server counts as slower is not doubled any more.
+const BUSY_DOUBLINGS: i32 = 12;
+/// How long a server that kept a chain waiting is watched more closely.
+const SUSPICION: Duration = Duration::from_secs(10);
 /// Weight of a new measurement in the running means.
 const NEW_WEIGHT: f64 = 0.2;
-/// Seconds for one row in one block where nothing was measured or announced: a middling CPU.
-const UNKNOWN_ROW_SECONDS: f64 = 50e-6;
-/// Seconds a request takes besides computation where nothing was measured: a link within a country.
-const UNKNOWN_OVERHEAD: f64 = 0.03;
+/// Passes of so few rows are sessions' steps: their time is that of reading the weights, not of computing.
+const STEP_ROWS: usize = 4;
 
 #[derive(Debug, Default, Clone)]
 struct PeerRecord {
     failures: u32,
     banned_until: Option<Instant>,
+    suspected_until: Option<Instant>,
+    /// Until when refusals for lack of room count, how many seconds the last one hinted at, and how many there were.
+    busy: Option<(Instant, f64, i32)>,
+    /// Others found its results to be wrong.
+    untrue: bool,
+    /// Of one row in one block, in passes of many rows.
     row_seconds: Option<f64>,
-    overhead: Option<f64>,
+    /// Of one block, in passes of few rows.
+    step_seconds: Option<f64>,
+    /// Bytes per second, as seen by requests that carried many.
+    bytes_per_s: Option<f64>,
+    queues: Recent<32>,
+    pings: Recent<8>,
+    /// Seconds that were waited for an answer, and the rows it was about.
+    waits: VecDeque<(usize, f64)>,
 }
 
-/// Failures, bans and running means of measured speed, by peer.
+/// The last few values. Their minimum is what a quiet network and an idle processor would show: one ping that waited
+/// behind a handshake, or one pass behind this client's own others, does not change it.
+#[derive(Debug, Default, Clone)]
+struct Recent<const N: usize>(VecDeque<f64>);
+
+impl<const N: usize> Recent<N> {
+    fn add(&mut self, value: f64) {
+        if self.0.len() == N {
+            self.0.pop_front();
+        }
+        self.0.push_back(value);
+    }
+
+    fn least(&self) -> Option<f64> {
+        self.0.iter().copied().min_by(f64::total_cmp)
+    }
+}
+
+/// Failures, bans and measured speed, by peer.
 #[derive(Debug, Default)]
 pub(crate) struct PeerTable(Mutex<HashMap<PeerId, PeerRecord>>);
 
 /// One answered request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measurement {
-    /// Rows times blocks of a forward.
-    pub(crate) row_blocks: usize,
+    /// Rows of the pass.
+    pub(crate) rows: usize,
+    /// Blocks that ran.
+    pub(crate) blocks: usize,
+    /// Bytes of rows that travelled between the client and the server while it was waited for.
+    pub(crate) bytes: usize,
     /// From sending to the answer.
     pub(crate) elapsed: Duration,
     /// As the server reported it.
@@ -43,111 +90,122 @@ pub(crate) struct Measurement {
     pub(crate) queued: Duration,
 }
 
+fn mix(old: Option<f64>, new: f64) -> f64 {
+    old.map_or(new, |old| old + NEW_WEIGHT * (new - old))
+}
+
 impl PeerTable {
-    fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, PeerRecord>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn with<T>(&self, peer: PeerId, change: impl FnOnce(&mut PeerRecord) -> T) -> T {
+        change(lock(&self.0).entry(peer).or_default())
     }
 
-    /// Ends a ban and takes the measurement into the means.
+    fn record(&self, peer: PeerId) -> PeerRecord {
+        lock(&self.0).get(&peer).cloned().unwrap_or_default()
+    }
+
+    /// Ends a ban and takes the measurement into account.
     pub(crate) fn succeeded(&self, peer: PeerId, measured: Measurement) {
-        let mut records = self.lock();
-        let record = records.entry(peer).or_default();
-        record.failures = 0;
-        record.banned_until = None;
-        let mix = |old: Option<f64>, new: f64| old.map_or(new, |old| old + NEW_WEIGHT * (new - old));
-        // A server cannot make itself attractive by claiming less time than passed, nor cheaper than zero.
-        let computed = measured.computed.min(measured.elapsed);
-        let row_seconds = computed.as_secs_f64() / measured.row_blocks.max(1) as f64;
-        record.row_seconds = Some(mix(record.row_seconds, row_seconds));
-        record.overhead = Some(mix(record.overhead, (measured.elapsed - computed).as_secs_f64()));
+        self.with(peer, |record| {
+            record.failures = 0;
+            record.banned_until = None;
+            record.suspected_until = None;
+            record.busy = None;
+            // A server cannot make itself attractive by claiming less time than passed, nor cheaper than zero.
+            let computed = measured.computed.min(measured.elapsed);
+            let queued = measured.queued.min(measured.elapsed - computed);
+            let block_seconds = computed.as_secs_f64() / measured.blocks.max(1) as f64;
+            if measured.rows <= STEP_ROWS {
+                record.step_seconds = Some(mix(record.step_seconds, block_seconds));
+            } else {
+                record.row_seconds = Some(mix(record.row_seconds, block_seconds / measured.rows as f64));
+            }
+            record.queues.add(queued.as_secs_f64());
+            let way = record.pings.least().unwrap_or_default();
+            let transfer = (measured.elapsed - computed - queued).as_secs_f64() - way;
+            // Less than this says nothing of a link's rate.
+            if measured.bytes >= 64 * 1024 && transfer > 1e-4 {
+                record.bytes_per_s = Some(mix(record.bytes_per_s, measured.bytes as f64 / transfer));
+            }
+        });
     }
 
     /// Bans the peer, twice as long at each failure in a row, and returns for how long. Failures during a ban do not count:
     /// they are those of passes that were under way when the first one failed.
     pub(crate) fn failed(&self, peer: PeerId, now: Instant) -> Duration {
-        let mut records = self.lock();
-        let record = records.entry(peer).or_default();
-        if let Some(until) = record.banned_until.filter(|until| now < *until) {
-            return until - now;
-        }
-        record.failures = record.failures.saturating_add(1);
-        let doublings = (record.failures - 1).min(16);
-        let ban = (FIRST_BAN * 2u32.pow(doublings)).min(LONGEST_BAN);
-        record.banned_until = Some(now + ban);
-        ban
+        self.with(peer, |record| {
+            if let Some(until) = record.banned_until.filter(|until| now < *until) {
+                return until - now;
+            }
+            record.failures = record.failures.saturating_add(1);
+            let doublings = (record.failures - 1).min(16);
+            let ban = (FIRST_BAN * 2u32.pow(doublings)).min(LONGEST_BAN);
+            record.banned_until = Some(now + ban);
+            ban
+        })
     }
 
-    /// Whether the planner should avoid the peer.
-    pub(crate) fn is_banned(&self, peer: PeerId, now: Instant) -> bool {
-        self.lock().get(&peer).and_then(|record| record.banned_until).is_some_and(|until| now < until)
+    /// For how long the planner should still avoid the peer, and after how many failures.
+    pub(crate) fn ban(&self, peer: PeerId, now: Instant) -> Option<(Duration, u32)> {
+        let record = self.record(peer);
+        record.banned_until.filter(|until| now < *until).map(|until| (until - now, record.failures))
     }
 
-    /// Estimated seconds for `rows` in one block, and besides, of one request to a server.
-    pub(crate) fn estimate(&self, peer: PeerId, info: &ServerInfo, rtt: Option<Duration>, rows: usize) -> (f64, f64) {
-        let record = self.lock().get(&peer).cloned().unwrap_or_default();
-        let announced = info.forward_tokens_per_s.filter(|rate| *rate > 0.0);
-        let announced = announced.map(|rate| 1.0 / (f64::from(rate) * info.span.len() as f64));
-        let row_seconds = record.row_seconds.or(announced).unwrap_or(UNKNOWN_ROW_SECONDS);
-        let overhead = record.overhead.or(rtt.map(|rtt| rtt.as_secs_f64())).unwrap_or(UNKNOWN_OVERHEAD);
-        let block_seconds = row_seconds * rows as f64;
-        // Measured overheads contain the queue already; announced depths count where nothing was measured.
-        let queue = if record.overhead.is_none() { f64::from(info.queue_depth.min(64)) } else { 0.0 };
-        (block_seconds, overhead + queue * block_seconds * info.span.len() as f64)
+    /// An answer about `rows` rows came after `wait`, with everything that lies between: the network, others, other servers.
+    pub(crate) fn waited(&self, peer: PeerId, rows: usize, wait: Duration) {
+        self.with(peer, |record| {
+            if record.waits.len() == WAITS {
+                record.waits.pop_front();
+            }
+            record.waits.push_back((rows, wait.as_secs_f64()));
+        });
+    }
+
+    /// Seconds that an answer about `rows` rows takes on average; nothing if there was none yet.
+    pub(crate) fn usual_wait(&self, peer: PeerId, rows: usize) -> Option<f64> {
+        let waits = self.record(peer).waits;
+        let scaled = waits.iter().map(|&(of, wait)| wait * (rows as f64 / of.max(1) as f64).max(1.0));
+        (!waits.is_empty()).then(|| scaled.sum::<f64>() / waits.len() as f64)
+    }
+
+    /// The server had no room. Until it has shown otherwise its queue counts as long as it says, and as twice as long each
+    /// time it says so again: in the end every other server is more attractive.
+    pub(crate) fn busy(&self, peer: PeerId, hint: Duration, now: Instant) {
+        self.with(peer, |record| {
+            let before = record.busy.filter(|(until, ..)| now < *until).map_or(0, |(.., times)| times);
+            record.busy = Some((now + BUSY_MEMORY.max(2 * hint), hint.as_secs_f64(), (before + 1).min(BUSY_DOUBLINGS)));
+        });
+    }
+
+    /// Its results are wrong: never to be used again by this client.
+    pub(crate) fn untrue(&self, peer: PeerId) {
+        self.with(peer, |record| record.untrue = true);
+    }
+
+    /// Whether its results were found to be wrong.
+    pub(crate) fn is_untrue(&self, peer: PeerId) -> bool {
+        self.record(peer).untrue
+    }
+
+    /// It may be what kept a chain waiting.
+    pub(crate) fn suspect(&self, peer: PeerId, now: Instant) {
+        self.with(peer, |record| record.suspected_until = Some(now + SUSPICION));
+    }
+
+    /// Whether it kept a chain waiting not long ago and has answered nothing since.
+    pub(crate) fn is_suspected(&self, peer: PeerId, now: Instant) -> bool {
+        self.record(peer).suspected_until.is_some_and(|until| now < until)
+    }
+
+    /// The last ping, as the network node shows it; it shows each for some time.
+    pub(crate) fn pinged(&self, peer: PeerId, ping: Duration) {
+        let ping = ping.as_secs_f64();
+        self.with(peer, |record| {
+            if record.pings.0.back() != Some(&ping) {
+                record.pings.add(ping);
+            }
+        });
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use petals_protocol::{Fingerprint, ModelId, ServerState, Span};
-
-    fn info(rate: Option<f32>, queue_depth: u32) -> ServerInfo {
-        let model = ModelId::new("m", Fingerprint([0; 8])).unwrap();
-        let span = Span::new(0, 4).unwrap();
-        ServerInfo { forward_tokens_per_s: rate, queue_depth, ..ServerInfo::new(model, span, ServerState::Online) }
-    }
-
-    #[test]
-    fn bans_apply_at_once_double_and_end_with_a_success() {
-        let (table, peer, mut now) = (PeerTable::default(), PeerId::random(), Instant::now());
-        assert!(!table.is_banned(peer, now));
-        let first = table.failed(peer, now);
-        assert!(table.is_banned(peer, now) && !table.is_banned(peer, now + first));
-        assert_eq!(table.failed(peer, now + first / 2), first / 2, "a second failure during the ban is the same one");
-        now += first;
-        assert_eq!(table.failed(peer, now), first * 2);
-        for _ in 0..100 {
-            now += LONGEST_BAN;
-            assert!(table.failed(peer, now) <= LONGEST_BAN);
-        }
-        let quick = Duration::from_millis(1);
-        table.succeeded(peer, Measurement { row_blocks: 1, elapsed: quick, computed: quick, queued: Duration::ZERO });
-        assert!(!table.is_banned(peer, now));
-        assert_eq!(table.failed(peer, now), first);
-    }
-
-    #[test]
-    fn estimates_go_from_defaults_over_announcements_to_measurements() {
-        let (table, peer) = (PeerTable::default(), PeerId::random());
-        let (unknown, _) = table.estimate(peer, &info(None, 0), None, 10);
-        assert!((unknown - 10.0 * UNKNOWN_ROW_SECONDS).abs() < 1e-12);
-        let rtt = Some(Duration::from_millis(7));
-        let (block, overhead) = table.estimate(peer, &info(Some(1000.0), 0), rtt, 10);
-        assert!((block - 10.0 / 4000.0).abs() < 1e-9 && (overhead - 0.007).abs() < 1e-9);
-        let (_, queued) = table.estimate(peer, &info(Some(1000.0), 3), rtt, 10);
-        assert!((queued - 0.007 - 3.0 * 4.0 * block).abs() < 1e-9);
-        let (elapsed, computed) = (Duration::from_millis(30), Duration::from_millis(20));
-        table.succeeded(peer, Measurement { row_blocks: 40, elapsed, computed, queued: Duration::ZERO });
-        let (block, overhead) = table.estimate(peer, &info(Some(1000.0), 3), rtt, 10);
-        assert!((block - 0.005).abs() < 1e-9 && (overhead - 0.01).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_server_that_claims_more_time_than_passed_is_not_believed() {
-        let (table, peer) = (PeerTable::default(), PeerId::random());
-        let (elapsed, computed) = (Duration::from_millis(10), Duration::from_secs(1000));
-        table.succeeded(peer, Measurement { row_blocks: 10, elapsed, computed, queued: Duration::ZERO });
-        let (block, overhead) = table.estimate(peer, &info(None, 0), None, 10);
-        assert!((block - 0.01).abs() < 1e-9 && overhead.abs() < 1e-9);
-    }
-}
+mod tests;

@@ -1,7 +1,22 @@
-//! From candidates and measurements to a route. Pure: no network, no clock.
+//! From candidates and measurements to routes. Pure: no network, no clock.
+//!
+//! A route's time is the sum of the client's way to the first server, what each server takes (the queue in front and its
+//! blocks), the ways between servers, and the way back. Where two servers pass rows on to each other and one has announced
+//! how far the other is, that way counts; otherwise it is taken to lead through the client, which it does if need be.
+
+use std::collections::{HashMap, HashSet};
 
 use petals_protocol::Span;
 use petals_swarm::PeerId;
+
+mod fastest;
+mod missing;
+mod parallel;
+mod rules;
+
+pub use missing::{Excluded, MissingBlocks};
+pub use parallel::WeightedRoute;
+pub use rules::{Exclusion, PinError, RouteRules};
 
 /// A server that could be used.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,10 +27,48 @@ pub struct Candidate {
     pub span: Span,
     /// Seconds to run the planned batch through one block there.
     pub block_seconds: f64,
-    /// Seconds a request costs besides computation: round trip, transfer, the queue in front.
-    pub overhead_seconds: f64,
-    /// Use it only for blocks that nobody else holds.
+    /// Seconds that a request waits there for others.
+    pub queue_seconds: f64,
+    /// Requests of others that its time is shared with.
+    pub load: f64,
+    /// Seconds of one way between the client and it, without the transfer.
+    pub latency_seconds: f64,
+    /// Seconds that the planned batch occupies its link, one way.
+    pub transfer_seconds: f64,
+    /// Seconds of one way, transfer included, to servers that it passes rows on to.
+    pub next: HashMap<PeerId, f64>,
+    /// It failed not long ago: used only for blocks that nobody else may run.
     pub banned: bool,
+    /// Not to be used for this, whatever else is there.
+    pub excluded: Option<Exclusion>,
+}
+
+impl Candidate {
+    /// A server at no distance, without load: what tests and examples begin with.
+    pub fn new(peer: PeerId, span: Span, block_seconds: f64) -> Self {
+        Self {
+            peer,
+            span,
+            block_seconds,
+            queue_seconds: 0.0,
+            load: 0.0,
+            latency_seconds: 0.0,
+            transfer_seconds: 0.0,
+            next: HashMap::new(),
+            banned: false,
+            excluded: None,
+        }
+    }
+
+    /// One way between the client and it.
+    fn way(&self) -> f64 {
+        self.latency_seconds + self.transfer_seconds
+    }
+
+    /// Seconds that a block of a stream of micro-batches keeps it busy: its time is shared with others.
+    fn stage_seconds(&self) -> f64 {
+        (1.0 + self.load) * self.block_seconds
+    }
 }
 
 /// Part of a route: one server and the blocks it runs.
@@ -30,98 +83,146 @@ pub struct Hop {
 /// Hops that cover every block of a range once, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
-    /// In order of the blocks, at least one.
+    /// In order of the blocks, at least one. No two in a row are of one server.
     pub hops: Vec<Hop>,
-    /// Estimated seconds for the planned batch.
+    /// Estimated seconds for the planned batch, from the client to the client.
     pub seconds: f64,
 }
 
-/// No candidate holds these blocks.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no server holds block{} {}", if self.plural() { "s" } else { "" }, self.list())]
-pub struct MissingBlocks {
-    /// Maximal ranges of blocks without a holder.
-    pub spans: Vec<Span>,
+/// Where the time of one hop of a route is expected to go, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct HopCost {
+    /// The way to it, from the client or the server in front.
+    pub way: f64,
+    /// Waiting for others.
+    pub queue: f64,
+    /// Its blocks.
+    pub compute: f64,
 }
 
-impl MissingBlocks {
-    fn plural(&self) -> bool {
-        self.spans.iter().map(|span| span.len()).sum::<usize>() > 1
-    }
-
-    fn list(&self) -> String {
-        let one = |span: &Span| if span.len() == 1 { span.start().to_string() } else { span.to_string() };
-        self.spans.iter().map(one).collect::<Vec<_>>().join(", ")
+impl HopCost {
+    /// All of it.
+    pub fn seconds(&self) -> f64 {
+        self.way + self.queue + self.compute
     }
 }
 
-/// The estimate of a banned server is multiplied by this: used only where there is no other way.
-const BAN_FACTOR: f64 = 1e6;
+/// Everything a plan depends on.
+#[derive(Debug)]
+pub struct Planner<'a> {
+    candidates: &'a [Candidate],
+    rules: &'a RouteRules,
+    /// Every block of the model: its first and last one are where trust counts.
+    model: Span,
+    index: HashMap<PeerId, usize>,
+}
 
-/// The fastest chain over `blocks`.
-///
-/// Shortest path over block boundaries: an edge `i -> j` is one server running `i..j`, at its overhead plus `j - i` times
-/// its time for a block. Each hop pays its overhead, so no server follows itself. Boundaries only need considering where
-/// some span starts or ends, which keeps 1,000 servers cheap.
-///
-/// # Errors
-/// [`MissingBlocks`] if some block has no holder.
-pub fn plan(blocks: Span, candidates: &[Candidate]) -> Result<Route, MissingBlocks> {
-    let usable: Vec<(&Candidate, Span)> =
-        candidates.iter().filter_map(|c| Some((c, c.span.intersect(blocks)?))).collect();
-    let missing = uncovered(blocks, usable.iter().map(|(_, span)| *span));
-    if !missing.is_empty() {
-        return Err(MissingBlocks { spans: missing });
-    }
-    let mut boundaries: Vec<u32> = usable.iter().flat_map(|(_, span)| [span.start(), span.end()]).collect();
-    boundaries.sort_unstable();
-    boundaries.dedup();
-    let index = |block: u32| boundaries.binary_search(&block).unwrap_or_default();
+/// Candidates that may run each block, by their place in the list.
+type Allowed = Vec<Vec<usize>>;
 
-    let mut best: Vec<Option<(f64, usize, Hop)>> = vec![None; boundaries.len()];
-    let mut starts: Vec<Vec<usize>> = vec![Vec::new(); boundaries.len()];
-    for (number, (_, span)) in usable.iter().enumerate() {
-        (index(span.start())..index(span.end())).for_each(|at| starts[at].push(number));
+impl<'a> Planner<'a> {
+    /// Plans routes for blocks of `model` over `candidates`, one for each peer.
+    pub fn new(candidates: &'a [Candidate], rules: &'a RouteRules, model: Span) -> Self {
+        let index = candidates.iter().enumerate().map(|(number, candidate)| (candidate.peer, number)).collect();
+        Self { candidates, rules, model, index }
     }
-    for from in 0..boundaries.len() {
-        let reached = if boundaries[from] == blocks.start() { Some(0.0) } else { best[from].map(|(cost, ..)| cost) };
-        let Some(reached) = reached else { continue };
-        for &number in &starts[from] {
-            let (candidate, span) = usable[number];
-            let factor = if candidate.banned { BAN_FACTOR } else { 1.0 };
-            for to in from + 1..=index(span.end()) {
-                let length = f64::from(boundaries[to] - boundaries[from]);
-                let cost = reached + factor * (candidate.overhead_seconds + length * candidate.block_seconds);
-                if best[to].is_none_or(|(known, ..)| cost < known)
-                    && let Ok(part) = Span::new(boundaries[from], boundaries[to])
-                {
-                    best[to] = Some((cost, from, Hop { peer: candidate.peer, span: part }));
+
+    /// The route on which one batch is back soonest.
+    ///
+    /// # Errors
+    /// [`MissingBlocks`] if nobody may run some block.
+    pub fn fastest(&self, blocks: Span) -> Result<Route, MissingBlocks> {
+        let allowed = self.allowed(blocks, &HashSet::new())?;
+        Ok(fastest::route(self, blocks, &allowed, None).expect("every block has somebody who may run it"))
+    }
+
+    /// The time of a route, as [`Self::fastest`] counts it. `None` if it has hops that are no candidates, that do not hold
+    /// their blocks, or that may not run them.
+    pub fn seconds(&self, hops: &[Hop]) -> Option<f64> {
+        let costs = self.costs(hops)?;
+        let last = self.candidate(hops.last()?.peer)?;
+        Some(costs.iter().map(HopCost::seconds).sum::<f64>() + last.way())
+    }
+
+    /// What each hop of a route costs. `None` as under [`Self::seconds`].
+    pub fn costs(&self, hops: &[Hop]) -> Option<Vec<HopCost>> {
+        let mut costs = Vec::with_capacity(hops.len());
+        let mut in_front: Option<&Candidate> = None;
+        for hop in hops {
+            let candidate = self.candidate(hop.peer).filter(|candidate| candidate.span.covers(hop.span))?;
+            if hop.span.blocks().any(|block| self.exclusion(candidate, block).is_some()) {
+                return None;
+            }
+            costs.push(HopCost {
+                way: in_front.map_or_else(|| candidate.way(), |in_front| between(in_front, candidate)),
+                queue: candidate.queue_seconds,
+                compute: hop.span.len() as f64 * candidate.block_seconds,
+            });
+            in_front = Some(candidate);
+        }
+        Some(costs)
+    }
+
+    fn candidate(&self, peer: PeerId) -> Option<&'a Candidate> {
+        self.index.get(&peer).map(|&number| &self.candidates[number])
+    }
+
+    /// Why a holder of a block may not run it.
+    fn exclusion(&self, candidate: &Candidate, block: u32) -> Option<Exclusion> {
+        candidate.excluded.or_else(|| self.rules.exclusion(candidate.peer, block, self.model))
+    }
+
+    /// Why a candidate may not run any block that it holds, if that is so.
+    pub(crate) fn excluded_everywhere(&self, candidate: &Candidate) -> Option<Exclusion> {
+        let mut blocks = candidate.span.intersect(self.model)?.blocks();
+        let first = self.exclusion(candidate, blocks.next()?)?;
+        blocks.all(|block| self.exclusion(candidate, block).is_some()).then_some(first)
+    }
+
+    /// Who may run which block. Whoever is banned counts only where nobody else is left, and so do those in `avoided`.
+    fn allowed(&self, blocks: Span, avoided: &HashSet<PeerId>) -> Result<Allowed, MissingBlocks> {
+        let usable: Vec<(usize, Span)> = self
+            .candidates
+            .iter()
+            .enumerate()
+            .filter(|(_, candidate)| {
+                candidate.excluded.is_none() && self.rules.peer_exclusion(candidate.peer).is_none()
+            })
+            .filter_map(|(number, candidate)| Some((number, candidate.span.intersect(blocks)?)))
+            .collect();
+        let mut allowed: Allowed = vec![Vec::new(); blocks.len()];
+        // Who is there whatever happened, and how good the best of them is.
+        let mut best = vec![u8::MAX; blocks.len()];
+        for &(number, span) in &usable {
+            let candidate = &self.candidates[number];
+            let rank = 2 * u8::from(candidate.banned) + u8::from(avoided.contains(&candidate.peer));
+            for block in span.blocks() {
+                let at = (block - blocks.start()) as usize;
+                if rank > best[at] || self.rules.block_exclusion(candidate.peer, block, self.model).is_some() {
+                    continue;
                 }
+                if rank < best[at] {
+                    best[at] = rank;
+                    allowed[at].clear();
+                }
+                allowed[at].push(number);
             }
         }
+        if allowed.iter().all(|holders| !holders.is_empty()) {
+            return Ok(allowed);
+        }
+        let nobody = blocks.blocks().filter(|block| allowed[(block - blocks.start()) as usize].is_empty());
+        Err(MissingBlocks::new(nobody, |block| {
+            let holders = self.candidates.iter().filter(move |candidate| candidate.span.contains(block));
+            holders.filter_map(move |holder| Some((holder.peer, self.exclusion(holder, block)?)))
+        }))
     }
-    let mut hops = Vec::new();
-    let mut at = boundaries.len() - 1;
-    let seconds = best[at].map_or(0.0, |(cost, ..)| cost);
-    while let Some((_, from, hop)) = best[at] {
-        hops.push(hop);
-        at = from;
-    }
-    hops.reverse();
-    Ok(Route { hops, seconds })
 }
 
-fn uncovered(blocks: Span, held: impl Iterator<Item = Span>) -> Vec<Span> {
-    let mut held: Vec<Span> = held.collect();
-    held.sort_unstable();
-    let mut missing = Vec::new();
-    let mut covered_to = blocks.start();
-    for span in held {
-        missing.extend(Span::new(covered_to, span.start()));
-        covered_to = covered_to.max(span.end());
-    }
-    missing.extend(Span::new(covered_to, blocks.end()));
-    missing
+/// The way from one server to the next: as announced, or through the client if that is shorter or nothing was.
+fn between(one: &Candidate, other: &Candidate) -> f64 {
+    let through_client = one.way() + other.way();
+    one.next.get(&other.peer).map_or(through_client, |direct| direct.min(through_client))
 }
 
 #[cfg(test)]

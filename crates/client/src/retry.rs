@@ -16,12 +16,13 @@ pub(crate) struct Retry {
     attempts: u32,
     patience: Duration,
     rejected_by: HashSet<PeerId>,
+    doubtful: Vec<PeerId>,
 }
 
 impl Retry {
     /// Gives up when `patience` has passed since the first failure.
     pub(crate) fn new(patience: Duration) -> Self {
-        Self { since: None, attempts: 0, patience, rejected_by: HashSet::new() }
+        Self { since: None, attempts: 0, patience, rejected_by: HashSet::new(), doubtful: Vec::new() }
     }
 
     /// Counts a failure. How long to wait before the next attempt; `None` if there should be none.
@@ -41,9 +42,21 @@ impl Retry {
         self.attempts
     }
 
+    /// A server called the request itself wrong. With `doubtful`, that is a fault of its own if others do not.
+    pub(crate) fn rejected(&mut self, peer: PeerId, doubtful: bool) {
+        if self.rejected_by.insert(peer) && doubtful {
+            self.doubtful.push(peer);
+        }
+    }
+
     /// Servers that called the request itself wrong.
-    pub(crate) fn rejected_by(&mut self) -> &mut HashSet<PeerId> {
-        &mut self.rejected_by
+    pub(crate) fn rejected_by(&self) -> &HashSet<PeerId> {
+        &self.rejected_by
+    }
+
+    /// Those of them that nobody should agree with.
+    pub(crate) fn doubtful(&self) -> &[PeerId] {
+        &self.doubtful
     }
 
     /// Time since the first failure.

@@ -4,7 +4,7 @@
 //! on who computed it. For that the client keeps the inputs it knows until their backward is done; those that went from
 //! server to server in a chain are found out by running forward again from the last known one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 
 use crate::exchange::{Ends, HopInput};
 use crate::hop::{ServerWork, TrafficCount};
-use crate::planner::{Hop, Route, plan};
+use crate::peers::PassSize;
+use crate::planner::{Exclusion, Hop, Planner, Route, RouteRules};
 use crate::tables::PromptTables;
 use crate::view::SwarmView;
 
@@ -23,17 +24,27 @@ mod backward;
 mod chain;
 mod error;
 mod event;
+mod explain;
 mod forward;
+mod hedge;
 mod recover;
 mod relays;
+mod routes;
 mod trace;
+mod verify;
 
 pub use error::SequenceError;
 pub use event::SwarmEvent;
+pub use explain::{ExplainedRoute, ExplainedServer, Explanation, Verdict};
+use hedge::Hedges;
 pub use relays::RelayMode;
 use relays::Relays;
+pub(crate) use routes::Purpose;
+use routes::Routes;
 pub(crate) use trace::Flow;
 pub use trace::{HopTiming, Trace};
+pub use verify::Verification;
+use verify::Verifier;
 
 /// How patiently and in which precision a [`RemoteSequence`] talks to servers.
 #[derive(Debug, Clone)]
@@ -46,6 +57,16 @@ pub struct SequenceConfig {
     pub wire_dtype: WireDtype,
     /// How a micro-batch goes from one server to the next. Default [`RelayMode::Chain`].
     pub relay: RelayMode,
+    /// Which servers may run what. Default: every one what it holds.
+    pub rules: RouteRules,
+    /// Routes that the micro-batches of a step are spread over at most. Default 4.
+    pub routes: usize,
+    /// Shortest time after which a silent server is raced by another one that holds its blocks; one that is usually slow gets
+    /// more. Default 1 s.
+    pub hedge_after: Duration,
+    /// Part of the spans, 0 to 1, that another server computes again. With any, every hop goes through this client, whatever
+    /// [`Self::relay`] says: servers cannot tell what is checked. Default 0.
+    pub verify: f64,
 }
 
 impl Default for SequenceConfig {
@@ -55,6 +76,10 @@ impl Default for SequenceConfig {
             give_up_after: Duration::from_secs(600),
             wire_dtype: WireDtype::F32,
             relay: RelayMode::default(),
+            rules: RouteRules::default(),
+            routes: 4,
+            hedge_after: Duration::from_secs(1),
+            verify: 0.0,
         }
     }
 }
@@ -93,20 +118,36 @@ pub struct PassGradients {
 /// All blocks of a model, run by whoever serves them.
 #[derive(Debug)]
 pub struct RemoteSequence {
-    view: SwarmView,
+    view: Arc<SwarmView>,
     blocks: Span,
     hidden: usize,
     config: SequenceConfig,
     relays: Relays,
+    routes: Routes,
+    hedges: Hedges,
+    verifier: Verifier,
     next_stash: AtomicU64,
     events: Option<mpsc::Sender<SwarmEvent>>,
 }
 
 impl RemoteSequence {
     /// The blocks `blocks` of `model`, whose hidden states have `hidden` values.
-    pub fn new(swarm: SwarmHandle, model: ModelId, blocks: Span, hidden: usize, config: SequenceConfig) -> Self {
-        let view = SwarmView::new(swarm, model, blocks);
-        Self { view, blocks, hidden, config, relays: Relays::default(), next_stash: AtomicU64::new(1), events: None }
+    pub fn new(swarm: SwarmHandle, model: ModelId, blocks: Span, hidden: usize, mut config: SequenceConfig) -> Self {
+        if config.verify > 0.0 {
+            config.relay = RelayMode::Star;
+        }
+        Self {
+            view: Arc::new(SwarmView::new(swarm, model, blocks)),
+            blocks,
+            hidden,
+            config,
+            relays: Relays::default(),
+            routes: Routes::default(),
+            hedges: Hedges::default(),
+            verifier: Verifier::default(),
+            next_stash: AtomicU64::new(1),
+            events: None,
+        }
     }
 
     /// Reports failures and waits to `events`. If its buffer is full, events are dropped.
@@ -137,8 +178,19 @@ impl RemoteSequence {
     /// [`SequenceError::Missing`] without waiting if blocks have no holder, [`SequenceError::Lookup`].
     pub async fn route(&self, rows: usize) -> Result<Route, SequenceError> {
         self.view.refresh(Duration::ZERO).await?;
-        let candidates = self.view.candidates(rows).await?;
-        plan(self.blocks, &candidates).map_err(|missing| SequenceError::Missing { missing, waited: Duration::ZERO })
+        let candidates = self.candidates(self.pass_size(rows), self.config.relay, &HashSet::new(), Exclusion::Rejected);
+        let planner = Planner::new(&candidates, &self.config.rules, self.blocks);
+        planner.fastest(self.blocks).map_err(|missing| SequenceError::Missing { missing, waited: Duration::ZERO })
+    }
+
+    /// A pass of `rows` rows, all of which travel.
+    fn pass_size(&self, rows: usize) -> PassSize {
+        let bytes = self.config.wire_dtype.byte_len(rows.saturating_mul(self.hidden));
+        PassSize { rows, bytes: bytes.unwrap_or(usize::MAX) }
+    }
+
+    fn pass_of(&self, input: &PassInput) -> PassSize {
+        self.pass_size(input.rows())
     }
 
     fn tell(&self, event: SwarmEvent) {
@@ -170,6 +222,19 @@ impl RemoteSequence {
             patience: self.config.request_timeout,
         }
     }
+}
+
+/// How a pass finds its way.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    relay: RelayMode,
+    /// What the route of a whole pass is for; parts of one take the fastest.
+    purpose: Option<Purpose>,
+}
+
+impl Way {
+    /// Hop by hop, for a part of a pass.
+    const STAR: Self = Self { relay: RelayMode::Star, purpose: None };
 }
 
 /// The prefix leaves no output on the last span, so its layout always says which rows are read.

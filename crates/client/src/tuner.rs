@@ -3,12 +3,14 @@
 //! The join of local and remote autograd needs no graph: the remote output's gradient comes from the local head and loss,
 //! the remote backward turns it into gradients of the prompts.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use petals_model::{ClientModel, HeadError};
+use petals_swarm::PeerId;
 
 use crate::batch::{Example, MicroBatch, Target, micro_batches};
 use crate::hop::{TrafficCount, lock};
@@ -188,7 +190,24 @@ impl PromptTuner {
         if labels == 0 {
             return Err(TuneError::NoLabels);
         }
-        let started = Instant::now();
+        // Servers that are found to give wrong results may have done so in micro-batches that were not checked.
+        loop {
+            let (gradients, score, peers) = self.gradients_once(pace, batch, labels).await?;
+            if !peers.iter().any(|peer| self.sequence.is_untrue(*peer)) {
+                return Ok((gradients, score));
+            }
+            tracing::info!("a server with wrong results had a part in this step, repeating it");
+        }
+    }
+
+    /// As [`Self::gradients_at`], with the servers that had a part in it.
+    async fn gradients_once(
+        &self,
+        pace: Pace,
+        batch: &[Example],
+        labels: usize,
+    ) -> Result<(TableGradients, Score, HashSet<PeerId>), TuneError> {
+        let (started, mut peers) = (Instant::now(), HashSet::new());
         let scale = 1.0 / labels as f32;
         let passes = self.passes(batch, pace);
         let mut results = in_order(&passes, batch, pace, |passes, micro| passes.train(micro, scale));
@@ -197,14 +216,20 @@ impl PromptTuner {
         while let Some(micro) = results.try_next().await? {
             score.add(&micro.score);
             accumulate(&mut gradients, &micro)?;
+            peers.extend(&micro.peers);
             lock(&self.pacer).record(&micro.measured);
         }
-        lock(&self.pacer).record_batch(tokens(batch), pace, started.elapsed());
-        Ok((gradients, score))
+        let routed = (tokens(batch) as f64 * self.sequence.largest_share()).ceil() as usize;
+        lock(&self.pacer).record_batch(routed, pace, started.elapsed());
+        Ok((gradients, score, peers))
     }
 
     fn pace(&self, examples: &[Example]) -> Pace {
-        self.config.pace(lock(&self.pacer).pace(tokens(examples)))
+        // The pacer sees one route; others have micro-batches of the same size under way beside it.
+        let share = self.sequence.largest_share();
+        let pace = lock(&self.pacer).pace((tokens(examples) as f64 * share).ceil() as usize);
+        let in_flight = (pace.in_flight as f64 / share).ceil() as usize;
+        self.config.pace(Pace { in_flight, ..pace })
     }
 
     fn passes(&self, examples: &[Example], pace: Pace) -> Passes {
@@ -240,12 +265,17 @@ pub async fn evaluate(
 }
 
 async fn score(passes: &Passes, examples: &[Example], pace: Pace) -> Result<Score, TuneError> {
-    let mut score = Score::default();
-    let mut results = in_order(passes, examples, pace, Passes::evaluate);
-    while let Some(micro) = results.try_next().await? {
-        score.add(&micro);
+    loop {
+        let (mut score, mut used) = (Score::default(), HashSet::new());
+        let mut results = in_order(passes, examples, pace, Passes::evaluate);
+        while let Some((micro, peers)) = results.try_next().await? {
+            score.add(&micro);
+            used.extend(peers);
+        }
+        if !used.iter().any(|peer| passes.sequence.is_untrue(*peer)) {
+            return Ok(score);
+        }
     }
-    Ok(score)
 }
 
 /// Runs the micro-batches of `examples`, as many at a time as the pace says, and gives their results in the batch's order.

@@ -20,5 +20,6 @@ mod placement;
 mod relay;
 mod relay_hostile;
 mod resume;
+mod routing;
 mod stashes;
 mod strangers;

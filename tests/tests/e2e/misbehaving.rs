@@ -10,7 +10,7 @@ use petals_node::ExecutorConfig;
 use petals_protocol::Refusal;
 
 /// Everything that a forward and its backward bring, in one list.
-async fn pass(sequence: &RemoteSequence, input: &PassInput, hidden: usize) -> anyhow::Result<Vec<f32>> {
+pub(crate) async fn pass(sequence: &RemoteSequence, input: &PassInput, hidden: usize) -> anyhow::Result<Vec<f32>> {
     let (mut all, trace) = sequence.forward(input.clone(), true).await?;
     let mut gradients = sequence.backward(trace, vec![0.01; 2 * hidden]).await?;
     gradients.prompts.sort_by_key(|(span, _)| *span);
@@ -19,7 +19,7 @@ async fn pass(sequence: &RemoteSequence, input: &PassInput, hidden: usize) -> an
     Ok(all)
 }
 
-fn input(goldens: &Goldens, swarm: &LocalSwarm) -> anyhow::Result<PassInput> {
+pub(crate) fn input(goldens: &Goldens, swarm: &LocalSwarm) -> anyhow::Result<PassInput> {
     let adapted = petals_client::AdaptedModel {
         id: swarm.model.clone(),
         name_or_path: String::new(),
@@ -99,7 +99,7 @@ async fn whatever_is_visibly_wrong_is_routed_around_without_a_trace_in_the_resul
                 let told = std::iter::from_fn(|| seen.try_recv().ok());
                 let failure = |event: &SwarmEvent| {
                     matches!(event, SwarmEvent::HopFailed { peer, .. } | SwarmEvent::RelayFailed { peer, .. }
-                        if *peer == hostile.swarm().local_peer())
+                        | SwarmEvent::Outpaced { peer, .. } if *peer == hostile.swarm().local_peer())
                 };
                 // To be busy is no fault, and a server may have moved since it announced itself.
                 let innocent =

@@ -140,7 +140,7 @@ fn another_route_is_measured_anew() {
     let (slow, quick) = (Swarm::new(&[line(0.5, 1e-3)], LAN), Swarm::new(&[line(0.0, 1e-6); 3], LAN));
     let mut pacer = Pacer::default();
     slow.settle(&mut pacer, 4096, 5);
-    quick.settle(&mut pacer, 4096, 1);
+    quick.settle(&mut pacer, 4096, OTHERS);
     let seconds = Pipeline::of(&pacer).seconds(4096, 4);
     assert!(seconds < 0.1, "nothing of the slow one is left: {seconds}");
 }

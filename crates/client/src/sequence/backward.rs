@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use petals_protocol::{Refusal, Span};
+use petals_protocol::{Refusal, Span, StashId};
 
+use super::hedge::BACKWARD;
+use super::recover::BUSY_ATTEMPTS;
 use super::trace::{Flow, HopRecord, HopTiming};
-use super::{PassGradients, PassInput, RelayMode, RemoteSequence, SequenceError, Trace};
+use super::verify::{Question, SpanResult};
+use super::{PassGradients, PassInput, RelayMode, RemoteSequence, SequenceError, Trace, Way};
 use crate::exchange::{BackwardInput, Backwarded, Ends};
-use crate::hop::HopError;
+use crate::hop::{HopConnection, HopError};
+use crate::planner::Hop;
 use crate::retry::Retry;
 
 impl RemoteSequence {
@@ -20,7 +24,7 @@ impl RemoteSequence {
         let mut gradients = PassGradients::default();
         let mut flow = Flow { text: Arc::new(grad), prefix: None };
         let mut retry = Retry::new(self.config.give_up_after);
-        let mut relay = self.config.relay;
+        let (pass, mut relay) = (self.pass_of(&input), self.config.relay);
         loop {
             let run = self.relays.run_back(&trace.hops, relay);
             if run > 1 {
@@ -44,19 +48,32 @@ impl RemoteSequence {
                 self.recall(&input, &mut trace.hops).await?;
                 continue;
             }
+            if self.is_untrue(record.hop.peer)
+                && let Some(entered) = record.flow.take()
+            {
+                self.reroute(&input, record.hop.span, entered, &mut trace.hops).await?;
+                continue;
+            }
             let had_stash = record.stash.is_some();
-            match self.backward_hop(&input, &mut record, &flow).await {
+            match self.checked_backward(&input, &mut record, &flow).await {
                 Ok((grads, hop)) => {
                     flow = grads;
+                    self.accepted(hop.hop.span, std::mem::replace(&mut retry, Retry::new(self.config.give_up_after)));
                     gradients.add(hop);
-                    retry = Retry::new(self.config.give_up_after);
                 }
-                Err(HopError::Refused(Refusal::StashGone)) if had_stash => {
+                Err((_, HopError::Refused(Refusal::StashGone))) if had_stash => {
                     tracing::debug!(peer = %record.hop.peer, span = %record.hop.span, "stash gone, sending the inputs again");
                     trace.hops.push(record);
                 }
-                Err(error) => {
-                    self.recover(&input, record.hop, error, &mut retry).await?;
+                Err((hop, error)) => {
+                    self.recover(pass, hop, error, &mut retry).await?;
+                    // A stash is worth waiting for, but not for ever.
+                    let elsewhere = || self.planned(record.hop.span, pass, &retry);
+                    if retry.attempts() >= BUSY_ATTEMPTS
+                        && elsewhere().is_some_and(|hops| hops.iter().all(|hop| hop.peer != record.hop.peer))
+                    {
+                        record.stash = None;
+                    }
                     match record.flow.take() {
                         Some(flow) if record.stash.is_none() => {
                             self.reroute(&input, record.hop.span, flow, &mut trace.hops).await?;
@@ -82,14 +99,15 @@ impl RemoteSequence {
         flow: Flow,
         hops: &mut Vec<HopRecord>,
     ) -> Result<(), SequenceError> {
-        let route = self.plan(span, input.rows(), &mut Retry::new(self.config.give_up_after)).await?;
-        match route.hops.as_slice() {
+        let mut retry = Retry::new(self.config.give_up_after);
+        let route = self.plan(span, self.pass_of(input), Way::STAR, &mut retry).await?;
+        match route.as_slice() {
             // The backward itself will send the inputs.
             [hop] => {
                 hops.push(HopRecord { hop: *hop, flow: Some(flow), stash: None, timing: HopTiming::default() });
             }
             _ => {
-                self.advance(input, span, flow, true, RelayMode::Star, hops).await?;
+                self.advance(input, span, flow, true, Way::STAR, hops).await?;
             }
         }
         Ok(())
@@ -108,6 +126,22 @@ impl RemoteSequence {
         Ok(())
     }
 
+    /// Runs one hop backward; a sample of the results is checked. With an error comes whose it is.
+    async fn checked_backward(
+        &self,
+        input: &PassInput,
+        record: &mut HopRecord,
+        grad: &Flow,
+    ) -> Result<(Flow, HopGradients), (Hop, HopError)> {
+        let (flow, mut hop) = self.backward_hop(input, record, grad).await.map_err(|error| (record.hop, error))?;
+        let Some(entered) = &record.flow else { return Ok((flow, hop)) };
+        let result = SpanResult { flow, prompts: hop.prompts.take() };
+        let asked = Question { input, span: hop.hop.span, flow: entered, grad: Some(grad) };
+        self.check(hop.hop.peer, asked, &result).await.map_err(|error| (hop.hop, error))?;
+        Ok((result.flow, HopGradients { prompts: result.prompts, ..hop }))
+    }
+
+    /// Runs one hop backward, with its stash if there is one. A stash that was not used up stays in the record.
     async fn backward_hop(
         &self,
         input: &PassInput,
@@ -115,28 +149,48 @@ impl RemoteSequence {
         grad: &Flow,
     ) -> Result<(Flow, HopGradients), HopError> {
         let mut stash = record.stash.take().filter(|stash| stash.connection.is_open());
-        let connection = match &stash {
-            Some(stash) => stash.connection.clone(),
-            None => self.view.connection(record.hop.peer, self.config.request_timeout).await?,
-        };
-        let text_grad = record.hop.span.start() > self.blocks.start();
-        let id = stash.as_ref().map(|stash| stash.id);
-        let request = self.hop_input(input, record.hop, record.flow.as_ref(), Ends::default());
-        let result = request.backward(&connection, BackwardInput { stash: id, grad: Some(grad), text_grad }).await;
+        let (hop, pass) = (record.hop, self.pass_of(input));
+        let (flow, named) = (record.flow.as_ref(), stash.as_ref().map(|stash| (stash.id, stash.connection.clone())));
+        let first = self.ask_backward(input, hop, flow, named, grad);
+        // Only the first one has the stash. If what went in is not known here, nobody else can be asked before it is.
+        let result = self.raced(hop, pass, BACKWARD, first, |other| async move {
+            match flow {
+                Some(_) => self.ask_backward(input, other, flow, None, grad).await,
+                None => Err(HopError::Refused(Refusal::StashGone)),
+            }
+        });
+        let result = result.await;
         if matches!(result, Err(HopError::Refused(Refusal::Busy { .. }))) {
             record.stash = stash;
         } else if let Some(stash) = &mut stash {
-            stash.used = true;
+            stash.used = matches!(&result, Ok((by, _)) if *by == hop) || matches!(result, Err(HopError::Refused(_)));
         }
-        let Backwarded { grad, prompts, measured } = result?;
+        let (by, Backwarded { grad, prompts, measured }) = result?;
         let grad = grad.ok_or_else(|| HopError::BadReply("no gradient".into()))?;
-        Ok((grad, HopGradients { hop: record.hop, prompts, timing: measured.into() }))
+        Ok((grad, HopGradients { hop: by, prompts, timing: measured.into() }))
+    }
+
+    pub(super) async fn ask_backward(
+        &self,
+        input: &PassInput,
+        hop: Hop,
+        flow: Option<&Flow>,
+        stash: Option<(StashId, Arc<HopConnection>)>,
+        grad: &Flow,
+    ) -> Result<Backwarded, HopError> {
+        let (stash, connection) = match stash {
+            Some((id, connection)) => (Some(id), connection),
+            None => (None, self.view.connection(hop.peer, self.config.request_timeout).await?),
+        };
+        let text_grad = hop.span.start() > self.blocks.start();
+        let request = self.hop_input(input, hop, flow, Ends::default());
+        request.backward(&connection, BackwardInput { stash, grad: Some(grad), text_grad }).await
     }
 }
 
 /// What a hop's backward leaves at the client.
 pub(super) struct HopGradients {
-    pub(super) hop: crate::planner::Hop,
+    pub(super) hop: Hop,
     pub(super) prompts: Option<Vec<f32>>,
     pub(super) timing: HopTiming,
 }

@@ -3,6 +3,9 @@
 //! Every server is asked on this client's own stream, so its checks, its stash and its refusals are as for a single hop.
 //! Whatever fails anywhere fails the chain: the other requests are given up, and the caller falls back to single hops.
 
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
 use petals_protocol::{NextServer, Refusal, RelayToken, RowSource, RowTarget};
 use petals_swarm::PeerId;
 use rand::TryRngCore;
@@ -12,11 +15,37 @@ use futures::future::try_join_all;
 
 use super::backward::HopGradients;
 use super::error::chain as causes;
+use super::hedge::BACKWARD;
 use super::trace::{Flow, HopRecord, Stashed};
 use super::{PassInput, RemoteSequence, SwarmEvent};
 use crate::exchange::{BackwardInput, Ends, Forwarded};
-use crate::hop::HopError;
+use crate::hop::{HopError, lock};
 use crate::planner::Hop;
+
+/// How far a chain has come: which hops have answered, and when the last one did.
+struct Progress(Mutex<(Vec<bool>, Instant)>);
+
+impl Progress {
+    fn new(hops: usize) -> Self {
+        Self(Mutex::new((vec![false; hops], Instant::now())))
+    }
+
+    /// Takes note of an answer; how long the chain has waited for it since the one before.
+    fn answered(&self, number: usize) -> Duration {
+        let mut progress = lock(&self.0);
+        if let Some(answered) = progress.0.get_mut(number) {
+            *answered = true;
+        }
+        std::mem::replace(&mut progress.1, Instant::now()).elapsed()
+    }
+
+    /// The first hop in the order of travel that has not answered, and since when it is the one that is waited for.
+    fn waits_for(&self, mut travel: impl Iterator<Item = usize>) -> Option<(usize, Instant)> {
+        let progress = lock(&self.0);
+        let number = travel.find(|&number| progress.0.get(number) == Some(&false))?;
+        Some((number, progress.1))
+    }
+}
 
 /// Which hop of a chain failed, and how.
 type Failure = (usize, HopError);
@@ -52,15 +81,24 @@ impl RemoteSequence {
             hops.iter().enumerate().map(async |(n, hop)| self.view.connection(hop.peer, patience).await.map_err(at(n)));
         let connections = try_join_all(open).await?;
         let ends = ends(hops.iter().map(|hop| hop.peer)).map_err(at(0))?;
+        let (progress, rows) = (Progress::new(hops.len()), input.rows());
         let requests =
             hops.iter().zip(connections).zip(ends).enumerate().map(async |(number, ((&hop, connection), ends))| {
                 let stash = keep.then(|| Stashed { id: self.stash_id(), connection: connection.clone(), used: false });
                 let request = self.hop_input(input, hop, Some(flow), ends);
                 let answer = request.forward(&connection, stash.as_ref().map(|stash| stash.id)).await;
-                answer.map(|answer| (hop, stash, answer)).map_err(at(number))
+                let wait = progress.answered(number);
+                let answer = answer.map_err(at(number))?;
+                self.view.peers().waited(hop.peer, rows, wait);
+                Ok((hop, stash, answer))
             });
+        let answers = tokio::select! {
+            biased;
+            answers = try_join_all(requests) => answers?,
+            late = self.chain_is_late(input, hops, &progress, false) => return Err(late),
+        };
         let (mut output, mut records) = (None, Vec::with_capacity(hops.len()));
-        for (hop, mut stash, answer) in try_join_all(requests).await? {
+        for (hop, mut stash, answer) in answers {
             let Forwarded { output: rows, stashed, measured } = answer;
             self.view.succeeded(hop.peer, measured);
             if let Some(stash) = stash.as_mut().filter(|_| !stashed) {
@@ -106,17 +144,26 @@ impl RemoteSequence {
         let at = |number: usize| move |error| (number, error);
         let mut ends = ends(records.iter().rev().map(|record| record.hop.peer)).map_err(at(0))?;
         ends.reverse();
+        let hops: Vec<Hop> = records.iter().map(|record| record.hop).collect();
+        let (progress, rows) = (Progress::new(hops.len()), input.rows());
         let requests = records.iter_mut().zip(ends).enumerate().map(async |(number, (record, ends))| {
             let hop = record.hop;
             let mut stash = record.stash.take().ok_or((number, HopError::Lost))?;
             let request = self.hop_input(input, hop, None, ends);
             let text_grad = hop.span.start() > self.blocks.start();
             let asked = BackwardInput { stash: Some(stash.id), grad: Some(grad), text_grad };
-            let answer = request.backward(&stash.connection, asked).await.map_err(at(number))?;
+            let answer = request.backward(&stash.connection, asked).await;
+            let wait = progress.answered(number);
+            let answer = answer.map_err(at(number))?;
+            self.view.peers().waited(hop.peer, rows, wait);
             stash.used = true;
             Ok((hop, answer))
         });
-        let answers = try_join_all(requests).await?;
+        let answers = tokio::select! {
+            biased;
+            answers = try_join_all(requests) => answers?,
+            late = self.chain_is_late(input, &hops, &progress, true) => return Err(late),
+        };
         let (mut first, mut gradients) = (None, Vec::with_capacity(answers.len()));
         // Like single hops: the last one first.
         for (hop, answer) in answers.into_iter().rev() {
@@ -124,6 +171,26 @@ impl RemoteSequence {
             first = answer.grad;
         }
         Ok((first.ok_or_else(|| at(0)(HopError::BadReply("no gradient".into())))?, gradients))
+    }
+
+    /// Returns when the hop that a chain waits for has been silent for much longer than usual, unless too many passes were
+    /// late already. Whether it is slow or the next one does not take its rows cannot be seen from here.
+    async fn chain_is_late(&self, input: &PassInput, hops: &[Hop], progress: &Progress, backward: bool) -> Failure {
+        let (pass, last) = (self.pass_of(input), hops.len().saturating_sub(1));
+        let work = if backward { BACKWARD } else { 1.0 };
+        loop {
+            let place = |number: usize| if backward { last - number } else { number };
+            let Some((number, since)) = progress.waits_for((0..hops.len()).map(place)) else {
+                return std::future::pending().await;
+            };
+            let allowance = self.allowance(hops[number], pass, work);
+            let heard = self.view.last_heard(hops[number].peer).map_or(since, |heard| heard.max(since));
+            match allowance.checked_sub(heard.elapsed()).filter(|left| !left.is_zero()) {
+                Some(left) => tokio::time::sleep(left).await,
+                None if self.hedges.begin() => return (number, HopError::Slow(allowance)),
+                None => tokio::time::sleep(allowance).await,
+            }
+        }
     }
 
     /// Takes note of who does not reach whom, and of a server that is gone. Everything else shows when the hops are tried
@@ -136,6 +203,12 @@ impl RemoteSequence {
             self.view.failed(peer);
             self.tell(SwarmEvent::HopFailed { peer, span, reason });
             return;
+        }
+        if let HopError::Slow(_) = error {
+            // One by one it will show which of them it is, soon.
+            let now = Instant::now();
+            let near = hops.iter().enumerate().filter(|(at, _)| at.abs_diff(number) <= 1);
+            near.for_each(|(_, hop)| self.view.peers().suspect(hop.peer, now));
         }
         // A hang can have begun anywhere; otherwise both neighbours of who failed may have to do with it.
         let everywhere = matches!(error, HopError::Timeout(_));

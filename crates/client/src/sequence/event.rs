@@ -29,6 +29,37 @@ pub enum SwarmEvent {
         /// What happened.
         reason: String,
     },
+    /// A server was much later than usual, and another one was sooner.
+    Outpaced {
+        /// Who was late.
+        peer: PeerId,
+        /// The blocks it was to run.
+        span: Span,
+        /// Who answered instead.
+        by: PeerId,
+        /// How long it was waited for before the other one was asked.
+        after: Duration,
+    },
+    /// Other servers got something else than this one, which is not used any more; what it did is repeated.
+    UntrueResult {
+        /// Who.
+        peer: PeerId,
+        /// The blocks it ran.
+        span: Span,
+        /// What was wrong.
+        reason: String,
+    },
+    /// Servers disagree, and there is nobody to decide between them.
+    Disagreement {
+        /// Whose result is used.
+        peer: PeerId,
+        /// Who got something else.
+        other: PeerId,
+        /// The blocks.
+        span: Span,
+        /// How they differ.
+        reason: String,
+    },
     /// Nobody holds some blocks; asked again after `wait`.
     BlocksMissing {
         /// Which.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use petals_protocol::{Span, StashId};
 
 use super::trace::{Flow, HopRecord, HopTiming, Stashed};
-use super::{PassInput, RelayMode, RemoteSequence, SequenceError, Trace};
+use super::verify::{Question, SpanResult};
+use super::{PassInput, Purpose, RelayMode, RemoteSequence, SequenceError, Trace, Way};
 use crate::exchange::{Ends, Forwarded};
 use crate::hop::HopError;
 use crate::planner::Hop;
@@ -20,13 +21,22 @@ impl RemoteSequence {
     /// # Errors
     /// See [`SequenceError`]; failures of single servers are not errors.
     pub async fn forward(&self, input: PassInput, keep: bool) -> Result<(Vec<f32>, Trace), SequenceError> {
-        self.forward_over(self.config.relay, input, keep).await
+        self.forward_over(self.config.relay, Purpose::Soonest, input, keep).await
     }
 
-    /// As [`Self::forward`], with the micro-batch on the way that `relay` says.
+    /// As [`Self::forward`], for one of many micro-batches: routes are used in proportion to what they get done.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub async fn forward_one_of_many(&self, input: PassInput, keep: bool) -> Result<(Vec<f32>, Trace), SequenceError> {
+        self.forward_over(self.config.relay, Purpose::Steady, input, keep).await
+    }
+
+    /// As [`Self::forward`], with the micro-batch on the way that `relay` says and a route for `purpose`.
     pub(crate) async fn forward_over(
         &self,
         relay: RelayMode,
+        purpose: Purpose,
         mut input: PassInput,
         keep: bool,
     ) -> Result<(Vec<f32>, Trace), SequenceError> {
@@ -34,7 +44,8 @@ impl RemoteSequence {
         let prefix = input.prompts.as_ref().filter(|t| t.carries_prefix()).map(|t| t.input().to_vec());
         let mut trace = Trace { input: Arc::new(input), hops: Vec::new() };
         let flow = Flow { text, prefix };
-        let output = self.advance(&trace.input, self.blocks, flow, keep, relay, &mut trace.hops).await?;
+        let way = Way { relay, purpose: Some(purpose) };
+        let output = self.advance(&trace.input, self.blocks, flow, keep, way, &mut trace.hops).await?;
         Ok((Arc::unwrap_or_clone(output.text), trace))
     }
 
@@ -45,23 +56,24 @@ impl RemoteSequence {
         span: Span,
         mut flow: Flow,
         keep: bool,
-        mut relay: RelayMode,
+        mut way: Way,
         records: &mut Vec<HopRecord>,
     ) -> Result<Flow, SequenceError> {
         let mut at = span.start();
-        let mut route = VecDeque::new();
+        let pass = self.pass_of(input);
+        let mut route: VecDeque<Hop> = VecDeque::new();
         let mut retry = Retry::new(self.config.give_up_after);
         while let Ok(rest) = Span::new(at, span.end()) {
             let Some(&hop) = route.front() else {
-                route = self.plan(rest, input.rows(), &mut retry).await?.hops.into();
+                route = self.plan(rest, pass, way, &mut retry).await?.into();
                 continue;
             };
-            let run = self.relays.run(route.make_contiguous(), relay);
+            let run = self.relays.run(route.make_contiguous(), way.relay);
             if run > 1 {
                 let chain: Vec<Hop> = route.drain(..run).collect();
                 let Some((output, hops)) = self.forward_chain(input, &chain, &flow, keep).await else {
                     // Nothing is known of what went on between the servers, so the chain's whole span is repeated.
-                    relay = RelayMode::Star;
+                    way = Way::STAR;
                     route.clear();
                     continue;
                 };
@@ -72,26 +84,35 @@ impl RemoteSequence {
                     record.flow = Some(input);
                 }
             } else {
-                match self.forward_hop(input, hop, &flow, keep).await {
-                    Ok((output, stash, timing)) => {
+                let ask = |hop| self.forward_hop(input, hop, &flow, keep);
+                match self.raced(hop, pass, 1.0, ask(hop), ask).await {
+                    Ok((hop, (output, stash, timing))) => {
+                        let result = SpanResult { flow: output, prompts: None };
+                        let asked = Question { input, span: hop.span, flow: &flow, grad: None };
+                        if let Err(error) = self.check(hop.peer, asked, &result).await {
+                            self.recover(pass, hop, error, &mut retry).await?;
+                            route.clear();
+                            continue;
+                        }
+                        let output = result.flow;
                         let flow = Some(std::mem::replace(&mut flow, output));
                         records.push(HopRecord { hop, flow, stash, timing });
                         route.pop_front();
                     }
                     Err(error) => {
-                        self.recover(input, hop, error, &mut retry).await?;
+                        self.recover(pass, hop, error, &mut retry).await?;
                         route.clear();
                         continue;
                     }
                 }
             }
             at = records.last().map_or(at, |record| record.hop.span.end());
-            retry = Retry::new(self.config.give_up_after);
+            self.accepted(rest, std::mem::replace(&mut retry, Retry::new(self.config.give_up_after)));
         }
         Ok(flow)
     }
 
-    async fn forward_hop(
+    pub(super) async fn forward_hop(
         &self,
         input: &PassInput,
         hop: Hop,

@@ -82,7 +82,13 @@ impl Relays {
         avoided.insert(pair(one, other), now + AVOID_FOR);
     }
 
-    fn may(&self, one: PeerId, other: PeerId) -> bool {
+    /// Whether any two are avoided now.
+    pub(super) fn any_avoided(&self) -> bool {
+        !lock(&self.avoided).is_empty()
+    }
+
+    /// Whether rows may go from one to the other.
+    pub(super) fn may(&self, one: PeerId, other: PeerId) -> bool {
         one != other && lock(&self.avoided).get(&pair(one, other)).is_none_or(|until| Instant::now() >= *until)
     }
 }

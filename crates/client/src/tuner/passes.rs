@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use petals_model::ClientModel;
+use petals_swarm::PeerId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
@@ -37,6 +38,8 @@ pub(super) struct MicroGradients {
     pub(super) pass: PassGradients,
     pub(super) head: Option<Vec<f32>>,
     pub(super) measured: Measured,
+    /// Who computed it.
+    pub(super) peers: Vec<PeerId>,
 }
 
 /// Loss of one micro-batch with its gradients at the rows read and at the score head, both of the sum over labels.
@@ -73,13 +76,15 @@ impl Passes {
         let local = self.local_loss(micro, output, scale).await?;
         let pass = self.sequence.backward(trace, local.hidden_grad).await?;
         let measured = measured(tokens, started.elapsed(), &forward, &pass.timings);
-        Ok(MicroGradients { score: local.score, pass, head: local.head_grad, measured })
+        let peers = forward.iter().chain(&pass.timings).map(|(hop, _)| hop.peer).collect();
+        Ok(MicroGradients { score: local.score, pass, head: local.head_grad, measured, peers })
     }
 
-    /// Forward and loss.
-    pub(super) async fn evaluate(self, micro: MicroBatch) -> Result<Score, TuneError> {
-        let (output, _trace) = self.forward(&micro, false).await?;
-        Ok(self.local_loss(micro, output, 1.0).await?.score)
+    /// Forward and loss, and who computed it.
+    pub(super) async fn evaluate(self, micro: MicroBatch) -> Result<(Score, Vec<PeerId>), TuneError> {
+        let (output, trace) = self.forward(&micro, false).await?;
+        let peers = trace.hops().map(|hop| hop.peer).collect();
+        Ok((self.local_loss(micro, output, 1.0).await?.score, peers))
     }
 
     async fn forward(&self, micro: &MicroBatch, keep: bool) -> Result<(Vec<f32>, Trace), TuneError> {
@@ -90,7 +95,7 @@ impl Passes {
             read_rows: Some(micro.read_rows.clone()),
             prompts: self.tables.clone(),
         };
-        Ok(self.sequence.forward(input, keep).await?)
+        Ok(self.sequence.forward_one_of_many(input, keep).await?)
     }
 
     /// Head and loss on a thread of their own, while other micro-batches are on their way.

@@ -1,0 +1,119 @@
+use super::*;
+use petals_protocol::{Fingerprint, ModelId, ServerInfo, ServerState, Span};
+
+fn info() -> ServerInfo {
+    let model = ModelId::new("m", Fingerprint([0; 8])).unwrap();
+    ServerInfo::new(model, Span::new(0, 4).unwrap(), ServerState::Online)
+}
+
+fn measured(rows: usize, elapsed: u64, computed: u64, queued: u64) -> Measurement {
+    let ms = Duration::from_millis;
+    let (elapsed, computed, queued) = (ms(elapsed), ms(computed), ms(queued));
+    Measurement { rows, blocks: 4, bytes: 0, elapsed, computed, queued }
+}
+
+const PASS: PassSize = PassSize { rows: 10, bytes: 1000 };
+
+fn close(figure: Figure, value: f64, source: Source) -> bool {
+    (figure.value - value).abs() < 1e-9 * value.max(1.0) && figure.source == source
+}
+
+#[test]
+fn bans_apply_at_once_double_and_end_with_a_success() {
+    let (table, peer, mut now) = (PeerTable::default(), PeerId::random(), Instant::now());
+    assert!(table.ban(peer, now).is_none());
+    let first = table.failed(peer, now);
+    assert!(table.ban(peer, now).is_some() && table.ban(peer, now + first).is_none());
+    assert_eq!(table.failed(peer, now + first / 2), first / 2, "a second failure during the ban is the same one");
+    now += first;
+    assert_eq!(table.failed(peer, now), first * 2);
+    for _ in 0..100 {
+        now += LONGEST_BAN;
+        assert!(table.failed(peer, now) <= LONGEST_BAN);
+    }
+    table.succeeded(peer, measured(1, 1, 1, 0));
+    assert!(table.ban(peer, now).is_none());
+    assert_eq!(table.failed(peer, now), first);
+}
+
+#[test]
+fn estimates_go_from_what_is_usual_over_announcements_to_measurements() {
+    let (table, peer) = (PeerTable::default(), PeerId::random());
+    let unknown = table.estimate(peer, &info(), PASS, 0);
+    assert!(close(unknown.block_seconds, 10.0 * 50e-6, Source::Assumed));
+    let announced = ServerInfo {
+        forward_tokens_per_s: Some(1000.0),
+        decode_tokens_per_s: Some(50.0),
+        network_bytes_per_s: Some(1e6),
+        queue_depth: 3,
+        ..info()
+    };
+    let cost = table.estimate(peer, &announced, PASS, 1);
+    assert!(close(cost.block_seconds, 10.0 / 4000.0, Source::Announced), "{cost:?}");
+    assert!(close(cost.queue_seconds, 2.0 * 4.0 * 10.0 / 4000.0, Source::Announced), "one of three is its own");
+    assert!((cost.transfer_seconds(1000) - 1e-3).abs() < 1e-12);
+    let one_row = PassSize { rows: 1, bytes: 100 };
+    assert!(close(table.estimate(peer, &announced, one_row, 0).block_seconds, 1.0 / 200.0, Source::Announced));
+    table.succeeded(peer, measured(10, 30, 20, 3));
+    let cost = table.estimate(peer, &announced, PASS, 0);
+    assert!(close(cost.block_seconds, 0.005, Source::Measured) && close(cost.queue_seconds, 0.003, Source::Measured));
+    table.succeeded(peer, measured(1, 30, 8, 0));
+    assert!(close(table.estimate(peer, &announced, one_row, 0).block_seconds, 0.002, Source::Measured));
+    assert!(close(table.estimate(peer, &announced, PASS, 0).block_seconds, 0.005, Source::Measured));
+}
+
+#[test]
+fn one_slow_ping_changes_nothing() {
+    let (table, peer) = (PeerTable::default(), PeerId::random());
+    let round_trip = |table: &PeerTable| table.estimate(peer, &info(), PASS, 0).round_trip_seconds;
+    let usual = round_trip(&table);
+    table.pinged(peer, Duration::from_millis(400));
+    assert_eq!(round_trip(&table), usual, "it may have waited behind a handshake");
+    table.pinged(peer, Duration::from_millis(2));
+    assert!(close(round_trip(&table), 0.002, Source::Measured));
+    table.pinged(peer, Duration::from_millis(300));
+    assert!(close(round_trip(&table), 0.002, Source::Measured));
+    (0..8).for_each(|more| table.pinged(peer, Duration::from_millis(301 + more)));
+    assert!(close(round_trip(&table), 0.301, Source::Measured), "the way has become longer");
+}
+
+#[test]
+fn a_way_through_a_relay_costs_more() {
+    let (table, peer) = (PeerTable::default(), PeerId::random());
+    let seconds = |relayed| table.estimate(peer, &ServerInfo { relayed, ..info() }, PASS, 0).seconds(4, PASS);
+    assert!(seconds(true) > seconds(false) + 0.02);
+}
+
+#[test]
+fn a_busy_server_counts_as_slower_until_it_answers() {
+    let (table, peer) = (PeerTable::default(), PeerId::random());
+    table.busy(peer, Duration::from_millis(700), Instant::now());
+    assert!(close(table.estimate(peer, &info(), PASS, 0).queue_seconds, 0.7, Source::Announced));
+    table.busy(peer, Duration::from_millis(700), Instant::now());
+    assert!(close(table.estimate(peer, &info(), PASS, 0).queue_seconds, 1.4, Source::Announced));
+    table.succeeded(peer, measured(10, 5, 5, 0));
+    assert!(table.estimate(peer, &info(), PASS, 0).queue_seconds.value < 1e-9);
+}
+
+#[test]
+fn usual_waits_grow_with_the_rows_but_do_not_shrink() {
+    let (table, peer) = (PeerTable::default(), PeerId::random());
+    assert_eq!(table.usual_wait(peer, 10), None);
+    [2, 4].into_iter().for_each(|seconds| table.waited(peer, 10, Duration::from_secs(seconds)));
+    assert_eq!([1, 10, 20].map(|rows| table.usual_wait(peer, rows)), [Some(3.0), Some(3.0), Some(6.0)]);
+}
+
+#[test]
+fn a_server_that_claims_more_time_than_passed_is_not_believed() {
+    let (table, peer) = (PeerTable::default(), PeerId::random());
+    table.succeeded(peer, measured(10, 10, 1_000_000, 1_000_000));
+    let cost = table.estimate(peer, &info(), PASS, 0);
+    assert!(close(cost.block_seconds, 0.01 / 4.0, Source::Measured) && cost.queue_seconds.value < 1e-9);
+}
+
+#[test]
+fn distances_between_servers_are_half_a_ping_and_the_transfer() {
+    let info = ServerInfo { network_bytes_per_s: Some(1e6), ..info() };
+    let cost = PeerTable::default().estimate(PeerId::random(), &info, PASS, 0);
+    assert!((cost.next_way(8.0, PASS) - 0.005).abs() < 1e-9);
+}
