@@ -47,7 +47,10 @@ async fn a_server_that_nobody_reaches_is_found_and_used_through_a_relay() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
-    let found = found.await.expect("a reservation");
+    let found = found.await;
+    let found = found.unwrap_or_else(|_| {
+        panic!("no reservation: {:?}, told {:?}", hidden.reachability(), hidden.external_addresses())
+    });
     assert_eq!(hidden.reachability(), Reachability::Unreachable);
     assert!(found.addresses.iter().all(is_circuit), "{:?}", found.addresses);
 

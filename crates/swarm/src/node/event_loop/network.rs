@@ -237,6 +237,8 @@ impl EventLoop {
             external.iter().for_each(|address| self.swarm.add_external_address(address.clone()));
             let peers: Vec<_> = self.swarm.connected_peers().copied().collect();
             self.swarm.behaviour_mut().identify.push(peers);
+            // Provider entries carry addresses, and those without any are handed on to nobody.
+            self.provided.forget();
             self.announcer.hurry(Instant::now());
         }
         let local = self.identity.peer_id();
