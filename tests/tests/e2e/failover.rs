@@ -1,6 +1,5 @@
 //! Servers that die in the middle of a run.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use petals_client::{PassInput, SequenceConfig, SequenceError};
@@ -42,21 +41,7 @@ fn a_server_killed_at_any_step_changes_no_loss() -> anyhow::Result<()> {
 async fn a_server_lost_between_forward_and_backward_is_replayed_by_several() -> anyhow::Result<()> {
     let goldens = Goldens::load("qwen3")?;
     let mut swarm = LocalSwarm::start(&goldens.model(), &["0..4"], ExecutorConfig::default()).await?;
-    let adapted = petals_client::AdaptedModel {
-        id: swarm.model.clone(),
-        name_or_path: String::new(),
-        blocks: swarm.blocks.len(),
-        hidden: swarm.hidden,
-        attention_heads: 4,
-    };
-    let tables = petals_client::Adapter::load(&goldens.path("init-add"), &adapted)?.tables;
-    let ids = Goldens::input_ids()?.concat();
-    let input = PassInput {
-        lengths: vec![9, 9, 9],
-        text: swarm.local.embed(&ids)?,
-        read_rows: Some(vec![4, 20]),
-        prompts: Some(Arc::new(tables)),
-    };
+    let input = crate::misbehaving::input(&goldens, &swarm)?;
     let sequence = swarm.sequence(SequenceConfig::default());
     let grad = vec![0.01; 2 * swarm.hidden];
     let (_, trace) = sequence.forward(input.clone(), true).await?;

@@ -57,28 +57,14 @@ async fn the_last_holder_of_a_block_stays() -> anyhow::Result<()> {
 /// A stash that a client left on a server is used up although the server moves in between.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backward_ends_where_its_forward_began_although_the_server_moved() -> anyhow::Result<()> {
-    use petals_client::{PassInput, RelayMode, SequenceConfig};
+    use petals_client::{RelayMode, SequenceConfig};
     let goldens = Goldens::load("qwen3")?;
     let moving = |config: ServerConfig| {
         let rebalance = (config.span.start() == 0).then_some(OFTEN);
         ServerConfig { rebalance, executor: ExecutorConfig::default(), ..config }
     };
     let mut swarm = LocalSwarm::start_with(&goldens.model(), &["0..2", "2..4"], moving).await?;
-    let adapted = petals_client::AdaptedModel {
-        id: swarm.model.clone(),
-        name_or_path: String::new(),
-        blocks: swarm.blocks.len(),
-        hidden: swarm.hidden,
-        attention_heads: 4,
-    };
-    let tables = petals_client::Adapter::load(&goldens.path("init-add"), &adapted)?.tables;
-    let ids = Goldens::input_ids()?.concat();
-    let input = PassInput {
-        lengths: vec![9, 9, 9],
-        text: swarm.local.embed(&ids)?,
-        read_rows: Some(vec![4, 20]),
-        prompts: Some(std::sync::Arc::new(tables)),
-    };
+    let input = crate::misbehaving::input(&goldens, &swarm)?;
     let sequence = swarm.sequence(SequenceConfig { relay: RelayMode::Star, ..SequenceConfig::default() });
     let grad = vec![0.01; 2 * swarm.hidden];
     let (_, trace) = sequence.forward(input.clone(), true).await?;
