@@ -91,9 +91,6 @@ async fn micro_batches_on_several_routes_give_the_gradients_of_one() -> anyhow::
     Ok(())
 }
 
-// It was seen to wait for a race that did not begin, after the directory had begun to announce blocks less often; the storm of the
-// chaos suite has silent servers too.
-#[ignore = "waits for ever now and then, cause not found yet"]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_falls_silent_is_raced_by_another_one() -> anyhow::Result<()> {
     let goldens = Goldens::load("llama-gqa")?;
@@ -101,7 +98,8 @@ async fn a_server_that_falls_silent_is_raced_by_another_one() -> anyhow::Result<
     let member = swarm.servers[0].swarm().listen_addresses().remove(0);
     let input = input(&goldens, &swarm)?;
     let expected = pass(&swarm.sequence(SequenceConfig::default()), &input, swarm.hidden).await?;
-    swarm.announce_speed(1.0).await?;
+    // How long silence is borne depends on what a server says of itself; the silent one says it is faster.
+    swarm.announce_speed(1000.0).await?;
     for blocks in ["0..2", "2..4"] {
         let silent = HostileServer::start(&member, &swarm.model, blocks.parse()?, Misbehaviour::None).await?;
         while swarm.client.lookup(&swarm.model, swarm.blocks).await?.len() < 3 {
@@ -123,6 +121,7 @@ async fn a_server_that_falls_silent_is_raced_by_another_one() -> anyhow::Result<
                 got.extend(gradients.prefix.unwrap_or_default());
                 got.extend(gradients.prompts.into_iter().flat_map(|(_, values)| values));
                 assert_close(&what, &got, &expected, 1e-5);
+                eprintln!("silent {what}: done after {:.1?}", started.elapsed());
                 assert!(started.elapsed() < patient / 4, "{what}: nobody else was asked");
                 let peer = silent.swarm().local_peer();
                 let told = std::iter::from_fn(|| seen.try_recv().ok()).any(|event| {
