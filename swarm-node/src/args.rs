@@ -130,6 +130,9 @@ pub struct ServeArgs {
     /// Memory for what training forwards leave for their backwards, such as 512M or 2G. Default: an eighth of what the weights leave.
     #[arg(long, value_name = "SIZE", value_parser = byte_size)]
     pub stash_bytes: Option<u64>,
+    /// Memory for the keys and values of inference sessions, such as 512M or 2G. Default: a quarter of what the weights leave.
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    pub kv_bytes: Option<u64>,
     /// What training forwards leave: full (everything the backward needs), inputs (what enters each block, at the price of a second
     /// forward), none, or auto (whatever there is room for).
     #[arg(long, default_value = "auto", value_name = "LEVEL")]

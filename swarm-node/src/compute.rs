@@ -32,6 +32,7 @@ impl Compute {
             Work::Backward { stash: None, inputs: Some(inputs), grads, text_grad } => {
                 self.replay(&layout, inputs, grads, text_grad)
             }
+            Work::Step { .. } => Err(Refusal::Internal { what: "a step is not a pass".into() }),
             Work::Backward { stash: None, inputs: None, .. } => {
                 Err(Refusal::BadRequest { what: "backward without stash or inputs".into() })
             }
@@ -113,7 +114,7 @@ impl Compute {
         Sizes { full: self.blocks.stash_bytes_estimate(layout), inputs }
     }
 
-    fn check_memory(&self, bytes: u64) -> Result<(), Refusal> {
+    pub(crate) fn check_memory(&self, bytes: u64) -> Result<(), Refusal> {
         if bytes <= self.pass_bytes {
             return Ok(());
         }
@@ -121,7 +122,7 @@ impl Compute {
     }
 }
 
-fn refusal(error: PassError) -> Refusal {
+pub(crate) fn refusal(error: PassError) -> Refusal {
     tracing::debug!(%error, "pass refused");
     match error {
         PassError::NotFinite(_) => Refusal::NotFinite { what: error.to_string() },

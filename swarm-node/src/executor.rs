@@ -11,15 +11,22 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use petals_model::{BlockStack, InputGrads, OutputGrads, Stash};
-use petals_protocol::{BlockPasses, PassLayout, Refusal, Span, StashId, StashLevel};
+use petals_protocol::{BlockPasses, PassLayout, Refusal, SessionId, SessionOpen, Span, StashId, StashLevel};
 use petals_swarm::PeerId;
 use tokio::sync::oneshot;
 
 use crate::compute::Compute;
+use crate::prefixes::Prefixes;
 use crate::prompts::Prompts;
 use crate::queue::FairQueue;
+use crate::sessions::SessionStore;
 use crate::speed::Speed;
 use crate::stash::{StashPolicy, StashStore};
+
+mod batch;
+
+/// Part of the memory for sessions that keeps prefixes which several of them begin with.
+const PREFIX_PART: u64 = 8;
 
 /// Bounds of the executor's queue and memory.
 #[derive(Debug, Clone, Copy)]
@@ -36,10 +43,15 @@ pub struct ExecutorConfig {
     pub stash_lifetime: Duration,
     /// Which levels of stashes are used.
     pub stash_policy: StashPolicy,
+    /// Bytes of keys and values that inference sessions may keep.
+    pub kv_bytes: u64,
+    /// How long a session is kept that nobody uses.
+    pub session_lifetime: Duration,
 }
 
 impl Default for ExecutorConfig {
-    /// 256 passes, 64 of one peer, 1 GiB of stash of any level for at most 5 minutes, 4 GiB for a pass.
+    /// 256 passes, 64 of one peer, 1 GiB of stash of any level for at most 5 minutes, 4 GiB for a pass, 1 GiB for
+    /// sessions that are used every 10 minutes.
     fn default() -> Self {
         Self {
             queue: 256,
@@ -48,6 +60,8 @@ impl Default for ExecutorConfig {
             pass_bytes: 4 << 30,
             stash_lifetime: Duration::from_secs(300),
             stash_policy: StashPolicy::Auto,
+            kv_bytes: 1 << 30,
+            session_lifetime: Duration::from_secs(600),
         }
     }
 }
@@ -65,6 +79,7 @@ pub(crate) struct Inputs {
 pub(crate) enum Work {
     Forward { inputs: Inputs, stash: Option<StashId> },
     Backward { inputs: Option<Inputs>, stash: Option<StashId>, grads: OutputGrads, text_grad: bool },
+    Step { inputs: Inputs, session: SessionId, starts: Vec<u32>, order: Option<Vec<u32>>, open: Option<SessionOpen> },
 }
 
 /// A pass with everything that decides where and when it runs.
@@ -110,6 +125,7 @@ struct Shared {
     state: Mutex<State>,
     wake: Condvar,
     stashes: Mutex<StashStore<Stash>>,
+    sessions: Mutex<SessionStore>,
     speed: Arc<Speed>,
     /// Mean time of recent passes in microseconds, for the hint in `Busy`.
     mean_us: AtomicU64,
@@ -136,9 +152,14 @@ impl Executor {
             wake: Condvar::new(),
             speed,
             stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime, Stash::reduce)),
+            sessions: Mutex::new(SessionStore::new(
+                config.kv_bytes - config.kv_bytes / PREFIX_PART,
+                config.session_lifetime,
+            )),
             mean_us: AtomicU64::new(0),
         });
-        let worker = Worker { config, shared: shared.clone() };
+        let prefixes = Prefixes::new(config.kv_bytes / PREFIX_PART);
+        let worker = Worker { config, prefixes, shared: shared.clone() };
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -168,7 +189,7 @@ impl ExecutorHandle {
             return Err(Refusal::Draining);
         }
         let waiting = state.queue.len() as u64 + 1;
-        let (peer, cost, urgent) = (pass.peer, cost(&pass), matches!(pass.work, Work::Backward { .. }));
+        let (peer, cost, urgent) = (pass.peer, cost(&pass), !matches!(pass.work, Work::Forward { .. }));
         let wait_ms = waiting * self.0.mean_us.load(Ordering::Relaxed) / 1000 / 2;
         let busy = Refusal::Busy { retry_after_ms: wait_ms.clamp(10, 5_000) as u32 };
         match state.queue.push(peer, (pass, reply), cost, urgent) {
@@ -206,6 +227,7 @@ impl ExecutorHandle {
         };
         if let Some(span) = span {
             lock(&self.0.stashes).retain(|layout| span.covers(layout.span));
+            lock(&self.0.sessions).retain(|of| span.covers(of));
         }
     }
 
@@ -214,6 +236,7 @@ impl ExecutorHandle {
         let span = blocks.as_ref().map(|blocks| blocks.span());
         lock(&self.0.state).stacks = blocks.into_iter().collect();
         lock(&self.0.stashes).retain(|layout| span.is_some_and(|span| span.covers(layout.span)));
+        lock(&self.0.sessions).retain(|of| span.is_some_and(|span| span.covers(of)));
     }
 
     /// Whether a pass or a stash needs more than the blocks of `span`.
@@ -229,14 +252,28 @@ impl ExecutorHandle {
         lock(&self.0.stashes).bytes()
     }
 
-    /// Drops stashes that nobody came for in time.
+    /// Drops stashes and sessions that nobody came for in time.
     pub(crate) fn expire_stashes(&self) {
         lock(&self.0.stashes).expire(Instant::now());
+        lock(&self.0.sessions).expire(Instant::now());
     }
 
-    /// Lets a stream of `peer` leave stashes.
+    /// Tokens of sessions over all blocks for which there is room, and what sessions have taken, in bytes.
+    pub(crate) fn session_room(&self) -> (u64, u64) {
+        let page = self.blocks().map_or(0, |blocks| blocks.config().kv_page_bytes(blocks.span().len()));
+        let sessions = lock(&self.0.sessions);
+        (sessions.tokens_left(page), sessions.bytes())
+    }
+
+    /// Ends a session of a stream.
+    pub(crate) fn end_session(&self, stream: u64, session: SessionId) {
+        lock(&self.0.sessions).end((stream, session));
+    }
+
+    /// Lets a stream of `peer` leave stashes and have sessions.
     pub(crate) fn open_stream(&self, stream: u64, peer: PeerId) {
         lock(&self.0.stashes).open_stream(stream, peer);
+        lock(&self.0.sessions).open_stream(stream);
     }
 
     /// Drops one stash of a stream.
@@ -247,6 +284,7 @@ impl ExecutorHandle {
     /// Drops everything a stream left behind.
     pub(crate) fn forget_stream(&self, stream: u64) {
         lock(&self.0.stashes).forget_stream(stream);
+        lock(&self.0.sessions).forget_stream(stream);
     }
 }
 
@@ -257,14 +295,19 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 struct Worker {
     config: ExecutorConfig,
+    prefixes: Prefixes,
     shared: Arc<Shared>,
 }
 
 impl Worker {
-    fn run(self) {
+    fn run(mut self) {
         while let Some((pass, reply, blocks)) = self.next() {
             // A client that went away or gave up is not worth the computation.
             if reply.is_closed() || Instant::now() > pass.deadline {
+                continue;
+            }
+            if matches!(pass.work, Work::Step { .. }) {
+                self.run_steps((pass, reply), blocks);
                 continue;
             }
             let started = Instant::now();

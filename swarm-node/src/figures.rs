@@ -51,9 +51,11 @@ impl Figures {
         loop {
             tokio::time::sleep(TICK).await;
             let queue_depth = self.executor.depth() as u32;
+            let (cache_tokens_left, _) = self.executor.session_room();
             self.hosted.change(|now| {
                 put_speed(&mut now.info, &self.speed);
                 now.info.queue_depth = queue_depth;
+                now.info.cache_tokens_left = Some(cache_tokens_left);
             });
             let now = self.hosted.info();
             let serving = matches!(now.state, ServerState::Online | ServerState::Joining);
@@ -143,7 +145,13 @@ fn differs(told: &ServerInfo, now: &ServerInfo) -> bool {
         let close = |peer: &String, new: &f32| old.get(peer).is_some_and(|old| same(*old + 1.0, *new + 1.0));
         old.len() != new.len() || !new.iter().all(|(peer, new)| close(peer, new))
     };
+    // Room for a page more or less changes nothing; half as much or twice as much may.
+    let room_differs = || match (told.cache_tokens_left, now.cache_tokens_left) {
+        (Some(old), Some(new)) => old.min(new) * 2 < old.max(new),
+        (old, new) => old.is_some() != new.is_some(),
+    };
     rates(told).into_iter().zip(rates(now)).any(rate_differs)
+        || room_differs()
         || told.queue_depth.abs_diff(now.queue_depth) >= SAME_QUEUE
         || ping_differs()
 }

@@ -24,15 +24,18 @@ mod memory;
 mod mover;
 mod network;
 pub mod placement;
+mod prefixes;
 mod prompts;
 mod queue;
 mod relay;
 mod request;
 mod serve;
 mod server;
+mod sessions;
 mod signals;
 mod speed;
 mod stash;
+mod steps;
 mod stream;
 
 pub use args::{

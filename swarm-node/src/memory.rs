@@ -22,6 +22,8 @@ pub(crate) struct Free {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Budgets {
     pub(crate) stash: u64,
+    /// Keys and values of inference sessions.
+    pub(crate) kv: u64,
     pub(crate) pass: u64,
     pub(crate) requests: u64,
 }
@@ -42,7 +44,7 @@ impl Free {
         let left = |free: u64| free.saturating_sub(weights).max(free / LEAST_LEFT);
         let near = left(self.device.unwrap_or(self.host));
         let host = self.device.map_or(near, |_| self.host);
-        Budgets { stash: near / 8, pass: near / 4, requests: host / 8 }
+        Budgets { stash: near / 8, kv: near / 4, pass: near / 4, requests: host / 8 }
     }
 }
 
@@ -80,10 +82,10 @@ mod tests {
     #[test]
     fn weights_are_taken_from_the_memory_they_are_in() {
         let shared = Free { host: 800, device: None };
-        assert_eq!(shared.divide(400), Budgets { stash: 50, pass: 100, requests: 50 });
+        assert_eq!(shared.divide(400), Budgets { stash: 50, kv: 100, pass: 100, requests: 50 });
         let own = Free { host: 800, device: Some(1600) };
-        assert_eq!(own.divide(800), Budgets { stash: 100, pass: 200, requests: 100 });
-        assert_eq!(shared.divide(9999), Budgets { stash: 12, pass: 25, requests: 12 }, "never nothing");
+        assert_eq!(own.divide(800), Budgets { stash: 100, kv: 200, pass: 200, requests: 100 });
+        assert_eq!(shared.divide(9999), Budgets { stash: 12, kv: 25, pass: 25, requests: 12 }, "never nothing");
     }
 
     #[test]

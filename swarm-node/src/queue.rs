@@ -76,6 +76,20 @@ impl<K: Eq + Hash + Copy, T> FairQueue<K, T> {
         Ok(displaced.map(|(_, item)| item))
     }
 
+    /// Takes all that fits of the items that are next in their lanes; they count as the lanes' shares like others.
+    pub(crate) fn pop_those(&mut self, fits: &mut impl FnMut(&T) -> bool) -> Vec<T> {
+        let mut taken = Vec::new();
+        for lane in self.lanes.values_mut() {
+            while lane.urgent.front().or(lane.others.front()).is_some_and(|(_, item)| fits(item)) {
+                let Some((cost, item)) = lane.urgent.pop_front().or_else(|| lane.others.pop_front()) else { break };
+                lane.done = lane.done.saturating_add(cost);
+                taken.push(item);
+            }
+        }
+        self.len -= taken.len();
+        taken
+    }
+
     /// Takes the next item of the lane for which least was done.
     pub(crate) fn pop(&mut self) -> Option<T> {
         let waiting = self.lanes.values_mut().filter(|lane| lane.len() > 0);

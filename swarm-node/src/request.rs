@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use petals_model::{InputGrads, OutputGrads};
 use petals_protocol::{
-    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Handover, Limits, NextServer, PassLayout,
-    PromptSource, Refusal, RelayToken, Request, Response, RowSource, RowTarget, Tensor, TensorError, WireDtype,
+    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Handover, LayoutError, Limits, NextServer,
+    PassLayout, PromptSource, Refusal, RelayToken, Request, Response, RowSource, RowTarget, StepRequest, Tensor,
+    TensorError, WireDtype,
 };
 use petals_swarm::PeerId;
 
@@ -64,7 +65,9 @@ impl Asked {
     pub(crate) fn fill(&mut self, tensors: &[Tensor], hidden: usize) -> Result<(), Refusal> {
         let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &self.layout, hidden };
         match &mut self.work {
-            Work::Forward { inputs, .. } => (inputs.text, inputs.prefix) = tensors.input_rows()?,
+            Work::Forward { inputs, .. } | Work::Step { inputs, .. } => {
+                (inputs.text, inputs.prefix) = tensors.input_rows()?
+            }
             Work::Backward { grads, .. } => *grads = tensors.output_grads()?,
         }
         tensors.end()?;
@@ -83,7 +86,7 @@ impl Asked {
         let prefix = layout.prefix_rows();
         let when = |held: bool, rows: usize| if held { rows } else { 0 };
         let rows = match work {
-            Work::Forward { .. } => layout.output_rows() + when(layout.returns_prefix(), prefix),
+            Work::Forward { .. } | Work::Step { .. } => layout.output_rows() + when(layout.returns_prefix(), prefix),
             Work::Backward { text_grad, .. } => {
                 let prompts = when(layout.has_prompts(), layout.span.len() * prefix);
                 when(*text_grad, layout.tokens()) + when(layout.carries_prefix(), prefix) + prompts
@@ -104,6 +107,7 @@ pub(crate) fn pass(
 ) -> Result<Asked, Refusal> {
     match request {
         Request::Forward(request) => forward(hosted, limits, prompts, request, tensors),
+        Request::Step(request) => step(hosted, limits, prompts, *request, tensors),
         Request::Backward(request) => backward(hosted, limits, prompts, request, tensors),
         _ => Err(Refusal::BadRequest { what: "this request has no place here".into() }),
     }
@@ -116,9 +120,41 @@ fn forward(
     request: ForwardRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
-    let ForwardRequest { layout, prompts, stash, input, output, reply_dtype, deadline_ms } = request;
+    let layout = &request.layout;
     hosted.admit(layout.span, false)?;
-    check_layout(limits, &layout)?;
+    check_layout(limits, layout, layout.validate())?;
+    rows(hosted, kept, request, tensors)
+}
+
+/// New rows of a session.
+fn step(
+    hosted: &Hosted,
+    limits: &Limits,
+    kept: &mut PromptCache,
+    request: StepRequest,
+    tensors: Vec<Tensor>,
+) -> Result<Asked, Refusal> {
+    let layout = &request.forward.layout;
+    hosted.admit(layout.span, false)?;
+    check_layout(limits, layout, layout.validate_step())?;
+    request.validate().map_err(|error| Refusal::BadRequest { what: error.to_string() })?;
+    let StepRequest { session, forward, starts, order, open } = request;
+    let asked = rows(hosted, kept, forward, tensors)?;
+    let work = match asked.work {
+        Work::Forward { inputs, .. } => Work::Step { inputs, session, starts, order, open },
+        other => other,
+    };
+    Ok(Asked { work, ..asked })
+}
+
+/// Decodes what enters a span whose layout has been checked.
+fn rows(
+    hosted: &Hosted,
+    kept: &mut PromptCache,
+    request: ForwardRequest,
+    tensors: Vec<Tensor>,
+) -> Result<Asked, Refusal> {
+    let ForwardRequest { layout, prompts, stash, input, output, reply_dtype, deadline_ms } = request;
     let next = next(output, Some(layout.span.end()))?;
     let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &layout, hidden: hosted.hidden_size };
     let awaits = awaits(input);
@@ -138,7 +174,7 @@ fn backward(
 ) -> Result<Asked, Refusal> {
     let BackwardRequest { layout, prompts, stash, text_grad, grads, output, reply_dtype, deadline_ms } = request;
     hosted.admit(layout.span, stash.is_some())?;
-    check_layout(limits, &layout)?;
+    check_layout(limits, &layout, layout.validate())?;
     let next = next(output, layout.span.start().checked_sub(1))?;
     if next.is_some() && !text_grad {
         return Err(Refusal::BadRequest { what: "a gradient is to be passed on that is not wanted".into() });
@@ -173,8 +209,8 @@ fn patience(deadline_ms: u32) -> Duration {
     Duration::from_millis(u64::from(deadline_ms)).min(MAX_PATIENCE)
 }
 
-fn check_layout(limits: &Limits, layout: &PassLayout) -> Result<(), Refusal> {
-    layout.validate().map_err(|error| Refusal::BadRequest { what: error.to_string() })?;
+fn check_layout(limits: &Limits, layout: &PassLayout, valid: Result<(), LayoutError>) -> Result<(), Refusal> {
+    valid.map_err(|error| Refusal::BadRequest { what: error.to_string() })?;
     let rows = (layout.tokens() + layout.prefix_rows()) as u64;
     if rows > u64::from(limits.max_rows) {
         let limit = u64::from(limits.max_rows);

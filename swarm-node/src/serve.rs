@@ -127,6 +127,7 @@ async fn start(
     let executor = ExecutorConfig {
         stash_bytes: args.stash_bytes.unwrap_or(budgets.stash),
         pass_bytes: budgets.pass,
+        kv_bytes: args.kv_bytes.unwrap_or(budgets.kv),
         stash_policy: args.stash,
         queue: args.queue as usize,
         queue_per_peer: args.queue_per_peer as usize,

@@ -221,6 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
         let mut info = hosted.info();
         let response = if model == info.model {
             info.queue_depth = self.service.executor.depth() as u32;
+            info.cache_tokens_left = Some(self.service.executor.session_room().0);
             Response::Welcome(Box::new(Welcome { info: info.to_json(), limits: self.service.limits }))
         } else {
             Response::Refused(Refusal::WrongModel { served: info.model })
@@ -233,6 +234,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
         match message {
             Request::Forget { stash } => {
                 self.service.executor.forget(self.stream, stash);
+                Ok(())
+            }
+            Request::EndSession { session } => {
+                self.service.executor.end_session(self.stream, session);
                 Ok(())
             }
             Request::Cancel { request } => {

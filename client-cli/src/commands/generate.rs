@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use anyhow::Error;
-use petals_client::{RemoteModel, Sampler};
+use petals_client::{RemoteModel, Sampler, TextSession};
 
 use super::session;
 use crate::args::GenerateArgs;
@@ -32,10 +32,13 @@ pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliErr
     let model = RemoteModel { sequence: sequence.clone(), local: files.local, tables };
     let mut live = Live::new(output);
     let prompt_len = text.len();
+    let mut session = TextSession::new(model, 1, prompt_len + args.max_new_tokens);
+    let mut new = text.clone();
     for _ in 0..args.max_new_tokens {
-        let logits = model.next_token_logits(std::slice::from_ref(&text)).await.map_err(Error::from)?;
+        let logits = session.append(&[new]).await.map_err(Error::from)?;
         let Some(token) = sampler.choose(&logits) else { break };
         text.push(token);
+        new = vec![token];
         if tokenizer.stop_tokens().contains(&token) {
             break;
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use petals_protocol::{
     BackwardRequest, ForwardRequest, Handover, PassLayout, PromptSource, Refusal, Request, Response, RowSource,
-    RowTarget, StashId, StashLevel, Tensor, TensorError, WireDtype,
+    RowTarget, SessionId, SessionOpen, StashId, StashLevel, StepRequest, Tensor, TensorError, WireDtype,
 };
 
 use crate::hop::{HopConnection, HopError, RequestPrompts};
@@ -41,6 +41,14 @@ pub(crate) struct BackwardInput<'a> {
     pub(crate) text_grad: bool,
 }
 
+/// What a step of a session has besides the forward of its rows; see [`StepRequest`].
+pub(crate) struct StepPart {
+    pub(crate) session: SessionId,
+    pub(crate) starts: Vec<u32>,
+    pub(crate) order: Option<Vec<u32>>,
+    pub(crate) open: Option<SessionOpen>,
+}
+
 /// The answer to a forward.
 pub(crate) struct Forwarded {
     /// What leaves the span, unless it went on to another server.
@@ -64,7 +72,18 @@ impl HopInput<'_> {
         connection: &HopConnection,
         stash: Option<StashId>,
     ) -> Result<Forwarded, HopError> {
-        let request = Request::Forward(ForwardRequest {
+        self.run(connection, Request::Forward(self.forward_request(stash))).await
+    }
+
+    /// Runs new rows of a session.
+    pub(crate) async fn step(&self, connection: &HopConnection, part: StepPart) -> Result<Forwarded, HopError> {
+        let StepPart { session, starts, order, open } = part;
+        let step = StepRequest { session, forward: self.forward_request(None), starts, order, open };
+        self.run(connection, Request::Step(Box::new(step))).await
+    }
+
+    fn forward_request(&self, stash: Option<StashId>) -> ForwardRequest {
+        ForwardRequest {
             layout: self.layout.clone(),
             prompts: PromptSource::Inline,
             stash,
@@ -72,7 +91,10 @@ impl HopInput<'_> {
             output: self.ends.target.clone(),
             reply_dtype: self.dtype,
             deadline_ms: self.deadline_ms(),
-        });
+        }
+    }
+
+    async fn run(&self, connection: &HopConnection, request: Request) -> Result<Forwarded, HopError> {
         let rows = self.ends.source == RowSource::Inline;
         let started = Instant::now();
         let (response, tensors) = self.ask(connection, &request, || self.inputs(rows), self.prompts(rows)).await?;

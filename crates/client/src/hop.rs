@@ -274,7 +274,7 @@ impl HopConnection {
     }
 
     /// Sends a request that has no answer, if the stream has room for it now.
-    fn notify(&self, request: Request) {
+    pub(crate) fn notify(&self, request: Request) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let _ = self.outbox.try_send(Outgoing { id, request, tensors: Vec::new(), prompts: None });
     }
@@ -349,6 +349,7 @@ fn set_source(request: &mut Request, source: PromptSource) {
     match request {
         Request::Forward(forward) => forward.prompts = source,
         Request::Backward(backward) => backward.prompts = source,
+        Request::Step(step) => step.forward.prompts = source,
         _ => {}
     }
 }

@@ -22,8 +22,10 @@ mod retry;
 mod sampler;
 mod schedule;
 mod sequence;
+mod session;
 mod tables;
 mod tensor_file;
+mod text_session;
 mod training_state;
 mod tuner;
 mod view;
@@ -52,10 +54,12 @@ pub use sequence::{
     ExplainedRoute, ExplainedServer, Explanation, HopTiming, PassGradients, PassInput, RelayMode, RemoteSequence,
     SequenceConfig, SequenceError, SwarmEvent, Trace, Verdict, Verification,
 };
+pub use session::InferenceSession;
 pub use tables::{
     DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit,
     TableShape,
 };
 pub use tensor_file::TensorFileError;
+pub use text_session::TextSession;
 pub use training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};
 pub use tuner::{PromptTuner, Score, StepReport, TuneError, TunerConfig, evaluate};

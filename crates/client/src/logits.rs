@@ -1,4 +1,4 @@
-//! Plain forward passes: logits of given tokens, and text generation by recomputation.
+//! Plain forward passes: logits of given tokens.
 
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ impl RemoteModel {
         Ok(self.sequence.forward(input, false).await?.0)
     }
 
-    async fn head(&self, hidden: Vec<f32>) -> Result<Vec<f32>, LogitsError> {
+    pub(crate) async fn head(&self, hidden: Vec<f32>) -> Result<Vec<f32>, LogitsError> {
         let model = self.local.clone();
         Ok(tokio::task::spawn_blocking(move || model.lm_logits(&hidden)).await??)
     }

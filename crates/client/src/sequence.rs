@@ -6,16 +6,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use petals_protocol::{Injection, ModelId, PassLayout, Span, WireDtype};
+use petals_protocol::{Injection, ModelId, PassLayout, SessionId, Span, WireDtype};
 use petals_swarm::{PeerId, SwarmHandle};
 use tokio::sync::mpsc;
 
 use crate::exchange::{Ends, HopInput};
-use crate::hop::{ServerWork, TrafficCount};
-use crate::peers::PassSize;
+use crate::hop::{HopConnection, HopError, ServerWork, TrafficCount};
+use crate::peers::{Measurement, PassSize};
 use crate::planner::{Exclusion, Hop, Planner, Route, RouteRules};
 use crate::tables::PromptTables;
 use crate::view::SwarmView;
@@ -98,7 +98,7 @@ pub struct PassInput {
 }
 
 impl PassInput {
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         let tokens: usize = self.lengths.iter().map(|&n| n as usize).sum();
         tokens + self.prompts.as_ref().map_or(0, |tables| tables.shape().prefix_len)
     }
@@ -126,7 +126,7 @@ pub struct RemoteSequence {
     routes: Routes,
     hedges: Hedges,
     verifier: Verifier,
-    next_stash: AtomicU64,
+    next_name: AtomicU64,
     events: Option<mpsc::Sender<SwarmEvent>>,
 }
 
@@ -145,7 +145,7 @@ impl RemoteSequence {
             routes: Routes::default(),
             hedges: Hedges::default(),
             verifier: Verifier::default(),
-            next_stash: AtomicU64::new(1),
+            next_name: AtomicU64::new(1),
             events: None,
         }
     }
@@ -184,13 +184,42 @@ impl RemoteSequence {
     }
 
     /// A pass of `rows` rows, all of which travel.
-    fn pass_size(&self, rows: usize) -> PassSize {
+    pub(crate) fn pass_size(&self, rows: usize) -> PassSize {
         let bytes = self.config.wire_dtype.byte_len(rows.saturating_mul(self.hidden));
         PassSize { rows, bytes: bytes.unwrap_or(usize::MAX) }
     }
 
     fn pass_of(&self, input: &PassInput) -> PassSize {
         self.pass_size(input.rows())
+    }
+
+    /// The blocks that the sequence is made of.
+    pub fn blocks(&self) -> Span {
+        self.blocks
+    }
+
+    /// Width of the hidden states.
+    pub fn hidden(&self) -> usize {
+        self.hidden
+    }
+
+    pub(crate) fn config(&self) -> &SequenceConfig {
+        &self.config
+    }
+
+    /// A stream to a server, opened if there is none.
+    pub(crate) async fn connection(&self, peer: PeerId) -> Result<Arc<HopConnection>, HopError> {
+        self.view.connection(peer, self.config.request_timeout).await
+    }
+
+    /// Notes that a server did its work.
+    pub(crate) fn succeeded(&self, peer: PeerId, measured: Measurement) {
+        self.view.succeeded(peer, measured);
+    }
+
+    /// A name that no other session or stash of this client has.
+    pub(crate) fn session_id(&self) -> SessionId {
+        SessionId(self.next_name.fetch_add(1, Ordering::Relaxed))
     }
 
     fn tell(&self, event: SwarmEvent) {
@@ -226,7 +255,7 @@ impl RemoteSequence {
 
 /// How a pass finds its way.
 #[derive(Debug, Clone, Copy)]
-struct Way {
+pub(crate) struct Way {
     relay: RelayMode,
     /// What the route of a whole pass is for; parts of one take the fastest.
     purpose: Option<Purpose>,
@@ -234,7 +263,7 @@ struct Way {
 
 impl Way {
     /// Hop by hop, for a part of a pass.
-    const STAR: Self = Self { relay: RelayMode::Star, purpose: None };
+    pub(crate) const STAR: Self = Self { relay: RelayMode::Star, purpose: None };
 }
 
 /// The prefix leaves no output on the last span, so its layout always says which rows are read.

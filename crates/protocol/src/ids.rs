@@ -211,6 +211,10 @@ pub struct StashId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PromptsId(pub u64);
 
+/// Names a session. Chosen by the client, unique on its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SessionId(pub u64);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -98,11 +98,19 @@ impl PassLayout {
     /// # Errors
     /// The first [`LayoutError`] found.
     pub fn validate(&self) -> Result<(), LayoutError> {
-        if self.lengths.is_empty() {
-            return Err(LayoutError::NoExamples);
-        }
         if let Some(empty) = self.lengths.iter().position(|&n| n == 0) {
             return Err(LayoutError::EmptyExample(empty));
+        }
+        self.validate_step()
+    }
+
+    /// As [`Self::validate`], for a step of a session: sequences may have no new row, but not all of them.
+    ///
+    /// # Errors
+    /// The first [`LayoutError`] found.
+    pub fn validate_step(&self) -> Result<(), LayoutError> {
+        if self.lengths.iter().all(|&n| n == 0) {
+            return Err(LayoutError::NoExamples);
         }
         let tokens = self.lengths.iter().try_fold(self.prefix_len, |sum, &n| sum.checked_add(n));
         if tokens.is_none() {

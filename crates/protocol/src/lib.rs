@@ -11,13 +11,14 @@ mod message;
 mod refusal;
 mod relay;
 mod server_info;
+mod session;
 mod tensor;
 
 pub use codec::{DecodeError, decode, encode};
 pub use frame::{
     Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, MAGIC, PREAMBLE_LEN, WIRE_VERSION,
 };
-pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, PromptsId, Span, StashId};
+pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, PromptsId, SessionId, Span, StashId};
 pub use layout::{Injection, LayoutError, PassLayout};
 pub use message::{
     BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, Limits, PROTOCOL_NAME,
@@ -26,4 +27,5 @@ pub use message::{
 pub use refusal::{Refusal, Remedy};
 pub use relay::{NextServer, RelayToken, RowSource, RowTarget};
 pub use server_info::{MAX_NEXT_PINGS, MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};
+pub use session::{SessionOpen, StepError, StepRequest};
 pub use tensor::{Tensor, TensorError, TensorMeta, WireDtype};

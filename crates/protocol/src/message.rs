@@ -5,11 +5,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ModelId, PromptsId, StashId};
+use crate::ids::{ModelId, PromptsId, SessionId, StashId};
 use crate::layout::PassLayout;
 use crate::refusal::Refusal;
 use crate::relay::{RelayToken, RowSource, RowTarget};
 use crate::server_info::ServerInfo;
+use crate::session::StepRequest;
 use crate::tensor::WireDtype;
 
 /// libp2p protocol name of block streams. Changes with every incompatible change of the frames or messages.
@@ -45,6 +46,13 @@ pub enum Request {
     Cancel {
         /// The id that the request's frame had.
         request: u64,
+    },
+    /// Runs new rows of an inference session forward. Tensors and answer are those of [`Request::Forward`].
+    Step(Box<StepRequest>),
+    /// Ends a session and frees its memory, without an answer. No tensors.
+    EndSession {
+        /// Which.
+        session: SessionId,
     },
 }
 

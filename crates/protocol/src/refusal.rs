@@ -86,6 +86,9 @@ pub enum Refusal {
     /// Said to a server that passes rows on: no request waits for them, nor came for them in time.
     #[error("no request waits for these rows")]
     UnknownRelay,
+    /// The session is gone: never opened on this stream, ended, or idle for too long. Open it again, with all rows.
+    #[error("the session is gone")]
+    SessionGone,
 }
 
 /// What a client does about a [`Refusal`].
@@ -113,7 +116,7 @@ impl Refusal {
             Self::Busy { retry_after_ms } => {
                 Remedy::RetryThere { after: std::time::Duration::from_millis(u64::from(*retry_after_ms)) }
             }
-            Self::StashGone | Self::PromptsGone => Remedy::Replay,
+            Self::StashGone | Self::PromptsGone | Self::SessionGone => Remedy::Replay,
             Self::Draining | Self::WrongModel { .. } | Self::WrongSpan { .. } | Self::Internal { .. } => {
                 Remedy::GoElsewhere
             }

@@ -21,5 +21,6 @@ mod relay;
 mod relay_hostile;
 mod resume;
 mod routing;
+mod sessions;
 mod stashes;
 mod strangers;

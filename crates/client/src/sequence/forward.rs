@@ -133,6 +133,6 @@ impl RemoteSequence {
     }
 
     pub(super) fn stash_id(&self) -> StashId {
-        StashId(self.next_stash.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+        StashId(self.next_name.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
     }
 }

@@ -155,6 +155,31 @@ impl RemoteSequence {
         Ok((hop, first.await?))
     }
 
+    /// The answer of a server whose work nobody can take over by itself: what it has seen must be sent to the other one first. If it
+    /// is late and there is another one, that is the error.
+    pub(crate) async fn unless_late<T>(
+        &self,
+        hop: Hop,
+        pass: PassSize,
+        answer: impl Future<Output = Result<T, HopError>>,
+    ) -> Result<T, HopError> {
+        let (allowance, started) = (self.allowance(hop, pass, 1.0), Instant::now());
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => {
+                self.hedges.in_time();
+                self.view.peers().waited(hop.peer, pass.rows, started.elapsed());
+                return answer;
+            }
+            () = self.silence(hop.peer, allowance) => {}
+        }
+        if self.could_do_without(hop, pass) && self.hedges.begin() {
+            return Err(HopError::Slow(allowance));
+        }
+        answer.await
+    }
+
     fn outpaced(&self, slow: Hop, by: Hop, after: Duration) -> Hop {
         lock(&self.hedges.0).won += 1;
         self.view.failed(slow.peer);

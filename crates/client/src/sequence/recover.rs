@@ -19,7 +19,7 @@ pub(super) const BUSY_ATTEMPTS: u32 = 3;
 
 impl RemoteSequence {
     /// Hops over `span`; waits, visibly, while blocks have no holder.
-    pub(super) async fn plan(
+    pub(crate) async fn plan(
         &self,
         span: Span,
         pass: PassSize,
@@ -57,7 +57,7 @@ impl RemoteSequence {
     ///
     /// Whoever fails is banned at once, except for what is nobody's fault: a server without room counts as slower, and one
     /// that rejects the request is passed over for this work alone, until another one accepts it.
-    pub(super) async fn recover(
+    pub(crate) async fn recover(
         &self,
         pass: PassSize,
         hop: Hop,

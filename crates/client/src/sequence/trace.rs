@@ -57,6 +57,15 @@ pub struct HopTiming {
     pub queued: Duration,
 }
 
+impl HopTiming {
+    /// Adds what another request of the hop took.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.elapsed += other.elapsed;
+        self.computed += other.computed;
+        self.queued += other.queued;
+    }
+}
+
 impl From<Measurement> for HopTiming {
     fn from(measured: Measurement) -> Self {
         let Measurement { elapsed, computed, queued, .. } = measured;

@@ -1,0 +1,60 @@
+//! Steps of sessions that wait for the same blocks, as one batch.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use petals_model::BlockStack;
+use petals_protocol::{BlockPasses, Refusal, StashLevel};
+
+use super::{Done, Output, Pass, Reply, Work, Worker, lock};
+use crate::steps::{self, Step, Stepped};
+
+/// Rows of a batch. More would keep those that come meanwhile waiting for longer than they gain.
+const MAX_ROWS: usize = 1024;
+
+impl Worker {
+    /// Runs a step and those of others that would come next in their lanes.
+    pub(super) fn run_steps(&mut self, first: (Pass, Reply), blocks: Arc<BlockStack>) {
+        let span = first.0.layout.span;
+        let mut rows = first.0.layout.tokens();
+        let mut batch = vec![first];
+        let mut fits = |(pass, _): &(Pass, Reply)| {
+            let more = matches!(pass.work, Work::Step { .. }) && pass.layout.span == span;
+            let fits = more && rows + pass.layout.tokens() <= MAX_ROWS;
+            rows += if fits { pass.layout.tokens() } else { 0 };
+            fits
+        };
+        batch.extend(lock(&self.shared.state).queue.pop_those(&mut fits));
+        let started = Instant::now();
+        let (mut steps, mut waiting) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        for (pass, reply) in batch {
+            let queued = started.saturating_duration_since(pass.arrived);
+            let Pass { peer, stream, layout, work, deadline, .. } = pass;
+            let Work::Step { inputs, session, starts, order, open } = work else { continue };
+            if reply.is_closed() || started > deadline {
+                continue;
+            }
+            waiting.push((reply, queued));
+            steps.push(Step { key: (stream, session), peer, layout, inputs, starts, order, open });
+        }
+        let compute = self.compute(blocks);
+        let run = || steps::run(&compute, &self.shared.sessions, &mut self.prefixes, steps);
+        let results = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+            tracing::error!("a step panicked");
+            Vec::new()
+        });
+        let computed = started.elapsed();
+        self.record(computed);
+        let passes = BlockPasses { forward: span.len() as u32, backward: 0 };
+        let mut results = results.into_iter();
+        for (reply, queued) in waiting {
+            let failed = || Err(Refusal::Internal { what: "the computation failed".into() });
+            let done = results.next().unwrap_or_else(failed).map(|Stepped { text, prefix }| {
+                let output = Output::Forward { text, prefix, stash: StashLevel::None };
+                Done { output, passes, queued, computed }
+            });
+            let _ = reply.send(done);
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Steps of inference sessions, those of several sessions as one batch.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use petals_model::{BlockStack, CachedPrefix, CachedRows, PassError};
+use petals_protocol::{PassLayout, Refusal, SessionOpen};
+use petals_swarm::PeerId;
+
+use crate::compute::{Compute, refusal};
+use crate::executor::{Inputs, lock};
+use crate::prefixes::{PrefixKey, Prefixes};
+use crate::sessions::{Session, SessionKey, SessionStore};
+
+/// New rows of one session; see [`petals_protocol::StepRequest`].
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) key: SessionKey,
+    pub(crate) peer: PeerId,
+    pub(crate) layout: PassLayout,
+    pub(crate) inputs: Inputs,
+    pub(crate) starts: Vec<u32>,
+    pub(crate) order: Option<Vec<u32>>,
+    pub(crate) open: Option<SessionOpen>,
+}
+
+/// Hidden states behind the span: of the rows that are read, `[output_rows, hidden]`, and of the prefix if the layout returns it.
+#[derive(Debug)]
+pub(crate) struct Stepped {
+    pub(crate) text: Vec<f32>,
+    pub(crate) prefix: Option<Vec<f32>>,
+}
+
+/// A session that is being worked on, and its step's rows.
+struct Ready {
+    number: usize,
+    key: SessionKey,
+    layout: PassLayout,
+    session: Session,
+    text: Vec<f32>,
+    prefix: Option<Vec<f32>>,
+}
+
+/// Runs `steps`, all of one span, and answers each. The rows of all go through the blocks together; whoever's rows fail, fails
+/// alone.
+pub(crate) fn run(
+    compute: &Compute,
+    store: &Mutex<SessionStore>,
+    prefixes: &mut Prefixes,
+    steps: Vec<Step>,
+) -> Vec<Result<Stepped, Refusal>> {
+    let blocks = &compute.blocks;
+    let mut results: Vec<Option<Result<Stepped, Refusal>>> = steps.iter().map(|_| None).collect();
+    let mut ready = Vec::with_capacity(steps.len());
+    for (number, step) in steps.into_iter().enumerate() {
+        let fits = compute.check_memory(blocks.activation_bytes_estimate(&step.layout));
+        match fits.and_then(|()| prepare(blocks, store, prefixes, number, step)) {
+            Ok(session) => ready.push(session),
+            Err(refusal) => results[number] = Some(Err(refusal)),
+        }
+    }
+    let together = if ready.len() > 1 { step(blocks, &mut ready) } else { Err(None) };
+    match together {
+        Ok(outputs) => {
+            for (session, text) in ready.into_iter().zip(outputs) {
+                let number = session.number;
+                results[number] = Some(Ok(finish(store, session, text)));
+            }
+        }
+        // Nothing has changed; one by one it shows whose rows are the matter.
+        Err(_) => {
+            for session in ready {
+                let number = session.number;
+                let mut alone = [session];
+                let result = step(blocks, &mut alone);
+                let [session] = alone;
+                results[number] = Some(match result {
+                    Ok(outputs) => Ok(finish(store, session, outputs.into_iter().next().unwrap_or_default())),
+                    Err(error) => Err(error.map_or_else(failed, refusal)),
+                });
+            }
+        }
+    }
+    results.into_iter().map(|result| result.unwrap_or_else(|| Err(failed()))).collect()
+}
+
+fn failed() -> Refusal {
+    Refusal::Internal { what: "the step was not computed".into() }
+}
+
+/// Opens or finds the session, and brings its sequences to where the step begins.
+fn prepare(
+    blocks: &BlockStack,
+    store: &Mutex<SessionStore>,
+    prefixes: &mut Prefixes,
+    number: usize,
+    step: Step,
+) -> Result<Ready, Refusal> {
+    let Step { key, peer, layout, inputs, starts, order, open } = step;
+    let Inputs { text, prefix, prompts } = inputs;
+    let ready = |session, prefix| Ready { number, key, layout: layout.clone(), session, text: text.clone(), prefix };
+    if let Some(limits) = open {
+        let page_bytes = blocks.config().kv_page_bytes(layout.span.len());
+        let mut session = lock(store).admit(key, peer, layout.span, limits, page_bytes)?;
+        let begun = if layout.prefix_len > 0 {
+            let prompts = prompts.map(|prompts| prompts.into_values());
+            let prefix =
+                CachedPrefix { rows: layout.prefix_rows(), injection: layout.injection, hidden: prefix, prompts };
+            prefixes.get(blocks, layout.span, PrefixKey::new(layout.span, &prefix), prefix)
+        } else {
+            blocks.cache(layout.span, prefixes.meter()).map(|cache| (cache, None))
+        };
+        return match begun {
+            Ok((cache, behind)) => {
+                session.prefix_rows = cache.len();
+                session.sequences = vec![cache; layout.lengths.len()];
+                Ok(ready(session, behind.filter(|_| layout.returns_prefix())))
+            }
+            Err(error) => Err(refusal(error)),
+        };
+    }
+    let mut session = lock(store).take(key)?;
+    if let Err(what) = check(&session, &layout, &starts, order.as_deref()) {
+        lock(store).put(key, session, Instant::now());
+        return Err(Refusal::BadRequest { what: what.into() });
+    }
+    if let Some(order) = order {
+        // The last use of a sequence takes it over; only pages that are shared are copied later.
+        session.sequences = order.iter().filter_map(|&from| session.sequences.get(from as usize).cloned()).collect();
+    }
+    for (sequence, start) in session.sequences.iter_mut().zip(starts) {
+        sequence.truncate(session.prefix_rows + start as usize);
+    }
+    Ok(ready(session, None))
+}
+
+fn check(session: &Session, layout: &PassLayout, starts: &[u32], order: Option<&[u32]>) -> Result<(), &'static str> {
+    let before = session.sequences.len();
+    if session.span != layout.span {
+        return Err("the session is of another span");
+    }
+    if layout.lengths.len() > session.limits.max_sequences as usize {
+        return Err("the session was opened for fewer sequences");
+    }
+    if order.is_some_and(|order| order.iter().any(|&from| from as usize >= before)) {
+        return Err("the order names a sequence that the session does not have");
+    }
+    if order.is_none() && layout.lengths.len() != before {
+        return Err("the step is of another number of sequences than the session has");
+    }
+    for (number, (&start, &rows)) in starts.iter().zip(&layout.lengths).enumerate() {
+        let from = order.map_or(number, |order| order[number] as usize);
+        let begin = session.prefix_rows as u64 + u64::from(start);
+        if begin > session.sequences[from].len() as u64 {
+            return Err("a sequence would start behind its end");
+        }
+        if begin + u64::from(rows) > u64::from(session.limits.max_positions) {
+            return Err("a sequence would exceed what the session was opened for");
+        }
+    }
+    Ok(())
+}
+
+/// The rows read of each session. On failure nothing has changed.
+fn step(blocks: &BlockStack, ready: &mut [Ready]) -> Result<Vec<Vec<f32>>, Option<PassError>> {
+    let text: Vec<f32> = match &mut *ready {
+        [one] => std::mem::take(&mut one.text),
+        several => several.iter().flat_map(|session| session.text.iter().copied()).collect(),
+    };
+    let (mut read, mut first) = (Vec::new(), 0);
+    for Ready { layout, .. } in ready.iter() {
+        let tokens = layout.tokens() as u32;
+        match &layout.read_rows {
+            Some(rows) => read.extend(rows.iter().map(|row| first + row)),
+            None => read.extend(first..first + tokens),
+        }
+        first += tokens;
+    }
+    let all = read.len() == first as usize;
+    let mut sequences = Vec::new();
+    for Ready { layout, session, .. } in ready.iter_mut() {
+        for (cache, &rows) in session.sequences.iter_mut().zip(&layout.lengths) {
+            sequences.push(CachedRows { cache, rows: rows as usize });
+        }
+    }
+    let output = blocks.step(text, &mut sequences, (!all).then_some(read.as_slice())).map_err(Some)?;
+    let hidden = blocks.config().hidden_size;
+    let mut rest = output.as_slice();
+    let outputs = ready.iter().map(|session| {
+        let (own, others) = rest.split_at((session.layout.output_rows() * hidden).min(rest.len()));
+        rest = others;
+        own.to_vec()
+    });
+    Ok(outputs.collect())
+}
+
+fn finish(store: &Mutex<SessionStore>, ready: Ready, text: Vec<f32>) -> Stepped {
+    lock(store).put(ready.key, ready.session, Instant::now());
+    Stepped { text, prefix: ready.prefix }
+}

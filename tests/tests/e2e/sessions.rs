@@ -1,0 +1,136 @@
+//! Inference sessions against whole forwards, which the goldens of transformers hold to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use petals_client::{AdaptedModel, Adapter, RemoteModel, SequenceConfig, TextSession};
+use petals_e2e::{Goldens, LocalSwarm, assert_close};
+use petals_node::ExecutorConfig;
+
+const MODES: [&str; 4] = ["bare", "ptune", "replace", "add"];
+
+async fn swarm(goldens: &Goldens, spans: &[&str]) -> anyhow::Result<LocalSwarm> {
+    LocalSwarm::start(&goldens.model(), spans, ExecutorConfig::default()).await
+}
+
+fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str) -> anyhow::Result<RemoteModel> {
+    let adapted = AdaptedModel {
+        id: swarm.model.clone(),
+        name_or_path: String::new(),
+        blocks: swarm.blocks.len(),
+        hidden: swarm.hidden,
+        attention_heads: 4,
+    };
+    let tables = match mode {
+        "bare" => None,
+        mode => Some(Arc::new(Adapter::load(&goldens.path(&format!("init-{mode}")), &adapted)?.tables)),
+    };
+    let sequence = Arc::new(swarm.sequence(SequenceConfig::default()));
+    Ok(RemoteModel { sequence, local: swarm.local.clone(), tables })
+}
+
+/// Some token ids of a text of its own.
+fn text(seed: u32, tokens: usize) -> Vec<u32> {
+    (0..tokens as u32).map(|n| (seed * 31 + n * n * 7 + n * 3) % 61).collect()
+}
+
+fn greedy(logits: &[f32]) -> u32 {
+    (0..logits.len()).reduce(|best, at| if logits[at] > logits[best] { at } else { best }).unwrap_or_default() as u32
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steps_of_mixed_sizes_equal_whole_forwards_for_every_mode_and_number_of_servers() -> anyhow::Result<()> {
+    let splits: [&[&str]; 3] = [&["0..4"], &["0..2", "2..4"], &["0..1", "1..3", "3..4"]];
+    for (number, family) in ["qwen3", "llama-gqa", "mistral"].into_iter().enumerate() {
+        let goldens = Goldens::load(family)?;
+        let swarm = swarm(&goldens, splits[number]).await?;
+        for mode in MODES {
+            let model = model(&goldens, &swarm, mode)?;
+            let texts = [text(1, 17), text(2, 5), text(3, 12)];
+            let whole = model.logits(&texts).await?;
+            let vocabulary = whole.len() / 34;
+            let mut session = TextSession::new(model, 3, 20);
+            let part = |text: usize, range: std::ops::Range<usize>| texts[text][range].to_vec();
+            let mut got: [Vec<f32>; 3] = Default::default();
+            // Texts begin and end at different times, and one takes a wrong turn and goes back.
+            let steps = [[0..9, 0..2, 0..0], [9..10, 2..3, 0..12], [10..11, 3..4, 12..12], [11..17, 4..5, 12..12]];
+            for (step, ranges) in steps.into_iter().enumerate() {
+                if step == 2 {
+                    session.append(&[text(9, 2), text(8, 1), Vec::new()]).await?;
+                    session.rollback(&[10, 3, 12]);
+                }
+                let new: Vec<Vec<u32>> = ranges.iter().cloned().enumerate().map(|(n, range)| part(n, range)).collect();
+                let logits = session.append_and_score(&new).await?;
+                let mut rest = logits.as_slice();
+                for (got, new) in got.iter_mut().zip(&new) {
+                    let (own, others) = rest.split_at(new.len() * vocabulary);
+                    got.extend_from_slice(own);
+                    rest = others;
+                }
+            }
+            assert_close(&format!("{family}, {mode}"), &got.concat(), &whole, 1e-4);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_fork_and_change_places() -> anyhow::Result<()> {
+    let goldens = Goldens::load("qwen2")?;
+    let swarm = swarm(&goldens, &["0..1", "1..4"]).await?;
+    let model = model(&goldens, &swarm, "add")?;
+    let mut session = TextSession::new(model.clone(), 3, 16);
+    let (a, b) = (text(1, 6), text(2, 4));
+    session.append(&[a.clone(), b.clone(), Vec::new()]).await?;
+    // Two hypotheses go on from the first, one from the second; then they change places before the next step.
+    session.reorder(&[0, 1, 0]);
+    session.append(&[vec![5], vec![6], vec![7]]).await?;
+    session.reorder(&[2, 2, 1]);
+    session.reorder(&[2, 0, 1]);
+    let logits = session.append(&[vec![1], vec![2], vec![3]]).await?;
+    let of = |start: &[u32], end: [u32; 2]| [start, &end].concat();
+    let whole = model.next_token_logits(&[of(&b, [6, 1]), of(&a, [7, 2]), of(&a, [7, 3])]).await?;
+    assert_close("hypotheses", &logits, &whole, 1e-4);
+    assert_eq!(session.lengths(), [6, 8, 8]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_lost_at_any_token_changes_no_token() -> anyhow::Result<()> {
+    const TOKENS: usize = 24;
+    let goldens = Goldens::load("qwen3")?;
+    for (mode, sequences) in [("replace", 1), ("add", 3)] {
+        let start: Vec<Vec<u32>> = (0..sequences).map(|n| text(n as u32, 4 + n)).collect();
+        let mut expected: Option<Vec<Vec<u32>>> = None;
+        for lost_at in std::iter::once(None).chain((0..TOKENS).map(Some)) {
+            let mut swarm = swarm(&goldens, &["0..2", "2..4", "0..3", "3..4"]).await?;
+            let model = model(&goldens, &swarm, mode)?;
+            let mut session = TextSession::new(model, sequences, 40);
+            let mut texts = vec![Vec::new(); sequences];
+            let mut new = start.clone();
+            for token in 0..TOKENS {
+                if lost_at == Some(token) {
+                    // The hop of this step that serves the first or the last block, in turn.
+                    let used = session.timings().get(if token % 2 == 0 {
+                        0
+                    } else {
+                        session.timings().len().saturating_sub(1)
+                    });
+                    let at = used.and_then(|(hop, _)| {
+                        swarm.servers.iter().position(|server| server.swarm().local_peer() == hop.peer)
+                    });
+                    swarm.servers.remove(at.unwrap_or_default()).shutdown(Duration::ZERO).await;
+                }
+                let logits = session.append(&new).await?;
+                let vocabulary = logits.len() / sequences;
+                new = logits.chunks_exact(vocabulary).map(|logits| vec![greedy(logits)]).collect();
+                texts.iter_mut().zip(&new).for_each(|(text, new): (&mut Vec<u32>, _)| text.extend(new));
+            }
+            match &expected {
+                None => expected = Some(texts),
+                Some(expected) => assert_eq!(&texts, expected, "{mode}: lost at {lost_at:?}"),
+            }
+        }
+    }
+    Ok(())
+}
