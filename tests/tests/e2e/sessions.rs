@@ -97,15 +97,19 @@ async fn texts_fork_and_change_places() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_lost_at_any_token_changes_no_token() -> anyhow::Result<()> {
-    const TOKENS: usize = 24;
+    const TOKENS: usize = 48;
     let goldens = Goldens::load("qwen3")?;
     for (mode, sequences) in [("replace", 1), ("add", 3)] {
         let start: Vec<Vec<u32>> = (0..sequences).map(|n| text(n as u32, 4 + n)).collect();
         let mut expected: Option<Vec<Vec<u32>>> = None;
         for lost_at in std::iter::once(None).chain((0..TOKENS).map(Some)) {
             let mut swarm = swarm(&goldens, &["0..2", "2..4", "0..3", "3..4"]).await?;
+            // Before that a client knows nobody but the server that it joined through.
+            while swarm.client.lookup(&swarm.model, swarm.blocks).await?.len() < 4 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             let model = model(&goldens, &swarm, mode)?;
-            let mut session = TextSession::new(model, sequences, 40);
+            let mut session = TextSession::new(model, sequences, 64);
             let mut texts = vec![Vec::new(); sequences];
             let mut new = start.clone();
             for token in 0..TOKENS {
