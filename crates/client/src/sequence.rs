@@ -21,7 +21,7 @@ use crate::tables::PromptTables;
 use crate::view::SwarmView;
 
 mod backward;
-mod chain;
+pub(crate) mod chain;
 mod error;
 mod event;
 mod explain;
@@ -212,6 +212,11 @@ impl RemoteSequence {
         self.view.connection(peer, self.config.request_timeout).await
     }
 
+    /// Whether these hops make one chain.
+    pub(crate) fn is_chain(&self, hops: &[Hop]) -> bool {
+        hops.len() > 1 && self.relays.run(hops, self.config.relay) == hops.len()
+    }
+
     /// Notes that a server did its work.
     pub(crate) fn succeeded(&self, peer: PeerId, measured: Measurement) {
         self.view.succeeded(peer, measured);
@@ -256,9 +261,9 @@ impl RemoteSequence {
 /// How a pass finds its way.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Way {
-    relay: RelayMode,
+    pub(crate) relay: RelayMode,
     /// What the route of a whole pass is for; parts of one take the fastest.
-    purpose: Option<Purpose>,
+    pub(crate) purpose: Option<Purpose>,
 }
 
 impl Way {

@@ -1,7 +1,8 @@
 //! Inference sessions over a chain of servers, which keep keys and values of what they have seen.
 //!
-//! The client keeps the inputs of every hop. A hop that is lost is replaced by another server, or several, whose caches are
-//! built from them; whoever reads the outputs notices nothing.
+//! Rows go from server to server, and only the last one answers with any (`pushed`): the client keeps what enters block 0, from which
+//! all caches can be built again. Where two servers do not reach each other, rows go through the client, which then keeps what enters
+//! each hop and builds the cache of a replacement alone. Whoever reads the outputs notices nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,8 +18,10 @@ use crate::retry::Retry;
 use crate::sequence::{Flow, HopTiming, RemoteSequence, SequenceError, Way};
 use crate::tables::PromptTables;
 
-/// Rows that one request brings. A longer text is sent in parts, so that other sessions get their turns in between.
-const CHUNK: usize = 512;
+mod chunk;
+mod pushed;
+
+use chunk::{Chunk, Wanted};
 
 /// Sequences in progress, all behind the same prompts.
 #[derive(Debug)]
@@ -73,9 +76,6 @@ impl OpenHop {
         self.known.get(from).copied().unwrap_or_default()
     }
 }
-
-/// Which positions of each sequence are wanted, ascending.
-type Wanted = Vec<Vec<usize>>;
 
 impl InferenceSession {
     /// A session of `sequences` empty sequences that may grow to `max_tokens` text positions each. Nothing is asked of any server
@@ -149,6 +149,15 @@ impl InferenceSession {
         let read = self.positions(lengths, read);
         self.timings.clear();
         let mut retry = Retry::new(self.sequence.config().give_up_after);
+        let way = Way { relay: self.sequence.config().relay, purpose: None };
+        if self.hops.is_empty() {
+            let hops = self.sequence.plan(blocks, self.pass(), way, &mut retry).await?;
+            self.hops.extend(hops.into_iter().map(|hop| SessionHop { hop, open: None }));
+        }
+        if let Some(output) = self.push(&target, &read, way, &mut retry).await? {
+            self.lengths = target;
+            return Ok(output);
+        }
         let (mut number, mut at) = (0, blocks.start());
         let mut output = Vec::new();
         while let Ok(rest) = Span::new(at, blocks.end()) {
@@ -227,6 +236,10 @@ impl InferenceSession {
         inputs.prefix = prefix.or(inputs.prefix.take());
     }
 
+    fn prefix_rows(&self) -> usize {
+        self.tables.as_ref().map_or(0, |tables| tables.shape().prefix_len)
+    }
+
     /// What most steps are: a row of each sequence.
     fn pass(&self) -> PassSize {
         self.sequence.pass_size(self.lengths.len())
@@ -259,39 +272,18 @@ impl InferenceSession {
         let (mut outputs, mut prefix) = (vec![Vec::new(); target.len()], None);
         let mut timing = HopTiming::default();
         while known.iter().zip(target).any(|(known, target)| known < target) {
-            let mut room = CHUNK;
-            let lengths: Vec<usize> = known
-                .iter()
-                .zip(target)
-                .map(|(known, target)| {
-                    let rows = (target - known).min(room);
-                    room -= rows;
-                    rows
-                })
-                .collect();
+            let lengths = chunk::next(&known, target);
             let connection = match &open {
                 Some(open) => open.connection.clone(),
                 None => self.sequence.connection(hop.peer).await?,
             };
             let whole_prefix = open.is_none() && prefix_wanted;
             let chunk = Chunk { known: &known, lengths: &lengths, wanted, whole: whole_prefix && !last };
-            let (layout, flow) = self.request(hop, open.is_none(), last, &chunk);
-            let part = StepPart {
-                session: open.as_ref().map_or_else(|| self.sequence.session_id(), |open| open.id),
-                starts: known.iter().map(|&start| start as u32).collect(),
-                order: open.as_ref().and_then(|open| open.order.clone()),
-                open: open.is_none().then_some(self.limits),
-            };
+            let layout = self.layout(hop, open.is_none(), last, &chunk);
+            let flow = self.flow(&layout, &chunk);
+            let part = self.part(open.as_ref(), &known);
             let id = part.session;
-            let input = HopInput {
-                layout,
-                flow: Some(&flow),
-                ends: Ends::default(),
-                tables: self.tables.as_ref(),
-                hidden,
-                dtype: self.sequence.config().wire_dtype,
-                patience: self.sequence.config().request_timeout,
-            };
+            let input = self.hop_input(layout, Some(&flow), Ends::default());
             let pass = self.sequence.pass_size(lengths.iter().sum::<usize>() + input.layout.prefix_len as usize);
             let answer = self.sequence.unless_late(hop, pass, input.step(&connection, part)).await?;
             self.sequence.succeeded(hop.peer, answer.measured);
@@ -310,74 +302,50 @@ impl InferenceSession {
         Ok((outputs, prefix))
     }
 
-    /// Layout and rows of a chunk.
-    fn request(&self, hop: Hop, opening: bool, last: bool, chunk: &Chunk<'_>) -> (PassLayout, Flow) {
-        let hidden = self.sequence.hidden();
-        let inputs = self.inputs.get(&hop.span.start());
-        let mut text = Vec::with_capacity(chunk.lengths.iter().sum::<usize>() * hidden);
-        for (sequence, (&start, &rows)) in chunk.known.iter().zip(chunk.lengths).enumerate() {
-            let all = inputs.and_then(|inputs| inputs.rows.get(sequence)).map_or(&[][..], Vec::as_slice);
-            text.extend_from_slice(all.get(start * hidden..(start + rows) * hidden).unwrap_or_default());
-        }
+    /// Layout of a chunk.
+    fn layout(&self, hop: Hop, opening: bool, last: bool, chunk: &Chunk<'_>) -> PassLayout {
         let tables = self.tables.as_ref().filter(|_| opening);
-        let layout = PassLayout {
+        PassLayout {
             span: hop.span,
             lengths: chunk.lengths.iter().map(|&rows| rows as u32).collect(),
             prefix_len: tables.map_or(0, |tables| tables.shape().prefix_len as u32),
             injection: tables.map_or(Injection::None, |tables| tables.shape().injection),
             read_rows: chunk.read_rows(last),
-        };
+        }
+    }
+
+    /// Rows of a chunk in front of a span whose inputs are known.
+    fn flow(&self, layout: &PassLayout, chunk: &Chunk<'_>) -> Flow {
+        let hidden = self.sequence.hidden();
+        let inputs = self.inputs.get(&layout.span.start());
+        let mut text = Vec::with_capacity(layout.tokens() * hidden);
+        for (sequence, (&start, &rows)) in chunk.known.iter().zip(chunk.lengths).enumerate() {
+            let all = inputs.and_then(|inputs| inputs.rows.get(sequence)).map_or(&[][..], Vec::as_slice);
+            text.extend_from_slice(all.get(start * hidden..(start + rows) * hidden).unwrap_or_default());
+        }
         let prefix = inputs.and_then(|inputs| inputs.prefix.clone()).filter(|_| layout.carries_prefix());
-        (layout, Flow { text: text.into(), prefix })
+        Flow { text: text.into(), prefix }
     }
-}
 
-/// Some of the rows that a hop gets.
-struct Chunk<'a> {
-    /// Positions of each sequence in front of it.
-    known: &'a [usize],
-    /// Its rows of each sequence.
-    lengths: &'a [usize],
-    wanted: &'a Wanted,
-    /// All rows come back, and the prefix.
-    whole: bool,
-}
-
-impl Chunk<'_> {
-    /// Rows of the chunk that are wanted.
-    fn rows(&self) -> Vec<u32> {
-        let (mut first, mut rows) = (0, Vec::new());
-        for ((&start, &length), wanted) in self.known.iter().zip(self.lengths).zip(self.wanted) {
-            let own = wanted.iter().filter(|&&position| (start..start + length).contains(&position));
-            rows.extend(own.map(|position| (first + position - start) as u32));
-            first += length;
+    /// What makes a request one of a server's session, or opens one.
+    fn part(&self, open: Option<&OpenHop>, known: &[usize]) -> StepPart {
+        StepPart {
+            session: open.map_or_else(|| self.sequence.session_id(), |open| open.id),
+            starts: known.iter().map(|&start| start as u32).collect(),
+            order: open.and_then(|open| open.order.clone()),
+            open: open.is_none().then_some(self.limits),
         }
-        rows
     }
 
-    /// What to ask for. At least one row is read of every request, wanted or not. The last span's are always named, since its
-    /// prefix is not wanted.
-    fn read_rows(&self, last: bool) -> Option<Vec<u32>> {
-        let rows = self.rows();
-        let all = rows.len() == self.lengths.iter().sum::<usize>();
-        if self.whole || (all && !last) {
-            return None;
-        }
-        Some(if rows.is_empty() { vec![0] } else { rows })
-    }
-
-    /// Sorts the rows of an answer to their sequences.
-    fn collect(&self, text: &[f32], hidden: usize, outputs: &mut [Vec<f32>]) {
-        let rows = self.rows();
-        let at = |number: usize, row: u32| if self.whole { row as usize } else { number };
-        let (mut first, mut rows) = (0, rows.into_iter().enumerate().peekable());
-        for (&length, output) in self.lengths.iter().zip(outputs) {
-            let end = (first + length) as u32;
-            while let Some((number, row)) = rows.next_if(|(_, row)| *row < end) {
-                let from = at(number, row) * hidden;
-                output.extend_from_slice(text.get(from..from + hidden).unwrap_or_default());
-            }
-            first += length;
+    fn hop_input<'a>(&'a self, layout: PassLayout, flow: Option<&'a Flow>, ends: Ends) -> HopInput<'a> {
+        HopInput {
+            layout,
+            flow,
+            ends,
+            tables: self.tables.as_ref(),
+            hidden: self.sequence.hidden(),
+            dtype: self.sequence.config().wire_dtype,
+            patience: self.sequence.config().request_timeout,
         }
     }
 }

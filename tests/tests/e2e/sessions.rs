@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use petals_client::{AdaptedModel, Adapter, RemoteModel, SequenceConfig, TextSession};
+use petals_client::{AdaptedModel, Adapter, RelayMode, RemoteModel, SequenceConfig, TextSession};
 use petals_e2e::{Goldens, LocalSwarm, assert_close};
 use petals_node::ExecutorConfig;
 
@@ -13,7 +13,7 @@ async fn swarm(goldens: &Goldens, spans: &[&str]) -> anyhow::Result<LocalSwarm> 
     LocalSwarm::start(&goldens.model(), spans, ExecutorConfig::default()).await
 }
 
-fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str) -> anyhow::Result<RemoteModel> {
+fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, relay: RelayMode) -> anyhow::Result<RemoteModel> {
     let adapted = AdaptedModel {
         id: swarm.model.clone(),
         name_or_path: String::new(),
@@ -25,7 +25,7 @@ fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str) -> anyhow::Result<Re
         "bare" => None,
         mode => Some(Arc::new(Adapter::load(&goldens.path(&format!("init-{mode}")), &adapted)?.tables)),
     };
-    let sequence = Arc::new(swarm.sequence(SequenceConfig::default()));
+    let sequence = Arc::new(swarm.sequence(SequenceConfig { relay, ..SequenceConfig::default() }));
     Ok(RemoteModel { sequence, local: swarm.local.clone(), tables })
 }
 
@@ -44,8 +44,8 @@ async fn steps_of_mixed_sizes_equal_whole_forwards_for_every_mode_and_number_of_
     for (number, family) in ["qwen3", "llama-gqa", "mistral"].into_iter().enumerate() {
         let goldens = Goldens::load(family)?;
         let swarm = swarm(&goldens, splits[number]).await?;
-        for mode in MODES {
-            let model = model(&goldens, &swarm, mode)?;
+        for (mode, relay) in MODES.into_iter().flat_map(|mode| [(mode, RelayMode::Chain), (mode, RelayMode::Star)]) {
+            let model = model(&goldens, &swarm, mode, relay)?;
             let texts = [text(1, 17), text(2, 5), text(3, 12)];
             let whole = model.logits(&texts).await?;
             let vocabulary = whole.len() / 34;
@@ -68,7 +68,36 @@ async fn steps_of_mixed_sizes_equal_whole_forwards_for_every_mode_and_number_of_
                     rest = others;
                 }
             }
-            assert_close(&format!("{family}, {mode}"), &got.concat(), &whole, 1e-4);
+            assert_close(&format!("{family}, {mode}, {relay}"), &got.concat(), &whole, 1e-4);
+        }
+    }
+    Ok(())
+}
+
+/// What crosses the client's link.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_crosses_the_clients_link_once_each_way() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = swarm(&goldens, &["0..1", "1..2", "2..4"]).await?;
+    let row = 4 * swarm.hidden as u64;
+    for (relay, rows) in [(RelayMode::Chain, 1), (RelayMode::Star, 3)] {
+        let model = model(&goldens, &swarm, "replace", relay)?;
+        let sequence = model.sequence.clone();
+        let mut session = TextSession::new(model, 1, 64);
+        session.append(&[text(1, 8)]).await?;
+        // How fast servers are is not known before the first answers.
+        let hops = session.timings().len() as u64;
+        let before = sequence.traffic();
+        for token in 0..20 {
+            session.append(&[vec![token]]).await?;
+        }
+        let traffic = sequence.traffic().since(&before);
+        assert_eq!(hops, 3);
+        // Headers of three requests and answers are smaller than a row of a real model, but not of this one.
+        for (bytes, what) in [(traffic.sent, "sent"), (traffic.received, "received")] {
+            let per_token = bytes / 20;
+            let rest = per_token.checked_sub(rows * row).unwrap_or_default();
+            assert!(rest > 0 && rest < 600, "{relay}: {per_token} bytes {what} for each token");
         }
     }
     Ok(())
@@ -78,7 +107,13 @@ async fn steps_of_mixed_sizes_equal_whole_forwards_for_every_mode_and_number_of_
 async fn texts_fork_and_change_places() -> anyhow::Result<()> {
     let goldens = Goldens::load("qwen2")?;
     let swarm = swarm(&goldens, &["0..1", "1..4"]).await?;
-    let model = model(&goldens, &swarm, "add")?;
+    for relay in [RelayMode::Chain, RelayMode::Star] {
+        fork(model(&goldens, &swarm, "add", relay)?).await?;
+    }
+    Ok(())
+}
+
+async fn fork(model: RemoteModel) -> anyhow::Result<()> {
     let mut session = TextSession::new(model.clone(), 3, 16);
     let (a, b) = (text(1, 6), text(2, 4));
     session.append(&[a.clone(), b.clone(), Vec::new()]).await?;
@@ -99,16 +134,19 @@ async fn texts_fork_and_change_places() -> anyhow::Result<()> {
 async fn a_server_lost_at_any_token_changes_no_token() -> anyhow::Result<()> {
     const TOKENS: usize = 48;
     let goldens = Goldens::load("qwen3")?;
-    for (mode, sequences) in [("replace", 1), ("add", 3)] {
+    let cases = [("replace", 1, RelayMode::Chain), ("add", 3, RelayMode::Chain), ("ptune", 2, RelayMode::Star)];
+    for (mode, sequences, relay) in cases {
+        // Through the client it takes a while.
+        let every = if relay == RelayMode::Chain { 1 } else { 5 };
         let start: Vec<Vec<u32>> = (0..sequences).map(|n| text(n as u32, 4 + n)).collect();
         let mut expected: Option<Vec<Vec<u32>>> = None;
-        for lost_at in std::iter::once(None).chain((0..TOKENS).map(Some)) {
+        for lost_at in std::iter::once(None).chain((0..TOKENS).step_by(every).map(Some)) {
             let mut swarm = swarm(&goldens, &["0..2", "2..4", "0..3", "3..4"]).await?;
             // Before that a client knows nobody but the server that it joined through.
             while swarm.client.lookup(&swarm.model, swarm.blocks).await?.len() < 4 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            let model = model(&goldens, &swarm, mode)?;
+            let model = model(&goldens, &swarm, mode, relay)?;
             let mut session = TextSession::new(model, sequences, 64);
             let mut texts = vec![Vec::new(); sequences];
             let mut new = start.clone();
@@ -132,7 +170,7 @@ async fn a_server_lost_at_any_token_changes_no_token() -> anyhow::Result<()> {
             }
             match &expected {
                 None => expected = Some(texts),
-                Some(expected) => assert_eq!(&texts, expected, "{mode}: lost at {lost_at:?}"),
+                Some(expected) => assert_eq!(&texts, expected, "{mode}, {relay}: lost at {lost_at:?}"),
             }
         }
     }

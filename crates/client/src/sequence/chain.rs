@@ -20,6 +20,7 @@ use super::trace::{Flow, HopRecord, Stashed};
 use super::{PassInput, RemoteSequence, SwarmEvent};
 use crate::exchange::{BackwardInput, Ends, Forwarded};
 use crate::hop::{HopError, lock};
+use crate::peers::PassSize;
 use crate::planner::Hop;
 
 /// How far a chain has come: which hops have answered, and when the last one did.
@@ -48,7 +49,7 @@ impl Progress {
 }
 
 /// Which hop of a chain failed, and how.
-type Failure = (usize, HopError);
+pub(crate) type Failure = (usize, HopError);
 
 impl RemoteSequence {
     /// Runs hops forward; returns what leaves the last one, and their records without inputs. `None` if that failed.
@@ -81,22 +82,13 @@ impl RemoteSequence {
             hops.iter().enumerate().map(async |(n, hop)| self.view.connection(hop.peer, patience).await.map_err(at(n)));
         let connections = try_join_all(open).await?;
         let ends = ends(hops.iter().map(|hop| hop.peer)).map_err(at(0))?;
-        let (progress, rows) = (Progress::new(hops.len()), input.rows());
-        let requests =
-            hops.iter().zip(connections).zip(ends).enumerate().map(async |(number, ((&hop, connection), ends))| {
-                let stash = keep.then(|| Stashed { id: self.stash_id(), connection: connection.clone(), used: false });
-                let request = self.hop_input(input, hop, Some(flow), ends);
-                let answer = request.forward(&connection, stash.as_ref().map(|stash| stash.id)).await;
-                let wait = progress.answered(number);
-                let answer = answer.map_err(at(number))?;
-                self.view.peers().waited(hop.peer, rows, wait);
-                Ok((hop, stash, answer))
-            });
-        let answers = tokio::select! {
-            biased;
-            answers = try_join_all(requests) => answers?,
-            late = self.chain_is_late(input, hops, &progress, false) => return Err(late),
-        };
+        let requests = hops.iter().zip(connections).zip(ends).map(async |((&hop, connection), ends)| {
+            let stash = keep.then(|| Stashed { id: self.stash_id(), connection: connection.clone(), used: false });
+            let request = self.hop_input(input, hop, Some(flow), ends);
+            let answer = request.forward(&connection, stash.as_ref().map(|stash| stash.id)).await?;
+            Ok((hop, stash, answer))
+        });
+        let answers = self.gather(self.pass_of(input), hops, false, requests).await?;
         let (mut output, mut records) = (None, Vec::with_capacity(hops.len()));
         for (hop, mut stash, answer) in answers {
             let Forwarded { output: rows, stashed, measured } = answer;
@@ -145,25 +137,17 @@ impl RemoteSequence {
         let mut ends = ends(records.iter().rev().map(|record| record.hop.peer)).map_err(at(0))?;
         ends.reverse();
         let hops: Vec<Hop> = records.iter().map(|record| record.hop).collect();
-        let (progress, rows) = (Progress::new(hops.len()), input.rows());
-        let requests = records.iter_mut().zip(ends).enumerate().map(async |(number, (record, ends))| {
+        let requests = records.iter_mut().zip(ends).map(async |(record, ends)| {
             let hop = record.hop;
-            let mut stash = record.stash.take().ok_or((number, HopError::Lost))?;
+            let mut stash = record.stash.take().ok_or(HopError::Lost)?;
             let request = self.hop_input(input, hop, None, ends);
             let text_grad = hop.span.start() > self.blocks.start();
             let asked = BackwardInput { stash: Some(stash.id), grad: Some(grad), text_grad };
-            let answer = request.backward(&stash.connection, asked).await;
-            let wait = progress.answered(number);
-            let answer = answer.map_err(at(number))?;
-            self.view.peers().waited(hop.peer, rows, wait);
+            let answer = request.backward(&stash.connection, asked).await?;
             stash.used = true;
             Ok((hop, answer))
         });
-        let answers = tokio::select! {
-            biased;
-            answers = try_join_all(requests) => answers?,
-            late = self.chain_is_late(input, &hops, &progress, true) => return Err(late),
-        };
+        let answers = self.gather(self.pass_of(input), &hops, true, requests).await?;
         let (mut first, mut gradients) = (None, Vec::with_capacity(answers.len()));
         // Like single hops: the last one first.
         for (hop, answer) in answers.into_iter().rev() {
@@ -173,10 +157,33 @@ impl RemoteSequence {
         Ok((first.ok_or_else(|| at(0)(HopError::BadReply("no gradient".into())))?, gradients))
     }
 
+    /// The answers to the requests of a chain, of which one is for each hop, unless one of them fails or is late.
+    pub(crate) async fn gather<T>(
+        &self,
+        pass: PassSize,
+        hops: &[Hop],
+        backward: bool,
+        requests: impl Iterator<Item = impl Future<Output = Result<T, HopError>>>,
+    ) -> Result<Vec<T>, Failure> {
+        let progress = Progress::new(hops.len());
+        let answers = requests.zip(hops).enumerate().map(async |(number, (request, hop))| {
+            let answer = request.await;
+            let wait = progress.answered(number);
+            let answer = answer.map_err(|error| (number, error))?;
+            self.view.peers().waited(hop.peer, pass.rows, wait);
+            Ok(answer)
+        });
+        tokio::select! {
+            biased;
+            answers = try_join_all(answers) => answers,
+            late = self.chain_is_late(pass, hops, &progress, backward) => Err(late),
+        }
+    }
+
     /// Returns when the hop that a chain waits for has been silent for much longer than usual, unless too many passes were
     /// late already. Whether it is slow or the next one does not take its rows cannot be seen from here.
-    async fn chain_is_late(&self, input: &PassInput, hops: &[Hop], progress: &Progress, backward: bool) -> Failure {
-        let (pass, last) = (self.pass_of(input), hops.len().saturating_sub(1));
+    async fn chain_is_late(&self, pass: PassSize, hops: &[Hop], progress: &Progress, backward: bool) -> Failure {
+        let last = hops.len().saturating_sub(1);
         let work = if backward { BACKWARD } else { 1.0 };
         loop {
             let place = |number: usize| if backward { last - number } else { number };
@@ -195,7 +202,7 @@ impl RemoteSequence {
 
     /// Takes note of who does not reach whom, and of a server that is gone. Everything else shows when the hops are tried
     /// one by one.
-    fn chain_failed(&self, hops: &[Hop], (number, error): Failure) {
+    pub(crate) fn chain_failed(&self, hops: &[Hop], (number, error): Failure) {
         let Some(&Hop { peer, span }) = hops.get(number) else { return };
         let reason = causes(&error);
         tracing::debug!(%peer, %span, reason, "a chain failed");
@@ -222,7 +229,7 @@ impl RemoteSequence {
 }
 
 /// Where the rows of each hop come from and go to, in the order in which they travel.
-fn ends(peers: impl ExactSizeIterator<Item = PeerId>) -> Result<Vec<Ends>, HopError> {
+pub(crate) fn ends(peers: impl ExactSizeIterator<Item = PeerId>) -> Result<Vec<Ends>, HopError> {
     let mut ends = vec![Ends::default(); peers.len()];
     for (number, peer) in peers.enumerate().skip(1) {
         let token = token()?;
