@@ -1,6 +1,6 @@
 """Petals on this machine: starts two servers on loopback, measures, stops them. Prints one JSON object per figure.
 
-usage: measure.py MODEL_DIRECTORY [--steps N] [--dtype f32|bf16]     the dtype is that of servers and client
+usage: measure.py MODEL_DIRECTORY [--steps N] [--dtype f32|bf16] [--decode]     the dtype is that of servers and client
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tempfile
 import time
 from time import perf_counter
 
-BATCH, LENGTH, PREFIX = 4, 128, 16
+BATCH, LENGTH, PREFIX, TOKENS = 4, 128, 16, 32
 
 
 def start(path, spans, run, dtype):
@@ -98,11 +98,45 @@ def measure(path, address, steps, dtype):
         figure(f"train {task}, deep add", times[1:])
 
 
+def decode(path, address, steps, dtype):
+    """Greedy tokens of one user and of eight at a time, each in a session of its own. The prompt is not timed."""
+    import threading
+    import torch
+    from petals import AutoDistributedModelForCausalLM
+
+    model = AutoDistributedModelForCausalLM.from_pretrained(
+        path, initial_peers=[address], dht_prefix="bench", torch_dtype=getattr(torch, dtype))
+    torch.set_num_threads(1)
+
+    def user(number, begun):
+        with torch.inference_mode(), model.transformer.h.inference_session(max_length=8 + TOKENS + 2) as session:
+            ids = torch.randint(3, model.config.vocab_size, (1, 8), generator=torch.Generator().manual_seed(number))
+            model.generate(ids, max_new_tokens=1, do_sample=False, session=session)
+            begun.wait()
+            model.generate(max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, session=session)
+
+    for users in (1, 8):
+        times = []
+        for step in range(steps + 1):
+            begun = threading.Barrier(users + 1)
+            threads = [threading.Thread(target=user, args=(number, begun)) for number in range(users)]
+            for thread in threads:
+                thread.start()
+            begun.wait()
+            started = perf_counter()
+            for thread in threads:
+                thread.join()
+            times.append(perf_counter() - started)
+        median = statistics.median(times[1:]) / TOKENS
+        print(json.dumps({"what": f"a token of each of {users}", "ms": 1e3 * median, "tokens_per_s": users / median}), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
+    parser.add_argument("--decode", action="store_true")
     arguments = parser.parse_args()
     path, dtype = os.path.abspath(arguments.model), {"f32": "float32", "bf16": "bfloat16"}[arguments.dtype]
     blocks = json.load(open(os.path.join(path, "config.json")))["num_hidden_layers"]
@@ -111,7 +145,7 @@ def main():
         servers = []
         try:
             servers, address = start(path, [f"0:{blocks // 2}", f"{blocks // 2}:{blocks}"], run, dtype)
-            measure(path, address, arguments.steps, dtype)
+            (decode if arguments.decode else measure)(path, address, arguments.steps, dtype)
         finally:
             stop(servers)
 

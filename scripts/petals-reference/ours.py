@@ -1,6 +1,6 @@
 """This project's programs on the same terms as `measure.py`: two servers on loopback, measured, stopped. One JSON object per figure.
 
-usage: ours.py PROGRAMS_DIRECTORY MODEL_DIRECTORY [--steps N] [--dtype f32|bf16]
+usage: ours.py PROGRAMS_DIRECTORY MODEL_DIRECTORY [--steps N] [--dtype f32|bf16] [--decode]
 """
 
 import argparse
@@ -68,6 +68,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
+    parser.add_argument("--decode", action="store_true")
     arguments = parser.parse_args()
     programs, model = arguments.programs, os.path.abspath(arguments.model)
     with open(os.path.join(model, "config.json")) as config:
@@ -81,6 +82,12 @@ def main():
         for node in nodes[1:]:
             node.event("ready")
         common = ["--model", model, "--peers", peers, "--dtype", arguments.dtype, "--wire-dtype", arguments.dtype, "--repeat", str(arguments.steps)]
+        if arguments.decode:
+            for users in (1, 8):
+                for event in bench(programs, ["decode", "--batch", str(users), *common]):
+                    rate = event["tokens_per_s"]
+                    print(json.dumps({"what": f"a token of each of {users}", "ms": 1e3 * users / rate, "tokens_per_s": rate}), flush=True)
+            return
         for event in bench(programs, ["forward", *common]):
             figure("forward", event)
         for task in ("causal-lm", "seq-cls"):

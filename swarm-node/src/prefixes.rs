@@ -1,4 +1,5 @@
-//! Keys and values of prefixes that sessions begin with. Sessions with one adapter share them.
+//! Keys and values of what sessions begin with: the prefix of an adapter, and the first pages of the text behind it (a system prompt,
+//! the chat so far). Sessions that begin alike share them.
 
 use std::collections::HashMap;
 
@@ -10,6 +11,19 @@ use petals_protocol::{Injection, Span};
 pub(crate) struct PrefixKey([u8; 32]);
 
 impl PrefixKey {
+    /// The key of sequences without a prefix.
+    pub(crate) fn empty(span: Span) -> Self {
+        Self::new(span, &CachedPrefix { rows: 0, injection: Injection::None, hidden: None, prompts: None })
+    }
+
+    /// The key of what this is the key of, with one more page of text rows behind it.
+    fn and(self, rows: &[f32]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.0);
+        hash(&mut hasher, rows);
+        Self(*hasher.finalize().as_bytes())
+    }
+
     /// The BLAKE3 hash of everything that the result depends on besides the blocks' weights.
     pub(crate) fn new(span: Span, prefix: &CachedPrefix) -> Self {
         let CachedPrefix { rows, injection, hidden, prompts } = prefix;
@@ -25,16 +39,31 @@ impl PrefixKey {
         for values in [hidden, prompts] {
             let values = values.as_deref().unwrap_or_default();
             hasher.update(&(values.len() as u64).to_le_bytes());
-            values.chunks(1024).for_each(|chunk| {
-                let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
-                hasher.update(&bytes);
-            });
+            hash(&mut hasher, values);
         }
         Self(*hasher.finalize().as_bytes())
     }
 }
 
-/// The prefixes that were used last, within a budget of bytes.
+fn hash(hasher: &mut blake3::Hasher, values: &[f32]) {
+    values.chunks(1024).for_each(|chunk| {
+        let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    });
+}
+
+/// The first pages of a text that are known already.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    /// Everything up to there.
+    pub(crate) cache: KvCache,
+    /// Rows of text.
+    pub(crate) rows: usize,
+    /// Their hidden states behind the span, `[rows, hidden]`, as far as they are known.
+    pub(crate) behind: Vec<Option<Vec<f32>>>,
+}
+
+/// The prefixes and openings that were used last, within a budget of bytes.
 #[derive(Debug)]
 pub(crate) struct Prefixes {
     kept: HashMap<PrefixKey, Kept>,
@@ -80,13 +109,76 @@ impl Prefixes {
         let pages = prefix.rows.div_ceil(PAGE_TOKENS) as u64;
         let behind = blocks.begin(prefix, &mut cache)?;
         let bytes = pages * blocks.config().kv_page_bytes(span.len()) + 4 * behind.as_ref().map_or(0, Vec::len) as u64;
-        if bytes <= self.budget {
-            self.make_room(bytes);
-            let kept = Kept { cache: cache.clone(), behind: behind.clone(), bytes, used: self.clock };
-            self.bytes += bytes;
-            self.kept.insert(key, kept);
-        }
+        self.keep(key, cache.clone(), behind.clone(), bytes);
         Ok((cache, behind))
+    }
+
+    /// The longest known beginning of `text`, `[rows, hidden]`, behind what `key` is the key of, in whole pages; at least one row is
+    /// left. Outputs are known of the rows from `read` on.
+    pub(crate) fn opening(&mut self, key: PrefixKey, text: &[f32], hidden: usize, read: usize) -> Option<Opening> {
+        self.clock += 1;
+        let page = PAGE_TOKENS * hidden;
+        let (mut key, mut found) = (key, None::<Opening>);
+        for (number, rows) in text.chunks_exact(page).enumerate() {
+            key = key.and(rows);
+            let end = (number + 1) * PAGE_TOKENS;
+            let Some(kept) = self.kept.get_mut(&key).filter(|kept| kept.behind.is_some() || end <= read) else { break };
+            if end * hidden >= text.len() {
+                break;
+            }
+            kept.used = self.clock;
+            let mut behind = found.map(|found| found.behind).unwrap_or_default();
+            behind.push(kept.behind.clone());
+            found = Some(Opening { cache: kept.cache.clone(), rows: end, behind });
+        }
+        found
+    }
+
+    /// Keeps the pages of a text that was computed: its cache behind `prefix_rows` rows, and its hidden states behind the span if all of
+    /// them are known.
+    pub(crate) fn keep_opening(
+        &mut self,
+        key: PrefixKey,
+        text: &[f32],
+        (cache, prefix_rows): (&KvCache, usize),
+        behind: Option<&[f32]>,
+        page_bytes: u64,
+    ) {
+        let hidden = text.len() / (cache.len() - prefix_rows).max(1);
+        let (mut key, page) = (key, PAGE_TOKENS * hidden);
+        for (number, rows) in text.chunks_exact(page.max(1)).enumerate() {
+            key = key.and(rows);
+            let behind = behind.and_then(|behind| behind.get(number * page..(number + 1) * page));
+            if self.kept.get(&key).is_some_and(|kept| kept.behind.is_some() || behind.is_none()) {
+                continue;
+            }
+            let mut until = cache.clone();
+            until.truncate(prefix_rows + (number + 1) * PAGE_TOKENS);
+            let bytes = page_bytes + 4 * behind.map_or(0, <[f32]>::len) as u64;
+            self.keep(key, until, behind.map(<[f32]>::to_vec), bytes);
+        }
+    }
+
+    fn keep(&mut self, key: PrefixKey, cache: KvCache, behind: Option<Vec<f32>>, bytes: u64) {
+        if bytes > self.budget {
+            return;
+        }
+        if let Some(old) = self.kept.remove(&key) {
+            self.bytes -= old.bytes;
+        }
+        self.make_room(bytes);
+        self.bytes += bytes;
+        self.kept.insert(key, Kept { cache, behind, bytes, used: self.clock });
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     fn make_room(&mut self, bytes: u64) {

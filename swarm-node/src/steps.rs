@@ -3,13 +3,13 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
-use petals_model::{BlockStack, CachedPrefix, CachedRows, PassError};
+use petals_model::{BlockStack, CachedPrefix, CachedRows, PAGE_TOKENS, PassError};
 use petals_protocol::{PassLayout, Refusal, SessionOpen};
 use petals_swarm::PeerId;
 
 use crate::compute::{Compute, refusal};
 use crate::executor::{Inputs, lock};
-use crate::prefixes::{PrefixKey, Prefixes};
+use crate::prefixes::{Opening, PrefixKey, Prefixes};
 use crate::sessions::{Session, SessionKey, SessionStore};
 
 /// New rows of one session; see [`petals_protocol::StepRequest`].
@@ -35,10 +35,24 @@ pub(crate) struct Stepped {
 struct Ready {
     number: usize,
     key: SessionKey,
+    /// Of the rows that are computed.
     layout: PassLayout,
     session: Session,
     text: Vec<f32>,
     prefix: Option<Vec<f32>>,
+    opening: Option<Opened>,
+}
+
+/// What a new session of one sequence has to do with others that begin like it.
+struct Opened {
+    key: PrefixKey,
+    /// All rows of the step.
+    text: Vec<f32>,
+    /// Those that are read.
+    read: Option<Vec<u32>>,
+    /// Rows that were known, and what is behind them.
+    rows: usize,
+    behind: Vec<Option<Vec<f32>>>,
 }
 
 /// Runs `steps`, all of one span, and answers each. The rows of all go through the blocks together; whoever's rows fail, fails
@@ -64,7 +78,7 @@ pub(crate) fn run(
         Ok(outputs) => {
             for (session, text) in ready.into_iter().zip(outputs) {
                 let number = session.number;
-                results[number] = Some(Ok(finish(store, session, text)));
+                results[number] = Some(Ok(finish(blocks, store, prefixes, session, text)));
             }
         }
         // Nothing has changed; one by one it shows whose rows are the matter.
@@ -75,7 +89,10 @@ pub(crate) fn run(
                 let result = step(blocks, &mut alone);
                 let [session] = alone;
                 results[number] = Some(match result {
-                    Ok(outputs) => Ok(finish(store, session, outputs.into_iter().next().unwrap_or_default())),
+                    Ok(outputs) => {
+                        let text = outputs.into_iter().next().unwrap_or_default();
+                        Ok(finish(blocks, store, prefixes, session, text))
+                    }
                     Err(error) => Err(error.map_or_else(failed, refusal)),
                 });
             }
@@ -98,26 +115,28 @@ fn prepare(
 ) -> Result<Ready, Refusal> {
     let Step { key, peer, layout, inputs, starts, order, open } = step;
     let Inputs { text, prefix, prompts } = inputs;
-    let ready = |session, prefix| Ready { number, key, layout: layout.clone(), session, text: text.clone(), prefix };
     if let Some(limits) = open {
         let page_bytes = blocks.config().kv_page_bytes(layout.span.len());
         let mut session = lock(store).admit(key, peer, layout.span, limits, page_bytes)?;
-        let begun = if layout.prefix_len > 0 {
+        let (begun, text_key) = if layout.prefix_len > 0 {
             let prompts = prompts.map(|prompts| prompts.into_values());
             let prefix =
                 CachedPrefix { rows: layout.prefix_rows(), injection: layout.injection, hidden: prefix, prompts };
-            prefixes.get(blocks, layout.span, PrefixKey::new(layout.span, &prefix), prefix)
+            let key = PrefixKey::new(layout.span, &prefix);
+            (prefixes.get(blocks, layout.span, key, prefix), key)
         } else {
-            blocks.cache(layout.span, prefixes.meter()).map(|cache| (cache, None))
+            let empty = blocks.cache(layout.span, prefixes.meter()).map(|cache| (cache, None));
+            (empty, PrefixKey::empty(layout.span))
         };
-        return match begun {
-            Ok((cache, behind)) => {
-                session.prefix_rows = cache.len();
-                session.sequences = vec![cache; layout.lengths.len()];
-                Ok(ready(session, behind.filter(|_| layout.returns_prefix())))
-            }
-            Err(error) => Err(refusal(error)),
-        };
+        let (cache, behind) = begun.map_err(refusal)?;
+        session.prefix_rows = cache.len();
+        session.sequences = vec![cache; layout.lengths.len()];
+        let prefix = behind.filter(|_| layout.returns_prefix());
+        let mut ready = Ready { number, key, layout, session, text, prefix, opening: None };
+        if ready.layout.lengths.len() == 1 && ready.layout.tokens() >= PAGE_TOKENS {
+            ready.begin_like_others(prefixes, text_key, blocks.config().hidden_size);
+        }
+        return Ok(ready);
     }
     let mut session = lock(store).take(key)?;
     if let Err(what) = check(&session, &layout, &starts, order.as_deref()) {
@@ -131,7 +150,33 @@ fn prepare(
     for (sequence, start) in session.sequences.iter_mut().zip(starts) {
         sequence.truncate(session.prefix_rows + start as usize);
     }
-    Ok(ready(session, None))
+    Ok(Ready { number, key, layout, session, text, prefix: None, opening: None })
+}
+
+impl Ready {
+    /// Leaves out the rows at the beginning that another session had as well.
+    fn begin_like_others(&mut self, prefixes: &mut Prefixes, key: PrefixKey, hidden: usize) {
+        let read = self.layout.read_rows.clone();
+        let first_read = read.as_ref().map_or(Some(0), |read| read.first().map(|&row| row as usize));
+        let found = prefixes.opening(key, &self.text, hidden, first_read.unwrap_or_default());
+        let (rows, behind) = match found {
+            Some(Opening { cache, rows, behind }) => {
+                self.session.sequences = vec![cache];
+                (rows, behind)
+            }
+            None => (0, Vec::new()),
+        };
+        let rest = self.text.split_off(rows * hidden);
+        let text = [std::mem::replace(&mut self.text, rest), self.text.clone()].concat();
+        let left = self.layout.tokens() - rows;
+        self.layout.lengths = vec![left as u32];
+        self.layout.read_rows = read.as_ref().map(|read| {
+            let behind: Vec<u32> = read.iter().filter_map(|row| row.checked_sub(rows as u32)).collect();
+            // Something has to be read of every step.
+            if behind.is_empty() { vec![left as u32 - 1] } else { behind }
+        });
+        self.opening = Some(Opened { key, text, read, rows, behind });
+    }
 }
 
 fn check(session: &Session, layout: &PassLayout, starts: &[u32], order: Option<&[u32]>) -> Result<(), &'static str> {
@@ -194,7 +239,49 @@ fn step(blocks: &BlockStack, ready: &mut [Ready]) -> Result<Vec<Vec<f32>>, Optio
     Ok(outputs.collect())
 }
 
-fn finish(store: &Mutex<SessionStore>, ready: Ready, text: Vec<f32>) -> Stepped {
-    lock(store).put(ready.key, ready.session, Instant::now());
-    Stepped { text, prefix: ready.prefix }
+fn finish(
+    blocks: &BlockStack,
+    store: &Mutex<SessionStore>,
+    prefixes: &mut Prefixes,
+    ready: Ready,
+    computed: Vec<f32>,
+) -> Stepped {
+    let Ready { key, session, prefix, opening, .. } = ready;
+    let text = match opening {
+        Some(opened) => opened.outputs(blocks, prefixes, &session, computed),
+        None => computed,
+    };
+    lock(store).put(key, session, Instant::now());
+    Stepped { text, prefix }
 }
+
+impl Opened {
+    /// The outputs of all rows that are read, those that were known included. What was computed is kept for others.
+    fn outputs(self, blocks: &BlockStack, prefixes: &mut Prefixes, session: &Session, computed: Vec<f32>) -> Vec<f32> {
+        let Self { key, text, read, rows, behind } = self;
+        let hidden = blocks.config().hidden_size;
+        let page_bytes = blocks.config().kv_page_bytes(session.span.len());
+        let known = |row: usize| {
+            let page = behind.get(row / PAGE_TOKENS)?.as_ref()?;
+            page.get(row % PAGE_TOKENS * hidden..(row % PAGE_TOKENS + 1) * hidden)
+        };
+        let all: Vec<f32> = match &read {
+            Some(read) => {
+                let of_known = read.iter().filter(|&&row| (row as usize) < rows);
+                let mut outputs: Vec<f32> = of_known.filter_map(|&row| known(row as usize)).flatten().copied().collect();
+                outputs.extend(computed);
+                outputs.truncate(read.len() * hidden);
+                outputs
+            }
+            None => (0..rows).filter_map(known).flatten().copied().chain(computed).collect(),
+        };
+        if let [cache] = session.sequences.as_slice() {
+            let behind = read.is_none().then_some(all.as_slice());
+            prefixes.keep_opening(key, &text, (cache, session.prefix_rows), behind, page_bytes);
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,7 @@ fn jobs(args: &BenchArgs, files: &ModelFiles) -> Vec<Job> {
                 };
                 add(0, format!("train {task}, {mode} {prefix_len}, {sizes}"));
             }
-            BenchKind::Decode => add(0, format!("decode, {} x 1", workload.batch)),
+            BenchKind::Decode => add(0, format!("decode, {} at a time", workload.batch)),
             BenchKind::Hop => {
                 for rows in [1, (SMALL_REQUEST / row).max(1)] {
                     add(rows, format!("hop besides its computation, {} bytes", rows * row));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::future::try_join_all;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use petals_model::{ClientModel, HeadError};
 use petals_protocol::Injection;
@@ -12,12 +13,18 @@ use petals_swarm::PeerId;
 use crate::batch::{Example, MicroBatch, Target, micro_batches};
 use crate::connect::ModelFiles;
 use crate::hop::{ServerWork, TrafficCount};
+use crate::logits::{LogitsError, RemoteModel};
 use crate::names::Task;
 use crate::optimizer::AdamW;
+use crate::sampler::Sampler;
 use crate::sequence::{HopTiming, PassInput, Purpose, RelayMode, RemoteSequence, SequenceError};
 use crate::tables::{InitError, InitRule, PromptTables, TableInit, TableShape};
+use crate::text_session::TextSession;
 use crate::tuner::{PromptTuner, TuneError, TunerConfig};
 
+/// Tokens that a user generates, and of the text before.
+const DECODED: usize = 32;
+const DECODE_BEHIND: usize = 8;
 /// Classes of the score head in classification.
 const LABELS: usize = 2;
 /// A step's size does not matter for its time; the tables must only stay finite.
@@ -53,6 +60,9 @@ pub enum BenchmarkError {
     /// A training step failed.
     #[error(transparent)]
     Train(#[from] TuneError),
+    /// A step of a session failed.
+    #[error(transparent)]
+    Logits(#[from] LogitsError),
     /// Embeddings could not be read.
     #[error(transparent)]
     Model(#[from] HeadError),
@@ -132,19 +142,32 @@ impl Benchmark {
         Ok(meter.stop(batch * length))
     }
 
-    /// One row of each example through all blocks: the pass that generates a token, without the attention to what came
-    /// before.
+    /// Greedy generation of [`DECODED`] tokens by each of `batch` users at a time, who have a session each. What comes before is not timed.
     ///
     /// # Errors
     /// [`BenchmarkError`].
     pub async fn decode(&self) -> Result<Repetition, BenchmarkError> {
         let batch = self.workload.batch;
-        let tokens: Vec<u32> = (0..batch).map(|row| self.token(row, 0)).collect();
+        let users = (0..batch).map(|row| async move {
+            let model =
+                RemoteModel { sequence: self.sequence.clone(), local: self.local.clone(), tables: None };
+            let mut session = TextSession::new(model, 1, DECODE_BEHIND + DECODED);
+            let text: Vec<u32> = (0..DECODE_BEHIND).map(|at| self.token(row, at)).collect();
+            let logits = session.append(&[text]).await?;
+            Ok::<_, BenchmarkError>((session, logits))
+        });
+        let users = try_join_all(users).await?;
         let meter = Meter::start(&self.sequence);
-        let text = self.local.embed(&tokens)?;
-        let input = PassInput { lengths: vec![1; batch], text, read_rows: None, prompts: None };
-        self.sequence.forward(input, false).await?;
-        Ok(meter.stop(batch))
+        let generate = users.into_iter().map(|(mut session, mut logits)| async move {
+            let mut sampler = Sampler::greedy();
+            for _ in 0..DECODED {
+                logits = session.append(&[sampler.choose(&logits).into_iter().collect()]).await?;
+            }
+            // Dropping a session ends it on the servers, which is not part of a token.
+            Ok::<_, BenchmarkError>(session)
+        });
+        let _sessions = try_join_all(generate).await?;
+        Ok(meter.stop(batch * DECODED))
     }
 
     /// One pass of `rows` examples of one row, with each hop's time in [`Repetition::hops`].

@@ -57,6 +57,11 @@ impl Sampler {
         Ok(Self { sampling, rng: ChaCha8Rng::seed_from_u64(sampling.seed) })
     }
 
+    /// Always takes the most probable token.
+    pub fn greedy() -> Self {
+        Self { sampling: Sampling::default(), rng: ChaCha8Rng::seed_from_u64(0) }
+    }
+
     /// The index of the chosen token among `logits`; `None` if there are none. Equal logits: the first index.
     pub fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         if self.sampling.temperature == 0.0 {

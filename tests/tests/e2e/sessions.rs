@@ -13,7 +13,7 @@ async fn swarm(goldens: &Goldens, spans: &[&str]) -> anyhow::Result<LocalSwarm> 
     LocalSwarm::start(&goldens.model(), spans, ExecutorConfig::default()).await
 }
 
-fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, relay: RelayMode) -> anyhow::Result<RemoteModel> {
+fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, config: SequenceConfig) -> anyhow::Result<RemoteModel> {
     let adapted = AdaptedModel {
         id: swarm.model.clone(),
         name_or_path: String::new(),
@@ -25,8 +25,12 @@ fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, relay: RelayMode) ->
         "bare" => None,
         mode => Some(Arc::new(Adapter::load(&goldens.path(&format!("init-{mode}")), &adapted)?.tables)),
     };
-    let sequence = Arc::new(swarm.sequence(SequenceConfig { relay, ..SequenceConfig::default() }));
+    let sequence = Arc::new(swarm.sequence(config));
     Ok(RemoteModel { sequence, local: swarm.local.clone(), tables })
+}
+
+fn by(relay: RelayMode) -> SequenceConfig {
+    SequenceConfig { relay, ..SequenceConfig::default() }
 }
 
 /// Some token ids of a text of its own.
@@ -45,7 +49,7 @@ async fn steps_of_mixed_sizes_equal_whole_forwards_for_every_mode_and_number_of_
         let goldens = Goldens::load(family)?;
         let swarm = swarm(&goldens, splits[number]).await?;
         for (mode, relay) in MODES.into_iter().flat_map(|mode| [(mode, RelayMode::Chain), (mode, RelayMode::Star)]) {
-            let model = model(&goldens, &swarm, mode, relay)?;
+            let model = model(&goldens, &swarm, mode, by(relay))?;
             let texts = [text(1, 17), text(2, 5), text(3, 12)];
             let whole = model.logits(&texts).await?;
             let vocabulary = whole.len() / 34;
@@ -81,7 +85,7 @@ async fn a_token_crosses_the_clients_link_once_each_way() -> anyhow::Result<()> 
     let swarm = swarm(&goldens, &["0..1", "1..2", "2..4"]).await?;
     let row = 4 * swarm.hidden as u64;
     for (relay, rows) in [(RelayMode::Chain, 1), (RelayMode::Star, 3)] {
-        let model = model(&goldens, &swarm, "replace", relay)?;
+        let model = model(&goldens, &swarm, "replace", by(relay))?;
         let sequence = model.sequence.clone();
         let mut session = TextSession::new(model, 1, 64);
         session.append(&[text(1, 8)]).await?;
@@ -107,8 +111,9 @@ async fn a_token_crosses_the_clients_link_once_each_way() -> anyhow::Result<()> 
 async fn texts_fork_and_change_places() -> anyhow::Result<()> {
     let goldens = Goldens::load("qwen2")?;
     let swarm = swarm(&goldens, &["0..1", "1..4"]).await?;
-    for relay in [RelayMode::Chain, RelayMode::Star] {
-        fork(model(&goldens, &swarm, "add", relay)?).await?;
+    // To be verified, results are computed as whole forwards.
+    for config in [by(RelayMode::Chain), by(RelayMode::Star), SequenceConfig { verify: 1.0, ..SequenceConfig::default() }] {
+        fork(model(&goldens, &swarm, "add", config)?).await?;
     }
     Ok(())
 }
@@ -130,6 +135,35 @@ async fn fork(model: RemoteModel) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Texts longer than a chunk, and long enough that servers know where they begin alike.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_texts_that_begin_alike_give_what_they_would_alone() -> anyhow::Result<()> {
+    let goldens = Goldens::load("qwen3")?;
+    let swarm = swarm(&goldens, &["0..2", "2..4"]).await?;
+    let common = text(5, 160);
+    for (mode, relay) in [("add", RelayMode::Chain), ("replace", RelayMode::Star), ("bare", RelayMode::Chain)] {
+        let model = model(&goldens, &swarm, mode, by(relay))?;
+        for (seed, more) in [(1, 30), (2, 90), (1, 30), (3, 330)] {
+            let whole = [common.clone(), text(seed, more)].concat();
+            let expected = model.logits(std::slice::from_ref(&whole)).await?;
+            let vocabulary = expected.len() / whole.len();
+            let mut session = TextSession::new(model.clone(), 1, whole.len());
+            let first = whole.len() - 5;
+            let got = session.append(&[whole[..first].to_vec()]).await?;
+            let what = format!("{mode}, {relay}, {} tokens", whole.len());
+            assert_close(&what, &got, &expected[(first - 1) * vocabulary..first * vocabulary], 1e-4);
+            let got = session.append_and_score(&[whole[first..].to_vec()]).await?;
+            assert_close(&what, &got, &expected[first * vocabulary..], 1e-4);
+        }
+        // Together more than a request brings.
+        let texts = [text(1, 300), text(2, 310)];
+        let expected = model.next_token_logits(&texts).await?;
+        let got = TextSession::new(model, 2, 310).append(&texts).await?;
+        assert_close(&format!("{mode}, {relay}, two texts"), &got, &expected, 1e-4);
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_lost_at_any_token_changes_no_token() -> anyhow::Result<()> {
     const TOKENS: usize = 48;
@@ -146,7 +180,7 @@ async fn a_server_lost_at_any_token_changes_no_token() -> anyhow::Result<()> {
             while swarm.client.lookup(&swarm.model, swarm.blocks).await?.len() < 4 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            let model = model(&goldens, &swarm, mode, relay)?;
+            let model = model(&goldens, &swarm, mode, by(relay))?;
             let mut session = TextSession::new(model, sequences, 64);
             let mut texts = vec![Vec::new(); sequences];
             let mut new = start.clone();

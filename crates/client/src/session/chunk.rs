@@ -48,7 +48,8 @@ impl Chunk<'_> {
         if self.whole || (all && !last) {
             return None;
         }
-        Some(if rows.is_empty() { vec![0] } else { rows })
+        let last = self.lengths.iter().sum::<usize>().saturating_sub(1);
+        Some(if rows.is_empty() { vec![last as u32] } else { rows })
     }
 
     /// Sorts the rows of an answer to their sequences.
