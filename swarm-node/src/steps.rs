@@ -268,7 +268,8 @@ impl Opened {
         let all: Vec<f32> = match &read {
             Some(read) => {
                 let of_known = read.iter().filter(|&&row| (row as usize) < rows);
-                let mut outputs: Vec<f32> = of_known.filter_map(|&row| known(row as usize)).flatten().copied().collect();
+                let mut outputs: Vec<f32> =
+                    of_known.filter_map(|&row| known(row as usize)).flatten().copied().collect();
                 outputs.extend(computed);
                 outputs.truncate(read.len() * hidden);
                 outputs

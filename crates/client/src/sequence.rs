@@ -222,6 +222,11 @@ impl RemoteSequence {
         self.view.succeeded(peer, measured);
     }
 
+    /// Notes how long a server took; what takes much longer is late.
+    pub(crate) fn waited(&self, peer: PeerId, measured: Measurement) {
+        self.view.peers().waited(peer, measured.rows, measured.elapsed);
+    }
+
     /// A name that no other session or stash of this client has.
     pub(crate) fn session_id(&self) -> SessionId {
         SessionId(self.next_name.fetch_add(1, Ordering::Relaxed))

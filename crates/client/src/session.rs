@@ -4,8 +4,8 @@
 //! all caches can be built again. Where two servers do not reach each other, rows go through the client, which then keeps what enters
 //! each hop and builds the cache of a replacement alone. Whoever reads the outputs notices nothing.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use petals_protocol::{Injection, PassLayout, Refusal, Request, SessionId, SessionOpen, Span};
@@ -36,6 +36,8 @@ pub struct InferenceSession {
     /// Text positions of each sequence.
     lengths: Vec<usize>,
     timings: Vec<(Hop, HopTiming)>,
+    /// What each hop of a chain took when it last answered, which may be after its step.
+    recent: Arc<Mutex<HashMap<Hop, HopTiming>>>,
 }
 
 /// Hidden states in front of a span.
@@ -95,7 +97,8 @@ impl InferenceSession {
             prefix: tables.as_ref().filter(|tables| tables.carries_prefix()).map(|tables| tables.input().to_vec()),
         };
         let inputs = BTreeMap::from([(sequence.blocks().start(), first)]);
-        Self { sequence, tables, limits, hops: Vec::new(), inputs, lengths: vec![0; sequences], timings: Vec::new() }
+        let (hops, timings, lengths) = (Vec::new(), Vec::new(), vec![0; sequences]);
+        Self { sequence, tables, limits, hops, inputs, lengths, timings, recent: Arc::default() }
     }
 
     /// Text positions of each sequence.
@@ -103,7 +106,8 @@ impl InferenceSession {
         &self.lengths
     }
 
-    /// The hops of the last step and how long each took.
+    /// The hops of the last step and how long each took. In a chain the answer of a hop in front may come after the step; it then
+    /// stands here after the next one.
     pub fn timings(&self) -> &[(Hop, HopTiming)] {
         &self.timings
     }

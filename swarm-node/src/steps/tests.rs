@@ -49,8 +49,7 @@ impl Server {
     /// A row behind the first `start`.
     fn next(&mut self, key: SessionKey, start: u32, row: &[f32]) -> Vec<f32> {
         let span = self.compute.blocks.span();
-        let layout =
-            PassLayout { span, lengths: vec![1], prefix_len: 0, injection: Injection::None, read_rows: None };
+        let layout = PassLayout { span, lengths: vec![1], prefix_len: 0, injection: Injection::None, read_rows: None };
         let inputs = Inputs { text: row.to_vec(), prefix: None, prompts: None };
         let (peer, starts) = (PeerId::random(), vec![start]);
         self.step(Step { key, peer, layout, inputs, starts, order: None, open: None }).text
@@ -123,7 +122,10 @@ fn a_known_beginning_is_not_computed_again() {
     assert_eq!(known(&text[d..], 0), None);
     let other = [&text[..100 * d], &values(9, 60 * d)].concat();
     assert_eq!(known(&other, 0), Some(64));
-    assert_eq!(server.prefixes.opening(PrefixKey::empty(server.compute.blocks.span()), &text, d, 0).map(|o| o.rows), None);
+    assert_eq!(
+        server.prefixes.opening(PrefixKey::empty(server.compute.blocks.span()), &text, d, 0).map(|o| o.rows),
+        None
+    );
 }
 
 #[test]

@@ -112,7 +112,9 @@ async fn texts_fork_and_change_places() -> anyhow::Result<()> {
     let goldens = Goldens::load("qwen2")?;
     let swarm = swarm(&goldens, &["0..1", "1..4"]).await?;
     // To be verified, results are computed as whole forwards.
-    for config in [by(RelayMode::Chain), by(RelayMode::Star), SequenceConfig { verify: 1.0, ..SequenceConfig::default() }] {
+    for config in
+        [by(RelayMode::Chain), by(RelayMode::Star), SequenceConfig { verify: 1.0, ..SequenceConfig::default() }]
+    {
         fork(model(&goldens, &swarm, "add", config)?).await?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! Every server is asked on this client's own stream, so its checks, its stash and its refusals are as for a single hop.
 //! Whatever fails anywhere fails the chain: the other requests are given up, and the caller falls back to single hops.
 
+use std::pin::pin;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use petals_protocol::{NextServer, Refusal, RelayToken, RowSource, RowTarget};
 use petals_swarm::PeerId;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
+use tokio::task::JoinSet;
 
 use futures::future::try_join_all;
 
@@ -177,6 +179,44 @@ impl RemoteSequence {
             biased;
             answers = try_join_all(answers) => answers,
             late = self.chain_is_late(pass, hops, &progress, backward) => Err(late),
+        }
+    }
+
+    /// The answer of the last hop of a chain, of whose requests one is for each hop, unless one of them fails before or is late. The others'
+    /// answers only say that their rows went on, which the last one's proves; they come after it.
+    pub(crate) async fn last_of<T, F>(&self, pass: PassSize, hops: &[Hop], mut requests: Vec<F>) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, HopError>> + Send + 'static,
+    {
+        let progress = Progress::new(hops.len());
+        let last = requests.len().saturating_sub(1);
+        let Some(answer) = requests.pop() else { return Err((0, HopError::BadReply("a chain of no servers".into()))) };
+        let mut answer = pin!(answer);
+        let mut others = JoinSet::new();
+        for (number, request) in requests.into_iter().enumerate() {
+            others.spawn(async move { (number, request.await.err()) });
+        }
+        let mut late = pin!(self.chain_is_late(pass, hops, &progress, false));
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => {
+                    progress.answered(last);
+                    // They go on by themselves. After a failure dropping them ends them.
+                    if answer.is_ok() {
+                        others.detach_all();
+                    }
+                    return answer.map_err(|error| (last, error));
+                }
+                Some(Ok((number, error))) = others.join_next() => {
+                    progress.answered(number);
+                    if let Some(error) = error {
+                        return Err((number, error));
+                    }
+                }
+                failure = &mut late => return Err(failure),
+            }
         }
     }
 

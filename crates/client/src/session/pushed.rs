@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use petals_protocol::{Refusal, Remedy};
+use petals_protocol::{PassLayout, Refusal, Remedy};
 
 use super::chunk::{self, Chunk, Wanted};
 use super::{InferenceSession, OpenHop, SessionHop};
-use crate::hop::{HopConnection, HopError};
+use crate::exchange::{Ends, Forwarded, HopInput, StepPart};
+use crate::hop::{HopConnection, HopError, lock};
 use crate::planner::Hop;
 use crate::retry::Retry;
 use crate::sequence::chain::{Failure, ends};
-use crate::sequence::{HopTiming, SequenceError, Way};
+use crate::sequence::{Flow, SequenceError, Way};
 
 impl InferenceSession {
     /// Brings all servers to `target` in one go; returns the outputs of the positions that are read. `None` if that is not possible
@@ -83,7 +84,9 @@ impl InferenceSession {
     fn who_failed(&self, (number, error): Failure) -> Failure {
         let next = self.hops.get(number + 1).and_then(|hop| hop.open.as_ref());
         match error {
-            HopError::Refused(Refusal::NextUnreachable { .. }) if next.is_some_and(|open| !open.connection.is_open()) => {
+            HopError::Refused(Refusal::NextUnreachable { .. })
+                if next.is_some_and(|open| !open.connection.is_open()) =>
+            {
                 (number + 1, HopError::Lost)
             }
             error => (number, error),
@@ -96,7 +99,6 @@ impl InferenceSession {
         let fresh = self.hops.iter().all(|hop| hop.open.is_none());
         let mut known = if fresh { vec![0; target.len()] } else { self.lengths.clone() };
         let mut outputs = vec![Vec::new(); target.len()];
-        let mut timings = vec![HopTiming::default(); hops.len()];
         let all: Wanted = known.iter().zip(target).map(|(&known, &target)| (known..target).collect()).collect();
         while known.iter().zip(target).any(|(known, target)| known < target) {
             let lengths = chunk::next(&known, target);
@@ -115,13 +117,11 @@ impl InferenceSession {
             let requests = hops.iter().zip(&connections).zip(ends).zip(parts).enumerate();
             let requests = requests.map(|(number, (((&hop, connection), ends), part))| {
                 let layout = self.layout(hop, opening, number == last, &chunk(number));
-                let flow = (number == 0).then_some(&first);
-                let input = self.hop_input(layout, flow, ends);
-                async move { input.step(connection, part).await }
+                let flow = (number == 0).then(|| first.clone());
+                self.asked(hop, layout, flow, ends, connection.clone(), part)
             });
-            let answers = self.sequence.gather(pass, hops, false, requests).await;
-            let answers = match answers {
-                Ok(answers) => answers,
+            let answer = match self.sequence.last_of(pass, hops, requests.collect()).await {
+                Ok(answer) => answer,
                 Err(failure) => {
                     // Rows that some have already are harmless when they come again, but an order is not.
                     let again = matches!(failure.1, HopError::Refused(Refusal::Busy { .. }));
@@ -131,13 +131,7 @@ impl InferenceSession {
                     return Err(failure);
                 }
             };
-            let mut output = None;
-            for (number, answer) in answers.into_iter().enumerate() {
-                self.sequence.succeeded(hops[number].peer, answer.measured);
-                timings[number].add(answer.measured.into());
-                output = answer.output;
-            }
-            let output = output.ok_or_else(|| at(last)(HopError::BadReply("no output".into())))?;
+            let output = answer.output.ok_or_else(|| at(last)(HopError::BadReply("no output".into())))?;
             chunk(last).collect(&output.text, self.sequence.hidden(), &mut outputs);
             known.iter_mut().zip(&lengths).for_each(|(known, rows)| *known += rows);
             for ((hop, id), connection) in self.hops.iter_mut().zip(ids).zip(&connections) {
@@ -150,16 +144,49 @@ impl InferenceSession {
                 }
             }
         }
-        self.timings.extend(hops.iter().copied().zip(timings));
+        let recent = lock(&self.recent);
+        self.timings.extend(hops.iter().filter_map(|hop| Some((*hop, *recent.get(hop)?))));
+        drop(recent);
         Ok(outputs.concat())
+    }
+
+    /// A request that takes note of what it took, whenever it is answered.
+    fn asked(
+        &self,
+        hop: Hop,
+        layout: PassLayout,
+        flow: Option<Flow>,
+        ends: Ends,
+        connection: Arc<HopConnection>,
+        part: StepPart,
+    ) -> impl Future<Output = Result<Forwarded, HopError>> + Send + 'static {
+        let (sequence, tables, recent) = (self.sequence.clone(), self.tables.clone(), self.recent.clone());
+        async move {
+            let config = sequence.config();
+            let input = HopInput {
+                layout,
+                flow: flow.as_ref(),
+                ends,
+                tables: tables.as_ref(),
+                hidden: sequence.hidden(),
+                dtype: config.wire_dtype,
+                patience: config.request_timeout,
+            };
+            let answer = input.step(&connection, part).await?;
+            sequence.succeeded(hop.peer, answer.measured);
+            sequence.waited(hop.peer, answer.measured);
+            lock(&recent).insert(hop, answer.measured.into());
+            Ok(answer)
+        }
     }
 
     /// Those of the open sessions, or new ones.
     async fn connections(&self, hops: &[Hop]) -> Result<Vec<Arc<HopConnection>>, Failure> {
-        let connect = hops.iter().zip(&self.hops).enumerate().map(async |(number, (hop, session))| match &session.open {
-            Some(open) => Ok(open.connection.clone()),
-            None => self.sequence.connection(hop.peer).await.map_err(|error| (number, error)),
-        });
+        let connect =
+            hops.iter().zip(&self.hops).enumerate().map(async |(number, (hop, session))| match &session.open {
+                Some(open) => Ok(open.connection.clone()),
+                None => self.sequence.connection(hop.peer).await.map_err(|error| (number, error)),
+            });
         futures::future::try_join_all(connect).await
     }
 }
