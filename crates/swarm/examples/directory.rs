@@ -15,7 +15,7 @@ const PERIOD: Duration = Duration::from_secs(5);
 const MODEL_BLOCKS: u32 = 64;
 /// A swarm has settled when every node has spoken, so that a node got so many requests for each block, and then gets fewer than
 /// `CALM` in `WINDOW`, twice in a row.
-const SPOKEN: f64 = 15.0;
+const SPOKEN: f64 = 24.0;
 const CALM: f64 = 10.0;
 const WINDOW: Duration = Duration::from_secs(4);
 /// Longest wait for that.
