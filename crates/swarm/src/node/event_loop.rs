@@ -169,7 +169,7 @@ impl EventLoop {
             });
             let kad = &mut self.swarm.behaviour_mut().kad;
             kad.store_mut().expire();
-            let stats = |id: &QueryId| kad.query(id).map(|query| query.stats().clone());
+            let stats = |id: &QueryId| kad.query(id).map(|query| *query.stats());
             for id in self.queries.take_given_up(now, stats) {
                 if let Some(mut query) = kad.query_mut(&id) {
                     query.finish();
