@@ -1,17 +1,34 @@
-//! What the directory costs: starts swarms of several sizes in this process, and prints how many requests of the hash table a node gets
-//! in a minute, how soon a new server is found, and how soon a dead one is forgotten.
+//! What the directory costs: starts swarms of several sizes in this process, and prints how soon a new server is found and a dead one
+//! forgotten, how many requests of the hash table a node gets in a minute when nothing else happens, and how many nodes it is
+//! connected to.
 //!
-//! Usage: `cargo run --release --example directory [NODES...] [--blocks N] [--seconds N]`
+//! Usage: `cargo run --release --example directory [NODES...] [--blocks N] [--seconds N] [--rounds N]`
 
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
-use petals_swarm::{Identity, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
+use petals_swarm::{DirectoryTraffic, Identity, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
 
-/// Life of the records of the server that dies.
+/// Life of the records of the servers that come and go. The others have the usual one.
 const PERIOD: Duration = Duration::from_secs(5);
+/// Blocks of the model. Block 0 is for the servers that come and go.
+const MODEL_BLOCKS: u32 = 64;
+/// A swarm has settled when every node has spoken, so that a node got so many requests for each block, and then gets fewer than
+/// `CALM` in `WINDOW`, twice in a row.
+const SPOKEN: f64 = 24.0;
+const CALM: f64 = 10.0;
+const WINDOW: Duration = Duration::from_secs(4);
+/// Longest wait for that.
+const SETTLE: Duration = Duration::from_secs(300);
 
 type Error = Box<dyn std::error::Error>;
+
+#[derive(Clone, Copy)]
+struct Options {
+    blocks: u32,
+    window: Duration,
+    rounds: u32,
+}
 
 fn config(peers: &[Multiaddr]) -> Result<SwarmConfig, Error> {
     let listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?];
@@ -31,73 +48,110 @@ async fn until(client: &SwarmHandle, model: &ModelId, there: bool) -> Result<Dur
     }
 }
 
-async fn measure(count: u32, blocks: u32, window: Duration) -> Result<(), Error> {
+/// A server starts, is found, dies and is forgotten.
+async fn come_and_go(at: &[Multiaddr], client: &SwarmHandle, model: &ModelId) -> Result<(Duration, Duration), Error> {
+    let config = SwarmConfig { announce_period: PERIOD, ..config(at)? };
+    let start = Instant::now();
+    let (server, _streams) = SwarmNode::start(Identity::generate(), config).await?;
+    server.announce(ServerInfo::new(model.clone(), Span::new(0, 1)?, ServerState::Online)).await?;
+    until(client, model, true).await?;
+    let found = start.elapsed();
+    server.shutdown().await;
+    Ok((found, until(client, model, false).await?))
+}
+
+fn median_and_worst(mut times: Vec<Duration>) -> String {
+    times.sort();
+    match (times.get(times.len() / 2), times.last()) {
+        (Some(median), Some(worst)) => format!("{:7.1} {:7.1}", median.as_secs_f64(), worst.as_secs_f64()),
+        _ => format!("{:>7} {:>7}", "-", "-"),
+    }
+}
+
+async fn measure(count: u32, options: Options) -> Result<(), Error> {
     let model: ModelId = "demo@0000000000000001".parse()?;
     let (first, _streams) = SwarmNode::start(Identity::generate(), config(&[])?).await?;
     let at = first.listen_addresses();
     let mut nodes = Vec::new();
     for number in 1..count {
         let node = SwarmNode::start(Identity::generate(), config(&at)?).await?;
-        // Block 0 stays free.
-        let start = 1 + (number * blocks) % 64;
-        let info = ServerInfo::new(model.clone(), Span::new(start, start + blocks)?, ServerState::Online);
+        let start = 1 + (number * options.blocks) % MODEL_BLOCKS;
+        let info = ServerInfo::new(model.clone(), Span::new(start, start + options.blocks)?, ServerState::Online);
         node.0.announce(info).await?;
         nodes.push(node);
     }
+    let counts = || nodes.iter().map(|(node, _)| node.directory_traffic()).collect::<Vec<_>>();
+    let per_node = |counts: &[DirectoryTraffic], of: fn(&DirectoryTraffic) -> u64| {
+        counts.iter().map(of).sum::<u64>() as f64 / nodes.len() as f64
+    };
     let client = SwarmConfig { peers: at.clone(), ..SwarmConfig::client() };
     let (client, _) = SwarmNode::start(Identity::generate(), client).await?;
     client.wait_connected(Duration::from_secs(30)).await?;
-    tokio::time::sleep(Duration::from_secs(20)).await;
+    let settling = Instant::now();
+    let (mut calm, mut starting) = (0, 0.0);
+    while calm < 2 && settling.elapsed() < SETTLE {
+        tokio::time::sleep(WINDOW).await;
+        let now = per_node(&counts(), DirectoryTraffic::total);
+        let is_calm = now - starting < CALM && now > SPOKEN * f64::from(options.blocks);
+        calm = if is_calm { calm + 1 } else { 0 };
+        starting = now;
+    }
+    let settled = settling.elapsed().as_secs_f64();
 
-    let (server, streams) =
-        SwarmNode::start(Identity::generate(), SwarmConfig { announce_period: PERIOD, ..config(&at)? }).await?;
-    server.announce(ServerInfo::new(model.clone(), Span::new(0, 1)?, ServerState::Online)).await?;
-    let found = until(&client, &model, true).await?;
-    drop(streams);
-    server.shutdown().await;
-    let forgotten = until(&client, &model, false).await?;
-
-    let counts = || nodes.iter().map(|(node, _)| node.directory_traffic()).collect::<Vec<_>>();
+    eprintln!("{count} nodes have settled");
+    let (mut found, mut forgotten) = (Vec::new(), Vec::new());
+    for _ in 0..options.rounds {
+        let (came, went) = come_and_go(&at, &client, &model).await?;
+        found.push(came);
+        forgotten.push(went);
+    }
     let before = counts();
-    tokio::time::sleep(window).await;
+    tokio::time::sleep(options.window).await;
     let after = counts();
-    let per_minute = |of: fn(&petals_swarm::DirectoryTraffic) -> u64| {
-        let sum = |all: &[_]| all.iter().map(of).sum::<u64>() as f64;
-        (sum(&after) - sum(&before)) / f64::from(count - 1) * 60.0 / window.as_secs_f64()
+    let per_minute = |of: fn(&DirectoryTraffic) -> u64| {
+        (per_node(&after, of) - per_node(&before, of)) * 60.0 / options.window.as_secs_f64()
     };
+    let peers = nodes.iter().map(|(node, _)| node.connected_peers().len()).sum::<usize>() / nodes.len();
     println!(
-        "{count:6} {blocks:6} {:9.0} {:9.0} {:9.0} {:9.0} {:11.1} {:11.1}",
-        per_minute(petals_swarm::DirectoryTraffic::total),
+        "{count:5} {:6} | {} | {} | {starting:8.0} {settled:5.0} | {:6.0} {:9.0} {:6.0} {:6.0} {:9.0} {:6.0} | {peers:5}",
+        options.blocks,
+        median_and_worst(found),
+        median_and_worst(forgotten),
+        per_minute(DirectoryTraffic::total),
         per_minute(|traffic| traffic.find_node),
         per_minute(|traffic| traffic.add_provider),
         per_minute(|traffic| traffic.put_record),
-        found.as_secs_f64(),
-        forgotten.as_secs_f64(),
+        per_minute(|traffic| traffic.get_providers),
+        per_minute(|traffic| traffic.get_record),
     );
     Ok(())
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let (mut sizes, mut blocks, mut seconds) = (Vec::new(), 8, 150);
+    let mut sizes = Vec::new();
+    let mut options = Options { blocks: 8, window: Duration::from_secs(160), rounds: 5 };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || -> Result<u32, Error> { Ok(arguments.next().ok_or("a number is missing")?.parse()?) };
         match argument.as_str() {
-            "--blocks" => blocks = number()?,
-            "--seconds" => seconds = number()?,
-            size => sizes.push(size.parse()?),
+            "--blocks" => options.blocks = number()?.clamp(1, MODEL_BLOCKS),
+            "--seconds" => options.window = Duration::from_secs(number()?.max(1).into()),
+            "--rounds" => options.rounds = number()?,
+            size => sizes.push(size.parse::<u32>()?.max(2)),
         }
     }
     if sizes.is_empty() {
         sizes = vec![25, 50, 100, 200];
     }
     println!(
-        "requests that a node gets in a minute; seconds until a new server was found, and a dead one forgotten ({PERIOD:?} periods)"
+        "             |        found, s |    forgotten, s |       at start |               requests a node gets in a minute |      "
     );
-    println!(" nodes blocks       all find_node  provider    record       found   forgotten");
+    println!(
+        "nodes blocks |  median   worst |  median   worst | requests     s |    all find_node +block +recrd get block  recrd | peers"
+    );
     for size in sizes {
-        measure(size, blocks, Duration::from_secs(seconds.into())).await?;
+        measure(size, options).await?;
     }
     Ok(())
 }

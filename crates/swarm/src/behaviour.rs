@@ -27,10 +27,11 @@ const MAX_INCOMING: u32 = 2048;
 const MAX_PENDING: u32 = 256;
 /// A query gives up after this. Its result is complete or useless long before.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
-/// Time between refreshes of the routing table.
-const BOOTSTRAP_PERIOD: Duration = Duration::from_secs(120);
-/// Nodes that keep each record. 20 is Kademlia's usual choice.
-const REPLICATION: NonZeroUsize = kad::K_VALUE;
+/// Time between refreshes of the routing table. Announcements, which go to random places, keep it fresh between them.
+const BOOTSTRAP_PERIOD: Duration = Duration::from_secs(300);
+/// Nodes that keep each record and each block's list. Kademlia's usual choice is 20, for values that are written once in hours;
+/// here they are written every one to three minutes, and who keeps them costs connections more than anything else.
+const REPLICATION: NonZeroUsize = const { NonZeroUsize::new(12).expect("not zero") };
 
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {

@@ -25,6 +25,10 @@ const MAX_SERVERS: usize = 1024;
 /// come from this node itself, and the others need a connection first.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// Nodes that are asked what a server says of itself. Whoever keeps its record has checked the signature, and the latest
+/// counts: one that missed the last announcement does not matter, and three that did say what was true two minutes ago.
+const WITNESSES: usize = 3;
+
 /// A server found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DirectoryEntry {
@@ -43,8 +47,8 @@ pub enum LookupError {
     /// There is nobody to ask.
     #[error("not connected to any member of the swarm")]
     NotConnected,
-    /// Nobody answered.
-    #[error("the swarm's members did not answer within {0:?}")]
+    /// Members that may know did not answer.
+    #[error("members of the swarm that may know did not answer, in {0:?} at most")]
     TimedOut(Duration),
     /// No known model has so many blocks.
     #[error("blocks beyond {MAX_BLOCKS} cannot be looked up, and {0} is the end of the span")]
@@ -92,7 +96,7 @@ async fn find_servers(
             return Err(LookupError::Closed);
         }
         let mut peers = HashSet::new();
-        let complete = collect(answers, deadline, |peer| {
+        let complete = collect(answers, deadline, usize::MAX, |peer| {
             peers.insert(peer);
             true
         });
@@ -124,15 +128,16 @@ async fn describe_servers(
             return Err(LookupError::Closed);
         }
         let mut latest: Option<SignedRecord> = None;
-        let complete = collect(answers, deadline, |bytes: Vec<u8>| match SignedRecord::open(&bytes, unix_ms()) {
-            Ok(record) if record.peer == peer && record.info.model == *model => {
-                if latest.as_ref().is_none_or(|known| known.info.written_ms < record.info.written_ms) {
-                    latest = Some(record);
+        let complete =
+            collect(answers, deadline, WITNESSES, |bytes: Vec<u8>| match SignedRecord::open(&bytes, unix_ms()) {
+                Ok(record) if record.peer == peer && record.info.model == *model => {
+                    if latest.as_ref().is_none_or(|known| known.info.written_ms < record.info.written_ms) {
+                        latest = Some(record);
+                    }
+                    true
                 }
-                true
-            }
-            _ => false,
-        });
+                _ => false,
+            });
         let complete = complete.await;
         Ok((latest, complete))
     };
@@ -153,18 +158,28 @@ async fn describe_servers(
     Ok((entries, complete))
 }
 
-/// Takes answers until they end (`true`), the deadline passes (`false`), or [`SETTLE`] has passed since the first useful
-/// one (`true`).
-async fn collect<T>(mut answers: mpsc::Receiver<T>, deadline: Instant, mut take: impl FnMut(T) -> bool) -> bool {
-    let mut until = deadline;
+/// Takes answers until there are no more, `enough` were useful, or [`SETTLE`] has passed since the first useful one (`true`);
+/// or until the deadline passes or nobody answers any more (`false`).
+async fn collect<T>(
+    mut answers: mpsc::Receiver<Option<T>>,
+    deadline: Instant,
+    enough: usize,
+    mut take: impl FnMut(T) -> bool,
+) -> bool {
+    let (mut until, mut useful) = (deadline, 0);
     loop {
         match timeout_at(until, answers.recv()).await {
-            Ok(Some(answer)) => {
+            Ok(Some(Some(answer))) => {
                 if take(answer) {
                     until = until.min(Instant::now() + SETTLE);
+                    useful += 1;
+                    if useful >= enough {
+                        return true;
+                    }
                 }
             }
-            Ok(None) => return true,
+            Ok(Some(None)) => return true,
+            Ok(None) => return useful > 0,
             Err(_) => return until < deadline,
         }
     }

@@ -4,7 +4,7 @@ mod announcer;
 mod dialler;
 mod event_loop;
 mod handle;
-mod provided;
+mod publisher;
 mod queries;
 mod reach;
 mod transport;

@@ -210,7 +210,7 @@ impl RecordStore for DirectoryStore {
         self.insert_provider(entry).map_err(|_| KadError::MaxProvidedKeys)
     }
 
-    /// Kademlia sends the first 20 of these, so every call starts elsewhere: who asks again gets to know the others.
+    /// Kademlia sends the first 12 of these, so every call starts elsewhere: who asks again gets to know the others.
     fn providers(&self, key: &RecordKey) -> Vec<ProviderRecord> {
         let now = Instant::now();
         let Some(entries) = self.providers.get(key) else { return Vec::new() };

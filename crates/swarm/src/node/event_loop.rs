@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use libp2p::Multiaddr;
 use libp2p::PeerId;
-use libp2p::kad::{self, Quorum, Record};
+use libp2p::kad::store::RecordStore;
+use libp2p::kad::{self, ProviderRecord, QueryId, QueryResult, Quorum, Record};
 use libp2p::swarm::{ConnectionId, Swarm};
 use petals_protocol::{ServerInfo, ServerState};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::announcer::{AnnounceError, Announcer};
 use super::dialler::Dialler;
 use super::handle::{Command, DirectoryQuery};
-use super::provided::Provided;
+use super::publisher::Publisher;
 use super::queries::{Queries, Query};
 use super::reach::Reach;
 use super::view::{DirectoryTraffic, View};
@@ -52,7 +53,7 @@ pub(super) struct EventLoop {
     reach: Reach,
     /// How much others may ask this node to keep.
     keeping: Rates<PeerId>,
-    provided: Provided,
+    publisher: Publisher,
     /// Messages of the hash table that came in.
     directory: DirectoryTraffic,
     /// The other end of each connection.
@@ -92,7 +93,7 @@ impl EventLoop {
             queries: Queries::default(),
             announcer: Announcer::new(config.announce_period),
             dialler,
-            provided: Provided::default(),
+            publisher: Publisher::default(),
             directory: DirectoryTraffic::default(),
             reach,
             keeping: Rates::new(KEEP_BURST, KEPT_PER_SECOND),
@@ -159,6 +160,7 @@ impl EventLoop {
             self.close_silent_connections(now);
             self.close_superfluous_connections();
             self.ask_relays(now);
+            self.announce_to_newcomers();
             let directory = self.directory;
             self.view.send_if_modified(|view| {
                 view.directory = directory;
@@ -167,7 +169,8 @@ impl EventLoop {
             });
             let kad = &mut self.swarm.behaviour_mut().kad;
             kad.store_mut().expire();
-            for id in self.queries.take_abandoned() {
+            let stats = |id: &QueryId| kad.query(id).map(|query| *query.stats());
+            for id in self.queries.take_given_up(now, stats) {
                 if let Some(mut query) = kad.query_mut(&id) {
                     query.finish();
                 }
@@ -190,10 +193,13 @@ impl EventLoop {
 
     fn query(&mut self, query: DirectoryQuery) {
         let kad = &mut self.swarm.behaviour_mut().kad;
-        let (key, query) = query.split();
-        let id = match &query {
-            Query::Providers(_) => kad.get_providers(key),
-            Query::Record(_) | Query::Withdrawal(_) => kad.get_record(key),
+        let (id, query) = match query {
+            DirectoryQuery::Providers { model, block, found } => {
+                (kad.get_providers(block_key(&model, block)), Query::Providers(found))
+            }
+            DirectoryQuery::Record { model, peer, found } => {
+                (kad.get_record(server_key(&model, &peer)), Query::Record(found))
+            }
         };
         self.queries.insert(id, query);
     }
@@ -220,6 +226,7 @@ impl EventLoop {
     fn withdraw(&mut self, done: oneshot::Sender<()>) {
         // Dropping `done` tells the caller that there is nothing to wait for.
         let Some(last) = self.announcer.withdraw(unix_ms()) else { return };
+        self.publisher.set_waiting(std::iter::empty());
         for block in last.span.blocks() {
             self.swarm.behaviour_mut().kad.stop_providing(&block_key(&last.model, block));
         }
@@ -242,19 +249,61 @@ impl EventLoop {
     fn publish(&mut self, info: &ServerInfo, done: Option<oneshot::Sender<()>>) -> Result<(), AnnounceError> {
         let value = self.seal(info)?;
         let refused = |error: kad::store::Error| AnnounceError::Record(error.to_string());
+        let key = server_key(&info.model, &self.identity.peer_id());
         let kad = &mut self.swarm.behaviour_mut().kad;
-        let record = Record::new(server_key(&info.model, &self.identity.peer_id()), value);
-        let id = kad.put_record(record, Quorum::All).map_err(refused)?;
-        if let Some(done) = done {
-            self.queries.insert(id, Query::Withdrawal(done));
-        }
-        if info.state != ServerState::Offline && self.provided.take_due(info, Instant::now()) {
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            for block in info.span.blocks() {
-                kad.start_providing(block_key(&info.model, block)).map_err(refused)?;
+        let id = kad.put_record(Record::new(key.clone(), value), Quorum::All).map_err(refused)?;
+        self.publisher.on_started(id, key);
+        self.queries.insert(id, done.map_or(Query::Announcement, Query::Withdrawal));
+        let known = self.known_nodes();
+        if info.state != ServerState::Offline && self.publisher.take_due(info, known, Instant::now()) {
+            let keys = || info.span.blocks().map(|block| block_key(&info.model, block));
+            // Whoever asks this node itself is answered at once.
+            let (local, store) = (self.identity.peer_id(), self.swarm.behaviour_mut().kad.store_mut());
+            for key in keys() {
+                store.add_provider(ProviderRecord::new(key, local, Vec::new())).map_err(refused)?;
             }
+            self.publisher.set_waiting(keys());
+            self.write_entries();
         }
         tracing::debug!(model = %info.model, span = %info.span, state = ?info.state, "announced");
         Ok(())
+    }
+
+    /// Puts this server's name under the next keys of its blocks.
+    fn write_entries(&mut self) {
+        while let Some(key) = self.publisher.next() {
+            match self.swarm.behaviour_mut().kad.start_providing(key.clone()) {
+                Ok(id) => {
+                    self.publisher.on_started(id, key);
+                    self.queries.insert(id, Query::Announcement);
+                }
+                Err(error) => tracing::warn!(%error, "this server cannot be put on the list of one of its blocks"),
+            }
+        }
+    }
+
+    /// Announces anew if the swarm has grown so much that those who look for this server may ask others than those who
+    /// know it.
+    fn announce_to_newcomers(&mut self) {
+        let (known, now) = (self.known_nodes(), Instant::now());
+        if self.publisher.has_outgrown(known, now) {
+            self.publisher.forget();
+            self.announcer.hurry(now);
+        }
+    }
+
+    /// Nodes in the routing table.
+    fn known_nodes(&mut self) -> usize {
+        self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum()
+    }
+
+    fn on_query_progress(&mut self, id: QueryId, result: QueryResult, last: bool) {
+        let wanted = self.queries.on_progress(&id, result, last);
+        if last {
+            self.publisher.on_ended(&id);
+            self.write_entries();
+        } else if !wanted && let Some(mut query) = self.swarm.behaviour_mut().kad.query_mut(&id) {
+            query.finish();
+        }
     }
 }

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::announcer::AnnounceError;
-use super::queries::Query;
 use super::reach::Reachability;
 use super::view::{DirectoryTraffic, View};
 use crate::directory::{self, DirectoryEntry, LookupError};
@@ -47,12 +46,12 @@ pub(crate) enum Command {
     Open { peer: PeerId, addresses: Vec<Multiaddr>, request: OpenRequest },
 }
 
-/// A question to the hash table. Answers come through the channel, which closes when there are no more; dropping the
-/// receiver ends the query.
+/// A question to the hash table. Answers come through the channel, and `None` when everybody who should know has been asked;
+/// if the channel closes before that, some did not answer. Dropping the receiver ends the query.
 #[derive(Debug)]
 pub(crate) enum DirectoryQuery {
-    Providers { model: ModelId, block: u32, found: mpsc::Sender<PeerId> },
-    Record { model: ModelId, peer: PeerId, found: mpsc::Sender<Vec<u8>> },
+    Providers { model: ModelId, block: u32, found: mpsc::Sender<Option<PeerId>> },
+    Record { model: ModelId, peer: PeerId, found: mpsc::Sender<Option<Vec<u8>>> },
 }
 
 /// Why the node is not part of a swarm.
@@ -241,15 +240,5 @@ impl SwarmHandle {
     pub async fn shutdown(&self) {
         self.inner.shutdown.cancel();
         self.inner.tasks.wait().await;
-    }
-}
-
-impl DirectoryQuery {
-    /// How the event loop remembers it.
-    pub(super) fn split(self) -> (libp2p::kad::RecordKey, Query) {
-        match self {
-            Self::Providers { model, block, found } => (crate::keys::block_key(&model, block), Query::Providers(found)),
-            Self::Record { model, peer, found } => (crate::keys::server_key(&model, &peer), Query::Record(found)),
-        }
     }
 }

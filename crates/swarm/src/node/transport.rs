@@ -22,6 +22,9 @@ type Base = Boxed<(PeerId, StreamMuxerBox)>;
 /// to twice what the link holds, so that one stream fills a fast link.
 const MAX_YAMUX_STREAMS: usize = 128;
 
+/// What a handshake has to explain why it took too long.
+const EXPLANATION: Duration = Duration::from_millis(500);
+
 /// The transport, and the behaviour that its circuits need.
 pub(super) fn build(
     identity: &Identity,
@@ -34,6 +37,8 @@ pub(super) fn build(
         .authenticate(noise::Config::new(identity.keypair())?)
         .multiplex(multiplexer())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    // That of a private swarm says what it was waiting for, so it must end first.
+    let longest = if key.is_some() { timeout + EXPLANATION } else { timeout };
     let direct = base(identity, timeout, key)?;
     let named = match dns::tokio::Transport::system(direct) {
         Ok(transport) => transport.boxed(),
@@ -45,7 +50,7 @@ pub(super) fn build(
         }
     };
     let all = OrTransport::new(circuits, named).map(|either, _| either.into_inner());
-    Ok((TransportTimeout::new(all, timeout).boxed(), relay_client))
+    Ok((TransportTimeout::new(all, longest).boxed(), relay_client))
 }
 
 fn multiplexer() -> yamux::Config {

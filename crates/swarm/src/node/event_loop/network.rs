@@ -15,8 +15,6 @@ use crate::config::SwarmMode;
 use crate::node::describe_dial_error;
 use crate::node::reach::Reachability;
 
-/// Numbers of known nodes at which announcements are repeated at once. Up to 20 nodes keep a record.
-const HURRY_AT: [usize; 7] = [1, 2, 3, 5, 8, 13, 20];
 /// Nodes of the local network that are dialled because multicast found them. Others' swarms may be there too.
 const MAX_NEIGHBOURS: usize = 64;
 
@@ -172,17 +170,11 @@ impl EventLoop {
     fn on_kad_event(&mut self, event: kad::Event) {
         match event {
             kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
-                self.queries.on_progress(&id, result, step.last);
+                self.on_query_progress(id, result, step.last);
             }
             kad::Event::RoutingUpdated { is_new_peer: true, peer, .. } => {
                 tracing::debug!(peer = short(&peer), "a node joined the routing table");
-                // Where there are more nodes than keep a record, one more makes no difference until the next announcement. While
-                // a swarm starts, saying everything again for each of them would keep all of them busy.
-                let known: usize = self.swarm.behaviour_mut().kad.kbuckets().map(|bucket| bucket.num_entries()).sum();
-                if HURRY_AT.contains(&known) {
-                    self.provided.forget();
-                    self.announcer.hurry(Instant::now());
-                }
+                self.announce_to_newcomers();
             }
             kad::Event::InboundRequest { request } => {
                 self.directory.count(&request);
@@ -238,7 +230,7 @@ impl EventLoop {
             let peers: Vec<_> = self.swarm.connected_peers().copied().collect();
             self.swarm.behaviour_mut().identify.push(peers);
             // Provider entries carry addresses, and those without any are handed on to nobody.
-            self.provided.forget();
+            self.publisher.forget();
             self.announcer.hurry(Instant::now());
         }
         let local = self.identity.peer_id();
