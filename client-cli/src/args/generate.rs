@@ -46,6 +46,12 @@ pub(crate) struct GenerateArgs {
 impl GenerateArgs {
     /// How tokens are chosen.
     pub(crate) fn sampling(&self) -> Sampling {
-        Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: self.seed,
+            ..Sampling::default()
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! `petals-tune generate`.
 
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 
 use anyhow::Error;
-use petals_client::{RemoteModel, Sampler, TextSession};
+use petals_client::{GenerationConfig, Generator, RemoteModel};
 
 use super::session;
 use crate::args::GenerateArgs;
@@ -14,11 +15,10 @@ use crate::text::TextTokenizer;
 pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliError> {
     let files = session::open(&args.swarm)?;
     let tokenizer = TextTokenizer::load(&args.swarm.model)?;
-    let mut text = tokenizer.encode(&args.prompt)?;
+    let text = tokenizer.encode(&args.prompt)?;
     if text.is_empty() {
         return Err(CliError::Usage("--prompt has no tokens".into()));
     }
-    let mut sampler = Sampler::new(args.sampling()).map_err(CliError::input)?;
     let adapter = args.adapter.as_deref().map(|directory| session::adapter(&files, directory)).transpose()?;
     let prefix = adapter.as_ref().map_or(0, |adapter| adapter.tables.shape().prefix_len);
     let room = files.config.max_position_embeddings.saturating_sub(text.len() + prefix);
@@ -31,21 +31,23 @@ pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliErr
     let tables = adapter.map(|adapter| adapter.tables.into());
     let model = RemoteModel { sequence: sequence.clone(), local: files.local, tables };
     let mut live = Live::new(output);
-    let prompt_len = text.len();
-    let mut session = TextSession::new(model, 1, prompt_len + args.max_new_tokens);
-    let mut new = text.clone();
-    for _ in 0..args.max_new_tokens {
-        let logits = session.append(&[new]).await.map_err(Error::from)?;
-        let Some(token) = sampler.choose(&logits) else { break };
-        text.push(token);
-        new = vec![token];
-        if tokenizer.stop_tokens().contains(&token) {
-            break;
+    let mut generator = Generator::new(model, text.len() + args.max_new_tokens);
+    let config = GenerationConfig {
+        sampling: args.sampling(),
+        max_new_tokens: args.max_new_tokens,
+        stop_tokens: tokenizer.stop_tokens().to_vec(),
+        ..GenerationConfig::default()
+    };
+    let mut shown = Vec::new();
+    let generation = generator.generate(&text, &config, |tokens| {
+        shown.extend_from_slice(tokens);
+        if let Ok(text) = tokenizer.decode(&shown) {
+            live.show(&text);
         }
-        live.show(&tokenizer.decode(&text[prompt_len..])?);
-    }
+        ControlFlow::Continue(())
+    });
+    let token_ids = generation.await.map_err(Error::from)?.tokens;
     live.end();
-    let token_ids = text.split_off(prompt_len);
     output.emit(&Generated { text: tokenizer.decode(&token_ids)?, token_ids })?;
     session::verified(&sequence, &args.swarm, output)?;
     swarm.shutdown().await;
