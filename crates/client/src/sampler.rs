@@ -82,8 +82,8 @@ impl Sampler {
         Ok(Self { sampling, rng: ChaCha8Rng::seed_from_u64(sampling.seed) })
     }
 
-    /// The token that continues `text`, whose next token has these `logits`; `None` if there are none. Equal logits: the lower
-    /// token first.
+    /// The token that continues `text`, whose next token has these `logits`; `None` if there are none. Of equal logits
+    /// greedy choice takes the lowest token.
     pub fn choose(&mut self, logits: &[f32], text: &[u32]) -> Option<u32> {
         let scores = penalised(logits, text, self.sampling.repetition_penalty);
         if self.sampling.temperature == 0.0 {

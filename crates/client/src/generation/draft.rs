@@ -129,6 +129,8 @@ impl ModelDrafter {
 
     async fn draft(&mut self, text: &[u32], count: usize, sampler: Sampler) -> Vec<u32> {
         let mut draft = self.text.take().unwrap_or_else(|| DraftText::new(self.model.clone()));
+        // The first time it reads the prompt, which says nothing of the times after.
+        let first = draft.is_empty();
         let text = text.to_vec();
         let computed = tokio::task::spawn_blocking(move || {
             let began = Instant::now();
@@ -137,10 +139,10 @@ impl ModelDrafter {
         });
         let Ok((draft, tokens, elapsed)) = computed.await else { return Vec::new() };
         self.text = Some(draft);
-        if !tokens.is_empty() {
+        if !first && !tokens.is_empty() {
             let seconds = elapsed.as_secs_f64() / tokens.len() as f64;
-            // The first time it reads the prompt.
-            self.cost = Some(self.cost.map_or(seconds, |cost| cost + 0.3 * (seconds - cost)).min(seconds * 2.0));
+            // A new turn of a conversation is read here as well; that is not believed for long.
+            self.cost = Some(self.cost.map_or(seconds, |cost| cost + 0.3 * (seconds - cost)).min(2.0 * seconds));
         }
         tokens
     }

@@ -57,6 +57,11 @@ impl DraftText {
         Self { model, cache: None, tokens: Vec::new() }
     }
 
+    /// Whether the model has read anything yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
     /// `count` tokens that the model puts behind `text`, or fewer where it cannot go on. They are drawn with the random numbers that
     /// `sampler` is going to use, so that where the models agree so do the draws. Computes: not for an async thread.
     pub(super) fn draft(&mut self, text: &[u32], count: usize, mut sampler: Sampler) -> Vec<u32> {

@@ -33,7 +33,8 @@ impl Ranked {
         self.tokens.iter().map(|(_, score)| self.weight(*score)).sum()
     }
 
-    /// A token and its weight, which is 1 for the first; the lower token first among equals.
+    /// A token and its weight, which is 1 for the first. Among equals the higher token comes first: so do transformers' ascending sorts have
+    /// it, whose ends top-p cuts.
     pub(crate) fn get(&mut self, rank: usize) -> Option<(u32, f64)> {
         while rank >= self.sorted && self.sorted < self.tokens.len() {
             let rest = &mut self.tokens[self.sorted..];
@@ -53,7 +54,7 @@ impl Ranked {
 }
 
 fn falling(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+    b.1.total_cmp(&a.1).then(b.0.cmp(&a.0))
 }
 
 /// The `n`-th highest score; below all of them if there are fewer.
