@@ -44,7 +44,7 @@ pub(crate) enum Command {
     /// Measure an adapter's loss, and for seq-cls its accuracy, on a data file.
     Eval(EvalArgs),
     /// Continue a prompt, with or without an adapter.
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     /// Show which peers serve which blocks, and the route a pass would take.
     Route(RouteArgs),
     /// Write the logits of given token ids to a file.

@@ -21,7 +21,7 @@ mod text;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     terminal::init_logging(cli.verbose);
-    match run(cli.command, Output::new(cli.json)) {
+    match run(cli.command, Output::new(cli.json).with_details(cli.verbose > 0)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal::around_bars(|| eprintln!("error: {error}"));
@@ -37,7 +37,7 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
         match command {
             Command::Train(args) => commands::train::run(*args, output).await,
             Command::Eval(args) => commands::eval::run(args, output).await,
-            Command::Generate(args) => commands::generate::run(args, output).await,
+            Command::Generate(args) => commands::generate::run(*args, output).await,
             Command::Route(args) => commands::route::run(args, output).await,
             Command::Logits(args) => commands::logits::run(args, output).await,
             Command::Bench(args) => commands::bench::run(*args, output).await,

@@ -160,7 +160,7 @@ impl Benchmark {
         let generate = users.into_iter().map(|(mut session, mut logits)| async move {
             let mut sampler = Sampler::greedy();
             for _ in 0..DECODED {
-                logits = session.append(&[sampler.choose(&logits).into_iter().collect()]).await?;
+                logits = session.append(&[sampler.choose(&logits, &[]).into_iter().collect()]).await?;
             }
             // Dropping a session ends it on the servers, which is not part of a token.
             Ok::<_, BenchmarkError>(session)

@@ -1,9 +1,16 @@
 //! Choosing the next token from logits.
 
+use std::borrow::Cow;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// How tokens are chosen. The order of the filters is that of transformers: temperature, top-k, top-p.
+pub(crate) use ranked::Ranked;
+
+mod ranked;
+
+/// How tokens are chosen. What each parameter does and their order are those of transformers: the repetition penalty, then
+/// temperature, top-k, top-p, min-p.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 always takes the most probable token.
@@ -12,6 +19,11 @@ pub struct Sampling {
     pub top_k: usize,
     /// Keep the fewest most probable tokens that together reach this probability; 1 keeps all.
     pub top_p: f32,
+    /// Keep the tokens that are at least this many times as probable as the most probable one; 0 keeps all.
+    pub min_p: f32,
+    /// Logits of tokens that the text has already, prompt included, are divided by this where they are positive and multiplied
+    /// where they are negative; 1 changes nothing.
+    pub repetition_penalty: f32,
     /// Equal seeds choose equally.
     pub seed: u64,
 }
@@ -19,7 +31,7 @@ pub struct Sampling {
 impl Default for Sampling {
     /// Greedy.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 }
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
     }
 }
 
@@ -33,9 +45,15 @@ pub enum SamplingError {
     /// Outside of `(0, 1]`.
     #[error("top-p {0} must be above 0 and at most 1")]
     TopP(f32),
+    /// Outside of `[0, 1]`.
+    #[error("min-p {0} must be from 0 to 1")]
+    MinP(f32),
+    /// Not above 0, NaN or infinite.
+    #[error("the repetition penalty {0} must be a number above 0")]
+    RepetitionPenalty(f32),
 }
 
-/// Draws tokens, one after another.
+/// Draws tokens, one after another. Each sampled token takes one random number.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     sampling: Sampling,
@@ -48,11 +66,18 @@ impl Sampler {
     /// # Errors
     /// [`SamplingError`] for parameters out of range.
     pub fn new(sampling: Sampling) -> Result<Self, SamplingError> {
-        if !sampling.temperature.is_finite() || sampling.temperature < 0.0 {
-            return Err(SamplingError::Temperature(sampling.temperature));
+        let Sampling { temperature, top_p, min_p, repetition_penalty, .. } = sampling;
+        if !temperature.is_finite() || temperature < 0.0 {
+            return Err(SamplingError::Temperature(temperature));
         }
-        if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
-            return Err(SamplingError::TopP(sampling.top_p));
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(SamplingError::TopP(top_p));
+        }
+        if !(0.0..=1.0).contains(&min_p) {
+            return Err(SamplingError::MinP(min_p));
+        }
+        if !repetition_penalty.is_finite() || repetition_penalty <= 0.0 {
+            return Err(SamplingError::RepetitionPenalty(repetition_penalty));
         }
         Ok(Self { sampling, rng: ChaCha8Rng::seed_from_u64(sampling.seed) })
     }
@@ -62,46 +87,73 @@ impl Sampler {
         Self { sampling: Sampling::default(), rng: ChaCha8Rng::seed_from_u64(0) }
     }
 
-    /// The index of the chosen token among `logits`; `None` if there are none. Equal logits: the first index.
-    pub fn choose(&mut self, logits: &[f32]) -> Option<u32> {
+    /// The token that continues `text`, whose next token has these `logits`; `None` if there are none. Of equal logits
+    /// greedy choice takes the lowest token.
+    pub fn choose(&mut self, logits: &[f32], text: &[u32]) -> Option<u32> {
+        let scores = penalised(logits, text, self.sampling.repetition_penalty);
         if self.sampling.temperature == 0.0 {
-            let best = (0..logits.len()).reduce(|best, at| if logits[at] > logits[best] { at } else { best })?;
+            let best = (0..scores.len()).reduce(|best, at| if scores[at] > scores[best] { at } else { best })?;
             return u32::try_from(best).ok();
         }
-        let kept = self.distribution(logits);
-        let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
+        let (mut ranked, kept, total) = self.kept(&scores);
         let mut left = self.rng.random::<f64>() * total;
-        let chosen = kept.iter().find(|(_, weight)| {
+        let mut chosen = None;
+        for rank in 0..kept {
+            let (token, weight) = ranked.get(rank)?;
+            chosen = Some(token);
             left -= weight;
-            left < 0.0
-        });
-        let (index, _) = chosen.or(kept.last())?;
-        u32::try_from(*index).ok()
+            if left < 0.0 {
+                break;
+            }
+        }
+        chosen
     }
 
-    /// The tokens that remain, most probable first, with their probabilities (not normalised again after filtering).
-    fn distribution(&self, logits: &[f32]) -> Vec<(usize, f64)> {
-        let Sampling { temperature, top_k, top_p, .. } = self.sampling;
-        let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        if top_k > 0 {
-            // Like transformers, everything equal to the k-th logit stays.
-            let limit = order.get(top_k - 1).map_or(f32::NEG_INFINITY, |&at| logits[at]);
-            order.retain(|&at| logits[at] >= limit);
+    /// The tokens that may continue `text` with their probabilities, the most probable first. Greedy choice has one.
+    pub fn distribution(&self, logits: &[f32], text: &[u32]) -> Vec<(u32, f64)> {
+        if self.sampling.temperature == 0.0 {
+            return self.clone().choose(logits, text).map(|token| (token, 1.0)).into_iter().collect();
         }
-        let highest = order.first().map_or(0.0, |&at| logits[at]);
-        let weight = |at: usize| f64::from((logits[at] - highest) / temperature).exp();
-        let total: f64 = order.iter().map(|&at| weight(at)).sum();
-        let mut before = 0.0;
-        let weighted = order.into_iter().map(|at| (at, weight(at) / total));
-        weighted
-            .take_while(|(_, probability)| {
-                let keep = before < f64::from(top_p);
-                before += probability;
-                keep
-            })
-            .collect()
+        let (mut ranked, kept, total) = self.kept(&penalised(logits, text, self.sampling.repetition_penalty));
+        (0..kept).filter_map(|rank| ranked.get(rank)).map(|(token, weight)| (token, weight / total)).collect()
     }
+
+    /// The tokens by falling weight, how many of them remain, and the sum of their weights.
+    fn kept(&self, scores: &[f32]) -> (Ranked, usize, f64) {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let mut ranked = Ranked::new(scores, temperature, top_k);
+        let mut total = ranked.total();
+        let mut kept = ranked.len();
+        if top_p < 1.0 || min_p > 0.0 {
+            // The most probable token has weight 1.
+            let enough = if top_p < 1.0 { f64::from(top_p) * total } else { f64::INFINITY };
+            let (mut before, mut rank) = (0.0, 0);
+            while let Some((_, weight)) = ranked.get(rank).filter(|(_, weight)| *weight >= f64::from(min_p)) {
+                if before >= enough {
+                    break;
+                }
+                before += weight;
+                rank += 1;
+            }
+            (kept, total) = (rank, before);
+        }
+        (ranked, kept, total)
+    }
+}
+
+/// Logits after the repetition penalty.
+pub(crate) fn penalised<'a>(logits: &'a [f32], text: &[u32], penalty: f32) -> Cow<'a, [f32]> {
+    if penalty == 1.0 {
+        return Cow::Borrowed(logits);
+    }
+    let mut scores = logits.to_vec();
+    for &token in text {
+        // From the logit, so that a token counts once however often it is there.
+        if let Some((score, &logit)) = scores.get_mut(token as usize).zip(logits.get(token as usize)) {
+            *score = if logit < 0.0 { logit * penalty } else { logit / penalty };
+        }
+    }
+    Cow::Owned(scores)
 }
 
 #[cfg(test)]
@@ -109,21 +161,21 @@ mod tests {
     use super::*;
 
     fn sampler(temperature: f32, top_k: usize, top_p: f32) -> Sampler {
-        Sampler::new(Sampling { temperature, top_k, top_p, seed: 7 }).unwrap()
+        Sampler::new(Sampling { temperature, top_k, top_p, seed: 7, ..Sampling::default() }).unwrap()
     }
 
     fn shares(mut sampler: Sampler, logits: &[f32], draws: usize) -> Vec<f64> {
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..draws {
-            counts[sampler.choose(logits).unwrap() as usize] += 1.0 / draws as f64;
+            counts[sampler.choose(logits, &[]).unwrap() as usize] += 1.0 / draws as f64;
         }
         counts
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_highest() {
-        assert_eq!(sampler(0.0, 0, 1.0).choose(&[0.5, 2.0, 2.0, -1.0]), Some(1));
-        assert_eq!(sampler(0.0, 0, 1.0).choose(&[]), None);
+        assert_eq!(sampler(0.0, 0, 1.0).choose(&[0.5, 2.0, 2.0, -1.0], &[]), Some(1));
+        assert_eq!(sampler(0.0, 0, 1.0).choose(&[], &[]), None);
     }
 
     #[test]
@@ -149,16 +201,37 @@ mod tests {
     }
 
     #[test]
+    fn min_p_is_relative_to_the_most_probable_token() {
+        let sampling = Sampling { temperature: 1.0, min_p: 0.1, ..Sampling::default() };
+        let logits: Vec<f32> = [1.0f32, 0.5, 0.11, 0.09].iter().map(|p| p.ln()).collect();
+        let kept = Sampler::new(sampling).unwrap().distribution(&logits, &[]);
+        assert_eq!(kept.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [0, 1, 2]);
+        assert!((kept[1].1 - 0.5 / 1.61).abs() < 1e-6, "the rest is normalised");
+    }
+
+    #[test]
+    fn tokens_of_the_text_become_less_probable_once() {
+        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
+        let mut greedy = Sampler::new(sampling).unwrap();
+        assert_eq!(greedy.choose(&[3.0, 2.0, 1.0], &[0, 0, 0, 9]), Some(1), "1.5 remains of 3");
+        assert_eq!(greedy.choose(&[-1.0, -1.5, -4.0], &[0]), Some(1), "-1 becomes -2");
+    }
+
+    #[test]
     fn equal_seeds_draw_equally() {
         let logits: Vec<f32> = (0..50).map(|n| (n % 7) as f32).collect();
         let (mut a, mut b) = (sampler(1.0, 0, 1.0), sampler(1.0, 0, 1.0));
-        assert!((0..100).all(|_| a.choose(&logits) == b.choose(&logits)));
+        assert!((0..100).all(|_| a.choose(&logits, &[]) == b.choose(&logits, &[])));
     }
 
     #[test]
     fn parameters_out_of_range_are_refused() {
         for (temperature, top_p) in [(-1.0, 1.0), (f32::NAN, 1.0), (1.0, 0.0), (1.0, 1.5)] {
             assert!(Sampler::new(Sampling { temperature, top_p, ..Sampling::default() }).is_err());
+        }
+        for (min_p, repetition_penalty) in [(-0.1, 1.0), (1.1, 1.0), (f32::NAN, 1.0), (0.0, 0.0), (0.0, f32::INFINITY)]
+        {
+            assert!(Sampler::new(Sampling { min_p, repetition_penalty, ..Sampling::default() }).is_err());
         }
     }
 }

@@ -51,7 +51,7 @@ impl TextSession {
             end - 1
         });
         let read: Vec<u32> = last.collect();
-        self.read(tokens, &read).await
+        self.append_and_read(tokens, &read).await
     }
 
     /// As [`Self::append`], with the logits behind every new token, `[new tokens, vocab]`.
@@ -60,10 +60,15 @@ impl TextSession {
     /// [`LogitsError`]; the texts are then as before.
     pub async fn append_and_score(&mut self, tokens: &[Vec<u32>]) -> Result<Vec<f32>, LogitsError> {
         let count: usize = tokens.iter().map(Vec::len).sum();
-        self.read(tokens, &(0..count as u32).collect::<Vec<_>>()).await
+        self.append_and_read(tokens, &(0..count as u32).collect::<Vec<_>>()).await
     }
 
-    async fn read(&mut self, tokens: &[Vec<u32>], read: &[u32]) -> Result<Vec<f32>, LogitsError> {
+    /// As [`Self::append`], with the logits behind those new tokens that `read` names, counted over all texts and ascending, `[read,
+    /// vocab]`.
+    ///
+    /// # Errors
+    /// [`LogitsError`]; the texts are then as before.
+    pub async fn append_and_read(&mut self, tokens: &[Vec<u32>], read: &[u32]) -> Result<Vec<f32>, LogitsError> {
         if read.is_empty() {
             return Ok(Vec::new());
         }

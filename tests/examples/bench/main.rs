@@ -6,6 +6,7 @@
 //!   local [tiny|medium|small|DIR]...            hops, forward and every kind of training step through two servers
 //!   wan [--key VALUES]...                       training over slow links: see `scripts/bench-wan`
 //!   idle [BATCH]                                how much of a step two servers on a core each are idle
+//!   speculation [DIR [ROUND_TRIP_MS [MBIT]]]   generation over slow links, with and without foreseen tokens
 //!   memory [tiny|medium|small|DIR] [STEPS]      the servers' memory during a long run
 //!
 //! The programs must have been built (`cargo build --release --workspace`). Absolute figures move from machine to machine.
@@ -19,6 +20,7 @@ use serde_json::Value;
 mod idle;
 mod local;
 mod memory;
+mod speculation;
 mod wan;
 
 fn main() -> anyhow::Result<()> {
@@ -29,7 +31,8 @@ fn main() -> anyhow::Result<()> {
         Some((&"wan", options)) => wan::run(options),
         Some((&"idle", options)) => idle::run(options),
         Some((&"memory", options)) => memory::run(options),
-        _ => bail!("which benchmark? local, wan, idle or memory"),
+        Some((&"speculation", options)) => speculation::run(options),
+        _ => bail!("which benchmark? local, wan, idle, memory or speculation"),
     }
 }
 

@@ -39,6 +39,38 @@ fn bad_input_is_refused_by_name_with_status_2() -> anyhow::Result<()> {
 }
 
 #[test]
+fn flags_of_generate_that_contradict_each_other_are_refused() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let model = goldens.model();
+    let peers = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj";
+    let generate = |more: &[&str]| {
+        let base = ["generate", "--peers", peers, "--prompt", "the", "--max-new-tokens", "4"];
+        anyhow::Ok(Tune::bare(&base)?.path("--model", &model).args(more))
+    };
+    refused(generate(&["--beams", "2", "--temperature", "1"])?, &["--beams", "--temperature"])?;
+    refused(generate(&["--length-penalty", "2"])?, &["--beams"])?;
+    refused(generate(&["--num-return", "2"])?, &["--num-return", "--temperature"])?;
+    refused(generate(&["--min-p", "1.5"])?, &["--min-p", "1.5"])?;
+    refused(generate(&["--repetition-penalty", "0"])?, &["--repetition-penalty"])?;
+    refused(generate(&["--stop", ""])?, &["--stop", "empty"])?;
+    refused(generate(&["--draft-model", "/nonexistent"])?, &["/nonexistent"])?;
+    // A model whose tokenizer has one token more.
+    let other = tempfile::tempdir()?;
+    for file in std::fs::read_dir(&model)? {
+        let file = file?;
+        std::fs::copy(file.path(), other.path().join(file.file_name()))?;
+    }
+    let path = other.path().join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let extra = serde_json::json!({ "id": 320, "content": "<extra>", "single_word": false, "lstrip": false,
+                                    "rstrip": false, "normalized": false, "special": true });
+    tokenizer["added_tokens"].as_array_mut().into_iter().for_each(|tokens| tokens.push(extra.clone()));
+    std::fs::write(&path, tokenizer.to_string())?;
+    refused(generate(&["--draft-model", other.path().to_str().unwrap_or_default()])?, &["--draft-model", "tokenizer"])?;
+    Ok(())
+}
+
+#[test]
 fn an_unreachable_swarm_is_an_error_that_names_the_address() -> anyhow::Result<()> {
     let goldens = Goldens::load("llama-gqa")?;
     let address = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj";

@@ -1,0 +1,70 @@
+//! Generation over slow links with and without foreseen tokens, beside what one token a round trip allows.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use petals_e2e::{LinkConfig, WideAreaSwarm};
+use serde_json::Value;
+
+use crate::{Model, number};
+
+/// Something that a text often does: it quotes, lists, or changes a few words of what it was given.
+const REPEATING: &str = "user: tell me about the sea .\nassistant: the sea is calm and wide .\nuser: tell me about the sea .\nassistant: the sea is calm and wide .\nuser: tell me about the sea .\nassistant:";
+const FRESH: &str = "user: tell me about the sea .\nassistant:";
+const TOKENS: &str = "96";
+
+pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
+    let [directory, round_trip, mbit] = match options {
+        [] => ["demo/model", "100", "100"],
+        [directory] => [*directory, "100", "100"],
+        [directory, round_trip] => [*directory, *round_trip, "100"],
+        [directory, round_trip, mbit] => [*directory, *round_trip, *mbit],
+        _ => anyhow::bail!("speculation [DIR [ROUND_TRIP_MS [MBIT]]]"),
+    };
+    let model = Model::named(directory)?;
+    let round_trip: f64 = round_trip.parse().context("the round trip is in milliseconds")?;
+    let bits_per_s = 1e6 * mbit.parse::<f64>().context("the rate is in Mbit/s")?;
+    println!("## {TOKENS} tokens of {directory}, {round_trip} ms round trip between any two hosts, {mbit} Mbit/s\n");
+    println!(
+        "| servers | prompt | foreseen by | steps | right of foreseen | first token s | tokens/s | bound without | of it |"
+    );
+    println!("|---:|---|---|---:|---:|---:|---:|---:|---:|");
+    for servers in [1, 2] {
+        let access = LinkConfig::between_hosts(Duration::from_secs_f64(round_trip / 1e3), bits_per_s);
+        let spans = model.spans(servers)?;
+        let spans: Vec<&str> = spans.iter().map(String::as_str).collect();
+        let swarm = WideAreaSwarm::start(model.directory(), &spans, access, &[])?;
+        // A step goes out to each server and back, unless servers pass rows on.
+        let bound = 1e3 / (round_trip * servers as f64);
+        for (name, prompt) in [("repeats", REPEATING), ("fresh", FRESH)] {
+            let mut plain = None;
+            for way in ["nobody", "lookup", "the model itself"] {
+                let event = generate(&swarm, model.directory(), prompt, way)?;
+                let tokens = event["token_ids"].clone();
+                let plain = plain.get_or_insert_with(|| tokens.clone());
+                anyhow::ensure!(tokens == *plain, "{way} changed the text");
+                let rate = number(&event, "tokens_per_s")?;
+                println!(
+                    "| {servers} | {name} | {way} | {} | {} of {} | {:.2} | {rate:.1} | {bound:.1} | {:.0} % |",
+                    event["steps"],
+                    event["accepted"],
+                    event["drafted"],
+                    number(&event, "time_to_first_token_s")?,
+                    100.0 * rate / bound,
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn generate(swarm: &WideAreaSwarm, model: &Path, prompt: &str, way: &str) -> anyhow::Result<Value> {
+    let tune = swarm.tune("generate", model)?.args(&["--prompt", prompt, "--max-new-tokens", TOKENS]);
+    let tune = match way {
+        "nobody" => tune.args(&["--no-lookup"]),
+        "lookup" => tune,
+        _ => tune.args(&["--no-lookup"]).path("--draft-model", model),
+    };
+    tune.events()?.into_iter().find(|event| event["event"] == "generated").context("no text")
+}
