@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use petals_client::{AdaptedModel, Adapter, RelayMode, RemoteModel, SequenceConfig, TextSession};
-use petals_e2e::{Goldens, LocalSwarm, assert_close};
+use anyhow::Context;
+use petals_client::{
+    AdaptedModel, Adapter, ClientNetwork, Dtype, ModelFiles, RelayMode, RemoteModel, SequenceConfig, TextSession,
+};
+use petals_e2e::{Goldens, LocalSwarm, ProcessSwarm, assert_close};
 use petals_node::ExecutorConfig;
 
 const MODES: [&str; 4] = ["bare", "ptune", "replace", "add"];
@@ -208,6 +211,57 @@ async fn a_server_lost_at_any_token_changes_no_token() -> anyhow::Result<()> {
                 None => expected = Some(texts),
                 Some(expected) => assert_eq!(&texts, expected, "{mode}, {relay}: lost at {lost_at:?}"),
             }
+        }
+    }
+    Ok(())
+}
+
+/// Processes that are killed, fall silent for good, and are asked to leave, each with a replacement at hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_that_die_fall_silent_or_leave_change_no_token() -> anyhow::Result<()> {
+    const TOKENS: usize = 40;
+    let goldens = Goldens::load("llama-gqa")?;
+    let mut swarm = ProcessSwarm::start(&goldens.model(), &["0..2", "2..4"])?;
+    let files = ModelFiles::open(&goldens.model(), None, Dtype::F32)?;
+    let network = ClientNetwork { peers: vec![swarm.bootstrap.address.clone()], ..ClientNetwork::default() };
+    let (events, _seen) = tokio::sync::mpsc::channel(16);
+    let (sequence, client) = files.connect(&network, SequenceConfig::default(), events).await?;
+    let tables = Adapter::load(&goldens.path("init-add"), &files.adapted)?.tables;
+    let model =
+        RemoteModel { sequence: Arc::new(sequence), local: files.local.clone(), tables: Some(Arc::new(tables)) };
+    let mut expected: Vec<u32> = Vec::new();
+    for fates in [vec![], vec![(6, "KILL", 0), (14, "TERM", 1), (22, "STOP", 0), (30, "KILL", 1)]] {
+        let mut session = TextSession::new(model.clone(), 1, 64);
+        let (mut new, mut tokens) = (text(3, 6), Vec::new());
+        for token in 0..TOKENS {
+            if let Some((_, signal, which)) = fates.iter().find(|(at, ..)| *at == token) {
+                let hops: Vec<_> = session.timings().iter().map(|(hop, _)| *hop).collect();
+                let hop = hops.get(*which).or(hops.last()).context("no hops")?;
+                let address = format!("/p2p/{}", hop.peer);
+                let victim = swarm.servers.iter().position(|server| server.address.ends_with(&address));
+                let victim = victim.context("an unknown server")?;
+                let span = swarm.servers[victim].ready["blocks"].as_str().context("no blocks")?.to_owned();
+                let mut replacement = swarm.spawn_server(&["--blocks", &span])?;
+                replacement.ready = replacement.event("ready")?;
+                let peer = replacement.address.rsplit('/').next().unwrap_or_default().to_owned();
+                let known = async || {
+                    let found = client.lookup(&files.adapted.id, files.blocks).await.unwrap_or_default();
+                    found.iter().any(|entry| entry.peer.to_string() == peer)
+                };
+                while !known().await {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                swarm.servers[victim].signal(signal)?;
+                swarm.servers.push(replacement);
+            }
+            let logits = session.append(&[new]).await?;
+            tokens.push(greedy(&logits));
+            new = vec![greedy(&logits)];
+        }
+        if fates.is_empty() {
+            expected = tokens;
+        } else {
+            assert_eq!(tokens, expected);
         }
     }
     Ok(())
