@@ -9,17 +9,19 @@ use serde_json::Value;
 
 use crate::{Model, number};
 
-/// Something that a text often does: it quotes, lists, or changes a few words of what it was given.
-const REPEATING: &str = "user: tell me about the sea .\nassistant: the sea is calm and wide .\nuser: tell me about the sea .\nassistant: the sea is calm and wide .\nuser: tell me about the sea .\nassistant:";
-const FRESH: &str = "user: tell me about the sea .\nassistant:";
+/// A text that says things twice, as quotes, lists and edited texts do.
+const REPEATING: &str = "Q: Where is the barrel? A: The barrel is in the yard. Q: Is the shark grey? A: Yes, the shark is grey. \
+                         Q: Where is the barrel? A: The barrel is in the yard. Q: Is the shark grey? A: Yes, the shark is grey. \
+                         Q: Where is the barrel? A:";
+const FRESH: &str = "Q: Where is the barrel? A:";
 const TOKENS: &str = "96";
 
 pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     let [directory, round_trip, mbit] = match options {
         [] => ["demo/model", "100", "100"],
-        [directory] => [directory, "100", "100"],
-        [directory, round_trip] => [directory, round_trip, "100"],
-        [directory, round_trip, mbit] => [directory, round_trip, mbit],
+        &[directory] => [directory, "100", "100"],
+        &[directory, round_trip] => [directory, round_trip, "100"],
+        &[directory, round_trip, mbit] => [directory, round_trip, mbit],
         _ => anyhow::bail!("speculation [DIR [ROUND_TRIP_MS [MBIT]]]"),
     };
     let model = Model::named(directory)?;
