@@ -9,11 +9,17 @@ use petals_client::{BeamConfig, EarlyStopping, Sampling, Speculation};
 use super::SwarmArgs;
 use super::values::{at_least, not_empty, not_negative_f32, part, positive_f32, probability, signed_f32};
 
+const EXAMPLES: &str = "\
+Examples:
+  petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'Once upon a time' --max-new-tokens 200 \\
+      --temperature 0.8 --top-p 0.95 --stop 'The End' -v
+  petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'The capital of France is' --max-new-tokens 8 --beams 4
+  petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'def quicksort(' --max-new-tokens 200 \\
+      --draft-model ./Llama-3.2-1B";
+
 /// Arguments of `generate`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Example:\n  petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'Once upon a time' --max-new-tokens 200 \\\n      --temperature 0.8 --top-p 0.95 --stop 'The End' -v"
-)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) swarm: SwarmArgs,

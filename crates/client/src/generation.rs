@@ -237,12 +237,12 @@ impl Generator {
             let (most, prefill) = (end - text.len() - 1, text.len() == prompt);
             let draft = self.drafter.draft(&text, most, config.speculation, prefill, &sampler).await;
             let began = Instant::now();
-            let rows = self.step(&text, &draft).await?;
+            let logits = self.step(&text, &draft).await?;
             generation.steps += 1;
             generation.drafted += draft.len();
             generation.add(self.session.timings());
             let seen = text.len();
-            let accepted = extend(&mut text, end, &rows, &draft, &mut sampler, &config.stop_tokens);
+            let accepted = extend(&mut text, end, &logits, &draft, &mut sampler, &config.stop_tokens);
             generation.accepted += accepted;
             self.drafter.learn(&text[seen..], (!prefill).then(|| began.elapsed()));
             self.keep(&text[..text.len() - 1]);
@@ -276,15 +276,14 @@ impl Generator {
     }
 
     /// Sends what the session lacks of `text`, and `draft` behind it. Returns the logits behind the text and behind each token of the
-    /// draft.
-    async fn step(&mut self, text: &[u32], draft: &[u32]) -> Result<Vec<Vec<f32>>, LogitsError> {
+    /// draft, `[1 + draft, vocab]`.
+    async fn step(&mut self, text: &[u32], draft: &[u32]) -> Result<Vec<f32>, LogitsError> {
         let missing = &text[self.tokens.len()..];
         let new = [missing, draft].concat();
         let read: Vec<u32> = (missing.len() as u32 - 1..new.len() as u32).collect();
-        let logits = self.session.append_and_read(&[new.clone()], &read).await?;
+        let logits = self.session.append_and_read(std::slice::from_ref(&new), &read).await?;
         self.tokens.extend(new);
-        let vocabulary = logits.len() / read.len();
-        Ok(logits.chunks_exact(vocabulary.max(1)).map(<[f32]>::to_vec).collect())
+        Ok(logits)
     }
 }
 
@@ -292,13 +291,14 @@ impl Generator {
 fn extend(
     text: &mut Vec<u32>,
     end: usize,
-    rows: &[Vec<f32>],
+    logits: &[f32],
     draft: &[u32],
     sampler: &mut Sampler,
     stop: &[u32],
 ) -> usize {
+    let vocabulary = (logits.len() / (draft.len() + 1)).max(1);
     let mut accepted = 0;
-    for (number, logits) in rows.iter().enumerate() {
+    for (number, logits) in logits.chunks_exact(vocabulary).enumerate() {
         let Some(token) = sampler.choose(logits, text) else { break };
         text.push(token);
         let foreseen = draft.get(number) == Some(&token);

@@ -9,20 +9,23 @@ use serde_json::Value;
 
 use crate::{Model, number};
 
-/// Something that a text often does: it quotes, lists, or changes a few words of what it was given.
-const REPEATING: &str = "user: tell me about the sea .\nassistant: the sea is calm and wide .\nuser: tell me about the sea .\nassistant: the sea is calm and wide .\nuser: tell me about the sea .\nassistant:";
-const FRESH: &str = "user: tell me about the sea .\nassistant:";
+/// A text that says things twice, as quotes, lists and edited texts do.
+const REPEATING: &str = "Q: Where is the barrel? A: The barrel is in the yard. Q: Is the shark grey? A: Yes, the shark is grey. \
+                         Q: Where is the barrel? A: The barrel is in the yard. Q: Is the shark grey? A: Yes, the shark is grey. \
+                         Q: Where is the barrel? A:";
+const SHORT: &str = "Q: Where is the barrel? A:";
 const TOKENS: &str = "96";
 
 pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     let [directory, round_trip, mbit] = match options {
         [] => ["demo/model", "100", "100"],
-        [directory] => [*directory, "100", "100"],
-        [directory, round_trip] => [*directory, *round_trip, "100"],
-        [directory, round_trip, mbit] => [*directory, *round_trip, *mbit],
+        &[directory] => [directory, "100", "100"],
+        &[directory, round_trip] => [directory, round_trip, "100"],
+        &[directory, round_trip, mbit] => [directory, round_trip, mbit],
         _ => anyhow::bail!("speculation [DIR [ROUND_TRIP_MS [MBIT]]]"),
     };
-    let model = Model::named(directory)?;
+    let endless = endless(Path::new(directory))?;
+    let model = Model { directory: endless.path().to_owned(), _random: Some(endless) };
     let round_trip: f64 = round_trip.parse().context("the round trip is in milliseconds")?;
     let bits_per_s = 1e6 * mbit.parse::<f64>().context("the rate is in Mbit/s")?;
     println!("## {TOKENS} tokens of {directory}, {round_trip} ms round trip between any two hosts, {mbit} Mbit/s\n");
@@ -37,7 +40,7 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
         let swarm = WideAreaSwarm::start(model.directory(), &spans, access, &[])?;
         // A step goes out to each server and back, unless servers pass rows on.
         let bound = 1e3 / (round_trip * servers as f64);
-        for (name, prompt) in [("repeats", REPEATING), ("fresh", FRESH)] {
+        for (name, prompt) in [("repeats", REPEATING), ("one question", SHORT)] {
             let mut plain = None;
             for way in ["nobody", "lookup", "the model itself"] {
                 let event = generate(&swarm, model.directory(), prompt, way)?;
@@ -57,6 +60,23 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A copy of a model that names no token which ends a text, so that all texts are of one length.
+fn endless(directory: &Path) -> anyhow::Result<tempfile::TempDir> {
+    let copy = tempfile::tempdir()?;
+    for file in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
+        let file = file?;
+        let name = file.file_name();
+        if name == "config.json" {
+            let mut config: Value = serde_json::from_slice(&std::fs::read(file.path())?)?;
+            config.as_object_mut().and_then(|config| config.remove("eos_token_id"));
+            std::fs::write(copy.path().join(name), config.to_string())?;
+        } else if name != "generation_config.json" && name != "tokenizer_config.json" {
+            std::fs::copy(file.path(), copy.path().join(name))?;
+        }
+    }
+    Ok(copy)
 }
 
 fn generate(swarm: &WideAreaSwarm, model: &Path, prompt: &str, way: &str) -> anyhow::Result<Value> {

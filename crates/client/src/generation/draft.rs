@@ -124,7 +124,7 @@ impl ModelDrafter {
             return Some((count, speed));
         }
         self.idle += 1;
-        (self.idle % TRY_AGAIN == 0).then_some((1, f64::INFINITY))
+        self.idle.is_multiple_of(TRY_AGAIN).then_some((1, f64::INFINITY))
     }
 
     async fn draft(&mut self, text: &[u32], count: usize, sampler: Sampler) -> Vec<u32> {
