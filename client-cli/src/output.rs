@@ -11,10 +11,12 @@ use crate::error::CliError;
 use crate::terminal;
 
 mod bench;
+mod chat;
 mod explain;
 mod swarm;
 
 pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
+pub(crate) use chat::{Answered, Notice, Serving};
 pub(crate) use explain::{Considered, TrainingRoute};
 pub(crate) use swarm::{
     Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
