@@ -5,10 +5,8 @@ use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
 mod special;
-mod stream;
 
 use special::EndTokens;
-pub(crate) use stream::TextStream;
 
 /// Why text did not become tokens, or tokens text.
 #[derive(Debug, thiserror::Error)]

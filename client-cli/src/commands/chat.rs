@@ -28,7 +28,6 @@ const HELP: &str = "\
 Ctrl-C stops an answer; twice leaves.";
 
 pub(crate) async fn run(args: ChatArgs, output: Output) -> Result<(), CliError> {
-    let mut interrupts = Interrupts::install()?;
     let files = session::open(&args.swarm)?;
     let tokenizer = Arc::new(TextTokenizer::load(&args.swarm.model)?);
     let template = ChatTemplate::load(&args.swarm.model, args.chat_template.as_deref()).map_err(CliError::input)?;
@@ -37,6 +36,7 @@ pub(crate) async fn run(args: ChatArgs, output: Output) -> Result<(), CliError> 
         adapters.push((name.clone(), Arc::new(session::adapter(&files, directory)?.tables)));
     }
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
+    let mut interrupts = Interrupts::install()?;
     let model = RemoteModel { sequence: sequence.clone(), local: files.local.clone(), tables: None };
     let limits = Limits { positions: files.config.max_position_embeddings, answer: args.max_new_tokens };
     let mut talk = Talk::new(model, tokenizer, template, args.sampling(), limits);

@@ -25,7 +25,6 @@ const GRACE: Duration = Duration::from_secs(10);
 const EXPIRY: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError> {
-    let stop = StopSignal::install()?;
     let files = session::open(&args.swarm)?;
     let tokenizer = Arc::new(TextTokenizer::load(&args.swarm.model)?);
     let template = match ChatTemplate::load(&args.swarm.model, args.chat_template.as_deref()) {
@@ -45,6 +44,7 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
+    let stop = StopSignal::install()?;
 
     let ServeLimits { concurrent, queue, queue_timeout, idle_sessions, idle_timeout, .. } = args.limits;
     let model = RemoteModel { sequence: sequence.clone(), local: files.local.clone(), tables: None };

@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use petals_client::{Finish, Generation, GenerationConfig, GenerationError, Generator, RemoteModel, Sampling};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -12,6 +13,9 @@ use super::metrics::{Metrics, Now};
 use super::models::ServedModel;
 use super::{Gate, Pool};
 use crate::text::{TextStream, TextTokenizer};
+
+/// A text that waits so long for its first token makes finished ones give way, one after another.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs texts through the swarm, and keeps them for what follows.
 #[derive(Debug)]
@@ -121,21 +125,44 @@ impl Engine {
     }
 
     async fn run(&self, job: Job, sender: &mpsc::Sender<(usize, Progress)>, _permit: Arc<OwnedSemaphorePermit>) {
-        let number = job.number;
+        let (number, model) = (job.number, job.model.clone());
+        let waiting = AtomicBool::new(true);
         let outcome = tokio::select! {
             biased;
             // Nobody reads it any more: the generator is dropped half-way, and its session ends.
-            () = sender.closed() => return,
-            outcome = self.generate(job, sender) => outcome,
+            () = sender.closed() => {
+                self.metrics.text(&model.name, "cancelled");
+                return;
+            }
+            outcome = self.generate(job, sender, &waiting) => outcome,
+            // Never ends.
+            () = self.make_room(&waiting) => return,
         };
-        let last = match outcome {
-            Ok(done) => Progress::Done(done),
-            Err(error) => Progress::Failed(ApiError::of_generation(error)),
+        let (last, how) = match outcome {
+            Ok(done) => (Progress::Done(done), done.finish),
+            Err(error) => (Progress::Failed(ApiError::of_generation(error)), "failed"),
         };
+        self.metrics.text(&model.name, how);
         let _ = sender.try_send((number, last));
     }
 
-    async fn generate(&self, job: Job, sender: &mpsc::Sender<(usize, Progress)>) -> Result<Done, GenerationError> {
+    /// Gives up finished texts, the oldest first, while a text waits for its first token: they may be what it waits for, since a
+    /// server grants each client so much memory.
+    async fn make_room(&self, waiting: &AtomicBool) {
+        loop {
+            tokio::time::sleep(PATIENCE).await;
+            if waiting.load(Ordering::Relaxed) {
+                self.pool.give_up_oldest();
+            }
+        }
+    }
+
+    async fn generate(
+        &self,
+        job: Job,
+        sender: &mpsc::Sender<(usize, Progress)>,
+        waiting: &AtomicBool,
+    ) -> Result<Done, GenerationError> {
         let model = &job.model;
         let needed = job.prompt.len() + job.max_new_tokens;
         let mut generator = self.pool.take(&model.name, &job.prompt, needed).unwrap_or_else(|| {
@@ -157,6 +184,7 @@ impl Engine {
             }
         };
         let generation = generator.generate(&job.prompt, &config, |tokens| {
+            waiting.store(false, Ordering::Relaxed);
             match last_token.replace(Instant::now()) {
                 None => self.metrics.first_token(&model.name, job.arrived.elapsed()),
                 Some(before) => self.metrics.tokens(&model.name, tokens.len(), before.elapsed()),

@@ -3,21 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, VARY, X_CONTENT_TYPE_OPTIONS,
+    AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 
 use super::App;
 use super::error::ApiError;
 
 /// Longest time that a request's body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes beyond the limit that are read before the connection is cut.
+const EXCESS: usize = 16 << 20;
 
 /// The rules.
 #[derive(Debug)]
@@ -126,14 +129,24 @@ pub(super) async fn body(app: &App, request: Request) -> Result<Bytes, ApiError>
     if !json.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
         return Err(ApiError::not_json());
     }
-    if header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok()).is_some_and(|length| length > limit as u64)
-    {
-        return Err(ApiError::too_large(limit));
-    }
-    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, limit)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        // It says no more than that; what else can be wrong is that the client left, who reads no answer.
-        Ok(Err(_)) => Err(ApiError::too_large(limit)),
+    match tokio::time::timeout(BODY_TIMEOUT, collect(body, limit)).await {
+        Ok(bytes) => bytes,
         Err(_) => Err(ApiError::too_slow()),
     }
+}
+
+/// A body of at most `limit` bytes. Somewhat more is read and dropped, so that who sends it gets to read why it is refused.
+async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let (mut bytes, mut total) = (Vec::new(), 0_usize);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| ApiError::invalid("the request was cut off"))?;
+        total = total.saturating_add(chunk.len());
+        if total <= limit {
+            bytes.extend_from_slice(&chunk);
+        } else if total > limit.saturating_add(EXCESS) {
+            break;
+        }
+    }
+    if total > limit { Err(ApiError::too_large(limit)) } else { Ok(Bytes::from(bytes)) }
 }

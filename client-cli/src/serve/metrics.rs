@@ -34,6 +34,8 @@ pub(super) struct Now {
 struct Figures {
     /// By model, endpoint and status.
     requests: BTreeMap<(String, &'static str, u16), u64>,
+    /// By model and how they ended.
+    texts: BTreeMap<(String, &'static str), u64>,
     models: BTreeMap<String, OfModel>,
     /// By peer and blocks, with the number of the generation that used it last.
     hops: BTreeMap<(String, String), OfHop>,
@@ -94,6 +96,11 @@ impl Metrics {
         *self.lock().requests.entry((model.to_owned(), endpoint, status)).or_default() += 1;
     }
 
+    /// A text ended: `stop`, `length`, `cancelled` or `failed`.
+    pub(super) fn text(&self, model: &str, how: &'static str) {
+        *self.lock().texts.entry((model.to_owned(), how)).or_default() += 1;
+    }
+
     /// The first tokens of a text came after `time`.
     pub(super) fn first_token(&self, model: &str, time: Duration) {
         self.lock().model(model).first_token.observe(&SECONDS, time.as_secs_f64(), 1);
@@ -147,6 +154,10 @@ impl Metrics {
         for ((model, endpoint, status), count) in &figures.requests {
             let (model, name) = (escape(model), "petals_requests_total");
             let _ = writeln!(text, "{name}{{model=\"{model}\",endpoint=\"{endpoint}\",status=\"{status}\"}} {count}");
+        }
+        head(&mut text, "petals_texts_total", "counter", "Texts by model and how they ended.");
+        for ((model, how), count) in &figures.texts {
+            let _ = writeln!(text, "petals_texts_total{{model=\"{}\",finish=\"{how}\"}} {count}", escape(model));
         }
         figures.write_models(&mut text);
         figures.write_hops(&mut text);
@@ -253,4 +264,40 @@ fn head(text: &mut String, name: &str, kind: &str, help: &str) {
 /// A label's value. Only names that are served get here.
 fn escape(label: &str) -> String {
     label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_written_as_prometheus_reads_them() {
+        let metrics = Metrics::default();
+        metrics.request("m:\"a\"", "chat", 200);
+        metrics.text("m", "stop");
+        metrics.first_token("m", Duration::from_millis(30));
+        metrics.tokens("m", 4, Duration::from_millis(400));
+        metrics.tokens("m", 0, Duration::from_millis(400));
+        let text = metrics.render(Now { active: 2, waiting: 3, idle: 4 });
+        for line in [
+            "petals_active_texts 2",
+            "petals_queued_requests 3",
+            "petals_idle_sessions 4",
+            "petals_requests_total{model=\"m:\\\"a\\\"\",endpoint=\"chat\",status=\"200\"} 1",
+            "petals_texts_total{model=\"m\",finish=\"stop\"} 1",
+            "petals_time_to_first_token_seconds_bucket{model=\"m\",le=\"0.02\"} 0",
+            "petals_time_to_first_token_seconds_bucket{model=\"m\",le=\"0.05\"} 1",
+            "petals_time_to_first_token_seconds_bucket{model=\"m\",le=\"+Inf\"} 1",
+            "petals_time_per_token_seconds_bucket{model=\"m\",le=\"0.1\"} 4",
+            "petals_time_per_token_seconds_count{model=\"m\"} 4",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in:\n{text}");
+        }
+        // Every figure has a help and a type, once.
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let base = name.trim_end_matches("_bucket").trim_end_matches("_sum").trim_end_matches("_count");
+            assert_eq!(text.matches(&format!("# TYPE {base} ")).count(), 1, "{name}");
+        }
+    }
 }

@@ -48,9 +48,13 @@ impl<G> Pool<G> {
         let mut idle = self.lock();
         idle.push(Idle { model: model.to_owned(), tokens: text, room, since: Instant::now(), generator });
         while idle.len() > self.most {
-            let oldest = idle.iter().enumerate().min_by_key(|(_, idle)| idle.since).map(|(at, _)| at);
-            oldest.map(|at| idle.swap_remove(at));
+            remove_oldest(&mut idle);
         }
+    }
+
+    /// Drops the oldest.
+    pub(super) fn give_up_oldest(&self) {
+        remove_oldest(&mut self.lock());
     }
 
     /// Drops what has been idle for too long.
@@ -71,5 +75,67 @@ impl<G> Pool<G> {
     fn lock(&self) -> MutexGuard<'_, Vec<Idle<G>>> {
         // Nothing panics while it is locked; and if, the list is whole.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove_oldest<G>(idle: &mut Vec<Idle<G>>) {
+    let oldest = idle.iter().enumerate().min_by_key(|(_, idle)| idle.since).map(|(at, _)| at);
+    oldest.map(|at| idle.swap_remove(at));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(most: usize) -> Pool<&'static str> {
+        Pool::new(most, Duration::from_secs(60))
+    }
+
+    #[test]
+    fn the_longest_common_beginning_is_gone_on_from() {
+        let pool = pool(8);
+        pool.put("m", vec![1, 2, 3, 4], 100, "short");
+        pool.put("m", vec![1, 2, 3, 4, 5, 6], 100, "long");
+        pool.put("m:a", vec![1, 2, 3, 4, 5, 6, 7], 100, "of an adapter");
+        assert_eq!(pool.take("m", &[1, 2, 3, 4, 5, 6, 7, 8], 50), Some("long"));
+        assert_eq!(pool.take("m", &[1, 2, 3, 4, 5, 6, 7, 8], 50), Some("short"));
+        assert_eq!(pool.take("m", &[1, 2, 3, 4, 5, 6, 7, 8], 50), None);
+        assert_eq!(pool.len(), 1);
+    }
+
+    #[test]
+    fn another_conversation_with_the_same_beginning_is_left_alone() {
+        let pool = pool(8);
+        pool.put("m", vec![1, 2, 3, 4, 5, 6, 7, 8], 100, "other");
+        assert_eq!(pool.take("m", &[1, 2, 9, 9, 9], 50), None);
+        assert_eq!(pool.take("m", &[9], 50), None);
+        // The same prompt again has all that it needs there.
+        assert_eq!(pool.take("m", &[1, 2, 9], 50), Some("other"));
+    }
+
+    #[test]
+    fn what_a_text_outgrew_is_dropped() {
+        let pool = pool(8);
+        pool.put("m", vec![1, 2], 10, "small");
+        assert_eq!(pool.take("m", &[1, 2, 3], 11), None);
+        assert_eq!(pool.len(), 0);
+    }
+
+    #[test]
+    fn only_so_many_are_kept_and_only_for_so_long() {
+        let pool = pool(2);
+        for (token, name) in [(1, "a"), (2, "b"), (3, "c")] {
+            pool.put("m", vec![token], 10, name);
+        }
+        assert_eq!((pool.len(), pool.take("m", &[1], 2)), (2, None));
+        pool.give_up_oldest();
+        assert_eq!((pool.take("m", &[2], 2), pool.take("m", &[3], 2)), (None, Some("c")));
+        let short = Pool::new(2, Duration::ZERO);
+        short.put("m", vec![1], 10, "a");
+        short.expire();
+        assert_eq!(short.len(), 0);
+        let none = Pool::new(0, Duration::from_secs(60));
+        none.put("m", vec![1], 10, "a");
+        assert_eq!(none.len(), 0);
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Reply {
     done: Vec<Done>,
     /// Events that are ready to be sent.
     ready: String,
+    /// Whether the last event is among them, or sent.
+    over: bool,
 }
 
 impl Reply {
@@ -57,8 +59,8 @@ impl Reply {
         let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
         let id = format!("{prefix}-{:032x}", rand::random::<u128>());
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        let (done, ready) = (Vec::new(), String::new());
-        Self { kind, model, id, created, texts, prompt_tokens, include_usage: false, receiver, done, ready }
+        let (done, ready, over) = (Vec::new(), String::new(), false);
+        Self { kind, model, id, created, texts, prompt_tokens, include_usage: false, receiver, done, ready, over }
     }
 
     /// The whole answer, once all of its texts are complete.
@@ -125,7 +127,7 @@ impl Reply {
     /// The next events; nothing behind the last one.
     async fn next(&mut self) -> Option<String> {
         while self.ready.is_empty() {
-            if self.receiver.is_closed() && self.receiver.is_empty() {
+            if self.over {
                 return None;
             }
             match tokio::time::timeout(SIGN_OF_LIFE, self.receiver.recv()).await {
@@ -167,8 +169,9 @@ impl Reply {
 
     fn end(&mut self) {
         self.ready.push_str("data: [DONE]\n\n");
+        self.over = true;
+        // What else is under way ends.
         self.receiver.close();
-        while self.receiver.try_recv().is_ok() {}
     }
 
     fn choice(&mut self, number: usize, mut choice: Value, finish: Value) {
