@@ -48,7 +48,7 @@ pub(crate) enum Command {
     /// Measure an adapter's loss, and for seq-cls its accuracy, on a data file.
     Eval(EvalArgs),
     /// Continue a prompt, with or without an adapter.
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     /// Talk to the model, with or without an adapter.
     Chat(Box<ChatArgs>),
     /// Serve the model and its adapters to OpenAI clients, with a chat page for browsers.

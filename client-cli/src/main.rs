@@ -23,7 +23,7 @@ mod text;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     terminal::init_logging(cli.verbose);
-    match run(cli.command, Output::new(cli.json)) {
+    match run(cli.command, Output::new(cli.json).with_details(cli.verbose > 0)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             terminal::around_bars(|| eprintln!("error: {error}"));
@@ -39,7 +39,7 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
         match command {
             Command::Train(args) => commands::train::run(*args, output).await,
             Command::Eval(args) => commands::eval::run(args, output).await,
-            Command::Generate(args) => commands::generate::run(args, output).await,
+            Command::Generate(args) => commands::generate::run(*args, output).await,
             Command::Chat(args) => commands::chat::run(*args, output).await,
             Command::Serve(args) => commands::serve::run(*args, output).await,
             Command::Route(args) => commands::route::run(args, output).await,

@@ -13,11 +13,13 @@ use crate::terminal;
 mod bench;
 mod chat;
 mod explain;
+mod generated;
 mod swarm;
 
 pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
 pub(crate) use chat::{Answered, Notice, Serving};
 pub(crate) use explain::{Considered, TrainingRoute};
+pub(crate) use generated::{Course, Generated};
 pub(crate) use swarm::{
     Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
 };
@@ -32,6 +34,7 @@ pub(crate) trait Event: Display + Serialize {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     json: bool,
+    details: bool,
 }
 
 #[derive(Serialize)]
@@ -44,7 +47,17 @@ struct Tagged<'a, E> {
 impl Output {
     /// Output for people, or with `json` for scripts.
     pub(crate) fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, details: false }
+    }
+
+    /// With `details` that people who ask for more want to see.
+    pub(crate) fn with_details(self, details: bool) -> Self {
+        Self { details, ..self }
+    }
+
+    /// Whether people want to see more than results.
+    pub(crate) fn has_details(self) -> bool {
+        self.details
     }
 
     /// Whether scripts read this.
@@ -130,15 +143,6 @@ pub(crate) struct Done {
     pub(crate) adapter: PathBuf,
 }
 
-/// A generated text.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Generated {
-    /// The new text, without the prompt.
-    pub(crate) text: String,
-    /// Its tokens.
-    pub(crate) token_ids: Vec<u32>,
-}
-
 /// Logits were written.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct LogitsWritten {
@@ -170,10 +174,6 @@ impl Event for Waiting {
 
 impl Event for Done {
     const NAME: &'static str = "done";
-}
-
-impl Event for Generated {
-    const NAME: &'static str = "generated";
 }
 
 impl Event for LogitsWritten {
@@ -218,12 +218,6 @@ impl Display for Done {
     }
 }
 
-impl Display for Generated {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 impl Display for LogitsWritten {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "logits {:?} written to {}", self.shape, self.out.display())
@@ -247,8 +241,6 @@ mod tests {
         assert_eq!(json.line(&eval(None)).unwrap(), r#"{"event":"eval","step":3,"loss":0.5}"#);
         let done = Done { adapter: "out".into() };
         assert_eq!(json.line(&done).unwrap(), r#"{"event":"done","adapter":"out"}"#);
-        let generated = Generated { text: "a\n".into(), token_ids: vec![1, 2] };
-        assert_eq!(json.line(&generated).unwrap(), r#"{"event":"generated","text":"a\n","token_ids":[1,2]}"#);
     }
 
     #[test]

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
 mod special;
+mod stop;
+mod stream;
 
 use special::EndTokens;
+pub(crate) use stream::TextStream;
 
 /// Why text did not become tokens, or tokens text.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,11 @@ impl TextTokenizer {
     /// [`TextError::Decode`].
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
         self.tokenizer.decode(tokens, true).map_err(TextError::Decode)
+    }
+
+    /// Whether the same texts are the same tokens, as far as the lists of tokens say.
+    pub(crate) fn has_vocabulary_of(&self, other: &Self) -> bool {
+        self.tokenizer.get_vocab(true) == other.tokenizer.get_vocab(true)
     }
 
     /// The token that `--append-eos` appends.

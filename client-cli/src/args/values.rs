@@ -34,6 +34,27 @@ pub(super) fn probability(text: &str) -> Result<f32, String> {
     if number > 0.0 && number <= 1.0 { Ok(number) } else { Err("must be above 0 and at most 1".to_owned()) }
 }
 
+/// A part of a whole, in single precision.
+pub(super) fn part(text: &str) -> Result<f32, String> {
+    rate(text).map(|rate| rate as f32)
+}
+
+/// A finite number above 0, in single precision.
+pub(super) fn positive_f32(text: &str) -> Result<f32, String> {
+    not_negative_f32(text).and_then(|number| if number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) })
+}
+
+/// A finite number, in single precision.
+pub(super) fn signed_f32(text: &str) -> Result<f32, String> {
+    let number = text.parse::<f32>().map_err(|_| "not a number".to_owned())?;
+    if number.is_finite() { Ok(number) } else { Err("must be finite".to_owned()) }
+}
+
+/// A text of at least one character.
+pub(super) fn not_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
 /// A time such as `500ms`, `30s`, `10m` or `2h`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -140,6 +161,10 @@ mod tests {
         assert!(["-1", "nan", "inf", "x"].iter().all(|text| not_negative(text).is_err()));
         assert!(probability("1").is_ok() && probability("0").is_err() && probability("1.01").is_err());
         assert!(not_negative_f32("1e300").is_err());
+        assert!(part("0").is_ok() && part("1.5").is_err());
+        assert!(positive_f32("1.3").is_ok() && ["0", "-1", "inf"].iter().all(|text| positive_f32(text).is_err()));
+        assert!(signed_f32("-0.5").is_ok() && signed_f32("nan").is_err());
+        assert!(not_empty("").is_err());
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Engine {
             stop_tokens: self.tokenizer.stop_tokens().to_vec(),
             ..GenerationConfig::default()
         };
-        let mut text = TextStream::new(&self.tokenizer, &job.stop);
+        let mut text = TextStream::new(&self.tokenizer, job.stop.clone());
         let mut last_token: Option<Instant> = None;
         let send = |piece: String| {
             if !piece.is_empty() {
@@ -189,19 +189,21 @@ impl Engine {
                 None => self.metrics.first_token(&model.name, job.arrived.elapsed()),
                 Some(before) => self.metrics.tokens(&model.name, tokens.len(), before.elapsed()),
             }
-            send(text.push(tokens));
-            if text.stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            // What the tokenizer cannot decode is left out: it has decoded every token of its own so far.
+            send(text.push(tokens).unwrap_or_default());
+            if text.has_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         let generation = generation.await?;
-        send(text.finish());
+        send(text.finish().unwrap_or_default());
         self.metrics.generation(&model.name, job.prompt.len(), &generation);
         let Generation { tokens, finish, reused, .. } = generation;
-        let finish = if finish == Finish::Length { "length" } else { "stop" };
-        let done = Done { finish, tokens: tokens.len(), reused };
-        let mut text = job.prompt.to_vec();
-        text.extend(tokens);
+        let cut_off = finish == Finish::Length && !text.has_stopped();
+        // Tokens behind a stop string, which may come with it in one step, do not count.
+        let done = Done { finish: if cut_off { "length" } else { "stop" }, tokens: text.tokens().len(), reused };
+        let mut whole = job.prompt.to_vec();
+        whole.extend(tokens);
         let room = generator.max_tokens();
-        self.pool.put(&model.name, text, room, generator);
+        self.pool.put(&model.name, whole, room, generator);
         Ok(done)
     }
 }

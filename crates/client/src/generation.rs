@@ -13,9 +13,14 @@ use crate::sequence::HopTiming;
 use crate::text_session::TextSession;
 use draft::Drafter;
 
+mod beam;
 mod draft;
+mod draft_model;
 mod lookup;
 mod pace;
+
+pub use beam::{BeamConfig, EarlyStopping, beam_search};
+pub use draft_model::DraftModel;
 
 /// How a text is continued.
 #[derive(Debug, Clone, PartialEq)]
@@ -188,8 +193,14 @@ impl Generator {
     /// A generator of texts of at most `max_tokens` tokens, prompt included; servers hold memory for as many. The model's limit
     /// (`max_position_embeddings` less the prefix of the prompt tables) is the caller's to keep.
     pub fn new(model: RemoteModel, max_tokens: usize) -> Self {
-        let drafter = Drafter::default();
-        Self { session: TextSession::new(model, 1, max_tokens), max_tokens, tokens: Vec::new(), drafter }
+        let session = TextSession::new(model, 1, max_tokens);
+        Self { session, max_tokens, tokens: Vec::new(), drafter: Drafter::new(None) }
+    }
+
+    /// Lets a small model foresee tokens, beside lookup if that is on.
+    #[must_use]
+    pub fn with_draft_model(self, model: DraftModel) -> Self {
+        Self { drafter: Drafter::new(Some(model)), ..self }
     }
 
     /// Most tokens of a text.
@@ -223,8 +234,8 @@ impl Generator {
         let mut generation = Generation::new(self.tokens.len());
         while text.len() < end {
             // Each step brings a token of its own behind the foreseen ones.
-            let most = config.speculation.max_draft.min(end - text.len() - 1);
-            let draft = self.drafter.draft(&text, most, config.speculation.lookup);
+            let (most, prefill) = (end - text.len() - 1, text.len() == prompt);
+            let draft = self.drafter.draft(&text, most, config.speculation, prefill, &sampler).await;
             let began = Instant::now();
             let rows = self.step(&text, &draft).await?;
             generation.steps += 1;
@@ -233,7 +244,6 @@ impl Generator {
             let seen = text.len();
             let accepted = extend(&mut text, end, &rows, &draft, &mut sampler, &config.stop_tokens);
             generation.accepted += accepted;
-            let prefill = seen == prompt;
             self.drafter.learn(&text[seen..], (!prefill).then(|| began.elapsed()));
             self.keep(&text[..text.len() - 1]);
             generation.elapsed = started.elapsed();

@@ -36,7 +36,10 @@ pub use atomic_file::WriteError;
 pub use batch::{Example, Target};
 pub use benchmark::{Benchmark, BenchmarkError, Repetition, Workload};
 pub use connect::{ClientNetwork, JoinError, ModelFiles, ModelFilesError};
-pub use generation::{Finish, Generation, GenerationConfig, GenerationError, Generator, HopUse, Speculation};
+pub use generation::{
+    BeamConfig, DraftModel, EarlyStopping, Finish, Generation, GenerationConfig, GenerationError, Generator, HopUse,
+    Speculation, beam_search,
+};
 pub use hop::{HopError, ServerWork, TrafficCount};
 pub use labels::{Label, LabelError, LabelMap};
 pub use logits::{LogitsError, RemoteModel};
@@ -44,7 +47,7 @@ pub use names::{Task, TuningMode, UnknownName};
 pub use optimizer::AdamW;
 pub use pacer::Pace;
 pub use peers::{CostEstimate, Figure, Source};
-pub use petals_model::Dtype;
+pub use petals_model::{CheckpointError, Dtype};
 pub use petals_protocol::{Injection, ServerState, Span, WireDtype};
 pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
 pub use planner::{

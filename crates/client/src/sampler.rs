@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use ranked::Ranked;
+pub(crate) use ranked::Ranked;
 
 mod ranked;
 
@@ -137,7 +137,7 @@ impl Sampler {
 }
 
 /// Logits after the repetition penalty.
-fn penalised<'a>(logits: &'a [f32], text: &[u32], penalty: f32) -> Cow<'a, [f32]> {
+pub(crate) fn penalised<'a>(logits: &'a [f32], text: &[u32], penalty: f32) -> Cow<'a, [f32]> {
     if penalty == 1.0 {
         return Cow::Borrowed(logits);
     }

@@ -135,7 +135,7 @@ impl Talk {
             stop_tokens: self.tokenizer.stop_tokens().to_vec(),
             ..GenerationConfig::default()
         };
-        let mut stream = TextStream::new(&self.tokenizer, &[]);
+        let mut stream = TextStream::new(&self.tokenizer, []);
         // Shared with the callback, which is dropped half-way if the answer is interrupted.
         let said = Mutex::new((String::new(), 0));
         let say = |piece: &str, tokens: usize| {
@@ -146,7 +146,8 @@ impl Talk {
             }
         };
         let running = generator.generate(&prompt, &config, |tokens| {
-            say(&stream.push(tokens), tokens.len());
+            // What cannot be decoded is left out.
+            say(&stream.push(tokens).unwrap_or_default(), tokens.len());
             ControlFlow::Continue(())
         });
         let generation = tokio::select! {
@@ -154,7 +155,7 @@ impl Talk {
             () = interrupt => None,
             generation = running => Some(generation.map_err(|error| TalkError::Failed(anyhow::Error::new(error)))?),
         };
-        say(&stream.finish(), 0);
+        say(&stream.finish().unwrap_or_default(), 0);
         let (text, tokens) = said.into_inner().unwrap_or_default();
         let adapter = self.adapter.as_ref().map(|(name, _)| name.clone());
         let base = Answered {

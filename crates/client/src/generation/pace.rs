@@ -66,11 +66,11 @@ impl StepCost {
         }
     }
 
-    /// The number of foreseen tokens, up to `most`, that brings most tokens a second. Each costs `draft` seconds to foresee.
-    pub(super) fn best(self, rate: HitRate, most: usize, draft: f64) -> usize {
-        let Some(single) = self.single else { return most.min(FIRST) };
-        let Some(further) = self.further else { return most.min(FIRST) };
+    /// The number of foreseen tokens, up to `most`, that brings most tokens a second, and how many that are. Each costs `draft` seconds
+    /// to foresee.
+    pub(super) fn best(self, rate: HitRate, most: usize, draft: f64) -> (usize, f64) {
         let chance = rate.chance();
+        let (Some(single), Some(further)) = (self.single, self.further) else { return (most.min(FIRST), chance) };
         let (mut best, mut best_speed) = (0, 1.0 / single.max(f64::MIN_POSITIVE));
         let (mut expected, mut all_right) = (1.0, 1.0);
         for count in 1..=most {
@@ -81,7 +81,7 @@ impl StepCost {
                 (best, best_speed) = (count, speed);
             }
         }
-        best
+        (best, best_speed)
     }
 }
 
@@ -99,13 +99,13 @@ mod tests {
         sure.record(100, false);
         let mut unsure = HitRate::new(0.5);
         (0..100).for_each(|_| unsure.record(0, true));
-        assert_eq!(costs(0.1, 0.001).best(sure, 16, 0.0), 16);
-        assert_eq!(costs(0.1, 0.1).best(unsure, 16, 0.0), 0);
-        assert_eq!(costs(0.1, 0.0).best(HitRate::new(0.5), 5, 0.0), 5);
-        let some = costs(0.1, 0.01).best(HitRate::new(0.6), 16, 0.0);
+        assert_eq!(costs(0.1, 0.001).best(sure, 16, 0.0).0, 16);
+        assert_eq!(costs(0.1, 0.1).best(unsure, 16, 0.0).0, 0);
+        assert_eq!(costs(0.1, 0.0).best(HitRate::new(0.5), 5, 0.0).0, 5);
+        let some = costs(0.1, 0.01).best(HitRate::new(0.6), 16, 0.0).0;
         assert!((2..8).contains(&some), "{some}");
-        assert!(costs(0.1, 0.01).best(HitRate::new(0.6), 16, 0.02) < some, "foreseeing costs as well");
-        assert_eq!(StepCost::default().best(sure, 16, 0.0), FIRST);
+        assert!(costs(0.1, 0.01).best(HitRate::new(0.6), 16, 0.02).0 < some, "foreseeing costs as well");
+        assert_eq!(StepCost::default().best(sure, 16, 0.0).0, FIRST);
     }
 
     #[test]

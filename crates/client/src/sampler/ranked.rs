@@ -7,7 +7,7 @@ const FIRST: usize = 64;
 
 /// Tokens with their weights, the heaviest first. A vocabulary has 150,000 of which a draw looks at a few.
 #[derive(Debug)]
-pub(super) struct Ranked {
+pub(crate) struct Ranked {
     /// The first `sorted` are in order and before all others.
     tokens: Vec<(u32, f32)>,
     sorted: usize,
@@ -17,24 +17,24 @@ pub(super) struct Ranked {
 
 impl Ranked {
     /// The tokens with the `top_k` highest scores (0: all) and, as in transformers, those equal to the last of them.
-    pub(super) fn new(scores: &[f32], temperature: f32, top_k: usize) -> Self {
+    pub(crate) fn new(scores: &[f32], temperature: f32, top_k: usize) -> Self {
         let limit = if top_k == 0 { f32::NEG_INFINITY } else { nth_highest(scores, top_k) };
         let tokens: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).filter(|(_, score)| *score >= limit).collect();
         let highest = tokens.iter().fold(f32::NEG_INFINITY, |highest, (_, score)| highest.max(*score));
         Self { tokens, sorted: 0, highest, temperature }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.tokens.len()
     }
 
     /// The sum of all weights.
-    pub(super) fn total(&self) -> f64 {
+    pub(crate) fn total(&self) -> f64 {
         self.tokens.iter().map(|(_, score)| self.weight(*score)).sum()
     }
 
     /// A token and its weight, which is 1 for the first; the lower token first among equals.
-    pub(super) fn get(&mut self, rank: usize) -> Option<(u32, f64)> {
+    pub(crate) fn get(&mut self, rank: usize) -> Option<(u32, f64)> {
         while rank >= self.sorted && self.sorted < self.tokens.len() {
             let rest = &mut self.tokens[self.sorted..];
             let more = (3 * self.sorted).max(FIRST).min(rest.len());
