@@ -3,19 +3,23 @@
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod chat;
 mod eval;
 mod generate;
 mod logits;
 mod route;
+mod serve;
 mod swarm;
 mod train;
 mod values;
 
 pub(crate) use bench::{BenchArgs, BenchKind};
+pub(crate) use chat::ChatArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use logits::LogitsArgs;
 pub(crate) use route::RouteArgs;
+pub(crate) use serve::{ServeArgs, ServeLimits};
 pub(crate) use swarm::{PassArgs, SwarmArgs};
 pub(crate) use train::{TrainArgs, TrainLength};
 
@@ -45,6 +49,10 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Continue a prompt, with or without an adapter.
     Generate(Box<GenerateArgs>),
+    /// Talk to the model, with or without an adapter.
+    Chat(Box<ChatArgs>),
+    /// Serve the model and its adapters to OpenAI clients, with a chat page for browsers.
+    Serve(Box<ServeArgs>),
     /// Show which peers serve which blocks, and the route a pass would take.
     Route(RouteArgs),
     /// Write the logits of given token ids to a file.

@@ -1,10 +1,12 @@
 //! One file per subcommand, each with one `run`.
 
 pub(crate) mod bench;
+pub(crate) mod chat;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod logits;
 pub(crate) mod route;
+pub(crate) mod serve;
 mod session;
 mod stop;
 pub(crate) mod train;

@@ -10,11 +10,13 @@ use crate::error::CliError;
 use crate::output::Output;
 
 mod args;
+mod chat;
 mod commands;
 mod data;
 mod error;
 mod output;
 mod progress;
+mod serve;
 mod terminal;
 mod text;
 
@@ -38,6 +40,8 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
             Command::Train(args) => commands::train::run(*args, output).await,
             Command::Eval(args) => commands::eval::run(args, output).await,
             Command::Generate(args) => commands::generate::run(*args, output).await,
+            Command::Chat(args) => commands::chat::run(*args, output).await,
+            Command::Serve(args) => commands::serve::run(*args, output).await,
             Command::Route(args) => commands::route::run(args, output).await,
             Command::Logits(args) => commands::logits::run(args, output).await,
             Command::Bench(args) => commands::bench::run(*args, output).await,

@@ -11,11 +11,13 @@ use crate::error::CliError;
 use crate::terminal;
 
 mod bench;
+mod chat;
 mod explain;
 mod generated;
 mod swarm;
 
 pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
+pub(crate) use chat::{Answered, Notice, Serving};
 pub(crate) use explain::{Considered, TrainingRoute};
 pub(crate) use generated::{Course, Generated};
 pub(crate) use swarm::{

@@ -1,9 +1,11 @@
 //! Fixtures of the end-to-end tests: goldens, swarms of real processes or in this process, slow links, simulated internets,
 //! misbehaving servers, comparisons.
 
+mod api;
 mod compare;
 mod goldens;
 mod hostile;
+mod http;
 mod internet;
 mod link;
 mod load;
@@ -14,9 +16,11 @@ mod random_model;
 mod relay;
 mod wide_area;
 
+pub use api::ApiServer;
 pub use compare::{assert_close, assert_curves_close, largest_difference};
 pub use goldens::{FAMILIES, Goldens};
 pub use hostile::{HostileServer, Misbehaviour};
+pub use http::{HttpAnswer, http, http_send};
 pub use internet::{Access, Host, Internet};
 pub use link::{Lane, Link, LinkConfig};
 pub use load::{Habit, Share, Target, load, unfairness};

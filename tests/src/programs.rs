@@ -1,6 +1,6 @@
 //! The real programs, started as a user would.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -317,6 +317,50 @@ impl Tune {
     pub fn path(mut self, flag: &str, path: &Path) -> Self {
         self.command.arg(flag).arg(path);
         self
+    }
+
+    /// Adds an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts with `--json`, and waits for an event. What else it prints is read and dropped.
+    ///
+    /// # Errors
+    /// If it cannot be started, or the event does not come in time; the process is killed then.
+    pub fn start(self, event: &str) -> anyhow::Result<(Child, Value)> {
+        let mut command = self.args(&["--json"]).command;
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let lines = lines(child.stdout.take().context("no stdout")?);
+        match next_event(&lines, event, PATIENCE) {
+            Ok(event) => {
+                std::thread::spawn(move || lines.iter().for_each(drop));
+                Ok((child, event))
+            }
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs with `input` as stdin, whatever the end is.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn output_with(mut self, input: &str) -> anyhow::Result<Output> {
+        let pipes = self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = pipes.spawn()?;
+        let mut stdin = child.stdin.take().context("no stdin")?;
+        let input = input.to_owned();
+        let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+        let output = child.wait_with_output()?;
+        // A program that ended early does not read the rest.
+        let _ = writer.join();
+        Ok(output)
     }
 
     /// Runs to the end, whatever it is.

@@ -1,5 +1,6 @@
 //! Parsers of single values. Their messages complete clap's "invalid value … for …".
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
@@ -84,6 +85,32 @@ pub(super) fn pin(text: &str) -> Result<(Span, PeerId), String> {
     RouteRules::parse_pin(text).map_err(|error| error.to_string())
 }
 
+/// An adapter with a name: `NAME=DIR`, or `DIR` alone, whose last part is the name.
+pub(super) fn adapter(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, directory) = match text.split_once('=') {
+        Some((name, directory)) => (name, Path::new(directory)),
+        None => (Path::new(text).file_name().and_then(|name| name.to_str()).unwrap_or_default(), Path::new(text)),
+    };
+    let sane = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || name == "none" || name.len() > 64 || !name.chars().all(sane) {
+        return Err("write NAME=DIR, with a name of letters, digits, - _ and . (not \"none\")".to_owned());
+    }
+    if directory.as_os_str().is_empty() {
+        return Err("write NAME=DIR".to_owned());
+    }
+    Ok((name.to_owned(), directory.to_owned()))
+}
+
+/// What browsers call the origin of a page, or `*`.
+pub(super) fn origin(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let sane = |host: &str| !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic() && !"/?#@,".contains(c));
+    if text == "*" || host.is_some_and(sane) {
+        return Ok(text.to_owned());
+    }
+    Err("write scheme and host without a path, for example https://chat.example.org, or *".to_owned())
+}
+
 /// `ptune` or `deep_ptune`.
 pub(super) fn mode() -> impl TypedValueParser<Value = TuningMode> {
     PossibleValuesParser::new(["ptune", "deep_ptune"]).try_map(|text| text.parse::<TuningMode>())
@@ -138,6 +165,22 @@ mod tests {
         assert!(positive_f32("1.3").is_ok() && ["0", "-1", "inf"].iter().all(|text| positive_f32(text).is_err()));
         assert!(signed_f32("-0.5").is_ok() && signed_f32("nan").is_err());
         assert!(not_empty("").is_err());
+    }
+
+    #[test]
+    fn adapters_have_names_that_fit_into_a_models_name() {
+        let named = |text| adapter(text).map(|(name, directory)| (name, directory.display().to_string()));
+        assert_eq!(named("pirate=./a=b"), Ok(("pirate".to_owned(), "./a=b".to_owned())));
+        assert_eq!(named("out/pirate-2/"), Ok(("pirate-2".to_owned(), "out/pirate-2/".to_owned())));
+        for wrong in ["=dir", "a b=dir", "a:b=dir", "a=", "none=dir", "", "/", ".."] {
+            assert!(named(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn origins_have_no_path() {
+        assert!(["*", "http://localhost:3000", "https://chat.example.org"].iter().all(|text| origin(text).is_ok()));
+        assert!(["", "chat.example.org", "https://", "https://a/", "https://a b"].iter().all(|t| origin(t).is_err()));
     }
 
     #[test]

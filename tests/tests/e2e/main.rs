@@ -2,6 +2,7 @@
 
 mod bench;
 mod bytes;
+mod chat;
 mod command_line;
 mod curves;
 mod decoding;
@@ -17,12 +18,14 @@ mod load;
 mod logits;
 mod misbehaving;
 mod narrow_wires;
+mod openai;
 mod placement;
 mod relay;
 mod relay_hostile;
 mod resume;
 mod routing;
 mod sampling;
+mod serve;
 mod sessions;
 mod stashes;
 mod strangers;

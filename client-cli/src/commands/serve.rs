@@ -1,0 +1,115 @@
+//! `petals-tune serve`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use petals_client::RemoteModel;
+use tokio::net::TcpListener;
+
+use super::session;
+use super::stop::StopSignal;
+use crate::args::{ServeArgs, ServeLimits};
+use crate::chat::{ChatTemplate, TemplateError};
+use crate::error::CliError;
+use crate::output::{Output, Serving};
+use crate::serve::{App, Engine, Gate, Guard, Models, Pool, router, serve};
+use crate::text::TextTokenizer;
+
+/// The environment variable with the API key.
+const KEY_VARIABLE: &str = "PETALS_API_KEY";
+/// What is under way at the first Ctrl-C has so long to end.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often finished texts are looked through for old ones.
+const EXPIRY: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError> {
+    let files = session::open(&args.swarm)?;
+    let tokenizer = Arc::new(TextTokenizer::load(&args.swarm.model)?);
+    let template = match ChatTemplate::load(&args.swarm.model, args.chat_template.as_deref()) {
+        Ok(template) => Ok(template),
+        // Completions do not need it.
+        Err(missing @ TemplateError::Missing(_)) => Err(missing.to_string()),
+        Err(error) => return Err(CliError::input(error)),
+    };
+    let mut adapters = Vec::new();
+    for (name, directory) in &args.adapter {
+        if adapters.iter().any(|(known, _)| known == name) {
+            return Err(CliError::Usage(format!("two adapters have the name {name}")));
+        }
+        adapters.push((name.clone(), Arc::new(session::adapter(&files, directory)?.tables)));
+    }
+    let key = api_key(&args)?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
+    let stop = StopSignal::install()?;
+
+    let ServeLimits { concurrent, queue, queue_timeout, idle_sessions, idle_timeout, .. } = args.limits;
+    let model = RemoteModel { sequence: sequence.clone(), local: files.local.clone(), tables: None };
+    let gate = Gate::new(concurrent, queue, queue_timeout);
+    let engine = Arc::new(Engine::new(model, tokenizer, gate, Pool::new(idle_sessions, idle_timeout)));
+    let models = Models::new(files.adapted.id.name(), files.config.max_position_embeddings, adapters);
+    let chat = template.as_ref().err().cloned();
+    let names = models.names().into_iter().map(str::to_owned).collect();
+    output.emit(&Serving { url: format!("http://{address}"), models: names, key: key.is_some(), chat })?;
+    if key.is_none() && !address.ip().is_loopback() {
+        tracing::warn!(
+            "anybody who reaches {address} may use this server: --api-key-file or {KEY_VARIABLE} sets a key"
+        );
+    }
+    let app = App {
+        engine: engine.clone(),
+        models,
+        template,
+        max_new_tokens: args.limits.max_new_tokens,
+        default_new_tokens: args.limits.default_new_tokens,
+        guard: Guard::new(key.as_deref(), args.cors, args.limits.request_bytes, address.ip().is_loopback()),
+    };
+    let stopped = async {
+        tokio::select! {
+            () = stop.received() => {}
+            () = expire(&engine) => {}
+        }
+        engine.close();
+    };
+    serve(listener, router(Arc::new(app)), stopped, GRACE).await;
+    // Texts that end while the server stops are not kept either.
+    engine.close();
+    session::verified(&sequence, &args.swarm, output)?;
+    swarm.shutdown().await;
+    Ok(())
+}
+
+/// Drops finished texts that got too old, for ever.
+async fn expire(engine: &Engine) {
+    let mut interval = tokio::time::interval(EXPIRY);
+    loop {
+        interval.tick().await;
+        engine.expire();
+    }
+}
+
+/// The key that clients need, from wherever it is given.
+fn api_key(args: &ServeArgs) -> Result<Option<String>, CliError> {
+    let key = match (&args.api_key, &args.api_key_file) {
+        (Some(key), _) => key.clone(),
+        (None, Some(file)) => read_key(file)?,
+        (None, None) => match std::env::var(KEY_VARIABLE) {
+            Ok(key) => key,
+            Err(std::env::VarError::NotPresent) => return Ok(None),
+            Err(error) => return Err(CliError::Usage(format!("{KEY_VARIABLE}: {error}"))),
+        },
+    };
+    let key = key.trim();
+    // An empty key is a mistake, and would let everybody in who sends none.
+    if key.is_empty() || !key.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(CliError::Usage("the API key must be printable ASCII characters without spaces".to_owned()));
+    }
+    Ok(Some(key.to_owned()))
+}
+
+fn read_key(file: &Path) -> Result<String, CliError> {
+    std::fs::read_to_string(file).map_err(|error| CliError::Usage(format!("cannot read {}: {error}", file.display())))
+}

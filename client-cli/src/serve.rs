@@ -1,0 +1,36 @@
+//! The model over HTTP, in the form that OpenAI's clients speak, and as a page for browsers.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `http` | connections |
+//! | `app`, `guard` | which path does what, and for whom |
+//! | `parameters`, `completions`, `chats` | requests |
+//! | `reply`, `error` | answers |
+//! | `engine`, `gate`, `pool` | texts that grow, how many at a time, and what is kept of them |
+//! | `metrics` | figures for Prometheus |
+
+mod app;
+mod chats;
+mod completions;
+mod engine;
+mod error;
+mod gate;
+mod guard;
+mod http;
+mod metrics;
+mod models;
+mod page;
+mod parameters;
+mod pool;
+mod reply;
+
+pub(crate) use app::{App, router};
+pub(crate) use engine::Engine;
+pub(crate) use gate::Gate;
+pub(crate) use guard::Guard;
+pub(crate) use http::serve;
+pub(crate) use models::Models;
+pub(crate) use pool::Pool;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! Refusals in OpenAI's form.
+
+use axum::body::Body;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use petals_client::GenerationError;
+use serde_json::{Value, json};
+
+/// Why a request gets no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    message: String,
+    /// The field of the request that is wrong.
+    param: Option<String>,
+    code: Option<&'static str>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None }
+    }
+
+    /// The request is wrong.
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// A field of the request is wrong.
+    pub(super) fn field(name: impl Into<String>, message: impl Into<String>) -> Self {
+        let name = name.into();
+        Self { message: format!("`{name}` {}", message.into()), param: Some(name), ..Self::invalid("") }
+    }
+
+    /// The prompt, or what is asked for behind it, does not fit into the model.
+    pub(super) fn too_long(name: &str, message: impl Into<String>) -> Self {
+        Self { code: Some("context_length_exceeded"), ..Self::field(name, message) }
+    }
+
+    /// No key, or a wrong one.
+    pub(super) fn unauthorized() -> Self {
+        let message = "this server needs its API key, as `Authorization: Bearer KEY`";
+        Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, message) }
+    }
+
+    /// Not for this client.
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message)
+    }
+
+    /// No such model.
+    pub(super) fn unknown_model(name: &str, known: &[&str]) -> Self {
+        let message = format!("the model {name:?} is not served here; these are: {}", known.join(", "));
+        let param = Some("model".to_owned());
+        Self { param, code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
+    }
+
+    /// No such path, or not with this method.
+    pub(super) fn unknown_path(status: StatusCode) -> Self {
+        Self::new(status, "there is no such endpoint; see /v1/models, /v1/completions, /v1/chat/completions")
+    }
+
+    /// More bytes than allowed.
+    pub(super) fn too_large(limit: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the request has more than {limit} bytes"))
+    }
+
+    /// Not JSON, by its own account. Browsers send other types to foreign servers without asking.
+    pub(super) fn not_json() -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the request with `Content-Type: application/json`")
+    }
+
+    /// The request did not arrive in time.
+    pub(super) fn too_slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time")
+    }
+
+    /// Too many requests wait already.
+    pub(super) fn queue_full() -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "too many requests wait already, try again later");
+        Self { code: Some("rate_limit_exceeded"), ..error }
+    }
+
+    /// Waited too long, or the server is about to stop.
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// What should not happen.
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// A generation that failed: the swarm's fault, unless the text is at fault.
+    pub(super) fn of_generation(error: GenerationError) -> Self {
+        let message = format!("{:#}", anyhow::Error::new(error));
+        Self::new(StatusCode::BAD_GATEWAY, message.replace('\n', " "))
+    }
+
+    /// The status, for the figures.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The body, `{"error": …}`.
+    pub(super) fn json(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": self.code } })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.json().to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

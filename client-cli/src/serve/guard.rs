@@ -1,0 +1,152 @@
+//! Who may use the server: the API key, browsers of other origins, sizes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
+    AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, VARY, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+
+use super::App;
+use super::error::ApiError;
+
+/// Longest time that a request's body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes beyond the limit that are read before the connection is cut.
+const EXCESS: usize = 16 << 20;
+
+/// The rules.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    /// Hash of the key. Hashes are compared in constant time, and have one length.
+    key: Option<blake3::Hash>,
+    origins: Vec<String>,
+    request_bytes: usize,
+    /// Listens on this machine alone.
+    local: bool,
+}
+
+impl Guard {
+    /// Rules: the key that clients need, origins whose pages may use the server, the largest request, and whether only this machine
+    /// reaches the server.
+    pub(crate) fn new(key: Option<&str>, origins: Vec<String>, request_bytes: usize, local: bool) -> Self {
+        Self { key: key.map(|key| blake3::hash(key.as_bytes())), origins, request_bytes, local }
+    }
+
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        let Some(key) = self.key else { return true };
+        let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let (scheme, given) = given.split_once(' ').unwrap_or_default();
+        scheme.eq_ignore_ascii_case("bearer") && blake3::hash(given.trim().as_bytes()) == key
+    }
+
+    /// Whether a request that came to this machine alone was meant for it. A page of a foreign name that its owner lets point to
+    /// 127.0.0.1 would be of the same origin as this server. Behind a key that does not matter.
+    fn meant(&self, headers: &HeaderMap) -> bool {
+        if !self.local || self.key.is_some() {
+            return true;
+        }
+        let Some(host) = headers.get(HOST) else { return true };
+        let host = host.to_str().unwrap_or_default();
+        let name = match host.strip_prefix('[') {
+            Some(v6) => return v6.starts_with("::1]"),
+            None => host.split(':').next().unwrap_or_default(),
+        };
+        name == "localhost" || name.ends_with(".localhost") || name.parse::<std::net::IpAddr>().is_ok()
+    }
+
+    /// What browsers are told, if the origin may use the server.
+    fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let origin = headers.get(ORIGIN)?;
+        if self.origins.iter().any(|allowed| allowed == "*") {
+            return Some(HeaderValue::from_static("*"));
+        }
+        self.origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+    }
+}
+
+/// Lets only those through who have the key.
+pub(super) async fn key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if app.guard.admits(request.headers()) { next.run(request).await } else { ApiError::unauthorized().into_response() }
+}
+
+/// Answers browsers that ask what pages of other origins may do, and marks answers for them.
+pub(super) async fn origin(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if !app.guard.meant(request.headers()) {
+        return ApiError::forbidden("this server is for its own machine: use http://127.0.0.1 or http://localhost")
+            .into_response();
+    }
+    let allowed = app.guard.allowed(request.headers());
+    let mut response =
+        if request.method() == Method::OPTIONS { preflight(allowed.is_some()) } else { next.run(request).await };
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if !app.guard.origins.is_empty() {
+        headers.append(VARY, HeaderValue::from_static("Origin"));
+    }
+    if let Some(origin) = allowed {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    }
+    response
+}
+
+fn preflight(allowed: bool) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    if allowed {
+        let headers = response.headers_mut();
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
+        // The OpenAI clients for browsers send a few of their own; `*` would leave out the key.
+        headers.insert(
+            ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static(
+                "authorization, content-type, accept, openai-organization, openai-project, x-stainless-os, \
+                 x-stainless-lang, x-stainless-arch, x-stainless-runtime, x-stainless-runtime-version, \
+                 x-stainless-package-version, x-stainless-retry-count, x-stainless-timeout, x-stainless-helper-method",
+            ),
+        );
+        headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+    }
+    response
+}
+
+/// The body of a request.
+///
+/// # Errors
+/// 408, 413 and 415.
+pub(super) async fn body(app: &App, request: Request) -> Result<Bytes, ApiError> {
+    let limit = app.guard.request_bytes;
+    let (head, body) = request.into_parts();
+    let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let json = header(CONTENT_TYPE).and_then(|kind| kind.split(';').next());
+    if !json.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
+        return Err(ApiError::not_json());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, collect(body, limit)).await {
+        Ok(bytes) => bytes,
+        Err(_) => Err(ApiError::too_slow()),
+    }
+}
+
+/// A body of at most `limit` bytes. Somewhat more is read and dropped, so that who sends it gets to read why it is refused.
+async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let (mut bytes, mut total) = (Vec::new(), 0_usize);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| ApiError::invalid("the request was cut off"))?;
+        total = total.saturating_add(chunk.len());
+        if total <= limit {
+            bytes.extend_from_slice(&chunk);
+        } else if total > limit.saturating_add(EXCESS) {
+            break;
+        }
+    }
+    if total > limit { Err(ApiError::too_large(limit)) } else { Ok(Bytes::from(bytes)) }
+}

@@ -1,0 +1,84 @@
+//! The official `openai` client uses a tuned adapter while others keep the server busy.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+use petals_e2e::{ApiServer, Goldens, ProcessSwarm};
+use serde_json::{Value, json};
+
+use crate::serve::template;
+
+/// A Python that has the client, in the target directory; `None`, with a message, where there is no Python.
+fn python() -> anyhow::Result<Option<PathBuf>> {
+    let test = std::env::current_exe()?;
+    let target = test.ancestors().nth(3).context("the test has no target directory")?;
+    let venv = target.join("openai-venv");
+    let python = venv.join("bin/python");
+    let has =
+        |python: &Path| Command::new(python).args(["-c", "import openai"]).output().is_ok_and(|o| o.status.success());
+    if has(&python) {
+        return Ok(Some(python));
+    }
+    let usable = Command::new("python3").args(["-c", "import venv, ensurepip"]).output();
+    if !usable.is_ok_and(|output| output.status.success()) {
+        // Past the capture of a test's output: a test that did not run should not look like one that did.
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: the openai client needs python3 with venv, which is not installed here"
+        );
+        return Ok(None);
+    }
+    let run = |command: &mut Command| {
+        let output = command.output()?;
+        anyhow::ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        anyhow::Ok(())
+    };
+    run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+    let requirements = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python/requirements.txt");
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
+    Ok(Some(python))
+}
+
+#[test]
+fn the_openai_client_streams_a_tuned_adapter_while_sixteen_other_requests_run() -> anyhow::Result<()> {
+    let Some(python) = python()? else { return Ok(()) };
+    let goldens = Goldens::load("llama-gqa")?;
+    let directory = tempfile::tempdir()?;
+    let template = template(directory.path())?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &["0..2", "2..4"])?;
+    let adapter = directory.path().join("tuned");
+    let train = swarm.tune("train")?.args(&["--mode", "deep_ptune", "--prefix-len", "4", "--task", "causal-lm"]);
+    let train = train.args(&["--steps", "5", "--batch-size", "2", "--lr", "0.1"]);
+    train.path("--data", &Goldens::data("train-causal.jsonl")).path("--out", &adapter).events()?;
+
+    let serve = swarm.tune("serve")?.args(&["--adapter", &format!("tuned={}", adapter.display())]);
+    let api = ApiServer::start(serve.path("--chat-template", &template).env("PETALS_API_KEY", "a-secret"))?;
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python/openai_client.py");
+    let url = format!("http://{}/v1", api.address);
+    let mut client = Command::new(python);
+    client.arg(script).args([url.as_str(), "a-secret", "model", "model:tuned"]).env("NO_PROXY", "127.0.0.1");
+    let output = client.output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let seen: Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(seen["failures"], json!([]));
+    assert_eq!(seen["models"], json!(["model", "model:tuned"]));
+    assert_eq!(seen["running"], 16, "all of the others were at it");
+    assert!(
+        seen["others"].as_array().is_some_and(|counts| counts.iter().all(|count| count.as_u64() > Some(0))),
+        "{seen}"
+    );
+    let pieces: Vec<&str> = seen["pieces"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    assert!(pieces.len() > 8, "{pieces:?}");
+    assert_eq!(seen["whole"], pieces.concat().as_str());
+    assert_ne!(seen["whole"], seen["plain"], "the adapter changes the answer");
+    let generate = swarm.tune("generate")?.path("--adapter", &adapter);
+    let generate = generate.args(&["--prompt", "[user] the cat\n[assistant]", "--max-new-tokens", "48"]);
+    let generated = generate.events()?.into_iter().find(|event| event["event"] == "generated").context("no text")?;
+    assert_eq!(seen["whole"], generated["text"]);
+    let tokens = generated["token_ids"].as_array().map(Vec::len);
+    assert_eq!(seen["usage"]["completion_tokens"].as_u64().map(|count| count as usize), tokens);
+    assert_eq!(seen["errors"], json!(["NotFoundError", "BadRequestError", "AuthenticationError"]));
+    api.stop()
+}
