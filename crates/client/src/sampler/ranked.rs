@@ -33,8 +33,8 @@ impl Ranked {
         self.tokens.iter().map(|(_, score)| self.weight(*score)).sum()
     }
 
-    /// A token and its weight, which is 1 for the first. Among equals the higher token comes first: so do transformers' ascending sorts have
-    /// it, whose ends top-p cuts.
+    /// A token and its weight, which is 1 for the first. Of equals the lower token comes first; transformers leaves that to a sort that is
+    /// not stable.
     pub(crate) fn get(&mut self, rank: usize) -> Option<(u32, f64)> {
         while rank >= self.sorted && self.sorted < self.tokens.len() {
             let rest = &mut self.tokens[self.sorted..];
@@ -54,7 +54,7 @@ impl Ranked {
 }
 
 fn falling(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
-    b.1.total_cmp(&a.1).then(b.0.cmp(&a.0))
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
 /// The `n`-th highest score; below all of them if there are fewer.
