@@ -156,7 +156,7 @@ fn wrong_requests_are_refused_in_openais_form() -> anyhow::Result<()> {
         (400, json!("prompt"), with("prompt", Value::Null)),
         (400, json!("prompt"), with("prompt", json!([]))),
         (400, json!("prompt"), with("prompt", json!([5000]))),
-        (400, json!("prompt"), with("prompt", json!(["a"; 17]))),
+        (400, json!("prompt"), with("prompt", json!(vec!["a"; 17]))),
         (400, json!("prompt"), with("prompt", json!("a b ".repeat(400)))),
         (400, json!("max_tokens"), with("max_tokens", json!(101))),
         (400, json!("temperature"), with("temperature", json!("hot"))),
@@ -323,7 +323,7 @@ fn sixteen_at_a_time_get_what_they_would_get_alone_and_the_rest_waits_or_is_refu
     };
     let api = serve(&["--concurrent", "4"])?;
     let text = |answer: Value| answer["choices"][0]["text"].as_str().map(str::to_owned);
-    let alone = (0..16).map(|number| Ok(text(api.ask("/v1/completions", &request(number))?)));
+    let alone = (0..16).map(|number| anyhow::Ok(text(api.ask("/v1/completions", &request(number))?)));
     let alone = alone.collect::<anyhow::Result<Vec<_>>>()?;
     let together = std::thread::scope(|scope| {
         let ask = |number| {
@@ -335,7 +335,7 @@ fn sixteen_at_a_time_get_what_they_would_get_alone_and_the_rest_waits_or_is_refu
         let threads: Vec<_> = (0..16).map(ask).collect();
         threads
             .into_iter()
-            .map(|thread| Ok(text(thread.join().expect("no panic")?)))
+            .map(|thread| anyhow::Ok(text(thread.join().expect("no panic")?)))
             .collect::<anyhow::Result<Vec<_>>>()
     })?;
     assert_eq!(together, alone);
