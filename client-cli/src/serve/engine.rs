@@ -17,6 +17,9 @@ use crate::text::{TextStream, TextTokenizer};
 /// A text that waits so long for its first token makes finished ones give way, one after another.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Tokens that a conversation has room for at least, unless the model has less.
+const CONVERSATION: usize = 1024;
+
 /// Runs texts through the swarm, and keeps them for what follows.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -167,7 +170,8 @@ impl Engine {
         let needed = job.prompt.len() + job.max_new_tokens;
         let mut generator = self.pool.take(&model.name, &job.prompt, needed).unwrap_or_else(|| {
             // A conversation gets room to grow into.
-            let room = if job.conversation { needed.saturating_mul(2).min(model.room) } else { needed };
+            let room =
+                if job.conversation { needed.saturating_mul(2).max(CONVERSATION).min(model.room) } else { needed };
             Generator::new(RemoteModel { tables: model.tables.clone(), ..self.model.clone() }, room)
         });
         let config = GenerationConfig {
