@@ -183,7 +183,11 @@ impl Prefixes {
 
     fn make_room(&mut self, bytes: u64) {
         while self.bytes + bytes > self.budget {
-            let Some(oldest) = self.kept.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| *key) else { return };
+            // Of one text the last page first: its entry holds those before it as well.
+            let order = |kept: &Kept| (kept.used, std::cmp::Reverse(kept.cache.len()));
+            let Some(oldest) = self.kept.iter().min_by_key(|(_, kept)| order(kept)).map(|(key, _)| *key) else {
+                return;
+            };
             if let Some(kept) = self.kept.remove(&oldest) {
                 self.bytes -= kept.bytes;
             }

@@ -18,6 +18,8 @@ pub(crate) type SessionKey = (u64, SessionId);
 
 /// One peer's sessions may take this part of the memory.
 const PEER_PART: u64 = 2;
+/// A session that was idle for this long makes room for a new one if there is none.
+const IDLE: Duration = Duration::from_secs(30);
 /// When to ask again if there is no memory for one more session.
 const RETRY_WITHOUT_MEMORY_MS: u32 = 500;
 
@@ -64,8 +66,8 @@ impl Drop for Taken {
 #[derive(Debug)]
 pub(crate) struct SessionStore {
     sessions: HashMap<SessionKey, Session>,
-    /// Those that were handed out, and whether they ended meanwhile.
-    computing: HashMap<SessionKey, bool>,
+    /// Those that were handed out, their spans, and whether they ended meanwhile.
+    computing: HashMap<SessionKey, (Span, bool)>,
     /// Streams whose sessions are kept.
     open: HashSet<u64>,
     /// Those that compute at the moment are included.
@@ -112,6 +114,7 @@ impl SessionStore {
         if bytes > share {
             return Err(Refusal::TooLarge { what: "the memory of the session".into(), got: bytes, limit: share });
         }
+        self.make_room(bytes, Instant::now());
         let mut accounts = lock(&self.accounts);
         let of_peer = accounts.of_peer.get(&peer).copied().unwrap_or_default();
         if accounts.bytes + bytes > self.budget || of_peer + bytes > share {
@@ -119,36 +122,55 @@ impl SessionStore {
         }
         accounts.bytes += bytes;
         accounts.of_peer.insert(peer, of_peer + bytes);
-        self.computing.insert(key, false);
+        self.computing.insert(key, (span, false));
         let memory = Taken { accounts: self.accounts.clone(), peer, bytes };
         Ok(Session { span, prefix_rows: 0, sequences: Vec::new(), limits, used: Instant::now(), _memory: memory })
+    }
+
+    /// Ends sessions that were idle for a while, the one that was so for longest first, until there are `bytes`: who reserves and
+    /// does nothing keeps nobody out. Their clients can open them again.
+    fn make_room(&mut self, bytes: u64, now: Instant) {
+        while self.bytes() + bytes > self.budget {
+            let oldest = self.sessions.iter().min_by_key(|(_, session)| session.used);
+            let Some((&key, session)) = oldest else { return };
+            if now.saturating_duration_since(session.used) < IDLE {
+                return;
+            }
+            self.sessions.remove(&key);
+        }
     }
 
     /// Takes a session out to work on it.
     pub(crate) fn take(&mut self, key: SessionKey) -> Result<Session, Refusal> {
         let session = self.sessions.remove(&key).ok_or(Refusal::SessionGone)?;
-        self.computing.insert(key, false);
+        self.computing.insert(key, (session.span, false));
         Ok(session)
     }
 
     /// Puts a session back, unless it or its stream has ended meanwhile.
     pub(crate) fn put(&mut self, key: SessionKey, mut session: Session, now: Instant) {
-        let ended = self.computing.remove(&key).unwrap_or_default();
+        let ended = self.computing.remove(&key).is_some_and(|(_, ended)| ended);
         if self.open.contains(&key.0) && !ended {
             session.used = now;
             self.sessions.insert(key, session);
         }
     }
 
+    /// Forgets a session that was handed out and will not come back.
+    pub(crate) fn abandon(&mut self, key: SessionKey) {
+        self.computing.remove(&key);
+    }
+
     /// Ends a session.
     pub(crate) fn end(&mut self, key: SessionKey) {
         self.sessions.remove(&key);
-        self.computing.entry(key).and_modify(|ended| *ended = true);
+        self.computing.entry(key).and_modify(|(_, ended)| *ended = true);
     }
 
     /// Ends sessions over other spans than those that `keep` says.
     pub(crate) fn retain(&mut self, keep: impl Fn(Span) -> bool) {
         self.sessions.retain(|_, session| keep(session.span));
+        self.computing.values_mut().for_each(|(span, ended)| *ended |= !keep(*span));
     }
 
     /// Ends all sessions of a stream.
@@ -205,6 +227,24 @@ mod tests {
             Err(Refusal::TooLarge { got: 600, limit: 500, .. })
         ));
         assert!(store.admit(key, peer, span(), limits(1, 1), PAGE).is_ok(), "a session replaces its namesake");
+    }
+
+    #[test]
+    fn idle_sessions_make_room() {
+        let (mut store, now) = (SessionStore::new(1000, Duration::from_secs(600)), Instant::now());
+        store.open_stream(1);
+        let long_ago = now.checked_sub(2 * IDLE).unwrap();
+        for (id, used) in [(1, long_ago), (2, now)] {
+            let key = (1, SessionId(id));
+            let session = store.admit(key, PeerId::random(), span(), limits(1, 5 * 64), PAGE).unwrap();
+            store.put(key, session, used);
+        }
+        let third = store.admit((1, SessionId(3)), PeerId::random(), span(), limits(1, 64), PAGE);
+        assert!(third.is_ok(), "the first one has gone");
+        assert!(matches!(store.take((1, SessionId(1))), Err(Refusal::SessionGone)));
+        let fourth = store.admit((1, SessionId(4)), PeerId::random(), span(), limits(1, 5 * 64), PAGE);
+        assert!(matches!(fourth, Err(Refusal::Busy { .. })), "the second one was just used");
+        assert!(store.take((1, SessionId(2))).is_ok());
     }
 
     #[test]

@@ -65,40 +65,88 @@ pub(crate) fn run(
 ) -> Vec<Result<Stepped, Refusal>> {
     let blocks = &compute.blocks;
     let mut results: Vec<Option<Result<Stepped, Refusal>>> = steps.iter().map(|_| None).collect();
-    let mut ready = Vec::with_capacity(steps.len());
+    // Those that fit into the memory of a pass together.
+    let mut batches: Vec<(Vec<Ready>, Vec<(u64, u64)>)> = Vec::new();
     for (number, step) in steps.into_iter().enumerate() {
+        let (key, opening) = (step.key, step.open.is_some());
         let fits = compute.check_memory(blocks.activation_bytes_estimate(&step.layout));
-        match fits.and_then(|()| prepare(blocks, store, prefixes, number, step)) {
-            Ok(session) => ready.push(session),
-            Err(refusal) => results[number] = Some(Err(refusal)),
+        let ready = fits.and_then(|()| prepare(blocks, store, prefixes, number, step));
+        let ready = ready.and_then(|ready| {
+            let alone = compute.check_memory(blocks.step_bytes_estimate(&ready.sizes()));
+            match alone {
+                Ok(()) => Ok(ready),
+                Err(refusal) => {
+                    lock(store).put(key, ready.session, Instant::now());
+                    Err(refusal)
+                }
+            }
+        });
+        match ready {
+            Ok(ready) => {
+                let sizes = ready.sizes();
+                let room = batches.last_mut().filter(|(_, others)| {
+                    let together = [others.as_slice(), &sizes].concat();
+                    compute.check_memory(blocks.step_bytes_estimate(&together)).is_ok()
+                });
+                match room {
+                    Some((batch, others)) => {
+                        batch.push(ready);
+                        others.extend(sizes);
+                    }
+                    None => batches.push((vec![ready], sizes)),
+                }
+            }
+            Err(refusal) => {
+                if opening {
+                    lock(store).abandon(key);
+                }
+                results[number] = Some(Err(refusal));
+            }
         }
     }
-    let together = if ready.len() > 1 { step(blocks, &mut ready) } else { Err(None) };
-    match together {
-        Ok(outputs) => {
-            for (session, text) in ready.into_iter().zip(outputs) {
-                let number = session.number;
-                results[number] = Some(Ok(finish(blocks, store, prefixes, session, text)));
-            }
-        }
-        // Nothing has changed; one by one it shows whose rows are the matter.
-        Err(_) => {
-            for session in ready {
-                let number = session.number;
-                let mut alone = [session];
-                let result = step(blocks, &mut alone);
-                let [session] = alone;
-                results[number] = Some(match result {
-                    Ok(outputs) => {
-                        let text = outputs.into_iter().next().unwrap_or_default();
-                        Ok(finish(blocks, store, prefixes, session, text))
-                    }
-                    Err(error) => Err(error.map_or_else(failed, refusal)),
-                });
-            }
+    for (batch, _) in batches {
+        for (number, result) in run_batch(blocks, store, prefixes, batch) {
+            results[number] = Some(result);
         }
     }
     results.into_iter().map(|result| result.unwrap_or_else(|| Err(failed()))).collect()
+}
+
+/// Runs what fits together; whoever's rows fail, fails alone. The results by the steps' numbers.
+fn run_batch(
+    blocks: &BlockStack,
+    store: &Mutex<SessionStore>,
+    prefixes: &mut Prefixes,
+    mut ready: Vec<Ready>,
+) -> Vec<(usize, Result<Stepped, Refusal>)> {
+    let together = if ready.len() > 1 { step(blocks, &mut ready) } else { Err(None) };
+    if let Ok(outputs) = together {
+        let finished = ready.into_iter().zip(outputs);
+        return finished
+            .map(|(ready, text)| (ready.number, Ok(finish(blocks, store, prefixes, ready, text))))
+            .collect();
+    }
+    // Nothing has changed; one by one it shows whose rows are the matter.
+    let mut results = Vec::with_capacity(ready.len());
+    for one in ready {
+        let (number, key, mut alone) = (one.number, one.key, [one]);
+        let result = step(blocks, &mut alone);
+        let [one] = alone;
+        results.push((
+            number,
+            match result {
+                Ok(outputs) => {
+                    let text = outputs.into_iter().next().unwrap_or_default();
+                    Ok(finish(blocks, store, prefixes, one, text))
+                }
+                Err(error) => {
+                    lock(store).abandon(key);
+                    Err(error.map_or_else(failed, refusal))
+                }
+            },
+        ));
+    }
+    results
 }
 
 fn failed() -> Refusal {
@@ -115,7 +163,10 @@ fn prepare(
 ) -> Result<Ready, Refusal> {
     let Step { key, peer, layout, inputs, starts, order, open } = step;
     let Inputs { text, prefix, prompts } = inputs;
-    if let Some(limits) = open {
+    if let Some(mut limits) = open {
+        // Nobody needs more, and the rest would be memory that nobody can use.
+        let most = u32::try_from(blocks.config().max_position_embeddings).unwrap_or(u32::MAX);
+        limits.max_positions = limits.max_positions.min(most);
         let page_bytes = blocks.config().kv_page_bytes(layout.span.len());
         let mut session = lock(store).admit(key, peer, layout.span, limits, page_bytes)?;
         let (begun, text_key) = if layout.prefix_len > 0 {
@@ -131,6 +182,9 @@ fn prepare(
         let (cache, behind) = begun.map_err(refusal)?;
         session.prefix_rows = cache.len();
         session.sequences = vec![cache; layout.lengths.len()];
+        if let Err(what) = check(&session, &layout, &starts, None) {
+            return Err(Refusal::BadRequest { what: what.into() });
+        }
         let prefix = behind.filter(|_| layout.returns_prefix());
         let mut ready = Ready { number, key, layout, session, text, prefix, opening: None };
         if ready.layout.lengths.len() == 1 && ready.layout.tokens() >= PAGE_TOKENS {
@@ -154,6 +208,12 @@ fn prepare(
 }
 
 impl Ready {
+    /// New rows of each sequence and the positions behind which they come.
+    fn sizes(&self) -> Vec<(u64, u64)> {
+        let sequences = self.session.sequences.iter().zip(&self.layout.lengths);
+        sequences.map(|(cache, &new)| (u64::from(new), cache.len() as u64)).collect()
+    }
+
     /// Leaves out the rows at the beginning that another session had as well.
     fn begin_like_others(&mut self, prefixes: &mut Prefixes, key: PrefixKey, hidden: usize) {
         let read = self.layout.read_rows.clone();

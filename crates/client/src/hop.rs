@@ -273,10 +273,16 @@ impl HopConnection {
         self.notify(Request::Forget { stash });
     }
 
-    /// Sends a request that has no answer, if the stream has room for it now.
+    /// Sends a request that has no answer, behind those that wait.
     pub(crate) fn notify(&self, request: Request) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let _ = self.outbox.try_send(Outgoing { id, request, tensors: Vec::new(), prompts: None });
+        let notice = Outgoing { id, request, tensors: Vec::new(), prompts: None };
+        if let Err(mpsc::error::TrySendError::Full(notice)) = self.outbox.try_send(notice)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let outbox = self.outbox.clone();
+            runtime.spawn(async move { outbox.send(notice).await });
+        }
     }
 
     /// Whether new work should go through a new stream: this one takes the way through a relay, and there is a direct

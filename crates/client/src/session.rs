@@ -192,6 +192,9 @@ impl InferenceSession {
                     }
                     self.sequence.recover(self.pass(), hop, error, &mut retry).await?;
                     let hops = self.sequence.plan(hop.span, self.pass(), Way::STAR, &mut retry).await?;
+                    if hops == [hop] {
+                        continue;
+                    }
                     self.hops.splice(number..=number, hops.into_iter().map(|hop| SessionHop { hop, open: None }));
                     continue;
                 }
@@ -274,40 +277,46 @@ impl InferenceSession {
                     .filter_map(|(s, wanted)| Some(*wanted.first()? >= open.kept(s).min(self.lengths[s])))
                     .all(|enough| enough)
         };
-        let mut open = self.hops[number].open.take().filter(enough);
-        let mut known: Vec<usize> = match &open {
-            Some(open) => (0..target.len()).map(|sequence| open.kept(sequence).min(self.lengths[sequence])).collect(),
-            None => vec![0; target.len()],
+        // Who gives up on the way drops it, which ends it on the server.
+        let open = self.hops[number].open.take().filter(enough);
+        let fresh = open.is_none();
+        let mut open = match open {
+            Some(open) => open,
+            None => self.new_session(&self.sequence.connection(hop.peer).await?),
         };
+        let mut known: Vec<usize> =
+            (0..target.len()).map(|sequence| open.kept(sequence).min(self.lengths[sequence])).collect();
         let (mut outputs, mut prefix) = (vec![Vec::new(); target.len()], None);
         let mut timing = HopTiming::default();
         while known.iter().zip(target).any(|(known, target)| known < target) {
             let lengths = chunk::next(&known, target);
-            let connection = match &open {
-                Some(open) => open.connection.clone(),
-                None => self.sequence.connection(hop.peer).await?,
-            };
-            let whole_prefix = open.is_none() && prefix_wanted;
-            let chunk = Chunk { known: &known, lengths: &lengths, wanted, whole: whole_prefix && !last };
-            let layout = self.layout(hop, open.is_none(), last, &chunk);
+            let opening = fresh && known.iter().all(|&known| known == 0);
+            let chunk = Chunk { known: &known, lengths: &lengths, wanted, whole: opening && prefix_wanted && !last };
+            let layout = self.layout(hop, opening, last, &chunk);
             let flow = self.flow(&layout, &chunk);
-            let part = self.part(open.as_ref(), &known);
-            let id = part.session;
             let input = self.hop_input(layout, Some(&flow), Ends::default());
             let pass = self.sequence.pass_size(lengths.iter().sum::<usize>() + input.layout.prefix_len as usize);
-            let answer = self.sequence.unless_late(hop, pass, input.step(&connection, part)).await?;
+            let asked = input.step(&open.connection, self.part(&open, opening, &known));
+            let answer = match self.sequence.unless_late(hop, pass, asked).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    // A server that is only busy still has what it had.
+                    let busy = matches!(error, HopError::Refused(Refusal::Busy { .. }));
+                    if busy && !opening && open.order.is_none() {
+                        self.hops[number].open = Some(open);
+                    }
+                    return Err(error);
+                }
+            };
             self.sequence.succeeded(hop.peer, answer.measured);
             let flow = answer.output.ok_or_else(|| HopError::BadReply("no output".into()))?;
             chunk.collect(&flow.text, hidden, &mut outputs);
             prefix = prefix.or(flow.prefix);
             timing.add(answer.measured.into());
             known.iter_mut().zip(&lengths).for_each(|(known, rows)| *known += rows);
-            match &mut open {
-                Some(open) => (open.known, open.order) = (known.clone(), None),
-                None => open = Some(OpenHop { connection, id, known: known.clone(), order: None }),
-            }
+            (open.known, open.order) = (known.clone(), None);
         }
-        self.hops[number].open = open;
+        self.hops[number].open = Some(open);
         self.timings.push((hop, timing));
         Ok((outputs, prefix))
     }
@@ -337,13 +346,19 @@ impl InferenceSession {
         Flow { text: text.into(), prefix }
     }
 
-    /// What makes a request one of a server's session, or opens one.
-    fn part(&self, open: Option<&OpenHop>, known: &[usize]) -> StepPart {
+    /// A session that no server knows yet.
+    fn new_session(&self, connection: &Arc<HopConnection>) -> OpenHop {
+        let known = vec![0; self.lengths.len()];
+        OpenHop { connection: connection.clone(), id: self.sequence.session_id(), known, order: None }
+    }
+
+    /// What makes a request one of a server's session.
+    fn part(&self, open: &OpenHop, opening: bool, known: &[usize]) -> StepPart {
         StepPart {
-            session: open.map_or_else(|| self.sequence.session_id(), |open| open.id),
+            session: open.id,
             starts: known.iter().map(|&start| start as u32).collect(),
-            order: open.and_then(|open| open.order.clone()),
-            open: open.is_none().then_some(self.limits),
+            order: open.order.clone(),
+            open: opening.then_some(self.limits),
         }
     }
 

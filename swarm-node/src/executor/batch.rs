@@ -17,12 +17,13 @@ impl Worker {
     /// Runs a step and those of others that would come next in their lanes.
     pub(super) fn run_steps(&mut self, first: (Pass, Reply), blocks: Arc<BlockStack>) {
         let span = first.0.layout.span;
-        let mut rows = first.0.layout.tokens();
+        let rows_of = |pass: &Pass| pass.layout.tokens() + pass.layout.prefix_rows();
+        let mut rows = rows_of(&first.0);
         let mut batch = vec![first];
         let mut fits = |(pass, _): &(Pass, Reply)| {
             let more = matches!(pass.work, Work::Step { .. }) && pass.layout.span == span;
-            let fits = more && rows + pass.layout.tokens() <= MAX_ROWS;
-            rows += if fits { pass.layout.tokens() } else { 0 };
+            let fits = more && rows + rows_of(pass) <= MAX_ROWS;
+            rows += if fits { rows_of(pass) } else { 0 };
             fits
         };
         batch.extend(lock(&self.shared.state).queue.pop_those(&mut fits));
@@ -35,26 +36,30 @@ impl Worker {
             if reply.is_closed() || started > deadline {
                 continue;
             }
-            waiting.push((reply, queued));
+            waiting.push((reply, queued, (stream, session)));
             steps.push(Step { key: (stream, session), peer, layout, inputs, starts, order, open });
         }
         let compute = self.compute(blocks);
         let run = || steps::run(&compute, &self.shared.sessions, &mut self.prefixes, steps);
         let results = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             tracing::error!("a step panicked");
+            waiting.iter().for_each(|(.., key)| lock(&self.shared.sessions).abandon(*key));
             Vec::new()
         });
         let computed = started.elapsed();
         self.record(computed);
         let passes = BlockPasses { forward: span.len() as u32, backward: 0 };
         let mut results = results.into_iter();
-        for (reply, queued) in waiting {
+        for (reply, queued, key) in waiting {
             let failed = || Err(Refusal::Internal { what: "the computation failed".into() });
             let done = results.next().unwrap_or_else(failed).map(|Stepped { text, prefix }| {
                 let output = Output::Forward { text, prefix, stash: StashLevel::None };
                 Done { output, passes, queued, computed }
             });
-            let _ = reply.send(done);
+            if reply.send(done).is_err() {
+                // The request was given up meanwhile. A client that goes on opens the session again.
+                lock(&self.shared.sessions).end(key);
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ impl InferenceSession {
                     self.inputs.retain(|block, _| *block == first);
                     return Ok(Some(output));
                 }
-                Err(failure) => self.who_failed(failure),
+                Err(failure) => failure,
             };
             let (number, error) = failure;
             if let HopError::Refused(refusal) = &error {
@@ -80,24 +80,17 @@ impl InferenceSession {
         open.connection.is_open() && self.lengths.iter().enumerate().all(|(n, &length)| open.kept(n) >= length)
     }
 
-    /// The server in front of one that died may be the first to tell.
-    fn who_failed(&self, (number, error): Failure) -> Failure {
-        let next = self.hops.get(number + 1).and_then(|hop| hop.open.as_ref());
-        match error {
-            HopError::Refused(Refusal::NextUnreachable { .. })
-                if next.is_some_and(|open| !open.connection.is_open()) =>
-            {
-                (number + 1, HopError::Lost)
-            }
-            error => (number, error),
-        }
-    }
-
     async fn try_push(&mut self, hops: &[Hop], target: &[usize], read: &Wanted) -> Result<Vec<f32>, Failure> {
         let at = |number: usize| move |error| (number, error);
         let connections = self.connections(hops).await?;
         let fresh = self.hops.iter().all(|hop| hop.open.is_none());
         let mut known = if fresh { vec![0; target.len()] } else { self.lengths.clone() };
+        // Out of the session until all have answered: who fails or gives up on the way must not go on with what some have seen and
+        // others have not. What is dropped ends on the servers.
+        let taken: Vec<_> = self.hops.iter_mut().map(|hop| hop.open.take()).collect();
+        let taken = taken.into_iter().zip(&connections);
+        let mut opens: Vec<OpenHop> =
+            taken.map(|(open, connection)| open.unwrap_or_else(|| self.new_session(connection))).collect();
         let mut outputs = vec![Vec::new(); target.len()];
         let all: Wanted = known.iter().zip(target).map(|(&known, &target)| (known..target).collect()).collect();
         while known.iter().zip(target).any(|(known, target)| known < target) {
@@ -112,8 +105,7 @@ impl InferenceSession {
             let rows = lengths.iter().sum::<usize>() + if opening { self.prefix_rows() } else { 0 };
             let pass = self.sequence.pass_size(rows);
             let first = self.flow(&self.layout(hops[0], opening, false, &chunk(0)), &chunk(0));
-            let parts: Vec<_> = self.hops.iter().map(|hop| self.part(hop.open.as_ref(), &known)).collect();
-            let ids: Vec<_> = parts.iter().map(|part| part.session).collect();
+            let parts: Vec<_> = opens.iter().map(|open| self.part(open, opening, &known)).collect();
             let requests = hops.iter().zip(&connections).zip(ends).zip(parts).enumerate();
             let requests = requests.map(|(number, (((&hop, connection), ends), part))| {
                 let layout = self.layout(hop, opening, number == last, &chunk(number));
@@ -122,28 +114,29 @@ impl InferenceSession {
             });
             let answer = match self.sequence.last_of(pass, hops, requests.collect()).await {
                 Ok(answer) => answer,
-                Err(failure) => {
+                Err((number, error)) => {
                     // Rows that some have already are harmless when they come again, but an order is not.
-                    let again = matches!(failure.1, HopError::Refused(Refusal::Busy { .. }));
-                    if !again || self.hops.iter().any(|hop| hop.open.as_ref().is_none_or(|open| open.order.is_some())) {
-                        self.hops.iter_mut().for_each(|hop| hop.open = None);
+                    let again = matches!(error, HopError::Refused(Refusal::Busy { .. }));
+                    if again && !opening && opens.iter().all(|open| open.order.is_none()) {
+                        self.hops.iter_mut().zip(opens).for_each(|(hop, open)| hop.open = Some(open));
                     }
-                    return Err(failure);
+                    // The server in front of one that died may be the first to tell.
+                    return Err(match error {
+                        HopError::Refused(Refusal::NextUnreachable { .. })
+                            if connections.get(number + 1).is_some_and(|next| !next.is_open()) =>
+                        {
+                            (number + 1, HopError::Lost)
+                        }
+                        error => (number, error),
+                    });
                 }
             };
             let output = answer.output.ok_or_else(|| at(last)(HopError::BadReply("no output".into())))?;
             chunk(last).collect(&output.text, self.sequence.hidden(), &mut outputs);
             known.iter_mut().zip(&lengths).for_each(|(known, rows)| *known += rows);
-            for ((hop, id), connection) in self.hops.iter_mut().zip(ids).zip(&connections) {
-                match &mut hop.open {
-                    Some(open) => (open.known, open.order) = (known.clone(), None),
-                    None => {
-                        let (connection, known) = (connection.clone(), known.clone());
-                        hop.open = Some(OpenHop { connection, id, known, order: None });
-                    }
-                }
-            }
+            opens.iter_mut().for_each(|open| (open.known, open.order) = (known.clone(), None));
         }
+        self.hops.iter_mut().zip(opens).for_each(|(hop, open)| hop.open = Some(open));
         let recent = lock(&self.recent);
         self.timings.extend(hops.iter().filter_map(|hop| Some((*hop, *recent.get(hop)?))));
         drop(recent);

@@ -100,6 +100,29 @@ impl BlockStack {
         [tables, attention, widened].iter().fold(rows, |sum, part| sum.saturating_add(*part)).saturating_mul(F32)
     }
 
+    /// An upper bound on the bytes that [`Self::step`] takes beside weights and caches, for sequences of which each has so many new rows
+    /// behind so many positions, `(new, kept)`.
+    ///
+    /// Saturates for sizes that no memory could hold.
+    pub fn step_bytes_estimate(&self, sequences: &[(u64, u64)]) -> u64 {
+        let [d, q, k, f] = self.config.widths();
+        let rows = sequences.iter().fold(0u64, |sum, (new, _)| sum.saturating_add(*new));
+        let longest = sequences.iter().map(|(new, kept)| new.saturating_add(*kept)).max().unwrap_or_default();
+        let per_row = d.saturating_mul(10).saturating_add((q + k).saturating_mul(8) + 4 * self.config.head_dim as u64);
+        let per_row = per_row.saturating_add(f.saturating_mul(if self.device.has_kernels() { 7 } else { 14 }));
+        let attention = if self.device.has_kernels() {
+            (rayon::current_num_threads() as u64).saturating_mul(4 * 64).saturating_mul(longest)
+        } else {
+            // All are padded to the most new rows and the most keys.
+            let count = sequences.len() as u64;
+            let queries = count.saturating_mul(sequences.iter().map(|(new, _)| *new).max().unwrap_or_default());
+            let per_seen = (self.config.num_attention_heads as u64).saturating_mul(8).saturating_add(4);
+            let padded = queries.saturating_mul(q).saturating_add(count.saturating_mul(longest).saturating_mul(2 * k));
+            queries.saturating_mul(longest).saturating_mul(per_seen).saturating_add(padded.saturating_mul(4))
+        };
+        rows.saturating_mul(per_row).saturating_add(attention).saturating_mul(F32)
+    }
+
     /// Values of the CPU kernel: probabilities and their gradients for one block of queries per thread (twice, because
     /// the buffers grow), and the gradients that each example has for the prefix's keys and values.
     fn kernel_attention(&self, layout: &PassLayout) -> u64 {
