@@ -31,6 +31,9 @@ pub(crate) struct Stepped {
     pub(crate) prefix: Option<Vec<f32>>,
 }
 
+/// New rows of a sequence, and the positions behind which they come.
+type Size = (u64, u64);
+
 /// A session that is being worked on, and its step's rows.
 struct Ready {
     number: usize,
@@ -66,7 +69,7 @@ pub(crate) fn run(
     let blocks = &compute.blocks;
     let mut results: Vec<Option<Result<Stepped, Refusal>>> = steps.iter().map(|_| None).collect();
     // Those that fit into the memory of a pass together.
-    let mut batches: Vec<(Vec<Ready>, Vec<(u64, u64)>)> = Vec::new();
+    let mut batches: Vec<(Vec<Ready>, Vec<Size>)> = Vec::new();
     for (number, step) in steps.into_iter().enumerate() {
         let (key, opening) = (step.key, step.open.is_some());
         let fits = compute.check_memory(blocks.activation_bytes_estimate(&step.layout));
@@ -208,8 +211,7 @@ fn prepare(
 }
 
 impl Ready {
-    /// New rows of each sequence and the positions behind which they come.
-    fn sizes(&self) -> Vec<(u64, u64)> {
+    fn sizes(&self) -> Vec<Size> {
         let sequences = self.session.sequences.iter().zip(&self.layout.lengths);
         sequences.map(|(cache, &new)| (u64::from(new), cache.len() as u64)).collect()
     }

@@ -318,7 +318,7 @@ fn sixteen_at_a_time_get_what_they_would_get_alone_and_the_rest_waits_or_is_refu
     let adapter = format!("deep={}", goldens.path("init-replace").display());
     let serve = |more: &[&str]| ApiServer::start(swarm.tune("serve")?.args(&["--adapter", &adapter]).args(more));
     let request = |number: usize| {
-        let model = if number % 2 == 0 { "model" } else { "model:deep" };
+        let model = if number.is_multiple_of(2) { "model" } else { "model:deep" };
         json!({"model": model, "prompt": format!("text {number} of"), "max_tokens": 24, "temperature": 0})
     };
     let api = serve(&["--concurrent", "4"])?;
