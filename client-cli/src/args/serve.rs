@@ -44,7 +44,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
 
-    /// Let pages of this origin use the API from a browser, for example https://chat.example.org; `*`: of any.
+    /// Let pages of this origin use the API from a browser, for example `https://chat.example.org`; `*`: of any.
     #[arg(long, value_name = "ORIGIN", num_args = 1.., value_parser = origin)]
     pub(crate) cors: Vec<String>,
 
