@@ -142,7 +142,7 @@ impl Benchmark {
         Ok(meter.stop(batch * length))
     }
 
-    /// Greedy generation of [`DECODED`] tokens by each of `batch` users at a time, who have a session each. What comes before is not timed.
+    /// Greedy generation of 32 tokens by each of `batch` users at a time, who have a session each. What comes before is not timed.
     ///
     /// # Errors
     /// [`BenchmarkError`].
