@@ -114,10 +114,15 @@ impl SessionStore {
         if bytes > share {
             return Err(Refusal::TooLarge { what: "the memory of the session".into(), got: bytes, limit: share });
         }
-        self.make_room(bytes, Instant::now());
+        let of_peer = lock(&self.accounts).of_peer.get(&peer).copied().unwrap_or_default();
+        // Only for a peer that may have it: others' sessions do not go for nothing.
+        let allowed = of_peer + bytes <= share;
+        if allowed {
+            self.make_room(bytes, Instant::now());
+        }
         let mut accounts = lock(&self.accounts);
         let of_peer = accounts.of_peer.get(&peer).copied().unwrap_or_default();
-        if accounts.bytes + bytes > self.budget || of_peer + bytes > share {
+        if !allowed || accounts.bytes + bytes > self.budget {
             return Err(Refusal::Busy { retry_after_ms: RETRY_WITHOUT_MEMORY_MS });
         }
         accounts.bytes += bytes;
@@ -245,6 +250,20 @@ mod tests {
         let fourth = store.admit((1, SessionId(4)), PeerId::random(), span(), limits(1, 5 * 64), PAGE);
         assert!(matches!(fourth, Err(Refusal::Busy { .. })), "the second one was just used");
         assert!(store.take((1, SessionId(2))).is_ok());
+    }
+
+    #[test]
+    fn who_has_its_share_takes_no_room_of_others() {
+        let (mut store, now, peer) =
+            (SessionStore::new(1000, Duration::from_secs(600)), Instant::now(), PeerId::random());
+        store.open_stream(1);
+        for (id, of) in [(1, PeerId::random()), (2, peer)] {
+            let session = store.admit((1, SessionId(id)), of, span(), limits(1, 5 * 64), PAGE).unwrap();
+            store.put((1, SessionId(id)), session, now.checked_sub(2 * IDLE).unwrap());
+        }
+        let more = store.admit((1, SessionId(3)), peer, span(), limits(1, 64), PAGE);
+        assert!(matches!(more, Err(Refusal::Busy { .. })));
+        assert!(store.take((1, SessionId(1))).is_ok(), "it was idle, but nothing was gained by its end");
     }
 
     #[test]
