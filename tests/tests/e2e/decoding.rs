@@ -1,39 +1,19 @@
 //! Beam search and speculation against transformers, and against generation without them.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use anyhow::Context;
 use petals_client::{
-    AdaptedModel, Adapter, BeamConfig, DraftModel, Dtype, EarlyStopping, Generation, GenerationConfig, Generator,
-    RemoteModel, Sampling, SequenceConfig, Speculation, beam_search,
+    BeamConfig, DraftModel, Dtype, EarlyStopping, Generation, GenerationConfig, Generator, Sampling, SequenceConfig,
+    Speculation, beam_search,
 };
-use petals_e2e::{FAMILIES, Goldens, LocalSwarm};
-use petals_node::ExecutorConfig;
+use petals_e2e::{FAMILIES, Goldens};
 use serde_json::Value;
 use tokio::sync::Notify;
 
+use crate::sessions::{model, swarm};
+
 const SPLITS: [&[&str]; 3] = [&["0..4"], &["0..2", "2..4"], &["0..1", "1..3", "3..4"]];
-
-async fn swarm(goldens: &Goldens, spans: &[&str]) -> anyhow::Result<LocalSwarm> {
-    LocalSwarm::start(&goldens.model(), spans, ExecutorConfig::default()).await
-}
-
-fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str) -> anyhow::Result<RemoteModel> {
-    let adapted = AdaptedModel {
-        id: swarm.model.clone(),
-        name_or_path: String::new(),
-        blocks: swarm.blocks.len(),
-        hidden: swarm.hidden,
-        attention_heads: 4,
-    };
-    let tables = match mode {
-        "bare" => None,
-        mode => Some(Arc::new(Adapter::load(&goldens.path(&format!("init-{mode}")), &adapted)?.tables)),
-    };
-    let sequence = Arc::new(swarm.sequence(SequenceConfig::default()));
-    Ok(RemoteModel { sequence, local: swarm.local.clone(), tables })
-}
 
 fn ids(value: &Value) -> Vec<u32> {
     value.as_array().into_iter().flatten().filter_map(Value::as_u64).map(|id| id as u32).collect()
@@ -59,7 +39,7 @@ async fn greedy_and_beam_searches_equal_transformers_with_and_without_prompts() 
         let prompt = ids(&golden[family]["prompt"]);
         for search in golden[family]["searches"].as_array().context("no searches")? {
             let (mode, options) = (search["mode"].as_str().unwrap_or_default(), &search["options"]);
-            let model = model(&goldens, &swarm, mode)?;
+            let model = model(&goldens, &swarm, mode, SequenceConfig::default())?;
             let float = |name: &str| options[name].as_f64().unwrap_or(1.0) as f32;
             let tokens = match options["num_beams"].as_u64() {
                 Some(beams @ 2..) => {
@@ -110,7 +90,8 @@ async fn speculation_changes_how_long_it_takes_and_not_the_text() -> anyhow::Res
         for sampling in samplings {
             let config =
                 |speculation| GenerationConfig { sampling, max_new_tokens: 48, stop_tokens: Vec::new(), speculation };
-            let generator = || anyhow::Ok(Generator::new(model(&goldens, &swarm, mode)?, 100));
+            let generator =
+                || anyhow::Ok(Generator::new(model(&goldens, &swarm, mode, SequenceConfig::default())?, 100));
             let plain = generate(&mut generator()?, &repeating, &config(Speculation::OFF)).await?;
             assert_eq!((plain.drafted, plain.steps, plain.tokens.len()), (0, 48, 48));
             let lookup = generate(&mut generator()?, &repeating, &config(Speculation::default())).await?;
@@ -133,7 +114,8 @@ async fn speculation_changes_how_long_it_takes_and_not_the_text() -> anyhow::Res
             ..GenerationConfig::default()
         };
         if mode == "bare" {
-            let mut generator = Generator::new(model(&goldens, &swarm, mode)?, 100).with_draft_model(same.clone());
+            let mut generator = Generator::new(model(&goldens, &swarm, mode, SequenceConfig::default())?, 100)
+                .with_draft_model(same.clone());
             let sure = generate(&mut generator, &repeating, &config).await?;
             assert_eq!(
                 (sure.steps, sure.drafted, sure.accepted),
@@ -154,7 +136,7 @@ async fn a_conversation_pays_for_what_is_new() -> anyhow::Result<()> {
         max_new_tokens: 10,
         ..GenerationConfig::default()
     };
-    let mut generator = Generator::new(model(&goldens, &swarm, "replace")?, 120);
+    let mut generator = Generator::new(model(&goldens, &swarm, "replace", SequenceConfig::default())?, 120);
     let first: Vec<u32> = (10..30).collect();
     let answer = generate(&mut generator, &first, &config(1)).await?;
     let second = [&first[..], &answer.tokens, &[7, 8, 9]].concat();
@@ -163,7 +145,7 @@ async fn a_conversation_pays_for_what_is_new() -> anyhow::Result<()> {
     // All but the last token of each text is on the servers.
     for (text, reused) in [(&second[..], 29), (&second, 32), (&edited, 15), (&edited, 17), (cut, 3), (&first, 4)] {
         let got = generate(&mut generator, text, &config(2)).await?;
-        let fresh = &mut Generator::new(model(&goldens, &swarm, "replace")?, 120);
+        let fresh = &mut Generator::new(model(&goldens, &swarm, "replace", SequenceConfig::default())?, 120);
         assert_eq!(got.tokens, generate(fresh, text, &config(2)).await?.tokens);
         assert_eq!(got.reused, reused);
     }
@@ -176,8 +158,11 @@ async fn a_dropped_or_stopped_generation_leaves_a_usable_generator() -> anyhow::
     let swarm = swarm(&goldens, &["0..2", "2..4"]).await?;
     let text: Vec<u32> = (50..62).collect();
     let config = GenerationConfig { max_new_tokens: 30, ..GenerationConfig::default() };
-    let expected = generate(&mut Generator::new(model(&goldens, &swarm, "add")?, 60), &text, &config).await?.tokens;
-    let mut generator = Generator::new(model(&goldens, &swarm, "add")?, 60);
+    let expected =
+        generate(&mut Generator::new(model(&goldens, &swarm, "add", SequenceConfig::default())?, 60), &text, &config)
+            .await?
+            .tokens;
+    let mut generator = Generator::new(model(&goldens, &swarm, "add", SequenceConfig::default())?, 60);
     for after in [1, 4, 9] {
         let mut count = 0;
         let stopped = generator.generate(&text, &config, |tokens| {

@@ -12,11 +12,16 @@ use petals_node::ExecutorConfig;
 
 const MODES: [&str; 4] = ["bare", "ptune", "replace", "add"];
 
-async fn swarm(goldens: &Goldens, spans: &[&str]) -> anyhow::Result<LocalSwarm> {
+pub(crate) async fn swarm(goldens: &Goldens, spans: &[&str]) -> anyhow::Result<LocalSwarm> {
     LocalSwarm::start(&goldens.model(), spans, ExecutorConfig::default()).await
 }
 
-fn model(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, config: SequenceConfig) -> anyhow::Result<RemoteModel> {
+pub(crate) fn model(
+    goldens: &Goldens,
+    swarm: &LocalSwarm,
+    mode: &str,
+    config: SequenceConfig,
+) -> anyhow::Result<RemoteModel> {
     let adapted = AdaptedModel {
         id: swarm.model.clone(),
         name_or_path: String::new(),
