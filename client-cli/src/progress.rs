@@ -73,6 +73,35 @@ impl Repetitions {
     }
 }
 
+/// Progress of texts that are generated side by side.
+#[derive(Debug)]
+pub(crate) struct Texts {
+    total: usize,
+    done: usize,
+    tokens: usize,
+    started: Instant,
+    shown: Shown,
+}
+
+impl Texts {
+    /// Progress of `total` texts; nothing is shown of a single one.
+    pub(crate) fn new(output: Output, total: usize) -> Self {
+        let shown = if total > 1 { Shown::new(output, "texts", total as u64, 0) } else { Shown::Nothing };
+        Self { total, done: 0, tokens: 0, started: Instant::now(), shown }
+    }
+
+    /// One more text has been finished, with `tokens` new tokens; its number, from 1.
+    pub(crate) fn finished(&mut self, tokens: usize) -> usize {
+        (self.done, self.tokens) = (self.done + 1, self.tokens + tokens);
+        let rate = self.tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        let short = || format!("{rate:.1} tokens/s");
+        self.shown.show(self.done as u64, false, short, || {
+            format!("{} of {} texts, {rate:.1} tokens/s", self.done, self.total)
+        });
+        self.done
+    }
+}
+
 impl Shown {
     fn new(output: Output, unit: &str, total: u64, done: u64) -> Self {
         if io::stderr().is_terminal() {

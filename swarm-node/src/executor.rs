@@ -24,6 +24,7 @@ use crate::speed::Speed;
 use crate::stash::{StashPolicy, StashStore};
 
 mod batch;
+mod crowd;
 
 /// Part of the memory for sessions that keeps prefixes which several of them begin with.
 const PREFIX_PART: u64 = 8;
@@ -159,7 +160,7 @@ impl Executor {
             mean_us: AtomicU64::new(0),
         });
         let prefixes = Prefixes::new(config.kv_bytes / PREFIX_PART);
-        let worker = Worker { config, prefixes, shared: shared.clone() };
+        let worker = Worker { config, prefixes, crowd: crowd::Crowd::default(), shared: shared.clone() };
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -296,6 +297,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Worker {
     config: ExecutorConfig,
     prefixes: Prefixes,
+    /// Of steps.
+    crowd: crowd::Crowd,
     shared: Arc<Shared>,
 }
 

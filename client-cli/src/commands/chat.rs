@@ -37,7 +37,7 @@ pub(crate) async fn run(args: ChatArgs, output: Output) -> Result<(), CliError> 
     }
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
     let mut interrupts = Interrupts::install()?;
-    let model = RemoteModel { sequence: sequence.clone(), local: files.local.clone(), tables: None };
+    let model = RemoteModel::new(sequence.clone(), files.local.clone());
     let limits = Limits { positions: files.config.max_position_embeddings, answer: args.max_new_tokens };
     let mut talk = Talk::new(model, tokenizer, template, args.sampling(), limits);
     talk.set_system(args.system.clone());

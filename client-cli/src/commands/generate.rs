@@ -3,8 +3,10 @@
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::pin::pin;
 
 use anyhow::Error;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use petals_client::{
     DraftModel, Dtype, Finish, Generation, GenerationConfig, GenerationError, Generator, ModelFiles, RemoteModel,
     Sampling, beam_search,
@@ -14,8 +16,18 @@ use super::session;
 use crate::args::GenerateArgs;
 use crate::error::CliError;
 use crate::output::{Course, Generated, Output};
+use crate::progress::Texts;
 use crate::terminal;
 use crate::text::{TextError, TextStream, TextTokenizer};
+
+/// Texts that are generated at a time. Their rows meet in the servers' batches, so together they take hardly longer than one.
+const SIDE_BY_SIDE: usize = 16;
+
+/// Tokens in front of a stop string that may belong to its first character or change its text.
+const STOP_CONTEXT: usize = 32;
+
+/// A text, what is left of its stream, and how it came about.
+type Sampled<'a> = (String, TextStream<'a>, Generation);
 
 pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliError> {
     let files = session::open(&args.swarm)?;
@@ -39,20 +51,35 @@ pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliErr
     let draft = draft.map(|directory| draft_model(&files, &tokenizer, directory, args.swarm.dtype)).transpose()?;
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
     let tables = adapter.map(|adapter| adapter.tables.into());
-    let model = RemoteModel { sequence: sequence.clone(), local: files.local, tables };
+    let model = RemoteModel::new(sequence.clone(), files.local).with_tables(tables);
     let run = Run { args: &args, tokenizer: &tokenizer, text: &text, output };
     if let Some(beams) = args.beams(tokenizer.stop_tokens()) {
-        let generation = beam_search(model, &text, &beams).await.map_err(failed)?;
+        // Each token that is added is looked at, so only the end of a text can be new: a stop string has at most a token a byte.
+        let longest = args.stop.iter().map(|stop| stop.len() + STOP_CONTEXT).max();
+        let has_stopped = |tokens: &[u32]| {
+            let Some(longest) = longest else { return false };
+            let mut stream = TextStream::new(&tokenizer, args.stop.clone());
+            // Tokens that cannot be decoded are reported with the text.
+            stream.push(&tokens[tokens.len().saturating_sub(longest)..]).is_ok() && stream.has_stopped()
+        };
+        let generation = beam_search(model, &text, &beams, has_stopped).await.map_err(failed)?;
         let mut stream = TextStream::new(&tokenizer, args.stop.clone());
         let text = stream.push(&generation.tokens)?;
         run.emit(None, text, stream, &generation)?;
     } else {
-        let mut generator = Generator::new(model, text.len() + args.max_new_tokens);
-        if let Some(draft) = draft {
-            generator = generator.with_draft_model(draft);
-        }
-        for number in 0..args.num_return() {
-            run.sample(&mut generator, number).await?;
+        let run = &run;
+        let several = (0..args.num_return()).map(|number| {
+            let mut generator = Generator::new(model.clone(), text.len() + args.max_new_tokens);
+            if let Some(draft) = &draft {
+                generator = generator.with_draft_model(draft.clone());
+            }
+            async move { run.sample(generator, number).await }
+        });
+        let mut several = pin!(stream::iter(several).buffered(SIDE_BY_SIDE));
+        let mut progress = Texts::new(output, args.num_return());
+        while let Some((text, stream, generation)) = several.try_next().await? {
+            let number = progress.finished(generation.tokens.len());
+            run.emit((args.num_return() > 1).then_some(number), text, stream, &generation)?;
         }
     }
     session::verified(&sequence, &args.swarm, output)?;
@@ -101,7 +128,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Continues the prompt, the first time with number 0.
-    async fn sample(&self, generator: &mut Generator, number: usize) -> Result<(), CliError> {
+    async fn sample(&self, mut generator: Generator, number: usize) -> Result<Sampled<'_>, CliError> {
         let first = self.args.sampling();
         let config = GenerationConfig {
             sampling: Sampling { seed: first.seed.wrapping_add(number as u64), ..first },
@@ -109,7 +136,7 @@ impl Run<'_> {
             stop_tokens: self.tokenizer.stop_tokens().to_vec(),
             speculation: self.args.speculation(),
         };
-        let mut live = Live::new(self.output);
+        let mut live = Live::new(self.output, self.args.num_return() > 1);
         let mut stream = TextStream::new(self.tokenizer, self.args.stop.clone());
         let (mut text, mut error) = (String::new(), None);
         let generation = generator.generate(self.text, &config, |tokens| {
@@ -125,8 +152,7 @@ impl Run<'_> {
         if let Some(error) = error {
             return Err(error.into());
         }
-        let number = (self.args.num_return() > 1).then_some(number + 1);
-        self.emit(number, text, stream, &generation)
+        Ok((text, stream, generation))
     }
 
     fn emit(
@@ -156,8 +182,8 @@ struct Live {
 }
 
 impl Live {
-    fn new(output: Output) -> Self {
-        Self { shown: !output.is_json() && std::io::stderr().is_terminal() }
+    fn new(output: Output, several: bool) -> Self {
+        Self { shown: !several && !output.is_json() && std::io::stderr().is_terminal() }
     }
 
     fn show(&mut self, text: &str) {

@@ -17,7 +17,7 @@ pub(crate) async fn run(args: LogitsArgs, output: Output) -> Result<(), CliError
     let adapter = args.adapter.as_deref().map(|directory| session::adapter(&files, directory)).transpose()?;
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
     let tables = adapter.map(|adapter| adapter.tables.into());
-    let model = RemoteModel { sequence, local: files.local, tables };
+    let model = RemoteModel::new(sequence, files.local).with_tables(tables);
     let logits = model.logits(&rows).await.map_err(anyhow::Error::from)?;
     let shape = [rows.len(), rows.first().map_or(0, Vec::len), vocab];
     let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -47,7 +47,7 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
     let stop = StopSignal::install()?;
 
     let ServeLimits { concurrent, queue, queue_timeout, idle_sessions, idle_timeout, .. } = args.limits;
-    let model = RemoteModel { sequence: sequence.clone(), local: files.local.clone(), tables: None };
+    let model = RemoteModel::new(sequence.clone(), files.local.clone());
     let gate = Gate::new(concurrent, queue, queue_timeout);
     let engine = Arc::new(Engine::new(model, tokenizer, gate, Pool::new(idle_sessions, idle_timeout)));
     let models = Models::new(files.adapted.id.name(), files.config.max_position_embeddings, adapters);

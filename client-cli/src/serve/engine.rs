@@ -172,7 +172,7 @@ impl Engine {
             // A conversation gets room to grow into.
             let room =
                 if job.conversation { needed.saturating_mul(2).max(CONVERSATION).min(model.room) } else { needed };
-            Generator::new(RemoteModel { tables: model.tables.clone(), ..self.model.clone() }, room)
+            Generator::new(self.model.clone().with_tables(model.tables.clone()), room)
         });
         let config = GenerationConfig {
             sampling: job.sampling,

@@ -148,9 +148,9 @@ impl Benchmark {
     /// [`BenchmarkError`].
     pub async fn decode(&self) -> Result<Repetition, BenchmarkError> {
         let batch = self.workload.batch;
+        let model = &RemoteModel::new(self.sequence.clone(), self.local.clone());
         let users = (0..batch).map(|row| async move {
-            let model = RemoteModel { sequence: self.sequence.clone(), local: self.local.clone(), tables: None };
-            let mut session = TextSession::new(model, 1, DECODE_BEHIND + DECODED);
+            let mut session = TextSession::new(model.clone(), 1, DECODE_BEHIND + DECODED);
             let text: Vec<u32> = (0..DECODE_BEHIND).map(|at| self.token(row, at)).collect();
             let logits = session.append(&[text]).await?;
             Ok::<_, BenchmarkError>((session, logits))

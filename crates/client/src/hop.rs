@@ -1,27 +1,17 @@
 //! One stream to one server: many requests under way, each answered once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::io::{AsyncReadExt, ReadHalf, WriteHalf};
-use petals_protocol::{
-    Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, PromptSource, Refusal, Request, Response,
-    ServerInfo, StashId, Tensor,
-};
-use petals_swarm::{DirectoryEntry, OpenError, PeerId, PeerStream, StreamPath, SwarmHandle};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use petals_protocol::{Limits, ModelId, PromptSource, Refusal, Request, Response, ServerInfo, StashId, Tensor};
+use petals_swarm::{DirectoryEntry, Exchange, OpenError, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle};
 
 mod prompts;
 
 pub(crate) use prompts::RequestPrompts;
 use prompts::SentPrompts;
-
-/// Requests that wait for the writer. More only take memory: the stream itself is the bottleneck.
-const OUTBOX: usize = 8;
 
 /// Why a request to a server brought no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +38,15 @@ pub enum HopError {
     /// The answer breaks the protocol: wrong kind, wrong shapes, values that are not finite.
     #[error("unusable answer: {0}")]
     BadReply(String),
+}
+
+impl From<RequestError> for HopError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Timeout(patience) => Self::Timeout(patience),
+            _ => Self::Lost,
+        }
+    }
 }
 
 /// Bytes that crossed a client's streams, both directions, the requests they belonged to, and what those cost.
@@ -149,16 +148,39 @@ impl Traffic {
     }
 }
 
-type Answer = Frame<Response>;
-type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
-
-/// A request that waits for its turn.
+/// What goes with the requests of a stream.
 #[derive(Debug)]
-struct Outgoing {
-    id: u64,
-    request: Request,
-    tensors: Vec<Tensor>,
-    prompts: Option<RequestPrompts>,
+struct Bookkeeping {
+    peer: PeerId,
+    traffic: Arc<Traffic>,
+    prompts: Mutex<SentPrompts>,
+    heard: Mutex<Instant>,
+}
+
+impl Exchange for Bookkeeping {
+    type Extra = RequestPrompts;
+
+    fn complete(&self, request: &mut Request, tensors: &mut Vec<Tensor>, prompts: RequestPrompts) {
+        let source = lock(&self.prompts).source(prompts.id(), prompts.span);
+        if !matches!(source, PromptSource::Kept(_)) {
+            tensors.insert(prompts.place.min(tensors.len()), prompts.tensor());
+        }
+        match request {
+            Request::Forward(forward) => forward.prompts = source,
+            Request::Backward(backward) => backward.prompts = source,
+            Request::Step(step) => step.forward.prompts = source,
+            _ => {}
+        }
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.traffic.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn answered(&self, response: &Response, bytes: u64) {
+        *lock(&self.heard) = Instant::now();
+        self.traffic.answered(self.peer, response, bytes);
+    }
 }
 
 /// An open stream. Dropping it closes the stream and drops every stash it left on the server.
@@ -167,12 +189,8 @@ pub(crate) struct HopConnection {
     pub(crate) info: ServerInfo,
     pub(crate) limits: Limits,
     path: StreamPath,
-    outbox: mpsc::Sender<Outgoing>,
-    sent_prompts: Arc<Mutex<SentPrompts>>,
-    pending: Pending,
-    next: AtomicU64,
-    heard: Arc<Mutex<Instant>>,
-    _tasks: JoinSet<()>,
+    stream: RequestStream<Bookkeeping>,
+    books: Arc<Bookkeeping>,
 }
 
 impl HopConnection {
@@ -185,36 +203,14 @@ impl HopConnection {
         traffic: Arc<Traffic>,
     ) -> Result<Self, HopError> {
         let stream = swarm.open_stream(server.peer, &server.addresses, patience).await.map_err(HopError::Open)?;
-        let path = stream.path();
-        let (read, write) = stream.split();
-        let (outbox, queue) = mpsc::channel(OUTBOX);
-        let (pending, sent_prompts) = (Pending::default(), Arc::<Mutex<SentPrompts>>::default());
-        let heard = Arc::new(Mutex::new(Instant::now()));
-        let mut tasks = JoinSet::new();
-        tasks.spawn({
-            let writes = write_requests(write, queue, sent_prompts.clone(), traffic.clone());
-            let reads = read_answers(read, server.peer, pending.clone(), traffic, heard.clone());
-            let pending = pending.clone();
-            async move {
-                // The end of one direction is the end of both: a stream that can only be written to answers nothing.
-                tokio::select! {
-                    () = writes => {}
-                    () = reads => {}
-                }
-                // Whoever waits learns at once that nothing will come.
-                lock(&pending).clear();
-            }
-        });
+        let (prompts, heard) = (Mutex::default(), Mutex::new(Instant::now()));
+        let books = Arc::new(Bookkeeping { peer: server.peer, traffic, prompts, heard });
         let mut connection = Self {
             info: server.info.clone(),
             limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0 },
-            path,
-            outbox,
-            sent_prompts,
-            pending,
-            next: AtomicU64::new(0),
-            heard,
-            _tasks: tasks,
+            path: stream.path(),
+            stream: RequestStream::with(stream, books.clone()),
+            books,
         };
         let (response, _) =
             connection.request(Request::Hello { model: model.clone() }, Vec::new(), None, patience).await?;
@@ -241,48 +237,26 @@ impl HopConnection {
         prompts: Option<RequestPrompts>,
         patience: Duration,
     ) -> Result<(Response, Vec<Tensor>), HopError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let (reply, answer) = oneshot::channel();
-        lock(&self.pending).insert(id, reply);
-        // The stream may have ended before the insertion; then nobody clears the entry any more.
-        if !self.is_open() {
-            lock(&self.pending).remove(&id);
-            return Err(HopError::Lost);
-        }
-        let mut guard = PendingGuard { connection: self, id, sent: false };
         let named = prompts.as_ref().map(RequestPrompts::id);
-        let exchange = async {
-            self.outbox.send(Outgoing { id, request, tensors, prompts }).await.map_err(|_| HopError::Lost)?;
-            guard.sent = true;
-            answer.await.map_err(|_| HopError::Lost)
-        };
-        let frame = timeout(patience, exchange).await.map_err(|_| HopError::Timeout(patience))??;
-        match frame.message {
-            Response::Refused(refusal) => {
+        match self.stream.request_with(request, tensors, prompts, patience).await? {
+            (Response::Refused(refusal), _) => {
                 if let Some(named) = named.filter(|_| refusal == Refusal::PromptsGone) {
-                    lock(&self.sent_prompts).gone(named);
+                    lock(&self.books.prompts).gone(named);
                 }
                 Err(HopError::Refused(refusal))
             }
-            response => Ok((response, frame.tensors)),
+            answer => Ok(answer),
         }
     }
 
-    /// Tells the server to drop a stash, if the stream has room for the message now; it expires anyway.
+    /// Tells the server to drop a stash.
     pub(crate) fn forget(&self, stash: StashId) {
         self.notify(Request::Forget { stash });
     }
 
     /// Sends a request that has no answer, behind those that wait.
     pub(crate) fn notify(&self, request: Request) {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let notice = Outgoing { id, request, tensors: Vec::new(), prompts: None };
-        if let Err(mpsc::error::TrySendError::Full(notice)) = self.outbox.try_send(notice)
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let outbox = self.outbox.clone();
-            runtime.spawn(async move { outbox.send(notice).await });
-        }
+        self.stream.notify(request);
     }
 
     /// Whether new work should go through a new stream: this one takes the way through a relay, and there is a direct
@@ -293,95 +267,21 @@ impl HopConnection {
 
     /// When the last answer came.
     pub(crate) fn last_heard(&self) -> Instant {
-        *lock(&self.heard)
+        *lock(&self.books.heard)
     }
 
     /// Requests without an answer so far.
     pub(crate) fn under_way(&self) -> usize {
-        lock(&self.pending).len()
+        self.stream.under_way()
     }
 
     /// Whether the stream can still be used.
     pub(crate) fn is_open(&self) -> bool {
-        !self.outbox.is_closed()
-    }
-}
-
-/// Removes the entry of a request whose caller gave up, and lets the server do so too.
-struct PendingGuard<'a> {
-    connection: &'a HopConnection,
-    id: u64,
-    sent: bool,
-}
-
-impl Drop for PendingGuard<'_> {
-    fn drop(&mut self) {
-        let unanswered = lock(&self.connection.pending).remove(&self.id).is_some();
-        if unanswered && self.sent {
-            self.connection.notify(Request::Cancel { request: self.id });
-        }
+        self.stream.is_open()
     }
 }
 
 /// Every structure here is changed in single steps, so a panic elsewhere leaves it whole and poison is ignored.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn write_requests(
-    write: WriteHalf<PeerStream>,
-    mut queue: mpsc::Receiver<Outgoing>,
-    sent_prompts: Arc<Mutex<SentPrompts>>,
-    traffic: Arc<Traffic>,
-) {
-    let mut writer = FrameWriter::new(write, FrameKind::Request);
-    while let Some(Outgoing { id, mut request, mut tensors, prompts }) = queue.recv().await {
-        if let Some(prompts) = prompts {
-            let source = lock(&sent_prompts).source(prompts.id(), prompts.span);
-            if !matches!(source, PromptSource::Kept(_)) {
-                tensors.insert(prompts.place.min(tensors.len()), prompts.tensor());
-            }
-            set_source(&mut request, source);
-        }
-        let before = writer.bytes_written();
-        if writer.write(id, &request, &tensors).await.is_err() {
-            return;
-        }
-        traffic.sent.fetch_add(writer.bytes_written() - before, Ordering::Relaxed);
-    }
-}
-
-fn set_source(request: &mut Request, source: PromptSource) {
-    match request {
-        Request::Forward(forward) => forward.prompts = source,
-        Request::Backward(backward) => backward.prompts = source,
-        Request::Step(step) => step.forward.prompts = source,
-        _ => {}
-    }
-}
-
-async fn read_answers(
-    read: ReadHalf<PeerStream>,
-    peer: PeerId,
-    pending: Pending,
-    traffic: Arc<Traffic>,
-    heard: Arc<Mutex<Instant>>,
-) {
-    let mut reader = FrameReader::new(read, FrameKind::Response, FrameLimits::default());
-    loop {
-        let before = reader.bytes_read();
-        match reader.read::<Response>().await {
-            Ok(frame) => {
-                *lock(&heard) = Instant::now();
-                traffic.answered(peer, &frame.message, reader.bytes_read() - before);
-                if let Some(waiting) = lock(&pending).remove(&frame.id) {
-                    let _ = waiting.send(frame);
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "stream to a server ended");
-                return;
-            }
-        }
-    }
 }

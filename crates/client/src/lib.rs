@@ -11,6 +11,7 @@ mod benchmark;
 mod connect;
 mod exchange;
 mod generation;
+mod head;
 mod hop;
 mod labels;
 mod logits;

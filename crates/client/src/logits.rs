@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use petals_model::{ClientModel, HeadError};
 
+use crate::head::{SharedHead, UnderWay};
 use crate::sequence::{PassInput, RemoteSequence, SequenceError};
 use crate::tables::PromptTables;
 
@@ -19,7 +20,7 @@ pub enum LogitsError {
     Model(#[from] HeadError),
     /// A local computation was stopped.
     #[error("a local computation failed")]
-    Local(#[from] tokio::task::JoinError),
+    Local,
 }
 
 /// A model whose blocks are in the swarm, with or without trained prompts.
@@ -31,9 +32,23 @@ pub struct RemoteModel {
     pub local: Arc<ClientModel>,
     /// Prompts in front, if any.
     pub tables: Option<Arc<PromptTables>>,
+    /// One for all clones.
+    head: Arc<SharedHead>,
 }
 
 impl RemoteModel {
+    /// A model without prompts. Texts of its clones that need the head at the same time share the work.
+    pub fn new(sequence: Arc<RemoteSequence>, local: Arc<ClientModel>) -> Self {
+        let head = Arc::new(SharedHead::new(local.clone()));
+        Self { sequence, local, tables: None, head }
+    }
+
+    /// The same model with other prompts in front, or none.
+    #[must_use]
+    pub fn with_tables(self, tables: Option<Arc<PromptTables>>) -> Self {
+        Self { tables, ..self }
+    }
+
     /// Hidden states behind the last block (before the final norm) of every text row, `[tokens, hidden]`, packed like
     /// the rows of `texts`.
     ///
@@ -49,7 +64,7 @@ impl RemoteModel {
     /// [`LogitsError`].
     pub async fn logits(&self, texts: &[Vec<u32>]) -> Result<Vec<f32>, LogitsError> {
         let hidden = self.pass(texts, None).await?;
-        self.head(hidden).await
+        self.head(hidden, None).await
     }
 
     /// Logits of each text's last position, `[texts, vocab]`.
@@ -63,7 +78,7 @@ impl RemoteModel {
             end.saturating_sub(1)
         });
         let hidden = self.pass(texts, Some(last.collect())).await?;
-        self.head(hidden).await
+        self.head(hidden, None).await
     }
 
     async fn pass(&self, texts: &[Vec<u32>], read_rows: Option<Vec<u32>>) -> Result<Vec<f32>, LogitsError> {
@@ -77,8 +92,12 @@ impl RemoteModel {
         Ok(self.sequence.forward(input, false).await?.0)
     }
 
-    pub(crate) async fn head(&self, hidden: Vec<f32>) -> Result<Vec<f32>, LogitsError> {
-        let model = self.local.clone();
-        Ok(tokio::task::spawn_blocking(move || model.lm_logits(&hidden)).await??)
+    /// A step of a session begins, of so many rows; [`Self::head`] is going to be asked for its logits.
+    pub(crate) fn begin(&self, rows: usize) -> Option<UnderWay> {
+        self.head.begin(rows)
+    }
+
+    pub(crate) async fn head(&self, hidden: Vec<f32>, step: Option<UnderWay>) -> Result<Vec<f32>, LogitsError> {
+        Ok(self.head.logits(hidden, step).await.ok_or(LogitsError::Local)??)
     }
 }

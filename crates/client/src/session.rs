@@ -294,7 +294,7 @@ impl InferenceSession {
             let chunk = Chunk { known: &known, lengths: &lengths, wanted, whole: opening && prefix_wanted && !last };
             let layout = self.layout(hop, opening, last, &chunk);
             let flow = self.flow(&layout, &chunk);
-            let input = self.hop_input(layout, Some(&flow), Ends::default());
+            let input = hop_input(&self.sequence, self.tables.as_ref(), layout, Some(&flow), Ends::default());
             let pass = self.sequence.pass_size(lengths.iter().sum::<usize>() + input.layout.prefix_len as usize);
             let asked = input.step(&open.connection, self.part(&open, opening, &known));
             let answer = match self.sequence.unless_late(hop, pass, asked).await {
@@ -361,16 +361,16 @@ impl InferenceSession {
             open: opening.then_some(self.limits),
         }
     }
+}
 
-    fn hop_input<'a>(&'a self, layout: PassLayout, flow: Option<&'a Flow>, ends: Ends) -> HopInput<'a> {
-        HopInput {
-            layout,
-            flow,
-            ends,
-            tables: self.tables.as_ref(),
-            hidden: self.sequence.hidden(),
-            dtype: self.sequence.config().wire_dtype,
-            patience: self.sequence.config().request_timeout,
-        }
-    }
+fn hop_input<'a>(
+    sequence: &RemoteSequence,
+    tables: Option<&'a Arc<PromptTables>>,
+    layout: PassLayout,
+    flow: Option<&'a Flow>,
+    ends: Ends,
+) -> HopInput<'a> {
+    let config = sequence.config();
+    let (hidden, dtype, patience) = (sequence.hidden(), config.wire_dtype, config.request_timeout);
+    HopInput { layout, flow, ends, tables, hidden, dtype, patience }
 }

@@ -74,7 +74,8 @@ impl TextSession {
         }
         let text = self.model.local.embed(&tokens.concat())?;
         let lengths: Vec<usize> = tokens.iter().map(Vec::len).collect();
+        let under_way = self.model.begin(lengths.iter().sum());
         let hidden = self.session.step(&text, &lengths, read).await?;
-        self.model.head(hidden).await
+        self.model.head(hidden, under_way).await
     }
 }

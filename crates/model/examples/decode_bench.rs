@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let weights = stack.weight_bytes() as f64;
     println!("{blocks} blocks, hidden {hidden}, {}, {:.0} MB of weights", stack.dtype(), weights / 1e6);
     let memory = vec![1.0f32; 1 << 27];
-    for (batch, kept) in [(1, 0), (1, 512), (1, 2048), (2, 64), (4, 64), (8, 64), (16, 64)] {
+    for (batch, kept) in [(1, 0), (1, 512), (1, 2048), (2, 80), (4, 80), (8, 80), (16, 80)] {
         let mut caches = caches(&stack, batch, kept, hidden)?;
         let (mut steps, mut reads) = (Vec::new(), Vec::new());
         for _ in 0..REPETITIONS {

@@ -87,6 +87,8 @@ pub struct SwarmConfig {
     /// How often a server repeats its announcement; others forget it after twice that. 60 s: a dead server is forgotten
     /// after two minutes, at a cost of a few hundred small messages per minute.
     pub announce_period: Duration,
+    /// Pause before a member of the hash table that could not be reached is tried again, doubled up to ten minutes. 30 s.
+    pub redial_pause: Duration,
     /// How long one connection attempt may take. 5 s: several round trips of a very slow link.
     pub dial_timeout: Duration,
     /// Longest directory lookup; what was found until then is returned. 10 s, twice a connection attempt.
@@ -145,6 +147,7 @@ impl SwarmConfig {
             mdns: true,
             upnp: true,
             announce_period: Duration::from_secs(60),
+            redial_pause: Duration::from_secs(30),
             dial_timeout: Duration::from_secs(5),
             lookup_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(5),

@@ -30,6 +30,6 @@ pub use directory::{DirectoryEntry, LookupError};
 pub use identity::{Identity, IdentityError};
 pub use libp2p::{Multiaddr, PeerId};
 pub use node::{AnnounceError, ConnectError, DirectoryTraffic, Reachability, StartError, SwarmHandle, SwarmNode};
-pub use requests::{RequestError, RequestStream};
+pub use requests::{Exchange, RequestError, RequestStream};
 pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, StreamPath, Traffic};
 pub use swarm_key::{SwarmKey, SwarmKeyError};

@@ -26,13 +26,46 @@ pub enum RequestError {
     Lost,
 }
 
+/// What the asking end does beside sending requests and waiting for answers. `()` does nothing.
+pub trait Exchange: Send + Sync + 'static {
+    /// Goes with a request to the place where it is written.
+    type Extra: Send + 'static;
+
+    /// Completes a request just before it is written, in the order of the stream.
+    fn complete(&self, request: &mut Request, tensors: &mut Vec<Tensor>, extra: Self::Extra);
+
+    /// `bytes` have been written.
+    fn sent(&self, bytes: u64);
+
+    /// An answer of `bytes` bytes has been read, whether or not somebody still waits for it.
+    fn answered(&self, response: &Response, bytes: u64);
+}
+
+impl Exchange for () {
+    type Extra = ();
+
+    fn complete(&self, _: &mut Request, _: &mut Vec<Tensor>, (): ()) {}
+
+    fn sent(&self, _: u64) {}
+
+    fn answered(&self, _: &Response, _: u64) {}
+}
+
 type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Frame<Response>>>>>;
-type Outgoing = (u64, Request, Vec<Tensor>);
+
+#[derive(Debug)]
+struct Outgoing<X> {
+    id: u64,
+    request: Request,
+    tensors: Vec<Tensor>,
+    /// Nothing of a request that is not to be completed.
+    extra: Option<X>,
+}
 
 /// The asking end of a stream. Dropping it closes the stream.
 #[derive(Debug)]
-pub struct RequestStream {
-    outbox: mpsc::Sender<Outgoing>,
+pub struct RequestStream<E: Exchange = ()> {
+    outbox: mpsc::Sender<Outgoing<E::Extra>>,
     pending: Pending,
     next: AtomicU64,
     _tasks: JoinSet<()>,
@@ -44,12 +77,36 @@ impl RequestStream {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        Self::with(stream, Arc::new(()))
+    }
+
+    /// As [`Self::request_with`], with nothing to complete.
+    ///
+    /// # Errors
+    /// [`RequestError`]. A refusal is an answer.
+    pub async fn request(
+        &self,
+        request: Request,
+        tensors: Vec<Tensor>,
+        patience: Duration,
+    ) -> Result<(Response, Vec<Tensor>), RequestError> {
+        self.request_with(request, tensors, None, patience).await
+    }
+}
+
+impl<E: Exchange> RequestStream<E> {
+    /// As [`RequestStream::new`], with what `exchange` does besides.
+    pub fn with<S>(stream: S, exchange: Arc<E>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let (read, write) = stream.split();
         let (outbox, queue) = mpsc::channel(OUTBOX);
         let pending = Pending::default();
         let mut tasks = JoinSet::new();
         tasks.spawn({
-            let (writes, reads) = (write_requests(write, queue), read_answers(read, pending.clone()));
+            let writes = write_requests(write, queue, exchange.clone());
+            let reads = read_answers(read, pending.clone(), exchange);
             let pending = pending.clone();
             async move {
                 // The end of one direction is the end of both: a stream that can only be written to answers nothing.
@@ -68,10 +125,11 @@ impl RequestStream {
     ///
     /// # Errors
     /// [`RequestError`]. A refusal is an answer.
-    pub async fn request(
+    pub async fn request_with(
         &self,
         request: Request,
         tensors: Vec<Tensor>,
+        extra: Option<E::Extra>,
         patience: Duration,
     ) -> Result<(Response, Vec<Tensor>), RequestError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -84,7 +142,8 @@ impl RequestStream {
         }
         let mut waiting = Waiting { stream: self, id, sent: false };
         let exchange = async {
-            self.outbox.send((id, request, tensors)).await.map_err(|_| RequestError::Lost)?;
+            let outgoing = Outgoing { id, request, tensors, extra };
+            self.outbox.send(outgoing).await.map_err(|_| RequestError::Lost)?;
             waiting.sent = true;
             answer.await.map_err(|_| RequestError::Lost)
         };
@@ -92,10 +151,21 @@ impl RequestStream {
         Ok((frame.message, frame.tensors))
     }
 
-    /// Sends a request that has no answer, if the stream has room for it now.
+    /// Sends a request that has no answer, behind those that wait.
     pub fn notify(&self, request: Request) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let _ = self.outbox.try_send((id, request, Vec::new()));
+        let notice = Outgoing { id, request, tensors: Vec::new(), extra: None };
+        if let Err(mpsc::error::TrySendError::Full(notice)) = self.outbox.try_send(notice)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let outbox = self.outbox.clone();
+            runtime.spawn(async move { outbox.send(notice).await });
+        }
+    }
+
+    /// Requests without an answer so far.
+    pub fn under_way(&self) -> usize {
+        lock(&self.pending).len()
     }
 
     /// Whether the stream can still be used.
@@ -105,13 +175,13 @@ impl RequestStream {
 }
 
 /// A request that was not answered yet.
-struct Waiting<'a> {
-    stream: &'a RequestStream,
+struct Waiting<'a, E: Exchange> {
+    stream: &'a RequestStream<E>,
     id: u64,
     sent: bool,
 }
 
-impl Drop for Waiting<'_> {
+impl<E: Exchange> Drop for Waiting<'_, E> {
     fn drop(&mut self) {
         let unanswered = lock(&self.stream.pending).remove(&self.id).is_some();
         if unanswered && self.sent {
@@ -125,23 +195,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn write_requests<W>(write: W, mut queue: mpsc::Receiver<Outgoing>)
+async fn write_requests<W, E>(write: W, mut queue: mpsc::Receiver<Outgoing<E::Extra>>, exchange: Arc<E>)
 where
     W: AsyncWrite + Unpin,
+    E: Exchange,
 {
     let mut writer = FrameWriter::new(write, FrameKind::Request);
-    while let Some((id, request, tensors)) = queue.recv().await {
+    while let Some(Outgoing { id, mut request, mut tensors, extra }) = queue.recv().await {
+        if let Some(extra) = extra {
+            exchange.complete(&mut request, &mut tensors, extra);
+        }
+        let before = writer.bytes_written();
         if writer.write(id, &request, &tensors).await.is_err() {
             return;
         }
+        exchange.sent(writer.bytes_written() - before);
     }
 }
 
-async fn read_answers<R: AsyncRead + Unpin>(read: R, pending: Pending) {
+async fn read_answers<R: AsyncRead + Unpin>(read: R, pending: Pending, exchange: Arc<impl Exchange>) {
     let mut reader = FrameReader::new(read, FrameKind::Response, FrameLimits::default());
     loop {
+        let before = reader.bytes_read();
         match reader.read::<Response>().await {
             Ok(frame) => {
+                exchange.answered(&frame.message, reader.bytes_read() - before);
                 if let Some(waiting) = lock(&pending).remove(&frame.id) {
                     let _ = waiting.send(frame);
                 }

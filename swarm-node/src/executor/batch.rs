@@ -26,7 +26,10 @@ impl Worker {
             rows += if fits { rows_of(pass) } else { 0 };
             fits
         };
-        batch.extend(lock(&self.shared.state).queue.pop_those(&mut fits));
+        let began = Instant::now();
+        let mut state = self.crowd.gather(lock(&self.shared.state), &self.shared.wake, |state| state.queue.len());
+        batch.extend(state.queue.pop_those(&mut fits));
+        drop(state);
         let started = Instant::now();
         let (mut steps, mut waiting) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for (pass, reply) in batch {
@@ -48,6 +51,9 @@ impl Worker {
         });
         let computed = started.elapsed();
         self.record(computed);
+        let more = lock(&self.shared.state).queue.len();
+        tracing::debug!(steps = waiting.len(), rows, more, ?computed, waited = ?started - began, "steps computed");
+        self.crowd.computed(waiting.len(), more, computed);
         let passes = BlockPasses { forward: span.len() as u32, backward: 0 };
         let mut results = results.into_iter();
         for (reply, queued, key) in waiting {

@@ -55,7 +55,7 @@ async fn greedy_and_beam_searches_equal_transformers_with_and_without_prompts() 
                         },
                         repetition_penalty: float("repetition_penalty"),
                     };
-                    beam_search(model, &prompt, &config).await?.tokens
+                    beam_search(model, &prompt, &config, |_| false).await?.tokens
                 }
                 _ => {
                     let config = GenerationConfig {
@@ -123,6 +123,48 @@ async fn speculation_changes_how_long_it_takes_and_not_the_text() -> anyhow::Res
                 "the first token, then all others in one step"
             );
         }
+    }
+    Ok(())
+}
+
+/// Their rows meet in the servers' batches and in the client's head, each with as many foreseen tokens as it likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_side_by_side_become_what_each_would_alone() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = swarm(&goldens, &["0..1", "1..3", "3..4"]).await?;
+    let draft = DraftModel::open(&goldens.model(), Dtype::F32)?;
+    let bare = model(&goldens, &swarm, "bare", SequenceConfig::default())?;
+    let tuned = model(&goldens, &swarm, "add", SequenceConfig::default())?;
+    let texts: Vec<_> = (0..9u32)
+        .map(|number| {
+            let text = (0..12 + number).map(|n| 30 + (n * (1 + number / 3)) % (4 + number)).collect();
+            let temperature = if number % 2 == 0 { 0.0 } else { 0.8 };
+            let config = GenerationConfig {
+                sampling: Sampling { temperature, seed: u64::from(number), ..Sampling::default() },
+                max_new_tokens: 24 + number as usize,
+                stop_tokens: Vec::new(),
+                speculation: if number % 3 == 0 { Speculation::OFF } else { Speculation::default() },
+            };
+            let tables = if number < 5 { None } else { tuned.tables.clone() };
+            (text, config, bare.clone().with_tables(tables), (number % 3 == 2).then(|| draft.clone()))
+        })
+        .collect();
+    let mut alone = Vec::new();
+    for (text, config, model, _) in &texts {
+        let plain = GenerationConfig { speculation: Speculation::OFF, ..config.clone() };
+        alone.push(generate(&mut Generator::new(model.clone(), 80), text, &plain).await?.tokens);
+    }
+    let together = texts.into_iter().map(|(text, config, model, draft): (Vec<u32>, _, _, _)| async move {
+        let mut generator = Generator::new(model, 80);
+        if let Some(draft) = draft {
+            generator = generator.with_draft_model(draft);
+        }
+        generate(&mut generator, &text, &config).await.map(|generation| (generation.tokens, generation.drafted))
+    });
+    let together = futures::future::try_join_all(together).await?;
+    assert!(together.iter().any(|(_, drafted)| *drafted > 0), "nothing was foreseen");
+    for (number, ((tokens, _), alone)) in together.iter().zip(&alone).enumerate() {
+        assert_eq!(tokens, alone, "text {number}");
     }
     Ok(())
 }

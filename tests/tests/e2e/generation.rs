@@ -79,6 +79,13 @@ fn beams_samples_and_draft_models_are_there_on_the_command_line() -> anyhow::Res
             .map(|search| search["tokens"].clone())
     };
     assert_eq!(Some(&run(&["--beams", "3"])?[0]["token_ids"]), golden("beams-3").as_ref());
+    // The best text up to a stop string in it is not necessarily the best of those that end with one, but it ends there.
+    let whole = run(&["--beams", "3"])?[0]["text"].as_str().unwrap_or_default().to_owned();
+    let stop: String = whole.chars().skip(whole.chars().count() / 2).take(2).collect();
+    let stopped = &run(&["--beams", "3", "--early-stopping", "yes", "--stop", &stop])?[0];
+    let text = stopped["text"].as_str().unwrap_or_default();
+    assert_eq!((&stopped["finish"], text.contains(&stop)), (&Value::from("stop_string"), false), "{stopped}");
+    assert!(stopped["steps"].as_u64() < Some(64), "the search went on behind the stop string: {stopped}");
     let model = goldens.model();
     let drafted = run(&["--repetition-penalty", "1.3", "--draft-model", model.to_str().unwrap_or_default()])?;
     assert_eq!(Some(&drafted[0]["token_ids"]), golden("greedy-penalty").as_ref());

@@ -34,7 +34,7 @@ pub(crate) fn model(
         mode => Some(Arc::new(Adapter::load(&goldens.path(&format!("init-{mode}")), &adapted)?.tables)),
     };
     let sequence = Arc::new(swarm.sequence(config));
-    Ok(RemoteModel { sequence, local: swarm.local.clone(), tables })
+    Ok(RemoteModel::new(sequence, swarm.local.clone()).with_tables(tables))
 }
 
 fn by(relay: RelayMode) -> SequenceConfig {
@@ -232,8 +232,7 @@ async fn processes_that_die_fall_silent_or_leave_change_no_token() -> anyhow::Re
     let (events, _seen) = tokio::sync::mpsc::channel(16);
     let (sequence, client) = files.connect(&network, SequenceConfig::default(), events).await?;
     let tables = Adapter::load(&goldens.path("init-add"), &files.adapted)?.tables;
-    let model =
-        RemoteModel { sequence: Arc::new(sequence), local: files.local.clone(), tables: Some(Arc::new(tables)) };
+    let model = RemoteModel::new(Arc::new(sequence), files.local.clone()).with_tables(Some(Arc::new(tables)));
     let mut expected: Vec<u32> = Vec::new();
     for fates in [vec![], vec![(6, "KILL", 0), (14, "TERM", 1), (22, "STOP", 0), (30, "KILL", 1)]] {
         let mut session = TextSession::new(model.clone(), 1, 64);

@@ -127,7 +127,7 @@ impl Talk {
         let generator = self.generator.insert(kept.unwrap_or_else(|| {
             let tables = self.adapter.as_ref().map(|(_, tables)| tables.clone());
             let room = needed.saturating_mul(2).max(ROOM).min(positions);
-            Generator::new(RemoteModel { tables, ..self.model.clone() }, room)
+            Generator::new(self.model.clone().with_tables(tables), room)
         }));
         let config = GenerationConfig {
             sampling: self.sampling,

@@ -59,18 +59,24 @@ struct Hypothesis {
     score: f32,
 }
 
-/// Continues `text` by beam search over one session that has a sequence for each beam.
+/// Continues `text` by beam search over one session that has a sequence for each beam. A text also ends with the token that makes
+/// `is_over` say so of all its new tokens (of a stop string, say); for every beam it is asked about a few candidates a step.
 ///
 /// # Errors
 /// [`GenerationError`].
-pub async fn beam_search(model: RemoteModel, text: &[u32], config: &BeamConfig) -> Result<Generation, GenerationError> {
+pub async fn beam_search(
+    model: RemoteModel,
+    text: &[u32],
+    config: &BeamConfig,
+    is_over: impl Fn(&[u32]) -> bool,
+) -> Result<Generation, GenerationError> {
     let started = Instant::now();
     if text.is_empty() {
         return Err(GenerationError::Empty);
     }
     let beams = config.beams.max(1);
     let mut session = TextSession::new(model, beams, text.len().saturating_add(config.max_new_tokens));
-    let mut search = Search::new(text, config);
+    let mut search = Search::new(text, config, is_over);
     let mut generation = Generation::new(0);
     let mut new: Vec<Vec<u32>> = vec![Vec::new(); beams];
     new[0] = text.to_vec();
@@ -90,16 +96,18 @@ pub async fn beam_search(model: RemoteModel, text: &[u32], config: &BeamConfig) 
     generation.tokens = search.best();
     if generation.tokens.last().is_some_and(|last| config.stop_tokens.contains(last)) {
         generation.finish = Finish::StopToken;
+    } else if (search.is_over)(&generation.tokens) {
+        generation.finish = Finish::Stopped;
     }
     generation.elapsed = started.elapsed();
     Ok(generation)
 }
 
 /// The part without a network.
-#[derive(Debug)]
-struct Search<'a> {
+struct Search<'a, F> {
     config: &'a BeamConfig,
     prompt: &'a [u32],
+    is_over: F,
     /// New tokens of each, the best first.
     running: Vec<Hypothesis>,
     /// The best that are finished, the best first; at most as many as beams.
@@ -109,10 +117,10 @@ struct Search<'a> {
     over: bool,
 }
 
-impl<'a> Search<'a> {
-    fn new(prompt: &'a [u32], config: &'a BeamConfig) -> Self {
+impl<'a, F: Fn(&[u32]) -> bool> Search<'a, F> {
+    fn new(prompt: &'a [u32], config: &'a BeamConfig, is_over: F) -> Self {
         let running = vec![Hypothesis { tokens: Vec::new(), score: 0.0 }];
-        Self { config, prompt, running, finished: Vec::new(), length: 0, over: config.max_new_tokens == 0 }
+        Self { config, prompt, is_over, running, finished: Vec::new(), length: 0, over: config.max_new_tokens == 0 }
     }
 
     /// Takes the logits behind each text under way, `[running, vocab]`. Returns which of them each of the next ones continues.
@@ -138,13 +146,13 @@ impl<'a> Search<'a> {
             let Some((index, _)) = ranked.get(rank) else { break };
             let (from, token) = (index as usize / vocabulary, (index as usize % vocabulary) as u32);
             let score = scores[index as usize];
-            let ended = last || stop_tokens.contains(&token);
+            let mut tokens = self.running[from].tokens.clone();
+            tokens.push(token);
+            let ended = last || stop_tokens.contains(&token) || (self.is_over)(&tokens);
             all_ended &= ended;
             if ended && rank >= beams {
                 continue;
             }
-            let mut tokens = self.running[from].tokens.clone();
-            tokens.push(token);
             if ended {
                 self.finish(tokens, score);
             } else if next.len() < beams {
@@ -187,4 +195,39 @@ fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let sum: f32 = logits.iter().map(|logit| (logit - highest).exp()).sum();
     let base = highest + sum.ln();
     logits.iter().map(|logit| logit - base).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logits of one step for each beam under way: what a text is made of decides what comes next.
+    fn logits(search: &Search<'_, impl Fn(&[u32]) -> bool>) -> Vec<f32> {
+        let next =
+            |tokens: &[u32]| (0..5u32).map(move |token| ((token * 7 + tokens.iter().sum::<u32>() * 3) % 11) as f32);
+        search.running.iter().flat_map(|running| next(&running.tokens).collect::<Vec<_>>()).collect()
+    }
+
+    fn run(config: &BeamConfig, is_over: impl Fn(&[u32]) -> bool) -> Vec<u32> {
+        let mut search = Search::new(&[1], config, is_over);
+        while !search.over {
+            let logits = logits(&search);
+            search.advance(&logits);
+        }
+        search.best()
+    }
+
+    /// With as many candidates as there must be for a stop token.
+    #[test]
+    fn what_is_said_to_be_over_ends_like_a_stop_token() {
+        for early_stopping in [EarlyStopping::Heuristic, EarlyStopping::First, EarlyStopping::Never] {
+            let config = BeamConfig { beams: 2, max_new_tokens: 12, early_stopping, ..BeamConfig::default() };
+            let whole = run(&config, |_| false);
+            assert_eq!(whole.len(), 12);
+            for stop in 0..5 {
+                let by_token = run(&BeamConfig { stop_tokens: vec![stop], ..config.clone() }, |_| false);
+                assert_eq!(run(&config, |tokens| tokens.last() == Some(&stop)), by_token, "{stop}, {early_stopping:?}");
+            }
+        }
+    }
 }

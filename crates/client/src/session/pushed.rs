@@ -6,8 +6,8 @@ use std::time::Instant;
 use petals_protocol::{PassLayout, Refusal, Remedy};
 
 use super::chunk::{self, Chunk, Wanted};
-use super::{InferenceSession, OpenHop, SessionHop};
-use crate::exchange::{Ends, Forwarded, HopInput, StepPart};
+use super::{InferenceSession, OpenHop, SessionHop, hop_input};
+use crate::exchange::{Ends, Forwarded, StepPart};
 use crate::hop::{HopConnection, HopError, lock};
 use crate::planner::Hop;
 use crate::retry::Retry;
@@ -155,17 +155,8 @@ impl InferenceSession {
     ) -> impl Future<Output = Result<Forwarded, HopError>> + Send + 'static {
         let (sequence, tables, recent) = (self.sequence.clone(), self.tables.clone(), self.recent.clone());
         async move {
-            let config = sequence.config();
-            let input = HopInput {
-                layout,
-                flow: flow.as_ref(),
-                ends,
-                tables: tables.as_ref(),
-                hidden: sequence.hidden(),
-                dtype: config.wire_dtype,
-                patience: config.request_timeout,
-            };
-            let answer = input.step(&connection, part).await?;
+            let answer =
+                hop_input(&sequence, tables.as_ref(), layout, flow.as_ref(), ends).step(&connection, part).await?;
             sequence.succeeded(hop.peer, answer.measured);
             sequence.waited(hop.peer, answer.measured);
             lock(&recent).insert(hop, answer.measured.into());

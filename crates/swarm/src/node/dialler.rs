@@ -1,4 +1,5 @@
-//! Keeps connections to the configured peers, with growing pauses between attempts.
+//! Keeps connections to the configured peers, with growing pauses between attempts, and now and then tries members that could
+//! not be reached any more: after the network between two halves of a swarm has healed, nothing else would bring them together again.
 
 use std::time::Duration;
 
@@ -13,9 +14,30 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause: a bootstrap node that returns is found within this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Default)]
+/// Members that are remembered after they were lost; more are not needed to find the others through them.
+const MOST_LOST: usize = 32;
+/// Longest pause between attempts to reach one of them.
+const LONGEST_LOST_PAUSE: Duration = Duration::from_secs(600);
+/// Attempts until it is forgotten: seven hours.
+const LOST_ATTEMPTS: u32 = 45;
+
+#[derive(Debug)]
 pub(super) struct Dialler {
+    /// Those that are configured.
     targets: Vec<Target>,
+    lost: Vec<Lost>,
+    /// Before the first attempt to reach a lost member.
+    redial_pause: Duration,
+}
+
+/// A member that was in the routing table and could not be reached.
+#[derive(Debug)]
+struct Lost {
+    peer: PeerId,
+    addresses: Vec<Multiaddr>,
+    pause: Duration,
+    due: Instant,
+    attempts: u32,
 }
 
 #[derive(Debug)]
@@ -29,7 +51,7 @@ struct Target {
 
 impl Dialler {
     /// One target per peer; several addresses may belong to one.
-    pub(super) fn new(local: PeerId, addresses: &[Multiaddr]) -> Self {
+    pub(super) fn new(local: PeerId, addresses: &[Multiaddr], redial_pause: Duration) -> Self {
         let mut targets: Vec<Target> = Vec::new();
         for (peer, address) in addresses.iter().filter_map(|address| split_peer(address).ok()) {
             match targets.iter_mut().find(|target| target.peer == peer) {
@@ -42,7 +64,7 @@ impl Dialler {
                 }
             }
         }
-        Self { targets }
+        Self { targets, lost: Vec::new(), redial_pause }
     }
 
     pub(super) fn peers(&self) -> Vec<PeerId> {
@@ -55,24 +77,48 @@ impl Dialler {
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.targets.iter().filter_map(|target| target.due).min()
+        self.targets.iter().filter_map(|target| target.due).chain(self.lost.iter().map(|lost| lost.due)).min()
     }
 
     /// The attempts to make now. Each sets the time of the next one, should nothing be heard of it.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<DialOpts> {
         let due = self.targets.iter_mut().filter(|target| target.due.is_some_and(|due| due <= now));
-        due.map(|target| {
-            target.due = Some(now + target.pause);
-            target.pause = (target.pause * 2).min(LONGEST_PAUSE);
-            DialOpts::peer_id(target.peer)
-                .condition(PeerCondition::NotDialing)
-                .addresses(target.addresses.clone())
-                .build()
-        })
-        .collect()
+        let dial = |peer: PeerId, addresses: &[Multiaddr]| {
+            DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses.to_vec()).build()
+        };
+        let mut attempts: Vec<DialOpts> = due
+            .map(|target| {
+                target.due = Some(now + target.pause);
+                target.pause = (target.pause * 2).min(LONGEST_PAUSE);
+                dial(target.peer, &target.addresses)
+            })
+            .collect();
+        self.lost.retain(|lost| lost.attempts < LOST_ATTEMPTS || lost.due > now);
+        attempts.extend(self.lost.iter_mut().filter(|lost| lost.due <= now).map(|lost| {
+            lost.due = now + lost.pause;
+            lost.pause = (lost.pause * 2).min(LONGEST_LOST_PAUSE);
+            lost.attempts += 1;
+            dial(lost.peer, &lost.addresses)
+        }));
+        attempts
+    }
+
+    /// A member of the hash table was given up because it could not be reached at `addresses`.
+    pub(super) fn lost(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
+        if addresses.is_empty() || self.find(&peer).is_some() || self.lost.iter().any(|lost| lost.peer == peer) {
+            return;
+        }
+        if self.lost.len() >= MOST_LOST {
+            // The one that was tried most often is the one that is least likely to come back.
+            let hopeless = (0..self.lost.len()).max_by_key(|&number| self.lost[number].attempts);
+            hopeless.map(|number| self.lost.swap_remove(number));
+        }
+        let (pause, due) = (2 * self.redial_pause, now + self.redial_pause);
+        self.lost.push(Lost { peer, addresses, pause, due, attempts: 0 });
     }
 
     pub(super) fn connected(&mut self, peer: &PeerId) {
+        self.lost.retain(|lost| lost.peer != *peer);
         if let Some(target) = self.find(peer) {
             target.due = None;
             target.pause = FIRST_PAUSE;
@@ -94,11 +140,13 @@ impl Dialler {
 mod tests {
     use super::*;
 
+    const REDIAL_PAUSE: Duration = Duration::from_secs(30);
+
     #[test]
     fn attempts_are_repeated_with_growing_pauses_until_connected() {
         let (local, peer) = (PeerId::random(), PeerId::random());
         let address = |peer| format!("/ip4/127.0.0.1/tcp/1/p2p/{peer}").parse().unwrap();
-        let mut dialler = Dialler::new(local, &[address(peer), address(peer), address(local)]);
+        let mut dialler = Dialler::new(local, &[address(peer), address(peer), address(local)], REDIAL_PAUSE);
         assert_eq!((dialler.peers(), dialler.addresses(&peer).len()), (vec![peer], 2));
         let mut now = Instant::now();
         let mut pauses = Vec::new();
@@ -114,5 +162,37 @@ mod tests {
         assert_eq!(dialler.next_due(), None);
         dialler.disconnected(&peer, now);
         assert_eq!(dialler.next_due(), Some(now + FIRST_PAUSE));
+    }
+
+    #[test]
+    fn lost_members_are_tried_for_hours_and_then_forgotten() {
+        let (mut dialler, start) = (Dialler::new(PeerId::random(), &[], REDIAL_PAUSE), Instant::now());
+        let address = || vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()];
+        let (peer, back) = (PeerId::random(), PeerId::random());
+        [peer, peer, back].into_iter().for_each(|peer| dialler.lost(peer, address(), start));
+        dialler.lost(PeerId::random(), Vec::new(), start);
+        assert!(dialler.take_due(start).is_empty());
+        dialler.connected(&back);
+        let mut attempts = 0;
+        let mut now = start;
+        while let Some(due) = dialler.next_due() {
+            now = due;
+            attempts += dialler.take_due(now).len() as u32;
+        }
+        assert_eq!(attempts, LOST_ATTEMPTS);
+        assert!(now - start > Duration::from_secs(6 * 3600), "{:?}", now - start);
+    }
+
+    #[test]
+    fn those_that_were_tried_most_make_room() {
+        let (mut dialler, start) = (Dialler::new(PeerId::random(), &[], REDIAL_PAUSE), Instant::now());
+        let mut lose = |dialler: &mut Dialler, now| {
+            dialler.lost(PeerId::random(), vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()], now);
+        };
+        (0..MOST_LOST).for_each(|_| lose(&mut dialler, start));
+        assert_eq!(dialler.take_due(start + REDIAL_PAUSE).len(), MOST_LOST);
+        (0..MOST_LOST).for_each(|_| lose(&mut dialler, start + REDIAL_PAUSE));
+        assert_eq!(dialler.lost.len(), MOST_LOST);
+        assert!(dialler.lost.iter().all(|lost| lost.attempts == 0));
     }
 }

@@ -81,7 +81,7 @@ impl EventLoop {
         view: watch::Sender<View>,
         shutdown: CancellationToken,
     ) -> Self {
-        let dialler = Dialler::new(identity.peer_id(), &config.peers);
+        let dialler = Dialler::new(identity.peer_id(), &config.peers, config.redial_pause);
         view.send_modify(|view| view.wanted = dialler.peers());
         let reach = Reach::new(!config.probes(), config.auto_relay, &config.relay_via, Instant::now());
         let mut event_loop = Self {

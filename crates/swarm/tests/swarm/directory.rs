@@ -107,6 +107,32 @@ async fn a_server_that_started_before_its_bootstrap_node_is_found_once_that_is_t
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_of_a_swarm_find_each_other_again_without_their_bootstrap_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = || Identity::load_or_create(folder.path().join("identity.key")).unwrap();
+    let (bootstrap, _streams) = server(&[]).await;
+    let known = bootstrap.listen_addresses();
+    let redialling = SwarmConfig { redial_pause: Duration::from_millis(300), ..server_config(&known) };
+    let (a, _streams_a) = start(redialling).await;
+    let (b, _streams_b) = SwarmNode::start(identity(), server_config(&known)).await.unwrap();
+    b.announce(info(span(0, 4))).await.unwrap();
+    lookup_until(&a, span(0, 4), |entries| entries.len() == 1).await;
+    let addresses = b.listen_addresses();
+    within("shutting down", bootstrap.shutdown()).await;
+    within("shutting down", b.shutdown()).await;
+    // Each look asks all members, and those that cannot be reached are none any more.
+    for _ in 0..20 {
+        let _ = a.lookup(&model(), span(4, 8)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Comes back without knowing anybody.
+    let (b, _streams_b) =
+        SwarmNode::start(identity(), SwarmConfig { listen: addresses, ..server_config(&[]) }).await.unwrap();
+    b.announce(info(span(4, 8))).await.unwrap();
+    lookup_until(&a, span(4, 8), |entries| entries.len() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_dies_is_forgotten_after_two_periods() {
     let (bootstrap, _streams) = server(&[]).await;
     let quick =

@@ -16,6 +16,11 @@ use super::simd::{Avx2, Avx512};
 const DEPTH: usize = 256;
 /// Rows of a block: with [`DEPTH`] they stay in the second-level cache while the panels of a task pass.
 const ROWS: usize = 48;
+/// So many rows stay in the second-level cache whole.
+const FEW_ROWS: usize = 24;
+/// Bytes ahead of what a few rows read of a weight that are fetched: the processor's own foresight ends at pages, and with several
+/// rows to multiply it does not get far by itself.
+const AHEAD: usize = 2048;
 /// Panels of a task.
 const TASK_PANELS: usize = 8;
 /// Fewer or shorter rows of the left matrix are read as they lie. Others are copied into strips first, because long rows
@@ -175,45 +180,61 @@ struct Block {
 }
 
 impl<E: Stored> Product<'_, E> {
-    #[allow(unsafe_code)]
     fn compute<S: Micro>(&self, rows: Range<usize>, panels: Range<usize>) {
-        // A few rows stay in cache whole, and then a weight is read from front to back.
-        let few = self.direction == Direction::Forward && rows.len() <= S::ROWS;
-        let block_depth = if few { self.inner } else { DEPTH };
-        let stride = DEPTH.min(self.inner.next_multiple_of(PANEL)) * PANEL;
-        let mut turned = match self.direction {
-            Direction::Forward => Vec::new(),
-            Direction::Backward => vec![0.0; panels.len() * stride],
+        let parts = |length: usize| {
+            (0..self.inner).step_by(length.max(1)).map(move |first| first..self.inner.min(first + length))
         };
-        for first in (0..self.inner).step_by(block_depth.max(1)) {
-            let depth = block_depth.min(self.inner - first);
-            if self.direction == Direction::Backward {
-                self.turn::<S>(&mut turned, stride, panels.start, first..first + depth);
-            }
-            for first_row in rows.clone().step_by(ROWS) {
-                let rows = first_row..rows.end.min(first_row + ROWS);
+        match self.direction {
+            // Memory is what a few rows wait for, and it is quickest when a weight is read from front to back. Those of one
+            // block stay in cache whole.
+            Direction::Forward if rows.len() <= FEW_ROWS => {
+                let length = if rows.len() <= S::ROWS { self.inner } else { DEPTH };
                 for panel in panels.clone().step_by(S::PANELS) {
-                    let block = Block { first, depth, panel, panels: S::PANELS.min(panels.end - panel) };
-                    // SAFETY: `run` picked an instruction set that the processor has; extents were checked in `product`.
-                    unsafe {
-                        match self.direction {
-                            Direction::Forward => {
-                                let data = &self.weight[(panel * self.stored_depth + first) * PANEL..];
-                                let right = Right {
-                                    data: data.as_ptr(),
-                                    panel_stride: self.stored_depth * PANEL,
-                                    depth_stride: PANEL,
-                                };
-                                self.rows::<S, E>(rows.clone(), block, right);
-                            }
-                            Direction::Backward => {
-                                let data = &turned[(panel - panels.start) * stride..];
-                                let right = Right { data: data.as_ptr(), panel_stride: stride, depth_stride: PANEL };
-                                self.rows::<S, f32>(rows.clone(), block, right);
-                            }
-                        }
-                    }
+                    parts(length)
+                        .for_each(|part| self.forward::<S>(&rows, part, panel..panels.end.min(panel + S::PANELS)));
                 }
+            }
+            Direction::Forward => parts(DEPTH).for_each(|part| self.forward::<S>(&rows, part, panels.clone())),
+            Direction::Backward => {
+                let stride = DEPTH.min(self.inner.next_multiple_of(PANEL)) * PANEL;
+                let mut turned = vec![0.0; panels.len() * stride];
+                for part in parts(DEPTH) {
+                    self.turn::<S>(&mut turned, stride, panels.start, part.clone());
+                    let data = |panel: usize| turned[(panel - panels.start) * stride..].as_ptr();
+                    let right =
+                        |panel| Right { data: data(panel), panel_stride: stride, depth_stride: PANEL, ahead: 0 };
+                    self.blocks::<S, f32>(&rows, part, panels.clone(), right);
+                }
+            }
+        }
+    }
+
+    fn forward<S: Micro>(&self, rows: &Range<usize>, part: Range<usize>, panels: Range<usize>) {
+        let first = part.start;
+        let data = |panel: usize| self.weight[(panel * self.stored_depth + first) * PANEL..].as_ptr();
+        let panel_stride = self.stored_depth * PANEL;
+        // Many rows read a part from the cache again and again, and what follows it is not what is read next.
+        let ahead = if rows.len() <= FEW_ROWS { AHEAD / size_of::<E>() } else { 0 };
+        let right = |panel| Right { data: data(panel), panel_stride, depth_stride: PANEL, ahead };
+        self.blocks::<S, E>(rows, part, panels, right);
+    }
+
+    /// Adds one part of the depth for all rows and panels given; `right` says where a panel's part is.
+    #[allow(unsafe_code)]
+    fn blocks<S: Micro, R: Stored>(
+        &self,
+        rows: &Range<usize>,
+        part: Range<usize>,
+        panels: Range<usize>,
+        right: impl Fn(usize) -> Right<R>,
+    ) {
+        for first_row in rows.clone().step_by(ROWS) {
+            let rows = first_row..rows.end.min(first_row + ROWS);
+            for panel in panels.clone().step_by(S::PANELS) {
+                let panels = S::PANELS.min(panels.end - panel);
+                let block = Block { first: part.start, depth: part.len(), panel, panels };
+                // SAFETY: `run` picked an instruction set that the processor has; extents were checked in `product`.
+                unsafe { self.rows::<S, R>(rows.clone(), block, right(panel)) };
             }
         }
     }

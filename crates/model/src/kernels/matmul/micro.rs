@@ -59,6 +59,8 @@ pub(super) struct Right<E> {
     pub(super) panel_stride: usize,
     /// From one value of the depth to the next; [`PANEL`] in a packed panel.
     pub(super) depth_stride: usize,
+    /// Elements between what is read and what is fetched into the cache for later; 0 where all of it is there already.
+    pub(super) ahead: usize,
 }
 
 /// Where the product goes: rows `row_stride` apart.
@@ -103,6 +105,7 @@ unsafe fn block<
                     let at = b.wrapping_add(panel * right.panel_stride + vector * S::LANES);
                     weights[panel][vector] = E::load::<S>(at);
                 }
+                S::prefetch(b.wrapping_add(panel * right.panel_stride + right.ahead).cast());
             }
             for row in 0..ROWS {
                 let value = S::splat(a.wrapping_add(row * left.row_stride));

@@ -18,6 +18,8 @@ pub(super) trait Simd: Copy {
 
     unsafe fn zero() -> Self::Vector;
     unsafe fn splat(value: *const f32) -> Self::Vector;
+    /// Fetches what is at `at` into the cache; it need not exist.
+    unsafe fn prefetch(at: *const u8);
     unsafe fn load(values: *const f32) -> Self::Vector;
     unsafe fn load_bf16(values: *const u16) -> Self::Vector;
     unsafe fn load_f16(values: *const u16) -> Self::Vector;
@@ -46,6 +48,8 @@ impl Simd for Portable {
         // SAFETY: by the contract of the trait, as everywhere below.
         [unsafe { *value }; 4]
     }
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
     #[inline(always)]
     unsafe fn load(values: *const f32) -> [f32; 4] {
         unsafe { values.cast::<[f32; 4]>().read_unaligned() }
@@ -102,6 +106,10 @@ mod x86 {
             unsafe { _mm256_broadcast_ss(&*value) }
         }
         #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        }
+        #[inline(always)]
         unsafe fn load(values: *const f32) -> __m256 {
             unsafe { _mm256_loadu_ps(values) }
         }
@@ -147,6 +155,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn splat(value: *const f32) -> __m512 {
             unsafe { _mm512_set1_ps(*value) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
         unsafe fn load(values: *const f32) -> __m512 {

@@ -82,11 +82,11 @@ unsafe fn run<S: Micro>(left: Matrix<'_>, right: Matrix<'_>, out: Out) {
         for first in (0..right.columns).step_by(PANEL) {
             let width = PANEL.min(right.columns - first);
             let panel = if right.column_stride == 1 && width == PANEL {
-                Right { data: right.data[first..].as_ptr(), panel_stride: 0, depth_stride: right.row_stride }
+                Right { data: right.data[first..].as_ptr(), panel_stride: 0, depth_stride: right.row_stride, ahead: 0 }
             } else {
                 // SAFETY: by the contract of this function.
                 unsafe { pack::<S>(right, first, width, packed) };
-                Right { data: packed.as_ptr(), panel_stride: 0, depth_stride: PANEL }
+                Right { data: packed.as_ptr(), panel_stride: 0, depth_stride: PANEL, ahead: 0 }
             };
             // SAFETY: as above; columns from `first` on are written by this iteration alone.
             unsafe { rows::<S>(left, panel, (first, width), out) };

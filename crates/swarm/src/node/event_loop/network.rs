@@ -104,7 +104,10 @@ impl EventLoop {
         tracing::debug!(peer = short(&peer), reason, "dial failed");
         if !self.swarm.is_connected(&peer) {
             // A dead member would cost every query an attempt. It is added again when it is met again.
-            self.swarm.behaviour_mut().kad.remove_peer(&peer);
+            if let Some(member) = self.swarm.behaviour_mut().kad.remove_peer(&peer) {
+                let addresses = member.node.value.into_vec();
+                self.dialler.lost(peer, addresses, Instant::now());
+            }
         }
         self.view.send_modify(|view| {
             if view.wanted.contains(&peer) {
