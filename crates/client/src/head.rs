@@ -106,28 +106,6 @@ impl SharedHead {
         result.await.ok()
     }
 
-    /// Waits for those that have most of their way behind them. Of two groups that are out of step one always meets the other like
-    /// that; if both waited for each other, they never would.
-    fn gather<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let (now, usual) = (Instant::now(), state.usual);
-        let soon = state.under_way.iter().filter(|(_, began)| now > **began + usual.mul_f64(FAR_ENOUGH));
-        let soon: Vec<u64> = soon.map(|(&number, _)| number).collect();
-        if soon.is_empty() || !state.is_promising() {
-            return state;
-        }
-        let end = now + usual.mul_f64(LONGEST_WAIT);
-        while soon.iter().any(|number| state.under_way.contains_key(number)) {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                state.in_vain = state.in_vain.saturating_add(1);
-                return state;
-            }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.in_vain = 0;
-        state
-    }
-
     fn compute(&self, batch: Vec<Request>) {
         let (rows, replies): (Vec<_>, Vec<_>) = batch.into_iter().filter(|(_, reply)| !reply.is_closed()).unzip();
         let together = if rows.len() > 1 { self.model.lm_logits(&rows.concat()).ok() } else { None };
@@ -150,6 +128,28 @@ impl SharedHead {
 }
 
 impl State {
+    /// Waits for those that have most of their way behind them. Of two groups that are out of step one always meets the other like
+    /// that; if both waited for each other, they never would.
+    fn gather<'a>(mut state: MutexGuard<'a, Self>, changed: &Condvar) -> MutexGuard<'a, Self> {
+        let (now, usual) = (Instant::now(), state.usual);
+        let soon = state.under_way.iter().filter(|(_, began)| now > **began + usual.mul_f64(FAR_ENOUGH));
+        let soon: Vec<u64> = soon.map(|(&number, _)| number).collect();
+        if soon.is_empty() || !state.is_promising() {
+            return state;
+        }
+        let end = now + usual.mul_f64(LONGEST_WAIT);
+        while soon.iter().any(|number| state.under_way.contains_key(number)) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.in_vain = state.in_vain.saturating_add(1);
+                return state;
+            }
+            state = changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.in_vain = 0;
+        state
+    }
+
     fn took(&mut self, time: Duration) {
         self.usual = if self.usual.is_zero() { time } else { (self.usual * 7 + time) / 8 };
     }
@@ -173,7 +173,7 @@ impl Computing {
                 state.computing = false;
                 return;
             }
-            state = head.gather(state);
+            state = State::gather(state, &head.changed);
             let batch = std::mem::take(&mut state.waiting);
             drop(state);
             head.compute(batch);
@@ -187,5 +187,54 @@ impl Drop for Computing {
             let mut state = lock(&self.0.state);
             (state.computing, state.waiting) = (false, Vec::new());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(400);
+
+    /// Steps that have so many tenths of the usual time behind them.
+    fn state(tenths: &[u32]) -> Mutex<State> {
+        let now = Instant::now();
+        let under_way = tenths.iter().map(|&tenths| now.checked_sub(STEP / 10 * tenths).unwrap()).enumerate();
+        let under_way = under_way.map(|(number, began)| (number as u64, began)).collect();
+        Mutex::new(State { under_way, usual: STEP, ..State::default() })
+    }
+
+    #[test]
+    fn those_that_come_soon_are_waited_for_and_others_not() {
+        let (state, changed) = (state(&[1, 6, 8]), Condvar::new());
+        std::thread::scope(|scope| {
+            let comers = scope.spawn(|| {
+                for number in [1, 2] {
+                    std::thread::sleep(STEP / 20);
+                    lock(&state).under_way.remove(&number);
+                    changed.notify_one();
+                }
+            });
+            let state = State::gather(lock(&state), &changed);
+            assert_eq!((state.under_way.len(), state.in_vain), (1, 0), "the one that has just begun is left");
+            drop(state);
+            comers.join().unwrap();
+        });
+        let started = Instant::now();
+        drop(State::gather(lock(&state), &changed));
+        assert!(started.elapsed() < STEP / 4, "nobody comes soon");
+    }
+
+    #[test]
+    fn who_does_not_come_is_not_waited_for_again_and_again() {
+        let (state, changed) = (state(&[9]), Condvar::new());
+        let mut waits = 0;
+        for _ in 0..2 * TRY_AGAIN {
+            let mut now = lock(&state);
+            now.usual = Duration::from_millis(20);
+            let before = now.in_vain;
+            waits += State::gather(now, &changed).in_vain - before;
+        }
+        assert!((MOST_IN_VAIN..=MOST_IN_VAIN + 2).contains(&waits), "{waits}");
     }
 }

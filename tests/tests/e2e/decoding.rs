@@ -137,7 +137,7 @@ async fn texts_side_by_side_become_what_each_would_alone() -> anyhow::Result<()>
     let tuned = model(&goldens, &swarm, "add", SequenceConfig::default())?;
     let texts: Vec<_> = (0..9u32)
         .map(|number| {
-            let text = (0..12 + number).map(|n| 30 + (n * (1 + number / 3)) % (4 + number)).collect();
+            let text: Vec<u32> = (0..12 + number).map(|n| 30 + (n * (1 + number / 3)) % (4 + number)).collect();
             let temperature = if number % 2 == 0 { 0.0 } else { 0.8 };
             let config = GenerationConfig {
                 sampling: Sampling { temperature, seed: u64::from(number), ..Sampling::default() },
@@ -154,7 +154,7 @@ async fn texts_side_by_side_become_what_each_would_alone() -> anyhow::Result<()>
         let plain = GenerationConfig { speculation: Speculation::OFF, ..config.clone() };
         alone.push(generate(&mut Generator::new(model.clone(), 80), text, &plain).await?.tokens);
     }
-    let together = texts.into_iter().map(|(text, config, model, draft): (Vec<u32>, _, _, _)| async move {
+    let together = texts.into_iter().map(|(text, config, model, draft)| async move {
         let mut generator = Generator::new(model, 80);
         if let Some(draft) = draft {
             generator = generator.with_draft_model(draft);

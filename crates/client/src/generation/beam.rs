@@ -203,9 +203,9 @@ mod tests {
 
     /// Logits of one step for each beam under way: what a text is made of decides what comes next.
     fn logits(search: &Search<'_, impl Fn(&[u32]) -> bool>) -> Vec<f32> {
-        let next =
-            |tokens: &[u32]| (0..5u32).map(move |token| ((token * 7 + tokens.iter().sum::<u32>() * 3) % 11) as f32);
-        search.running.iter().flat_map(|running| next(&running.tokens).collect::<Vec<_>>()).collect()
+        let logit = |tokens: &[u32], token: u32| ((token * 7 + tokens.iter().sum::<u32>() * 3) % 11) as f32;
+        let next = |beam: &Hypothesis| (0..5).map(|token| logit(&beam.tokens, token)).collect::<Vec<_>>();
+        search.running.iter().flat_map(next).collect()
     }
 
     fn run(config: &BeamConfig, is_over: impl Fn(&[u32]) -> bool) -> Vec<u32> {

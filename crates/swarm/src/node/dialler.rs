@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn those_that_were_tried_most_make_room() {
         let (mut dialler, start) = (Dialler::new(PeerId::random(), &[], REDIAL_PAUSE), Instant::now());
-        let mut lose = |dialler: &mut Dialler, now| {
+        let lose = |dialler: &mut Dialler, now| {
             dialler.lost(PeerId::random(), vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()], now);
         };
         (0..MOST_LOST).for_each(|_| lose(&mut dialler, start));
