@@ -35,17 +35,19 @@ const NO_ENTRY: Entry = Entry { seconds: f64::INFINITY, before: CLIENT };
 /// The fastest route, in which server `c` runs at most `most(c)` blocks in a row. `None` if there is none.
 pub(super) fn route(planner: &Planner, blocks: Span, allowed: &Allowed, most: Option<&[u32]>) -> Option<Route> {
     let candidates = planner.candidates;
-    let (n, m) = (candidates.len(), blocks.len());
+    let m = blocks.len();
     let ways = announced_ways(planner, allowed);
-    // By blocks done (or, for entries, in front of), then by server.
-    let mut states = vec![NOT_REACHED; (m + 1) * n];
-    let mut entries = vec![NO_ENTRY; m * n];
+    let places = Places::new(candidates, blocks);
+    let mut states = vec![NOT_REACHED; places.count];
+    let mut entries = vec![NO_ENTRY; places.count];
+    // Seconds until as many blocks are done, by the server that ran the last one.
+    let mut here = vec![f64::INFINITY; candidates.len()];
+    let mut ahead: Vec<f64> = Vec::new();
     // Where the unbroken range of blocks that a server may run began, and where it ends so far.
-    let mut ranges = vec![(0, 0); if most.is_some() { n } else { 0 }];
+    let mut ranges = vec![(0, 0); if most.is_some() { candidates.len() } else { 0 }];
     for done in 0..m {
-        let (behind, ahead) = states.split_at_mut((done + 1) * n);
-        let here = &behind[done * n..];
-        let leaving = if done == 0 { [NO_ENTRY; 2] } else { two_best(candidates, &allowed[done - 1], here) };
+        let leaving = if done == 0 { [NO_ENTRY; 2] } else { two_best(candidates, &allowed[done - 1], &here) };
+        ahead.clear();
         for &c in &allowed[done] {
             let candidate = &candidates[c];
             let mut entry = Entry { seconds: candidate.way(), before: CLIENT };
@@ -53,17 +55,20 @@ pub(super) fn route(planner: &Planner, blocks: Span, allowed: &Allowed, most: Op
                 let best = if leaving[0].before == c as u32 { leaving[1] } else { leaving[0] };
                 entry = Entry { seconds: best.seconds + candidate.way(), before: best.before };
                 for &(before, way) in &ways[c] {
-                    let seconds = here[before as usize].seconds + way;
+                    let seconds = here[before as usize] + way;
                     if seconds < entry.seconds {
                         entry = Entry { seconds, before };
                     }
                 }
             }
             entry.seconds += candidate.queue_seconds;
-            entries[done * n + c] = entry;
+            let place = places.of(c, done);
+            entries[place] = entry;
             let block = candidate.block_seconds;
-            ahead[c] = match most {
-                None if here[c].seconds <= entry.seconds => State { seconds: here[c].seconds + block, ..here[c] },
+            states[place] = match most {
+                None if here[c].is_finite() && here[c] <= entry.seconds => {
+                    State { seconds: here[c] + block, from: states[place - 1].from }
+                }
                 None => State { seconds: entry.seconds + block, from: done as u32 },
                 Some(most) => {
                     if ranges[c].1 != done {
@@ -71,14 +76,19 @@ pub(super) fn route(planner: &Planner, blocks: Span, allowed: &Allowed, most: Op
                     }
                     ranges[c].1 = done + 1;
                     let starts = ranges[c].0.max((done + 1).saturating_sub(most[c] as usize))..=done;
-                    let run = |from: usize| entries[from * n + c].seconds + (done + 1 - from) as f64 * block;
+                    let run = |from: usize| entries[places.of(c, from)].seconds + (done + 1 - from) as f64 * block;
                     let best = starts.min_by(|&a, &b| run(a).total_cmp(&run(b)));
                     best.map_or(NOT_REACHED, |from| State { seconds: run(from), from: from as u32 })
                 }
             };
+            ahead.push(states[place].seconds);
         }
+        if done > 0 {
+            allowed[done - 1].iter().for_each(|&c| here[c] = f64::INFINITY);
+        }
+        allowed[done].iter().zip(&ahead).for_each(|(&c, &seconds)| here[c] = seconds);
     }
-    let back = |c: &usize| states[m * n + c].seconds + candidates[*c].way();
+    let back = |c: &usize| here[*c] + candidates[*c].way();
     let last = allowed[m - 1].iter().copied().min_by(|a, b| back(a).total_cmp(&back(b)))?;
     let seconds = back(&last);
     if !seconds.is_finite() {
@@ -86,16 +96,43 @@ pub(super) fn route(planner: &Planner, blocks: Span, allowed: &Allowed, most: Op
     }
     let (mut hops, mut done, mut server) = (Vec::new(), m, last);
     loop {
-        let from = states[done * n + server].from as usize;
+        let from = states[places.of(server, done - 1)].from as usize;
         let span = Span::new(blocks.start() + from as u32, blocks.start() + done as u32).ok()?;
         hops.push(Hop { peer: candidates[server].peer, span });
         if from == 0 {
             break;
         }
-        (server, done) = (entries[from * n + server].before as usize, from);
+        (server, done) = (entries[places.of(server, from)].before as usize, from);
     }
     hops.reverse();
     Some(Route { hops, seconds })
+}
+
+/// Where something about a server and one of its blocks is kept: server by server, block by block, so that little memory is touched.
+struct Places {
+    /// For each server, the place of its first block less that block's number.
+    bases: Vec<usize>,
+    count: usize,
+}
+
+impl Places {
+    fn new(candidates: &[Candidate], blocks: Span) -> Self {
+        let mut count = 0usize;
+        let base = |candidate: &Candidate| {
+            let Some(span) = candidate.span.intersect(blocks) else { return 0 };
+            // Blocks are counted from the first planned one; may wrap, as adding the block does again.
+            let base = count.wrapping_sub((span.start() - blocks.start()) as usize);
+            count += span.len();
+            base
+        };
+        let bases = candidates.iter().map(base).collect();
+        Self { bases, count }
+    }
+
+    /// Of a server and a block that it holds.
+    fn of(&self, server: usize, block: usize) -> usize {
+        self.bases[server].wrapping_add(block)
+    }
 }
 
 /// For each server, those in front of it that announced the way, and its length.
@@ -105,7 +142,7 @@ fn announced_ways(planner: &Planner, allowed: &Allowed) -> Vec<Vec<(u32, f64)>> 
     let mut ways = vec![Vec::new(); planner.candidates.len()];
     for (number, candidate) in planner.candidates.iter().enumerate().filter(|(number, _)| used[*number]) {
         for (peer, seconds) in &candidate.next {
-            if let Some(&next) = planner.index.get(peer).filter(|&&next| used[next] && next != number) {
+            if let Some(next) = planner.place(peer).filter(|&next| used[next] && next != number) {
                 ways[next].push((number as u32, *seconds));
             }
         }
@@ -114,10 +151,10 @@ fn announced_ways(planner: &Planner, allowed: &Allowed) -> Vec<Vec<(u32, f64)>> 
 }
 
 /// The two servers from which the client has the rows of a finished block soonest.
-fn two_best(candidates: &[Candidate], holders: &[usize], here: &[State]) -> [Entry; 2] {
+fn two_best(candidates: &[Candidate], holders: &[usize], here: &[f64]) -> [Entry; 2] {
     let mut best = [NO_ENTRY; 2];
     for &c in holders {
-        let entry = Entry { seconds: here[c].seconds + candidates[c].way(), before: c as u32 };
+        let entry = Entry { seconds: here[c] + candidates[c].way(), before: c as u32 };
         if entry.seconds < best[0].seconds {
             best = [entry, best[0]];
         } else if entry.seconds < best[1].seconds {
