@@ -38,8 +38,8 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
         let spans = model.spans(servers)?;
         let spans: Vec<&str> = spans.iter().map(String::as_str).collect();
         let swarm = WideAreaSwarm::start(model.directory(), &spans, access, &[])?;
-        // A step goes out to each server and back, unless servers pass rows on.
-        let bound = 1e3 / (round_trip * servers as f64);
+        // A step goes out to the first server, from server to server, and back from the last one.
+        let bound = 1e3 / (round_trip / 2.0 * (servers + 1) as f64);
         for (name, prompt) in [("repeats", REPEATING), ("one question", SHORT)] {
             let mut plain = None;
             for way in ["nobody", "lookup", "the model itself"] {
