@@ -151,7 +151,8 @@ impl State {
     }
 
     fn took(&mut self, time: Duration) {
-        self.usual = if self.usual.is_zero() { time } else { (self.usual * 7 + time) / 8 };
+        // A step that was repeated on another server says nothing of the others, and they must not wait as long.
+        self.usual = if self.usual.is_zero() { time } else { (self.usual * 7 + time.min(self.usual * 2)) / 8 };
     }
 
     fn is_promising(&mut self) -> bool {
@@ -223,6 +224,14 @@ mod tests {
         let started = Instant::now();
         drop(State::gather(lock(&state), &changed));
         assert!(started.elapsed() < STEP / 4, "nobody comes soon");
+    }
+
+    #[test]
+    fn a_step_that_took_very_long_hardly_counts() {
+        let mut state = State::default();
+        state.took(STEP);
+        state.took(100 * STEP);
+        assert_eq!(state.usual, STEP * 9 / 8);
     }
 
     #[test]
