@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     write_model(dir.path(), [sizes.hidden, sizes.mlp, sizes.heads, sizes.blocks])?;
     let checkpoint = Checkpoint::open(dir.path())?;
-    for device in [device].into_iter().chain(sizes.portable.then(Device::cpu_without_kernels)) {
+    for device in [device].into_iter().chain(sizes.portable.then(Device::reference)) {
         let stack = checkpoint.load_span(Span::new(0, sizes.blocks as u32)?, &device, dtype)?;
         println!("{device} {}, {EXAMPLES} x {LENGTH} tokens, prefix {PREFIX}", stack.dtype());
         for injection in [Injection::None, Injection::Replace] {

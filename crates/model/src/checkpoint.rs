@@ -5,27 +5,21 @@ use std::sync::Arc;
 
 use petals_protocol::{Fingerprint, ModelId, ModelIdError, Span};
 
-use crate::client_model::{ClientModel, ClientParts};
 use crate::config::ModelConfig;
-use crate::device::{Device, Dtype};
-use crate::kernels::matmul::FrozenMatrix;
-use crate::stack::BlockStack;
-use crate::stack::block::Block;
-use load::Loader;
 
 mod error;
-pub(crate) mod file;
+mod file;
 mod index;
-mod load;
 
 pub use error::CheckpointError;
+pub(crate) use file::{Located, TensorFile, decode, decode_row};
 use index::TensorIndex;
 
 /// A checkpoint in Hugging Face's layout: `config.json` and `model.safetensors`, or shards with their index.
 ///
 /// Files are mapped, not read, and only those are opened that hold a tensor asked for: a server needs the shards of its
 /// span, a client those of embeddings, final norm and head. The files must not change while the checkpoint or a
-/// [`ClientModel`] made from it is alive.
+/// [`crate::ClientModel`] made from it is alive.
 #[derive(Debug)]
 pub struct Checkpoint {
     directory: PathBuf,
@@ -90,62 +84,9 @@ impl Checkpoint {
         Fingerprint(short)
     }
 
-    /// Bytes that the weights of `span` take on a device, in `dtype` ([`Dtype::Auto`] counts as f32; see [`Dtype::on`]).
-    pub fn span_bytes(&self, span: Span, dtype: Dtype) -> u64 {
-        span.len() as u64 * self.config.block_weights().bytes(dtype)
-    }
-
-    /// Loads blocks onto a device.
-    ///
-    /// # Errors
-    /// If the model has no such blocks, or a tensor is missing, misshapen or of a dtype that is not read.
-    pub fn load_span(&self, span: Span, device: &Device, dtype: Dtype) -> Result<BlockStack, CheckpointError> {
-        self.load(span, device, dtype, |_| None)
-    }
-
-    /// Loads the blocks of `span` to where `loaded` has its own, in the same dtype. Those that both have are shared, not
-    /// loaded again. `loaded` must come from this checkpoint.
-    ///
-    /// # Errors
-    /// As [`Self::load_span`].
-    pub fn load_span_beside(&self, span: Span, loaded: &BlockStack) -> Result<BlockStack, CheckpointError> {
-        self.load(span, loaded.device(), loaded.dtype(), |number| loaded.block(number).cloned())
-    }
-
-    fn load(
-        &self,
-        span: Span,
-        device: &Device,
-        dtype: Dtype,
-        loaded: impl Fn(u32) -> Option<Arc<Block>>,
-    ) -> Result<BlockStack, CheckpointError> {
-        let blocks = self.config.num_hidden_layers;
-        if span.end() as usize > blocks {
-            return Err(CheckpointError::Span { span, blocks });
-        }
-        let dtype = dtype.on(device);
-        let loader = Loader { config: &self.config, index: &self.index, device, dtype };
-        let block = |number| loaded(number).map_or_else(|| loader.block(number).map(Arc::new), Ok);
-        let blocks = span.blocks().map(block).collect::<Result<_, _>>()?;
-        Ok(BlockStack::new(self.config.clone(), span, device.clone(), dtype, blocks))
-    }
-
-    /// Loads what a client computes itself: embeddings, final norm and head, on the CPU. The head's weights are kept in
-    /// `dtype` ([`Dtype::Auto`] is f32).
-    ///
-    /// # Errors
-    /// If a tensor is missing, misshapen or of a dtype that is not read.
-    pub fn load_client(&self, dtype: Dtype) -> Result<ClientModel, CheckpointError> {
-        let (vocab, d) = (self.config.vocab_size, self.config.hidden_size);
-        let embeddings = self.index.locate("model.embed_tokens.weight", &[vocab, d])?;
-        let (file, norm) = self.index.locate("model.norm.weight", &[d])?;
-        let norm = load::decode(&file, &norm);
-        let tied = self.config.tie_word_embeddings;
-        let (file, located) =
-            if tied { embeddings.clone() } else { self.index.locate("lm_head.weight", &[vocab, d])? };
-        let column = |token: usize, values: &mut [f32]| load::decode_row(&file, &located, token, values);
-        let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), column);
-        Ok(ClientModel::new(self.config.clone(), ClientParts { embeddings, norm, head }))
+    /// Finds a tensor of a given shape, opening its file if need be.
+    pub(crate) fn locate(&self, name: &str, shape: &[usize]) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
+        self.index.locate(name, shape)
     }
 }
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::file::{Located, TensorFile};
+use crate::checkpoint::{Checkpoint, CheckpointError, Located, TensorFile, decode, decode_row};
 use crate::config::ModelConfig;
-use crate::kernels::matmul::FrozenMatrix;
-use crate::kernels::rms_norm;
+use crate::device::{Device, Dtype};
+use crate::engine::host::matmul::FrozenMatrix;
+use crate::engine::host::rms_norm;
 use cross_entropy::cross_entropy;
 
 mod cross_entropy;
@@ -27,13 +28,6 @@ pub struct ClientModel {
     norm: Vec<f32>,
     /// `[hidden, vocab]`
     head: FrozenMatrix,
-}
-
-/// What [`crate::Checkpoint::load_client`] found.
-pub(crate) struct ClientParts {
-    pub(crate) embeddings: (Arc<TensorFile>, Located),
-    pub(crate) norm: Vec<f32>,
-    pub(crate) head: FrozenMatrix,
 }
 
 /// A loss over language-model labels.
@@ -97,12 +91,27 @@ pub enum HeadError {
     NotFinite(&'static str),
 }
 
-impl ClientModel {
-    pub(crate) fn new(config: ModelConfig, parts: ClientParts) -> Self {
-        let ClientParts { embeddings, norm, head } = parts;
-        Self { config, embeddings, norm, head }
+impl Checkpoint {
+    /// Loads what a client computes itself: embeddings, final norm and head, on the CPU. The head's weights are kept in
+    /// `dtype` ([`Dtype::Auto`] is f32).
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen or of a dtype that is not read.
+    pub fn load_client(&self, dtype: Dtype) -> Result<ClientModel, CheckpointError> {
+        let config = self.config().clone();
+        let (vocab, d) = (config.vocab_size, config.hidden_size);
+        let embeddings = self.locate("model.embed_tokens.weight", &[vocab, d])?;
+        let (file, norm) = self.locate("model.norm.weight", &[d])?;
+        let norm = decode(&file, &norm);
+        let tied = config.tie_word_embeddings;
+        let (file, located) = if tied { embeddings.clone() } else { self.locate("lm_head.weight", &[vocab, d])? };
+        let column = |token: usize, values: &mut [f32]| decode_row(&file, &located, token, values);
+        let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), column);
+        Ok(ClientModel { config, embeddings, norm, head })
     }
+}
 
+impl ClientModel {
     /// The model's architecture.
     pub fn config(&self) -> &ModelConfig {
         &self.config

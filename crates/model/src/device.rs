@@ -2,40 +2,35 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Once;
-
-use burn::tensor::DType;
-
-use crate::tensor::RawDevice;
 
 #[cfg(feature = "cuda")]
 mod probe;
+#[cfg(feature = "vulkan")]
+mod vulkan;
 
-/// Just below the largest block for which glibc's malloc adapts.
-const LARGE: usize = (32 << 20) - (64 << 10);
-
-/// A pass takes and gives back some megabytes dozens of times. glibc returns such memory to the system each time, and the
-/// page faults cost a tenth of a small pass; once a block of [`LARGE`] has been freed (it is never touched), malloc keeps
-/// up to twice as much for itself. Elsewhere this does nothing.
-static KEEP_MEMORY: Once = Once::new();
+#[cfg(feature = "vulkan")]
+pub(crate) use vulkan::Adapter;
 
 /// A device that has been found usable.
 ///
-/// Parsed from `auto`, `cpu`, `cuda` (the first GPU) or `cuda:N`. `auto` is the first GPU if this build has the feature
-/// `cuda` and a driver, NVRTC and a GPU are present, and the CPU otherwise.
+/// Parsed from `auto`, `cpu`, `cuda` (the first GPU), `cuda:N`, `vulkan` (the first GPU, or a software device if there is none) or
+/// `vulkan:N`. `auto` is the first GPU that this build can use (features `cuda` and `vulkan`, in this order) and the CPU if there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     kind: Kind,
-    raw: RawDevice,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Cpu {
-        kernels: bool,
-    },
+/// Which device, for the engines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The CPU with this crate's kernels.
+    Host,
+    /// The CPU with burn's operations.
+    Reference,
     #[cfg(feature = "cuda")]
     Cuda(usize),
+    #[cfg(feature = "vulkan")]
+    Vulkan(Adapter),
 }
 
 /// Why a device cannot be used.
@@ -43,11 +38,43 @@ enum Kind {
 #[non_exhaustive]
 pub enum DeviceError {
     /// Not a device name.
-    #[error("`{0}` is not a device: use auto, cpu, cuda or cuda:N")]
+    #[error("`{0}` is not a device: use auto, cpu, cuda, cuda:N, vulkan or vulkan:N")]
     Syntax(String),
     /// CUDA was asked for in a build without it.
     #[error("this program was built without CUDA: build it with `--features cuda`, or use the device cpu")]
     WithoutCuda,
+    /// Vulkan was asked for in a build without it.
+    #[error("this program was built without Vulkan: build it with `--features vulkan`, or use the device cpu")]
+    WithoutVulkan,
+    /// No device answers.
+    #[error("no Vulkan device: install the driver of your GPU (Debian: mesa-vulkan-drivers)")]
+    NoVulkan,
+    /// No Vulkan device with this number.
+    #[error("there is no vulkan:{index}; the devices are: {present}")]
+    Adapter {
+        /// The device asked for.
+        index: usize,
+        /// Numbers and names of those present.
+        present: String,
+    },
+    /// The device has no arithmetic in this dtype.
+    #[error("{device} does not compute in {dtype}: use --dtype f32")]
+    Dtype {
+        /// Which device.
+        device: String,
+        /// Which dtype.
+        dtype: Dtype,
+    },
+    /// A weight that the device has no place for, however much memory it has.
+    #[error("{device} holds at most {limit} bytes in one piece, a weight of this model in this dtype has {bytes}")]
+    Buffer {
+        /// Which device.
+        device: String,
+        /// Bytes of the weight.
+        bytes: u64,
+        /// The largest buffer of the device.
+        limit: u64,
+    },
     /// The driver library is missing or broken.
     #[error("no CUDA driver: {0}")]
     Driver(String),
@@ -69,57 +96,74 @@ pub enum DeviceError {
 impl Device {
     /// The CPU.
     pub fn cpu() -> Self {
-        Self { kind: Kind::Cpu { kernels: true }, raw: RawDevice::Flex(Default::default()) }
+        Self { kind: Kind::Host }
     }
 
-    /// The CPU through burn's operations alone, as other devices compute, without this crate's CPU kernels.
-    /// Slower; for comparing the two.
-    pub fn cpu_without_kernels() -> Self {
-        Self { kind: Kind::Cpu { kernels: false }, ..Self::cpu() }
+    /// The CPU through burn's operations alone, as GPUs compute, without this crate's CPU kernels. Slower; what engines are
+    /// compared to.
+    pub fn reference() -> Self {
+        Self { kind: Kind::Reference }
     }
 
-    /// Whether this crate's kernels on host slices replace burn's element-wise operations and attention.
-    pub(crate) fn has_kernels(&self) -> bool {
-        self.kind == Kind::Cpu { kernels: true }
-    }
-
-    /// Runs a whole pass where its parts are spread over threads: on one of rayon's own, for kernels. From any other
-    /// thread, each part would be handed over and waited for, which takes longer than a small part itself.
-    pub(crate) fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
-        if !self.has_kernels() {
-            return pass();
-        }
-        KEEP_MEMORY.call_once(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGE))));
-        rayon::scope(|_| pass())
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
     }
 
     /// Memory that a GPU has free at the moment, in bytes; `None` for the CPU, or if the driver does not say.
     pub fn free_bytes(&self) -> Option<u64> {
         match self.kind {
-            Kind::Cpu { .. } => None,
             #[cfg(feature = "cuda")]
             Kind::Cuda(index) => probe::free_bytes(index),
+            _ => None,
         }
     }
 
-    pub(crate) fn raw(&self) -> &RawDevice {
-        &self.raw
+    /// The largest tensor that the device can hold, in bytes, if that is less than its memory.
+    pub(crate) fn largest_buffer(&self) -> Option<u64> {
+        match &self.kind {
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan(adapter) => Some(adapter.largest_buffer()),
+            _ => None,
+        }
     }
 
     pub(crate) fn is_cpu(&self) -> bool {
-        matches!(self.kind, Kind::Cpu { .. })
+        matches!(self.kind, Kind::Host | Kind::Reference)
     }
 
     #[cfg(feature = "cuda")]
     fn cuda(index: usize) -> Result<Self, DeviceError> {
         probe::cuda(index)?;
-        let raw = RawDevice::Cuda(burn::backend::cuda::CudaDevice::new(index));
-        Ok(Self { kind: Kind::Cuda(index), raw })
+        Ok(Self { kind: Kind::Cuda(index) })
     }
 
     #[cfg(not(feature = "cuda"))]
     fn cuda(_index: usize) -> Result<Self, DeviceError> {
         Err(DeviceError::WithoutCuda)
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn vulkan(index: Option<usize>) -> Result<Self, DeviceError> {
+        Ok(Self { kind: Kind::Vulkan(vulkan::adapter(index)?) })
+    }
+
+    #[cfg(not(feature = "vulkan"))]
+    fn vulkan(_index: Option<usize>) -> Result<Self, DeviceError> {
+        Err(DeviceError::WithoutVulkan)
+    }
+
+    /// The best that there is. A software device of Vulkan is slower than the CPU itself.
+    fn auto() -> Self {
+        let gpu = Self::cuda(0).or_else(|_| Self::vulkan(None));
+        gpu.ok().filter(|device| !device.is_software()).unwrap_or_else(Self::cpu)
+    }
+
+    fn is_software(&self) -> bool {
+        match &self.kind {
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan(adapter) => adapter.is_software(),
+            _ => false,
+        }
     }
 }
 
@@ -127,24 +171,28 @@ impl FromStr for Device {
     type Err = DeviceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::cuda(0).unwrap_or_else(|_| Self::cpu())),
-            "cpu" => Ok(Self::cpu()),
-            "cuda" => Self::cuda(0),
-            _ => {
-                let index = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-                Self::cuda(index.ok_or_else(|| DeviceError::Syntax(text.to_owned()))?)
-            }
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => (name, Some(index.parse().map_err(|_| DeviceError::Syntax(text.to_owned()))?)),
+            None => (text, None),
+        };
+        match (name, index) {
+            ("auto", None) => Ok(Self::auto()),
+            ("cpu", None) => Ok(Self::cpu()),
+            ("cuda", index) => Self::cuda(index.unwrap_or_default()),
+            ("vulkan", index) => Self::vulkan(index),
+            _ => Err(DeviceError::Syntax(text.to_owned())),
         }
     }
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.kind {
-            Kind::Cpu { .. } => f.write_str("cpu"),
+        match &self.kind {
+            Kind::Host | Kind::Reference => f.write_str("cpu"),
             #[cfg(feature = "cuda")]
             Kind::Cuda(index) => write!(f, "cuda:{index}"),
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan(adapter) => write!(f, "vulkan:{}", adapter.index()),
         }
     }
 }
@@ -155,7 +203,7 @@ impl fmt::Display for Device {
 /// half-precision weights stay as they are in memory and are widened in registers; sums are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Dtype {
-    /// f32 on the CPU, bf16 on GPUs.
+    /// bf16 with CUDA, f32 elsewhere.
     #[default]
     Auto,
     /// IEEE 754 single precision.
@@ -170,8 +218,12 @@ impl Dtype {
     /// What [`Dtype::Auto`] stands for on `device`; the others stand for themselves.
     pub fn on(self, device: &Device) -> Self {
         match self {
-            Self::Auto if device.is_cpu() => Self::F32,
-            Self::Auto => Self::Bf16,
+            Self::Auto => match device.kind {
+                #[cfg(feature = "cuda")]
+                Kind::Cuda(_) => Self::Bf16,
+                // What every Vulkan device computes in.
+                _ => Self::F32,
+            },
             chosen => chosen,
         }
     }
@@ -181,14 +233,6 @@ impl Dtype {
         match self {
             Self::Auto | Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,
-        }
-    }
-
-    pub(crate) fn raw(self) -> DType {
-        match self {
-            Self::Auto | Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
         }
     }
 }

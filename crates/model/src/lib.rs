@@ -9,20 +9,19 @@ mod checkpoint;
 mod client_model;
 mod config;
 mod device;
+mod engine;
 #[cfg(test)]
 mod fixture;
-mod kernels;
 mod kv;
-mod ops;
 mod stack;
-mod tensor;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput};
 pub use config::{ConfigError, ModelConfig, RopeScaling};
 pub use device::{Device, DeviceError, Dtype};
-pub use kv::{KvCache, KvMeter, PAGE_TOKENS};
+pub use engine::shapes::PAGE_TOKENS;
+pub use engine::{DeviceFailure, KvMeter};
+pub use kv::KvCache;
 pub use stack::{
     BlockStack, CachedPrefix, CachedRows, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError, Stash,
 };
-pub use tensor::DeviceFailure;

@@ -1,41 +1,42 @@
 //! A span of frozen blocks on a device.
 
 use std::fmt;
-use std::sync::Arc;
 
-use petals_protocol::{Injection, PassLayout, Span};
+use petals_protocol::Span;
 
 use crate::config::ModelConfig;
 use crate::device::{Device, Dtype};
-use crate::ops::attention::Heads;
-use crate::ops::rotary::Rotary;
-use crate::tensor::{Tensor, from_vec, into_vec, rows};
+use crate::engine::OnEngine;
+use crate::engine::burn::Burn;
+use crate::engine::host::Host;
+use crate::engine::shapes::Heads;
 
-pub(crate) mod block;
+mod block;
+mod blocks;
+mod load;
 mod memory;
 mod pass;
 mod plan;
+mod rows;
 mod stash;
 mod step;
 
-use block::{Block, Needed};
+use blocks::Blocks;
 pub use pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError};
-use plan::PassPlan;
 pub use stash::{Keep, Stash};
 pub use step::{CachedPrefix, CachedRows};
 
 /// Consecutive transformer blocks with frozen weights, all on one device.
 ///
 /// Hidden states cross its boundary as f32 host vectors, row-major. Within, the rows of a pass lie as `[prefix; packed
-/// text]`, so that one matrix product serves both (see [`PassLayout`]).
+/// text]`, so that one matrix product serves both (see [`petals_protocol::PassLayout`]).
 pub struct BlockStack {
     config: ModelConfig,
     span: Span,
     device: Device,
     dtype: Dtype,
-    rotary: Rotary,
-    /// Shared with stacks that have some of the same blocks.
-    blocks: Vec<Arc<Block>>,
+    /// Each pass is handed to the engine's own blocks as a whole.
+    blocks: OnEngine<Blocks<Host>, Blocks<Burn>>,
 }
 
 impl fmt::Debug for BlockStack {
@@ -46,21 +47,14 @@ impl fmt::Debug for BlockStack {
 }
 
 impl BlockStack {
-    pub(crate) fn new(config: ModelConfig, span: Span, device: Device, dtype: Dtype, blocks: Vec<Arc<Block>>) -> Self {
-        let rotary = Rotary::new(&config);
-        Self { config, span, device, dtype, rotary, blocks }
-    }
-
     /// Those of this stack's blocks that lie in `span`, if any, shared with this stack: no weight is copied.
     pub fn part(&self, span: Span) -> Option<Self> {
         let span = self.span.intersect(span)?;
-        let blocks = self.blocks_of(span).to_vec();
-        Some(Self::new(self.config.clone(), span, self.device.clone(), self.dtype, blocks))
-    }
-
-    /// The block `number`, if it is one of these.
-    pub(crate) fn block(&self, number: u32) -> Option<&Arc<Block>> {
-        self.blocks.get(number.checked_sub(self.span.start())? as usize)
+        let blocks = match &self.blocks {
+            OnEngine::Host(blocks) => OnEngine::Host(blocks.part(span)),
+            OnEngine::Burn(blocks) => OnEngine::Burn(blocks.part(span)),
+        };
+        Some(Self { config: self.config.clone(), span, device: self.device.clone(), dtype: self.dtype, blocks })
     }
 
     /// The model's architecture.
@@ -85,7 +79,7 @@ impl BlockStack {
 
     /// Bytes of the weights on the device.
     pub fn weight_bytes(&self) -> u64 {
-        self.blocks.len() as u64 * self.config.block_weights().bytes(self.dtype)
+        self.span.len() as u64 * self.config.block_weights().bytes(self.dtype)
     }
 
     /// Runs the layout's span, any part of this stack's, forward. The output has a [`Stash`] if anything is kept.
@@ -95,29 +89,18 @@ impl BlockStack {
     /// the wrong size, if the device fails, or if an output is not finite.
     pub fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
-        self.device.install(|| self.run_forward(pass, keep))
-    }
-
-    fn run_forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
-        let ForwardPass { layout, text, prefix, prompts } = pass;
-        let plan = Arc::new(PassPlan::new(layout, &self.config, &self.rotary, &self.device));
-        let prompts = prompts.map(|values| self.prompts(layout, values));
-        // Under replacement there is no prefix yet: the prompts will put it in front.
-        let mut x = from_rows(join(prefix, text), self.config.hidden_size, &self.device);
-        let mut stashes = Vec::new();
-        for (number, block) in self.blocks_of(layout.span).iter().enumerate() {
-            if let Some(prompts) = &prompts {
-                x = inject(layout, x, prompts[number].clone());
+        let layout = pass.layout;
+        let stash = |kept| Stash::new(layout.clone(), kept);
+        match &self.blocks {
+            OnEngine::Host(blocks) => {
+                let (output, kept) = blocks.forward(pass, keep)?;
+                Ok(ForwardOutput { stash: kept.map(|kept| stash(OnEngine::Host(kept))), ..output })
             }
-            let (y, kept) = block.forward(x, plan.block(number), keep)?;
-            stashes.extend(kept);
-            x = y;
+            OnEngine::Burn(blocks) => {
+                let (output, kept) = blocks.forward(pass, keep)?;
+                Ok(ForwardOutput { stash: kept.map(|kept| stash(OnEngine::Burn(kept))), ..output })
+            }
         }
-        let (prefix, text) = split(layout.returns_prefix().then_some(layout.prefix_rows()), into_vec(x)?, &self.config);
-        pass::finite("the span's text output", &text)?;
-        prefix.as_ref().map_or(Ok(()), |prefix| pass::finite("the span's prefix output", prefix))?;
-        let stash = (keep != Keep::Nothing).then(|| Stash { layout: layout.clone(), plan, blocks: stashes });
-        Ok(ForwardOutput { text, prefix, stash })
     }
 
     /// Runs the stash's span backward, to the gradients of its inputs.
@@ -129,89 +112,14 @@ impl BlockStack {
     /// [`PassError`] if the stash is another stack's, if a gradient is missing, superfluous or of the wrong size, if the
     /// device fails, or if a result is not finite.
     pub fn backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError> {
-        grads.check(&stash.layout, self.span, &self.config)?;
-        self.device.install(|| self.run_backward(stash, grads, text_grad))
-    }
-
-    fn run_backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError> {
-        let Stash { layout, plan, blocks: mut stashes } = stash;
-        let (m, d) = (layout.prefix_rows(), self.config.hidden_size);
-        let mut prompts = layout.has_prompts().then(|| vec![0.0; layout.span.len() * m * d]);
-        if m == 0 && !text_grad {
-            return Ok(InputGrads { text: None, prefix: None, prompts: None });
+        grads.check(stash.layout(), self.span, &self.config)?;
+        let (layout, kept) = stash.into_parts();
+        match (&self.blocks, kept) {
+            (OnEngine::Host(blocks), OnEngine::Host(kept)) => blocks.backward(&layout, kept, grads, text_grad),
+            (OnEngine::Burn(blocks), OnEngine::Burn(kept)) => blocks.backward(&layout, kept, grads, text_grad),
+            _ => Err(PassError::ForeignStash),
         }
-        let mut dy = from_rows(join(grads.prefix, grads.text), d, &self.device);
-        for (number, block) in self.blocks_of(layout.span).iter().enumerate().rev() {
-            let stash = stashes.pop().ok_or(PassError::ForeignStash)?;
-            let needed = if number == 0 && !text_grad { Needed::Prefix(m) } else { Needed::All };
-            let dx = block.backward(stash, dy, plan.block(number), needed)?;
-            if let Some(prompts) = &mut prompts {
-                prompts[number * m * d..(number + 1) * m * d].copy_from_slice(&into_vec(rows(&dx, 0..m))?);
-            }
-            // A replaced prefix has no input: its gradient ends in the prompts.
-            let [height, _] = dx.dims();
-            dy = if layout.carries_prefix() || height == m { dx } else { rows(&dx, m..height) };
-        }
-        let all = into_vec(dy)?;
-        let (prefix, text) = match (layout.carries_prefix(), text_grad) {
-            (true, _) => split(Some(m), all, &self.config),
-            (false, _) => (None, all),
-        };
-        let grads = InputGrads { text: text_grad.then_some(text), prefix, prompts };
-        grads.check_finite()?;
-        Ok(grads)
     }
-
-    /// Blocks of a span that has been checked to lie within this stack's.
-    fn blocks_of(&self, span: Span) -> &[Arc<Block>] {
-        let first = (span.start() - self.span.start()) as usize;
-        &self.blocks[first..first + span.len()]
-    }
-
-    fn prompts(&self, layout: &PassLayout, mut values: Vec<f32>) -> Vec<Tensor<2>> {
-        let (m, d) = (layout.prefix_rows(), self.config.hidden_size);
-        let mut tables = Vec::with_capacity(layout.span.len());
-        while values.len() > m * d {
-            tables.push(values.split_off(values.len() - m * d));
-        }
-        tables.push(values);
-        tables.into_iter().rev().map(|table| from_vec(table, [m, d], self.device.raw())).collect()
-    }
-}
-
-/// What happens to the prefix before a block; `x` is without a prefix under [`Injection::Replace`].
-fn inject(layout: &PassLayout, x: Tensor<2>, prompts: Tensor<2>) -> Tensor<2> {
-    match layout.injection {
-        Injection::None => x,
-        Injection::Add => {
-            let sum = rows(&x, 0..layout.prefix_rows()) + prompts;
-            let [m, d] = sum.dims();
-            x.slice_assign([0..m, 0..d], sum)
-        }
-        Injection::Replace => Tensor::cat(vec![prompts, x], 0),
-    }
-}
-
-fn from_rows(values: Vec<f32>, width: usize, device: &Device) -> Tensor<2> {
-    let height = values.len() / width;
-    from_vec(values, [height, width], device.raw())
-}
-
-fn join(prefix: Option<Vec<f32>>, text: Vec<f32>) -> Vec<f32> {
-    match prefix {
-        Some(mut all) => {
-            all.extend_from_slice(&text);
-            all
-        }
-        None => text,
-    }
-}
-
-/// Prefix, if there is one in front, and text.
-fn split(prefix_rows: Option<usize>, mut all: Vec<f32>, config: &ModelConfig) -> (Option<Vec<f32>>, Vec<f32>) {
-    let Some(rows) = prefix_rows else { return (None, all) };
-    let text = all.split_off(rows * config.hidden_size);
-    (Some(all), text)
 }
 
 impl ModelConfig {

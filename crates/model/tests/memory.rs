@@ -59,7 +59,7 @@ fn layouts() -> Vec<PassLayout> {
 fn passes_take_no_more_memory_than_estimated() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/qwen3/model");
     let checkpoint = Checkpoint::open(model).unwrap();
-    for device in [Device::cpu(), Device::cpu_without_kernels()] {
+    for device in [Device::cpu(), Device::reference()] {
         let stack = checkpoint.load_span(Span::new(0, 4).unwrap(), &device, Dtype::F32).unwrap();
         let d = stack.config().hidden_size;
         let layouts = layouts();

@@ -161,7 +161,7 @@ impl Swarm {
 /// The device under test, and on the CPU the variant without kernels too.
 fn devices() -> Vec<Device> {
     match env::var("PETALS_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned()).as_str() {
-        "cpu" => vec![Device::cpu(), Device::cpu_without_kernels()],
+        "cpu" => vec![Device::cpu(), Device::reference()],
         other => vec![other.parse().unwrap()],
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use petals_protocol::Span;
 
 use crate::config::ConfigError;
+use crate::device::DeviceError;
 
 /// Why a checkpoint, or a part of it, cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,9 @@ pub enum CheckpointError {
         /// Dtype in the file.
         dtype: String,
     },
+    /// The device cannot have such weights.
+    #[error("the weights cannot be loaded")]
+    Device(#[from] DeviceError),
     /// Blocks that the model does not have.
     #[error("the model has {blocks} blocks, so there is no span {span}")]
     Span {

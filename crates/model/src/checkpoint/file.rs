@@ -129,6 +129,20 @@ impl TensorFile {
     }
 }
 
+/// Row `row` of a matrix whose rows are as long as `values`, in f32.
+pub(crate) fn decode_row(file: &TensorFile, located: &Located, row: usize, values: &mut [f32]) {
+    let length = values.len() * located.dtype.size();
+    located.dtype.decode(&file.bytes(located)[row * length..(row + 1) * length], values);
+}
+
+/// The values of a tensor in f32.
+pub(crate) fn decode(file: &TensorFile, located: &Located) -> Vec<f32> {
+    let bytes = file.bytes(located);
+    let mut values = vec![0.0; bytes.len() / located.dtype.size()];
+    located.dtype.decode(bytes, &mut values);
+    values
+}
+
 /// The tensors of a header; its `__metadata__` and whatever else is not a tensor are skipped.
 fn parse_header(header: &[u8]) -> Result<BTreeMap<String, Entry>, serde_json::Error> {
     let mut raw: BTreeMap<String, serde_json::Value> = serde_json::from_slice(header)?;

@@ -3,6 +3,7 @@ use std::fs;
 use serde_json::json;
 
 use super::*;
+use crate::device::{Device, Dtype};
 use crate::fixture;
 
 fn span(start: u32, end: u32) -> Span {

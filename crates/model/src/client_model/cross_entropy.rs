@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::kernels::simd::{exp, max, sum2, vectorized};
+use crate::engine::host::simd::{exp, max, sum2, vectorized};
 
 /// The sum of `-ln softmax(row)[label]` over rows of `width`, and how many rows are largest at their label.
 /// Replaces the logits by the gradient of the sum, `softmax(row) - onehot(label)`. Labels are below `width`.

@@ -1,239 +1,231 @@
-//! One transformer block with frozen weights: its forward, what that keeps, and its backward.
+//! One transformer block with frozen weights: its forward, what that keeps, and its backward. `R` rows, `A` of them active.
 
-use crate::ops::attention::Heads;
-use crate::ops::linear::Linear;
-use crate::ops::rms_norm::RmsNorm;
-use crate::ops::rotary::{Turn, rotate};
-use crate::ops::swiglu;
-use crate::tensor::{DeviceFailure, Tensor, bytes, columns, rows};
-
-use super::plan::{ActiveRows, BlockPlan, StepPlan};
-use super::stash::{Keep, Kept};
+use super::plan::{BlockPlan, StepPlan};
+use super::rows::ActiveRows;
+use super::stash::{Keep, KeptBlock};
+use crate::engine::Engine;
+use crate::engine::rotary::Turn;
+use crate::engine::shapes::Heads;
 
 /// The weights of one block.
 ///
 /// Keys and values share a weight, and so do gate and up. Queries have their own, because they are computed for the
 /// active rows only.
 #[derive(Debug)]
-pub(crate) struct Block {
-    pub(crate) input_norm: RmsNorm,
-    pub(crate) queries: Linear,
-    pub(crate) keys_values: Linear,
-    pub(crate) query_norm: Option<RmsNorm>,
-    pub(crate) key_norm: Option<RmsNorm>,
-    pub(crate) output: Linear,
-    pub(crate) mlp_norm: RmsNorm,
-    pub(crate) gate_up: Linear,
-    pub(crate) down: Linear,
+pub(super) struct Block<E: Engine> {
+    pub(super) input_norm: E::Norm,
+    pub(super) queries: E::Linear,
+    pub(super) keys_values: E::Linear,
+    pub(super) head_norms: Option<HeadNorms<E>>,
+    pub(super) output: E::Linear,
+    pub(super) mlp_norm: E::Norm,
+    pub(super) gate_up: E::Linear,
+    pub(super) down: E::Linear,
 }
 
-/// What a block's backward needs. `R` rows, `A` of them active.
+/// Norms of every head of queries and of keys.
 #[derive(Debug)]
-pub(crate) struct BlockStash {
+pub(super) struct HeadNorms<E: Engine> {
+    pub(super) queries: E::Norm,
+    pub(super) keys: E::Norm,
+}
+
+/// What a block's backward needs.
+#[derive(Debug)]
+pub(super) struct BlockStash<E: Engine> {
     /// Input, `[R, d]`.
-    input: Tensor<2>,
+    input: E::Rows,
     /// Queries as they attend, `[A, query_heads·dim]`.
-    queries: Tensor<2>,
+    queries: E::Rows,
     /// Keys and values as they are attended to, `[R, 2·key_heads·dim]`.
-    keys_values: Tensor<2>,
-    /// Queries `[A, query_heads·dim]` and keys `[R, key_heads·dim]` before their norms, if the model has those.
-    before_norms: Option<(Tensor<2>, Tensor<2>)>,
+    keys_values: E::Rows,
+    /// Queries and keys before their norms, if the model has those.
+    before_norms: Option<BeforeNorms<E>>,
     /// Input of the MLP's norm, `[A, d]`.
-    residual: Tensor<2>,
+    residual: E::Rows,
     /// Gate and up before the activation, `[A, 2·intermediate]`.
-    gate_up: Tensor<2>,
+    gate_up: E::Rows,
+}
+
+#[derive(Debug)]
+struct BeforeNorms<E: Engine> {
+    /// `[A, query_heads·dim]`
+    queries: E::Rows,
+    /// `[R, key_heads·dim]`
+    keys: E::Rows,
 }
 
 /// Which rows of the input's gradient are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Needed {
+pub(super) enum Needed {
     All,
     /// The first so many.
     Prefix(usize),
 }
 
-impl BlockStash {
+impl<E: Engine> BlockStash<E> {
     pub(super) fn bytes(&self) -> u64 {
         let Self { input, queries, keys_values, before_norms, residual, gate_up } = self;
-        let always = [input, queries, keys_values, residual, gate_up].map(bytes).iter().sum::<u64>();
-        always + before_norms.as_ref().map_or(0, |(q, k)| bytes(q) + bytes(k))
+        let always = [input, queries, keys_values, residual, gate_up].map(E::bytes).iter().sum::<u64>();
+        always + before_norms.as_ref().map_or(0, |before| E::bytes(&before.queries) + E::bytes(&before.keys))
     }
 
     /// Input and input of the MLP's norm; the rest is freed.
-    pub(super) fn into_ends(self) -> (Tensor<2>, Tensor<2>) {
+    pub(super) fn into_ends(self) -> (E::Rows, E::Rows) {
         (self.input, self.residual)
     }
 }
 
-impl Block {
+impl<E: Engine> Block<E> {
     /// From all rows `[R, d]` to the active ones `[A, d]`, with what is kept, if anything.
     pub(super) fn forward(
         &self,
-        x: Tensor<2>,
-        plan: BlockPlan<'_>,
+        engine: &E,
+        x: E::Rows,
+        plan: BlockPlan<'_, E>,
         keep: Keep,
-    ) -> Result<(Tensor<2>, Option<Kept>), DeviceFailure> {
-        let mut stash = self.up_to_activation(x, plan.step, |q, kv| plan.attention.forward(q, kv))?;
-        let mut activated = swiglu::forward(&mut stash.gate_up, plan.step.kernels)?;
+    ) -> (E::Rows, Option<KeptBlock<E>>) {
+        let stash = self.up_to_activation(engine, x, plan.step, |q, kv| engine.attend(plan.attention, q, kv));
+        let activated = engine.swiglu(&stash.gate_up);
         let (residual, kept) = match keep {
             Keep::Nothing => (stash.into_ends().1, None),
             Keep::Inputs => {
                 let (input, residual) = stash.into_ends();
-                (residual, Some(Kept::Input(input)))
+                (residual, Some(KeptBlock::Input(input)))
             }
-            Keep::Everything => (stash.residual.clone(), Some(Kept::Everything(Box::new(stash)))),
+            Keep::Everything => (stash.residual.clone(), Some(KeptBlock::Everything(Box::new(stash)))),
         };
-        Ok((self.down.forward_onto(&mut activated, residual)?, kept))
+        (engine.project_onto(&self.down, &activated, residual), kept)
     }
 
     /// A forward of rows whose queries attend as `attend` says, given those and the rows' keys and values.
     pub(super) fn step(
         &self,
-        x: Tensor<2>,
-        plan: StepPlan<'_>,
-        attend: impl FnOnce(&mut Tensor<2>, &mut Tensor<2>) -> Result<Tensor<2>, DeviceFailure>,
-    ) -> Result<Tensor<2>, DeviceFailure> {
-        let mut stash = self.up_to_activation(x, plan, attend)?;
-        let mut activated = swiglu::forward(&mut stash.gate_up, plan.kernels)?;
+        engine: &E,
+        x: E::Rows,
+        plan: StepPlan<'_, E>,
+        attend: impl FnOnce(&E::Rows, &E::Rows) -> E::Rows,
+    ) -> E::Rows {
+        let stash = self.up_to_activation(engine, x, plan, attend);
+        let activated = engine.swiglu(&stash.gate_up);
         let (_, residual) = stash.into_ends();
-        self.down.forward_onto(&mut activated, residual)
+        engine.project_onto(&self.down, &activated, residual)
     }
 
     /// Keys and values of all rows as they are attended to, `[R, 2·key_heads·dim]`, and nothing else.
-    pub(super) fn keys_and_values(&self, mut x: Tensor<2>, plan: StepPlan<'_>) -> Result<Tensor<2>, DeviceFailure> {
-        let mut kv = self.keys_values.forward(&mut self.input_norm.forward(&mut x)?, 0)?;
-        if let Some(key_norm) = &self.key_norm {
-            let keys = columns(&kv, 0..plan.heads.key_width());
-            kv = replace_keys(&kv, per_head(keys, plan.heads, |keys| key_norm.forward(keys))?);
+    pub(super) fn keys_and_values(&self, engine: &E, x: &E::Rows, plan: StepPlan<'_, E>) -> E::Rows {
+        let mut kv = engine.project(&self.keys_values, &engine.normalise(&self.input_norm, x), 0);
+        if let Some(norms) = &self.head_norms {
+            (kv, _) = engine.normalise_heads(&norms.keys, kv, plan.heads.key_value);
         }
-        rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward)
+        engine.rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward)
     }
 
     /// The part of the forward that a backward needs.
     fn up_to_activation(
         &self,
-        mut x: Tensor<2>,
-        plan: StepPlan<'_>,
-        attend: impl FnOnce(&mut Tensor<2>, &mut Tensor<2>) -> Result<Tensor<2>, DeviceFailure>,
-    ) -> Result<BlockStash, DeviceFailure> {
-        let mut normed = self.input_norm.forward(&mut x)?;
-        let mut q = plan.rows.project(&self.queries, &mut normed)?;
-        let mut kv = self.keys_values.forward(&mut normed, 0)?;
+        engine: &E,
+        x: E::Rows,
+        plan: StepPlan<'_, E>,
+        attend: impl FnOnce(&E::Rows, &E::Rows) -> E::Rows,
+    ) -> BlockStash<E> {
+        let normed = engine.normalise(&self.input_norm, &x);
+        let q = plan.rows.project(engine, &self.queries, &normed);
+        let kv = engine.project(&self.keys_values, &normed, 0);
         drop(normed);
-        let before_norms = self.norm_heads(&mut q, &mut kv, plan.heads)?;
-        q = rotate(q, plan.heads.query, plan.query_angles, Turn::Forward)?;
-        kv = rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward)?;
-        let mut attended = attend(&mut q, &mut kv)?;
-        let mut residual = self.output.forward_onto(&mut attended, plan.rows.gather(&x))?;
+        let (q, kv, before_norms) = self.norm_heads(engine, q, kv, plan.heads);
+        let q = engine.rotate(q, plan.heads.query, plan.query_angles, Turn::Forward);
+        let kv = engine.rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward);
+        let attended = attend(&q, &kv);
+        let residual = engine.project_onto(&self.output, &attended, plan.rows.gather(engine, &x));
         drop(attended);
-        let mut normed = self.mlp_norm.forward(&mut residual)?;
-        let gate_up = self.gate_up.forward(&mut normed, 0)?;
-        Ok(BlockStash { input: x, queries: q, keys_values: kv, before_norms, residual, gate_up })
+        let normed = engine.normalise(&self.mlp_norm, &residual);
+        let gate_up = engine.project(&self.gate_up, &normed, 0);
+        BlockStash { input: x, queries: q, keys_values: kv, before_norms, residual, gate_up }
     }
 
     /// The input's gradient, `[R, d]` or `[m, d]` as `needed`, from that of the output, `[A, d]`. If only the input was
     /// kept, the forward is repeated as far as needed.
     pub(super) fn backward(
         &self,
-        kept: Kept,
-        mut dy: Tensor<2>,
-        plan: BlockPlan<'_>,
+        engine: &E,
+        kept: KeptBlock<E>,
+        dy: E::Rows,
+        BlockPlan { step: plan, attention }: BlockPlan<'_, E>,
         needed: Needed,
-    ) -> Result<Tensor<2>, DeviceFailure> {
+    ) -> E::Rows {
         let stash = match kept {
-            Kept::Input(input) => self.up_to_activation(input, plan.step, |q, kv| plan.attention.forward(q, kv))?,
-            Kept::Everything(stash) => *stash,
+            KeptBlock::Input(input) => {
+                self.up_to_activation(engine, input, plan, |q, kv| engine.attend(attention, q, kv))
+            }
+            KeptBlock::Everything(stash) => *stash,
         };
-        let BlockStash { input, queries, keys_values, before_norms, mut residual, gate_up } = stash;
-        let BlockPlan { step: plan, attention } = plan;
-        let d_activated = self.down.backward(&mut dy)?;
-        let mut d_gate_up = swiglu::backward(gate_up, d_activated, plan.kernels)?;
-        let d_normed = self.gate_up.backward(&mut d_gate_up)?;
+        let BlockStash { input, queries, keys_values, before_norms, residual, gate_up } = stash;
+        let d_gate_up = engine.swiglu_back(gate_up, &engine.project_back(&self.down, &dy));
+        let d_normed = engine.project_back(&self.gate_up, &d_gate_up);
         drop(d_gate_up);
-        let mut d_residual = self.mlp_norm.backward(&mut residual, d_normed)? + dy;
-        drop(residual);
-        let d_attended = self.output.backward(&mut d_residual)?;
+        let d_residual = engine.add(engine.normalise_back(&self.mlp_norm, &residual, d_normed), &dy, 0);
+        drop((residual, dy));
+        let d_attended = engine.project_back(&self.output, &d_residual);
         let prefix_only = needed != Needed::All;
-        let (dq, dkv) = attention.backward(queries, keys_values, d_attended, prefix_only)?;
-        let mut dq = rotate(dq, plan.heads.query, plan.query_angles, Turn::Back)?;
-        let mut dkv = rotate(dkv, plan.heads.key_value, plan.key_angles, Turn::Back)?;
-        self.unnorm_heads(before_norms, &mut dq, &mut dkv, plan.heads)?;
-        self.to_input(input, (dq, dkv, d_residual), plan.rows, needed)
+        let (dq, dkv) = engine.attend_back(attention, &queries, &keys_values, &d_attended, prefix_only);
+        drop((queries, keys_values, d_attended));
+        let dq = engine.rotate(dq, plan.heads.query, plan.query_angles, Turn::Back);
+        let dkv = engine.rotate(dkv, plan.heads.key_value, plan.key_angles, Turn::Back);
+        let (dq, dkv) = self.norm_heads_back(engine, before_norms, (dq, dkv), plan.heads);
+        self.to_input(engine, input, (dq, dkv, d_residual), plan.rows, needed)
     }
 
     /// From the gradients of queries, keys and values, and of what the residual carries past them, to the input's.
     fn to_input(
         &self,
-        mut input: Tensor<2>,
-        (mut dq, mut dkv, mut d_residual): (Tensor<2>, Tensor<2>, Tensor<2>),
-        active: &ActiveRows,
+        engine: &E,
+        mut input: E::Rows,
+        (mut dq, mut dkv, mut d_residual): (E::Rows, E::Rows, E::Rows),
+        active: &ActiveRows<E>,
         needed: Needed,
-    ) -> Result<Tensor<2>, DeviceFailure> {
+    ) -> E::Rows {
         let mut prefix_is_active = true;
         if let Needed::Prefix(m) = needed {
+            let first = |rows: E::Rows| engine.first(rows, m);
             prefix_is_active = matches!(active, ActiveRows::All);
-            (input, dkv) = (rows(&input, 0..m), rows(&dkv, 0..m));
+            (input, dkv) = (first(input), first(dkv));
             if prefix_is_active {
-                (dq, d_residual) = (rows(&dq, 0..m), rows(&d_residual, 0..m));
+                (dq, d_residual) = (first(dq), first(d_residual));
             }
         }
-        let d_normed = self.keys_values.backward(&mut dkv)?;
+        let d_normed = engine.project_back(&self.keys_values, &dkv);
         if !prefix_is_active {
-            return self.input_norm.backward(&mut input, d_normed);
+            return engine.normalise_back(&self.input_norm, &input, d_normed);
         }
-        let d_normed = active.project_back(&self.queries, &mut dq, d_normed)?;
-        Ok(active.add(self.input_norm.backward(&mut input, d_normed)?, d_residual))
+        let d_normed = active.project_back(engine, &self.queries, &dq, d_normed);
+        active.add(engine, engine.normalise_back(&self.input_norm, &input, d_normed), &d_residual)
     }
 
-    /// Norms queries and keys per head, where the model does; returns what they were before.
+    /// Norms queries and keys per head, where the model does; returns what they were before, too.
     fn norm_heads(
         &self,
-        q: &mut Tensor<2>,
-        kv: &mut Tensor<2>,
+        engine: &E,
+        q: E::Rows,
+        kv: E::Rows,
         heads: Heads,
-    ) -> Result<Option<(Tensor<2>, Tensor<2>)>, DeviceFailure> {
-        let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) else { return Ok(None) };
-        let keys = columns(kv, 0..heads.key_width());
-        let before = (q.clone(), keys.clone());
-        let normed = per_head(q.clone(), heads, |q| query_norm.forward(q))?;
-        let normed_keys = per_head(keys, heads, |keys| key_norm.forward(keys))?;
-        *q = normed;
-        *kv = replace_keys(kv, normed_keys);
-        Ok(Some(before))
+    ) -> (E::Rows, E::Rows, Option<BeforeNorms<E>>) {
+        let Some(norms) = &self.head_norms else { return (q, kv, None) };
+        let (q, queries) = engine.normalise_heads(&norms.queries, q, heads.query);
+        let (kv, keys) = engine.normalise_heads(&norms.keys, kv, heads.key_value);
+        (q, kv, Some(BeforeNorms { queries, keys }))
     }
 
     /// The backward of [`Self::norm_heads`], on gradients.
-    fn unnorm_heads(
+    fn norm_heads_back(
         &self,
-        before: Option<(Tensor<2>, Tensor<2>)>,
-        dq: &mut Tensor<2>,
-        dkv: &mut Tensor<2>,
+        engine: &E,
+        before: Option<BeforeNorms<E>>,
+        (dq, dkv): (E::Rows, E::Rows),
         heads: Heads,
-    ) -> Result<(), DeviceFailure> {
-        let (Some(query_norm), Some(key_norm), Some((q, keys))) = (&self.query_norm, &self.key_norm, before) else {
-            return Ok(());
-        };
-        let d_keys = columns(dkv, 0..heads.key_width()).reshape([-1, heads.dim as i32]);
-        let d_queries = dq.clone().reshape([-1, heads.dim as i32]);
-        *dq = per_head(q, heads, |q| query_norm.backward(q, d_queries))?;
-        *dkv = replace_keys(dkv, per_head(keys, heads, |keys| key_norm.backward(keys, d_keys))?);
-        Ok(())
+    ) -> (E::Rows, E::Rows) {
+        let (Some(norms), Some(before)) = (&self.head_norms, before) else { return (dq, dkv) };
+        let dq = engine.normalise_heads_back(&norms.queries, &before.queries, dq, heads.query);
+        (dq, engine.normalise_heads_back(&norms.keys, &before.keys, dkv, heads.key_value))
     }
-}
-
-/// Runs `norm` on `[rows·heads, dim]`.
-fn per_head(
-    x: Tensor<2>,
-    heads: Heads,
-    norm: impl FnOnce(&mut Tensor<2>) -> Result<Tensor<2>, DeviceFailure>,
-) -> Result<Tensor<2>, DeviceFailure> {
-    let [height, width] = x.dims();
-    let mut split = x.reshape([height * width / heads.dim, heads.dim]);
-    Ok(norm(&mut split)?.reshape([height, width]))
-}
-
-/// Keys and values with other keys.
-fn replace_keys(kv: &Tensor<2>, keys: Tensor<2>) -> Tensor<2> {
-    let ([_, both], [_, width]) = (kv.dims(), keys.dims());
-    Tensor::cat(vec![keys, columns(kv, width..both)], 1)
 }

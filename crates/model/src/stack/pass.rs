@@ -4,7 +4,7 @@ use petals_protocol::{LayoutError, PassLayout, Span};
 
 use super::stash::Stash;
 use crate::config::ModelConfig;
-use crate::tensor::DeviceFailure;
+use crate::engine::DeviceFailure;
 
 /// Inputs of a forward. `T` text rows, `m` prefix rows, `n` blocks in the span, `d` hidden size; all row-major.
 #[derive(Debug)]
@@ -92,6 +92,9 @@ pub enum PassError {
     /// The stash was not made by a stack of these blocks.
     #[error("the stash does not belong to these blocks")]
     ForeignStash,
+    /// The cache was made by a stack on another device.
+    #[error("the cache is on another device than these blocks")]
+    ForeignCache,
     /// A value is NaN or infinite: the inputs were extreme, or the weights are broken.
     #[error("{0} is not finite")]
     NotFinite(&'static str),

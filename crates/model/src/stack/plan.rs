@@ -2,130 +2,74 @@
 
 use petals_protocol::{Injection, PassLayout};
 
+use super::rows::ActiveRows;
 use crate::config::ModelConfig;
-use crate::device::Device;
-use crate::ops::attention::{Attention, Geometry, Heads, Segment};
-use crate::ops::linear::Linear;
-use crate::ops::rotary::{Angles, Rotary};
-use crate::tensor::{DeviceFailure, Indices, Tensor, indices, rows};
-
-/// The rows of a block that go on behind its keys and values: through queries, attention, MLP and residuals.
-///
-/// A replaced prefix is overwritten before the next block, and rows that nobody reads end with the last block: of those,
-/// only keys and values are needed.
-#[derive(Debug)]
-pub(crate) enum ActiveRows {
-    All,
-    /// All but the first so many.
-    Behind(usize),
-    /// These, ascending.
-    Picked(Indices),
-}
-
-impl ActiveRows {
-    /// The active rows of a matrix over all rows.
-    pub(super) fn gather(&self, all: &Tensor<2>) -> Tensor<2> {
-        match self {
-            Self::All => all.clone(),
-            Self::Behind(first) => rows(all, *first..all.dims()[0]),
-            Self::Picked(picked) => all.clone().select(0, picked.clone()),
-        }
-    }
-
-    /// Projects the active rows of a matrix over all rows.
-    pub(super) fn project(&self, linear: &Linear, all: &mut Tensor<2>) -> Result<Tensor<2>, DeviceFailure> {
-        match self {
-            Self::All => linear.forward(all, 0),
-            Self::Behind(first) => linear.forward(all, *first),
-            Self::Picked(_) => linear.forward(&mut self.gather(all), 0),
-        }
-    }
-
-    /// Adds the input gradient of a projection of the active rows to one over all rows.
-    pub(super) fn project_back(
-        &self,
-        linear: &Linear,
-        dy: &mut Tensor<2>,
-        all: Tensor<2>,
-    ) -> Result<Tensor<2>, DeviceFailure> {
-        match self {
-            Self::All => linear.backward_onto(dy, all, 0),
-            Self::Behind(first) => linear.backward_onto(dy, all, *first),
-            Self::Picked(_) => Ok(self.add(all, linear.backward(dy)?)),
-        }
-    }
-
-    /// Adds a matrix over the active rows to one over all rows.
-    pub(super) fn add(&self, all: Tensor<2>, active: Tensor<2>) -> Tensor<2> {
-        match self {
-            Self::All => all + active,
-            Self::Behind(first) => {
-                let [height, width] = all.dims();
-                let sum = rows(&all, *first..height) + active;
-                all.slice_assign([*first..height, 0..width], sum)
-            }
-            Self::Picked(picked) => all.select_assign(0, picked.clone(), active, burn::tensor::IndexingUpdateOp::Add),
-        }
-    }
-}
+use crate::engine::Engine;
+use crate::engine::rotary::Rotary;
+use crate::engine::shapes::{Geometry, Heads, Segment};
 
 /// What all blocks with the same active rows share.
 #[derive(Debug)]
-struct Activity {
-    rows: ActiveRows,
-    query_angles: Angles,
-    attention: Attention,
+struct Activity<E: Engine> {
+    rows: ActiveRows<E>,
+    query_angles: E::Angles,
+    attention: E::Attention,
 }
 
 /// A pass, ready for a device.
 #[derive(Debug)]
-pub(super) struct PassPlan {
-    key_angles: Angles,
-    usual: Activity,
+pub(super) struct PassPlan<E: Engine> {
+    key_angles: E::Angles,
+    usual: Activity<E>,
     /// The last block's, if other.
-    last: Option<Activity>,
+    last: Option<Activity<E>>,
     blocks: usize,
     heads: Heads,
-    kernels: bool,
 }
 
 /// What one block needs to know of its pass.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct BlockPlan<'p> {
-    pub(super) step: StepPlan<'p>,
-    pub(super) attention: &'p Attention,
+#[derive(Debug)]
+pub(super) struct BlockPlan<'p, E: Engine> {
+    pub(super) step: StepPlan<'p, E>,
+    pub(super) attention: &'p E::Attention,
 }
 
 /// What a block needs to know of its rows besides who attends to whom.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct StepPlan<'p> {
-    pub(super) rows: &'p ActiveRows,
-    pub(super) key_angles: &'p Angles,
-    pub(super) query_angles: &'p Angles,
+#[derive(Debug)]
+pub(super) struct StepPlan<'p, E: Engine> {
+    pub(super) rows: &'p ActiveRows<E>,
+    pub(super) key_angles: &'p E::Angles,
+    pub(super) query_angles: &'p E::Angles,
     pub(super) heads: Heads,
-    pub(super) kernels: bool,
 }
 
-impl PassPlan {
+impl<E: Engine> Clone for StepPlan<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E: Engine> Copy for StepPlan<'_, E> {}
+
+impl<E: Engine> PassPlan<E> {
     /// The layout must have been validated.
-    pub(super) fn new(layout: &PassLayout, config: &ModelConfig, rotary: &Rotary, device: &Device) -> Self {
-        let builder = Builder { layout, heads: config.heads(), rotary, device, positions: positions(layout) };
+    pub(super) fn new(layout: &PassLayout, config: &ModelConfig, rotary: &Rotary, engine: &E) -> Self {
+        let builder = Builder { layout, heads: config.heads(), rotary, engine, positions: positions(layout) };
         Self {
-            key_angles: rotary.angles(&builder.positions, device),
+            key_angles: engine.angles(rotary, &builder.positions),
             usual: builder.usual(),
             last: layout.read_rows.as_deref().map(|read| builder.reading(read)),
             blocks: layout.span.len(),
             heads: builder.heads,
-            kernels: device.has_kernels(),
         }
     }
 
     /// The plan of the span's block `number`, counted from 0.
-    pub(super) fn block(&self, number: usize) -> BlockPlan<'_> {
+    pub(super) fn block(&self, number: usize) -> BlockPlan<'_, E> {
         let last = self.last.as_ref().filter(|_| number + 1 == self.blocks);
         let Activity { rows, query_angles, attention } = last.unwrap_or(&self.usual);
-        let (key_angles, heads, kernels) = (&self.key_angles, self.heads, self.kernels);
-        BlockPlan { step: StepPlan { rows, key_angles, query_angles, heads, kernels }, attention }
+        let (key_angles, heads) = (&self.key_angles, self.heads);
+        BlockPlan { step: StepPlan { rows, key_angles, query_angles, heads }, attention }
     }
 }
 
@@ -136,17 +80,17 @@ fn positions(layout: &PassLayout) -> Vec<u32> {
     (0..m).chain(texts).collect()
 }
 
-struct Builder<'a> {
+struct Builder<'a, E> {
     layout: &'a PassLayout,
     heads: Heads,
     rotary: &'a Rotary,
-    device: &'a Device,
+    engine: &'a E,
     positions: Vec<u32>,
 }
 
-impl Builder<'_> {
+impl<E: Engine> Builder<'_, E> {
     /// Everything is active, or the text alone if the prefix is replaced.
-    fn usual(&self) -> Activity {
+    fn usual(&self) -> Activity<E> {
         let m = self.layout.prefix_rows();
         let all = self.layout.injection != Injection::Replace;
         let first = if all { 0 } else { m };
@@ -156,19 +100,19 @@ impl Builder<'_> {
     }
 
     /// Only the text rows `read` are active.
-    fn reading(&self, read: &[u32]) -> Activity {
+    fn reading(&self, read: &[u32]) -> Activity<E> {
         let m = self.layout.prefix_rows();
         let active: Vec<usize> = read.iter().map(|&row| m + row as usize).collect();
         let picked: Vec<u32> = active.iter().map(|&row| row as u32).collect();
-        self.activity(ActiveRows::Picked(indices(&picked, self.device.raw())), &active)
+        self.activity(ActiveRows::Picked(self.engine.pick(&picked)), &active)
     }
 
-    fn activity(&self, rows: ActiveRows, active: &[usize]) -> Activity {
+    fn activity(&self, rows: ActiveRows<E>, active: &[usize]) -> Activity<E> {
         let positions: Vec<u32> = active.iter().map(|&row| self.positions[row]).collect();
         Activity {
             rows,
-            query_angles: self.rotary.angles(&positions, self.device),
-            attention: Attention::new(self.heads, geometry(self.layout, active), self.device),
+            query_angles: self.engine.angles(self.rotary, &positions),
+            attention: self.engine.attention(self.heads, geometry(self.layout, active)),
         }
     }
 }

@@ -6,7 +6,9 @@ use petals_protocol::PassLayout;
 
 use super::block::BlockStash;
 use super::plan::PassPlan;
-use crate::tensor::{Tensor, bytes};
+use crate::engine::burn::Burn;
+use crate::engine::host::Host;
+use crate::engine::{Engine, OnEngine, on_engine};
 
 /// What a forward keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,28 +26,60 @@ pub enum Keep {
 /// Attention probabilities, normed rows and activations are not saved but recomputed.
 #[derive(Debug)]
 pub struct Stash {
-    pub(super) layout: PassLayout,
-    pub(super) plan: Arc<PassPlan>,
+    layout: PassLayout,
+    kept: OnEngine<Kept<Host>, Kept<Burn>>,
+}
+
+/// What is saved on one engine.
+#[derive(Debug)]
+pub(super) struct Kept<E: Engine> {
+    pub(super) plan: Arc<PassPlan<E>>,
     /// One of each block, in their order.
-    pub(super) blocks: Vec<Kept>,
+    pub(super) blocks: Vec<KeptBlock<E>>,
 }
 
 /// What is saved of one block.
 #[derive(Debug)]
-pub(super) enum Kept {
+pub(super) enum KeptBlock<E: Engine> {
     /// What enters it, `[R, d]`.
-    Input(Tensor<2>),
-    Everything(Box<BlockStash>),
+    Input(E::Rows),
+    Everything(Box<BlockStash<E>>),
+}
+
+impl<E: Engine> Kept<E> {
+    fn bytes(&self) -> u64 {
+        let of = |kept: &KeptBlock<E>| match kept {
+            KeptBlock::Input(input) => E::bytes(input),
+            KeptBlock::Everything(stash) => stash.bytes(),
+        };
+        self.blocks.iter().map(of).sum()
+    }
+
+    fn has_inputs_only(&self) -> bool {
+        self.blocks.iter().all(|kept| matches!(kept, KeptBlock::Input(_)))
+    }
+
+    fn reduce(self) -> Self {
+        let of = |kept| match kept {
+            KeptBlock::Everything(stash) => KeptBlock::Input(stash.into_ends().0),
+            input @ KeptBlock::Input(_) => input,
+        };
+        Self { blocks: self.blocks.into_iter().map(of).collect(), ..self }
+    }
 }
 
 impl Stash {
+    pub(super) fn new(layout: PassLayout, kept: OnEngine<Kept<Host>, Kept<Burn>>) -> Self {
+        Self { layout, kept }
+    }
+
+    pub(super) fn into_parts(self) -> (PassLayout, OnEngine<Kept<Host>, Kept<Burn>>) {
+        (self.layout, self.kept)
+    }
+
     /// Bytes of the saved tensors.
     pub fn bytes(&self) -> u64 {
-        let of = |kept: &Kept| match kept {
-            Kept::Input(input) => bytes(input),
-            Kept::Everything(stash) => stash.bytes(),
-        };
-        self.blocks.iter().map(of).sum()
+        on_engine!(&self.kept, kept => kept.bytes())
     }
 
     /// The layout of the forward.
@@ -55,16 +89,16 @@ impl Stash {
 
     /// Whether the backward repeats the forward because only what enters each block is saved.
     pub fn has_inputs_only(&self) -> bool {
-        self.blocks.iter().all(|kept| matches!(kept, Kept::Input(_)))
+        on_engine!(&self.kept, kept => kept.has_inputs_only())
     }
 
     /// Frees everything but what enters each block.
     #[must_use]
     pub fn reduce(self) -> Self {
-        let of = |kept| match kept {
-            Kept::Everything(stash) => Kept::Input(stash.into_ends().0),
-            input @ Kept::Input(_) => input,
+        let kept = match self.kept {
+            OnEngine::Host(kept) => OnEngine::Host(kept.reduce()),
+            OnEngine::Burn(kept) => OnEngine::Burn(kept.reduce()),
         };
-        Self { blocks: self.blocks.into_iter().map(of).collect(), ..self }
+        Self { layout: self.layout, kept }
     }
 }

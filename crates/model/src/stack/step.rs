@@ -1,14 +1,17 @@
 //! Steps of sequences that grow: inference with a cache of keys and values.
 
+use std::ops::Range;
+
 use petals_protocol::{Injection, Span};
 
+use super::BlockStack;
+use super::blocks::Blocks;
 use super::pass::{PassError, finite};
-use super::plan::{ActiveRows, StepPlan};
-use super::{BlockStack, from_rows};
-use crate::kernels::cached_attention::{self, Grown};
-use crate::kv::{KvCache, KvMeter};
-use crate::ops::attention::{Attention, Geometry, Segment};
-use crate::tensor::{DeviceFailure, Tensor, from_vec, indices, into_vec, read};
+use super::plan::StepPlan;
+use super::rows::ActiveRows;
+use crate::engine::shapes::Grown;
+use crate::engine::{Cache, Engine, KvMeter, OnEngine};
+use crate::kv::KvCache;
 
 /// A sequence and how many rows a step adds to it.
 #[derive(Debug)]
@@ -41,7 +44,12 @@ impl BlockStack {
         if !self.span.covers(span) {
             return Err(PassError::Span { asked: span, held: self.span });
         }
-        Ok(KvCache::new(span, self.config.heads(), &self.device, meter))
+        let (count, heads) = (span.len(), self.config.heads());
+        let storage = match &self.blocks {
+            OnEngine::Host(blocks) => OnEngine::Host(blocks.engine.cache(count, heads, meter)),
+            OnEngine::Burn(blocks) => OnEngine::Burn(blocks.engine.cache(count, heads, meter)),
+        };
+        Ok(KvCache::new(span, storage))
     }
 
     /// Runs the new rows of several sequences, which may be of different sessions, through the span of their caches as one
@@ -76,11 +84,7 @@ impl BlockStack {
         if total == 0 {
             return Ok(Vec::new());
         }
-        let output = self.device.install(|| {
-            let x = from_rows(text, d, &self.device);
-            into_vec(self.run_step(x, sequences, read_rows, None)?)
-        })?;
-        finite("the span's text output", &output)?;
+        let output = self.run(sequences, Work { span, text, read_rows, prefix: None }, "the span's text output")?;
         for CachedRows { cache, rows } in sequences {
             cache.commit(*rows);
         }
@@ -102,20 +106,12 @@ impl BlockStack {
         }
         super::pass::optional("the prefix", hidden.as_deref(), injection != Injection::Replace, rows * d)?;
         super::pass::optional("the prompts", prompts.as_deref(), injection != Injection::None, blocks * rows * d)?;
-        let prompts: Option<Vec<Tensor<2>>> = prompts.map(|values| {
-            values.chunks_exact(rows * d).map(|table| from_rows(table.to_vec(), d, &self.device)).collect()
-        });
         let replaced = injection == Injection::Replace;
-        let output = self.device.install(|| {
-            let x = match hidden {
-                Some(hidden) => from_rows(hidden, d, &self.device),
-                None => from_rows(vec![0.0; rows * d], d, &self.device),
-            };
-            let mut sequences = [CachedRows { cache: &mut *cache, rows }];
-            let prefix = Prefix { prompts: prompts.as_deref().unwrap_or_default(), replaced };
-            into_vec(self.run_step(x, &mut sequences, None, Some(prefix))?)
-        })?;
-        finite("the span's prefix output", &output)?;
+        // A replaced prefix has no hidden states.
+        let text = hidden.unwrap_or_else(|| vec![0.0; rows * d]);
+        let (span, prefix) = (cache.span(), Some(Prefix { rows, prompts, replaced }));
+        let work = Work { span, text, read_rows: None, prefix };
+        let output = self.run(&mut [CachedRows { cache: &mut *cache, rows }], work, "the span's prefix output")?;
         cache.commit(rows);
         Ok((!replaced).then_some(output))
     }
@@ -128,110 +124,133 @@ impl BlockStack {
         if length > max { Err(PassError::TooLong { length, max }) } else { Ok(()) }
     }
 
-    fn run_step(
-        &self,
-        mut x: Tensor<2>,
-        sequences: &mut [CachedRows<'_>],
-        read_rows: Option<&[u32]>,
-        prefix: Option<Prefix<'_>>,
-    ) -> Result<Tensor<2>, DeviceFailure> {
-        let Some(span) = sequences.first().map(|sequence| sequence.cache.span()) else { return Ok(x) };
-        let positions: Vec<u32> = sequences
-            .iter()
-            .flat_map(|sequence| (0..sequence.rows).map(|row| (sequence.cache.len() + row) as u32))
-            .collect();
-        for CachedRows { cache, rows } in sequences.iter_mut() {
-            cache.grow(*rows);
+    /// Hands a step to the engine's blocks; `what` names its output.
+    fn run(&self, sequences: &mut [CachedRows<'_>], work: Work<'_>, what: &'static str) -> Result<Vec<f32>, PassError> {
+        let grown: Vec<Growth> = sequences.iter().map(|s| Growth { len: s.cache.len(), rows: s.rows }).collect();
+        let storages = sequences.iter_mut().map(|sequence| sequence.cache.storage());
+        match &self.blocks {
+            OnEngine::Host(blocks) => {
+                let own = storages.map(|storage| if let OnEngine::Host(cache) = storage { Some(cache) } else { None });
+                blocks.step(&grown, own.collect::<Option<_>>().ok_or(PassError::ForeignCache)?, work, what)
+            }
+            OnEngine::Burn(blocks) => {
+                let own = storages.map(|storage| if let OnEngine::Burn(cache) = storage { Some(cache) } else { None });
+                blocks.step(&grown, own.collect::<Option<_>>().ok_or(PassError::ForeignCache)?, work, what)
+            }
         }
-        let key_angles = self.rotary.angles(&positions, &self.device);
-        let read_positions: Option<Vec<u32>> =
-            read_rows.map(|read| read.iter().map(|&row| positions[row as usize]).collect());
-        let query_angles = read_positions.as_ref().map(|read| self.rotary.angles(read, &self.device));
-        let picked = read_rows.map(|read| ActiveRows::Picked(indices(read, self.device.raw())));
-        let last = span.len() - 1;
-        for (number, block) in self.blocks_of(span).iter().enumerate() {
-            let reading = read_rows.filter(|_| number == last);
-            let plan = StepPlan {
-                rows: picked.as_ref().filter(|_| reading.is_some()).unwrap_or(&ActiveRows::All),
-                key_angles: &key_angles,
-                query_angles: query_angles.as_ref().filter(|_| reading.is_some()).unwrap_or(&key_angles),
-                heads: self.config.heads(),
-                kernels: self.device.has_kernels(),
-            };
-            let attend = |q: &mut Tensor<2>, kv: &mut Tensor<2>| self.attend(number, q, kv, sequences, reading);
-            x = match &prefix {
-                None => block.step(x, plan, attend)?,
-                Some(Prefix { prompts, replaced: false }) => {
-                    let injected = prompts.get(number).map_or(x.clone(), |prompts| x + prompts.clone());
-                    block.step(injected, plan, attend)?
-                }
-                Some(Prefix { prompts, replaced: true }) => {
-                    let mut kv = block.keys_and_values(prompts[number].clone(), plan)?;
-                    write(number, &mut kv, sequences, &self.device)?;
-                    x
-                }
-            };
-        }
-        Ok(x)
-    }
-
-    /// Keeps the new keys and values, and lets the queries attend.
-    fn attend(
-        &self,
-        block: usize,
-        q: &mut Tensor<2>,
-        kv: &mut Tensor<2>,
-        sequences: &mut [CachedRows<'_>],
-        read_rows: Option<&[u32]>,
-    ) -> Result<Tensor<2>, DeviceFailure> {
-        write(block, kv, sequences, &self.device)?;
-        let (heads, shape, device) = (self.config.heads(), q.dims(), q.device());
-        if !self.device.has_kernels() {
-            let keys: Vec<Tensor<2>> = sequences.iter().filter_map(|s| s.cache.on_device(block)).collect();
-            let attention = Attention::new(heads, geometry(sequences, read_rows), &self.device);
-            return attention.forward(q, &mut Tensor::cat(keys, 0));
-        }
-        let mut grown = Vec::with_capacity(sequences.len());
-        for (queries, visible, sequence) in queries(sequences, read_rows) {
-            grown.push(Grown { pages: sequence.cache.pages(block), queries, visible });
-        }
-        let output = read(q, |q| cached_attention::forward(heads, &grown, q))?;
-        Ok(from_vec(output, shape, &device))
     }
 }
 
-/// Prompts of a sequence's first rows.
-struct Prefix<'a> {
-    /// One per block, or none.
-    prompts: &'a [Tensor<2>],
+/// What a step computes.
+struct Work<'a> {
+    span: Span,
+    /// Rows of all sequences back to back.
+    text: Vec<f32>,
+    /// Rows that are read of the last block, ascending, or all.
+    read_rows: Option<&'a [u32]>,
+    prefix: Option<Prefix>,
+}
+
+/// The prompts of a prefix that a sequence begins with.
+struct Prefix {
+    rows: usize,
+    prompts: Option<Vec<f32>>,
     replaced: bool,
 }
 
-fn write(
-    block: usize,
-    kv: &mut Tensor<2>,
-    sequences: &mut [CachedRows<'_>],
-    device: &crate::device::Device,
-) -> Result<(), DeviceFailure> {
-    let [_, width] = kv.dims();
-    read(kv, |kv| {
-        let mut first = 0;
-        for CachedRows { cache, rows } in sequences {
-            cache.write(block, &kv[first * width..(first + *rows) * width], device);
-            first += *rows;
-        }
-    })
+/// How a sequence grows: `rows` behind `len`.
+#[derive(Debug, Clone, Copy)]
+struct Growth {
+    len: usize,
+    rows: usize,
 }
 
-/// For each sequence: its rows among the queries, how many positions each of them sees, and itself.
-fn queries<'a, 's>(
-    sequences: &'a [CachedRows<'s>],
-    read_rows: Option<&'a [u32]>,
-) -> impl Iterator<Item = (std::ops::Range<usize>, Vec<usize>, &'a CachedRows<'s>)> {
+impl<E: Engine> Blocks<E> {
+    fn step(
+        &self,
+        sequences: &[Growth],
+        mut caches: Vec<&mut E::Cache>,
+        work: Work<'_>,
+        what: &'static str,
+    ) -> Result<Vec<f32>, PassError> {
+        for (cache, growth) in caches.iter_mut().zip(sequences) {
+            cache.grow(growth.len, growth.rows);
+        }
+        let output = self.engine.install(|| self.engine.download(self.run_step(sequences, &mut caches, work)));
+        let output = output.map_err(PassError::from).and_then(|output| finite(what, &output).map(|()| output));
+        if output.is_err() {
+            caches.iter_mut().zip(sequences).for_each(|(cache, growth)| cache.abandon(growth.len));
+        }
+        output
+    }
+
+    fn run_step(&self, sequences: &[Growth], caches: &mut [&mut E::Cache], work: Work<'_>) -> E::Rows {
+        let Work { span, text, read_rows, prefix } = work;
+        let (engine, heads) = (&self.engine, self.config.heads());
+        let mut x = engine.upload(text, self.config.hidden_size);
+        let position = |growth: &Growth| (growth.len..growth.len + growth.rows).map(|position| position as u32);
+        let positions: Vec<u32> = sequences.iter().flat_map(position).collect();
+        let key_angles = engine.angles(&self.rotary, &positions);
+        let all = Reading::<E> {
+            rows: ActiveRows::All,
+            angles: None,
+            attention: engine.cached_attention(heads, grown(sequences, None)),
+        };
+        let last = read_rows.map(|read| {
+            let positions: Vec<u32> = read.iter().map(|&row| positions[row as usize]).collect();
+            Reading::<E> {
+                rows: ActiveRows::Picked(engine.pick(read)),
+                angles: Some(engine.angles(&self.rotary, &positions)),
+                attention: engine.cached_attention(heads, grown(sequences, Some(read))),
+            }
+        });
+        let replaced = prefix.as_ref().is_some_and(|prefix| prefix.replaced);
+        let prompts = prefix.and_then(|prefix| Some(self.upload_tables(prefix.prompts?, prefix.rows)));
+        for (number, block) in self.of(span).iter().enumerate() {
+            let Reading { rows, angles, attention } =
+                last.as_ref().filter(|_| number + 1 == span.len()).unwrap_or(&all);
+            let query_angles = angles.as_ref().unwrap_or(&key_angles);
+            let plan = StepPlan { rows, key_angles: &key_angles, query_angles, heads };
+            let prompts = prompts.as_ref().map(|prompts| &prompts[number]);
+            if let (Some(prompts), true) = (prompts, replaced) {
+                write(number, &block.keys_and_values(engine, prompts, plan), sequences, caches);
+                continue;
+            }
+            if let Some(prompts) = prompts {
+                x = engine.add(x, prompts, 0);
+            }
+            x = block.step(engine, x, plan, |q, kv| {
+                write(number, kv, sequences, caches);
+                engine.attend_cached(attention, number, q, caches)
+            });
+        }
+        x
+    }
+}
+
+/// What is computed behind keys and values.
+struct Reading<E: Engine> {
+    rows: ActiveRows<E>,
+    /// Of the queries, if they are not those of the keys.
+    angles: Option<E::Angles>,
+    attention: E::CachedAttention,
+}
+
+/// Keeps new keys and values.
+fn write<C: Cache>(block: usize, kv: &C::Rows, sequences: &[Growth], caches: &mut [&mut C]) {
+    let mut first = 0;
+    for (cache, growth) in caches.iter_mut().zip(sequences) {
+        cache.write(block, growth.len, kv, first..first + growth.rows);
+        first += growth.rows;
+    }
+}
+
+/// For each sequence its rows among the queries, and how many positions each of them sees.
+fn grown(sequences: &[Growth], read_rows: Option<&[u32]>) -> Vec<Grown> {
     let (mut first, mut taken) = (0, 0);
-    sequences.iter().map(move |sequence| {
-        let own = first..first + sequence.rows;
-        let seen = |row: usize| sequence.cache.len() + row - own.start + 1;
+    let of_sequence = |growth: &Growth| {
+        let own: Range<usize> = first..first + growth.rows;
+        let seen = |row: usize| growth.len + row - own.start + 1;
         let visible: Vec<usize> = match read_rows {
             None => own.clone().map(seen).collect(),
             Some(read) => {
@@ -240,20 +259,9 @@ fn queries<'a, 's>(
         };
         let queries = taken..taken + visible.len();
         (first, taken) = (own.end, queries.end);
-        (queries, visible, sequence)
-    })
-}
-
-/// The same as segments over the concatenated caches.
-fn geometry(sequences: &[CachedRows<'_>], read_rows: Option<&[u32]>) -> Geometry {
-    let (mut segments, mut all_visible, mut start) = (Vec::new(), Vec::new(), 0);
-    for (queries, visible, sequence) in queries(sequences, read_rows) {
-        let keys = start..start + sequence.cache.len() + sequence.rows;
-        start = keys.end;
-        all_visible.extend(visible.into_iter().map(|seen| seen as u32));
-        segments.push(Segment { queries, keys, prefix: 0 });
-    }
-    Geometry { segments, visible: all_visible }
+        Grown { queries, visible }
+    };
+    sequences.iter().map(of_sequence).collect()
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use petals_protocol::{Injection, PassLayout, Span};
 
 use super::*;
@@ -103,7 +105,7 @@ fn the_backward_is_the_derivative_of_the_forward() {
 
 #[test]
 fn kernels_and_burn_operations_agree() {
-    let (kernels, portable) = (stack(), stack_on(&Device::cpu_without_kernels(), Dtype::F32));
+    let (kernels, portable) = (stack(), stack_on(&Device::reference(), Dtype::F32));
     for layout in layouts() {
         let [a, b] = [&kernels, &portable].map(|stack| {
             let output = forward(stack, &layout, inputs(&layout));
@@ -121,7 +123,7 @@ fn kernels_and_burn_operations_agree() {
 
 #[test]
 fn without_the_text_gradient_the_others_are_the_same() {
-    for stack in [stack(), stack_on(&Device::cpu_without_kernels(), Dtype::F32)] {
+    for stack in [stack(), stack_on(&Device::reference(), Dtype::F32)] {
         for layout in layouts() {
             let run = |text_grad| {
                 let stash = forward(&stack, &layout, inputs(&layout)).stash.unwrap();
@@ -172,7 +174,7 @@ fn rows_that_are_read_are_those_of_the_full_output() {
 
 #[test]
 fn examples_do_not_see_each_other() {
-    for stack in [stack(), stack_on(&Device::cpu_without_kernels(), Dtype::F32)] {
+    for stack in [stack(), stack_on(&Device::reference(), Dtype::F32)] {
         let packed = PassLayout { lengths: vec![70, 2, 131], ..layout(Injection::Replace, M) };
         let all = inputs(&packed);
         let together = forward(&stack, &packed, all.clone()).text;
@@ -201,7 +203,7 @@ fn half_precision_weights_change_results_by_their_rounding_only() {
 
 #[test]
 fn inputs_alone_give_the_same_gradients() {
-    for stack in [stack(), stack_on(&Device::cpu_without_kernels(), Dtype::F32)] {
+    for stack in [stack(), stack_on(&Device::reference(), Dtype::F32)] {
         for layout in layouts() {
             let Inputs { text, prefix, prompts } = inputs(&layout);
             let output = stack.forward(ForwardPass { layout: &layout, text, prefix, prompts }, Keep::Inputs).unwrap();
@@ -234,7 +236,7 @@ fn a_stash_is_as_large_as_estimated() {
 
 #[test]
 fn estimates_saturate_for_a_strangers_layout() {
-    for device in [Device::cpu(), Device::cpu_without_kernels()] {
+    for device in [Device::cpu(), Device::reference()] {
         let mut layout = layout(Injection::Add, M);
         (layout.lengths, layout.prefix_len) = (vec![u32::MAX; 64], u32::MAX);
         let stack = stack_on(&device, Dtype::Bf16);
@@ -270,6 +272,14 @@ fn wrong_inputs_are_refused_by_name() {
     assert_eq!(stack.backward(stash, grads, true).unwrap_err().to_string(), "the prefix gradient is missing");
 }
 
+/// A block on the host engine.
+fn block(stack: &BlockStack, number: u32) -> Option<&Arc<block::Block<Host>>> {
+    match &stack.blocks {
+        OnEngine::Host(blocks) => blocks.block(number),
+        OnEngine::Burn(_) => None,
+    }
+}
+
 #[test]
 fn blocks_that_are_loaded_already_are_shared() {
     let dir = fixture::single();
@@ -278,11 +288,11 @@ fn blocks_that_are_loaded_already_are_shared() {
     let first = checkpoint.load_span(span(0, 2), &Device::cpu(), Dtype::F32).unwrap();
     let moved = checkpoint.load_span_beside(span(1, 3), &first).unwrap();
     assert_eq!(moved.span(), span(1, 3));
-    assert!(Arc::ptr_eq(first.block(1).unwrap(), moved.block(1).unwrap()));
-    assert!(moved.block(0).is_none() && first.block(2).is_none() && moved.block(3).is_none());
+    assert!(Arc::ptr_eq(block(&first, 1).unwrap(), block(&moved, 1).unwrap()));
+    assert!(block(&moved, 0).is_none() && block(&first, 2).is_none() && block(&moved, 3).is_none());
     let part = moved.part(span(2, 9)).unwrap();
     assert_eq!((part.span(), part.weight_bytes()), (span(2, 3), first.weight_bytes() / 2));
-    assert!(Arc::ptr_eq(part.block(2).unwrap(), moved.block(2).unwrap()));
+    assert!(Arc::ptr_eq(block(&part, 2).unwrap(), block(&moved, 2).unwrap()));
     assert!(moved.part(span(0, 1)).is_none());
     let fresh = checkpoint.load_span(span(1, 3), &Device::cpu(), Dtype::F32).unwrap();
     let layout = PassLayout { span: span(1, 3), ..layout(Injection::Add, M) };

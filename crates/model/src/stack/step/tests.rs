@@ -3,8 +3,8 @@ use petals_protocol::{Injection, PassLayout, Span};
 use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::device::{Device, Dtype};
+use crate::engine::shapes::PAGE_TOKENS;
 use crate::fixture::{self, noise};
-use crate::kv::PAGE_TOKENS;
 use crate::stack::{ForwardPass, Keep};
 
 const D: usize = 12;
@@ -16,7 +16,7 @@ fn stack_on(device: &Device) -> BlockStack {
 }
 
 fn stacks() -> [BlockStack; 2] {
-    [stack_on(&Device::cpu()), stack_on(&Device::cpu_without_kernels())]
+    [stack_on(&Device::cpu()), stack_on(&Device::reference())]
 }
 
 fn span() -> Span {
@@ -174,6 +174,39 @@ fn memory_is_counted_by_pages_and_given_back() {
     assert_eq!(meter.bytes(), 2 * page);
     drop((cache, fork));
     assert_eq!(meter.bytes(), 0);
+}
+
+#[test]
+fn memory_of_the_reference_is_counted_by_pages_and_shared_as_a_whole() {
+    let stack = stack_on(&Device::reference());
+    let (meter, page) = (KvMeter::default(), stack.config().kv_page_bytes(3));
+    let mut cache = stack.cache(span(), &meter).unwrap();
+    add(&stack, &mut cache, &text(9, PAGE_TOKENS + 1));
+    assert_eq!(meter.bytes(), 2 * page);
+    let mut fork = cache.clone();
+    assert_eq!(meter.bytes(), 2 * page, "a fork shares");
+    add(&stack, &mut fork, &text(9, 1));
+    assert_eq!(meter.bytes(), 4 * page, "and copies what it writes to");
+    fork.truncate(PAGE_TOKENS);
+    assert_eq!(meter.bytes(), 3 * page);
+    fork.truncate(0);
+    assert_eq!(meter.bytes(), 2 * page);
+    drop((cache, fork));
+    assert_eq!(meter.bytes(), 0);
+}
+
+#[test]
+fn caches_and_stashes_of_another_device_are_refused() {
+    let [host, reference] = stacks();
+    let mut cache = reference.cache(span(), &KvMeter::default()).unwrap();
+    let foreign = host.step(vec![0.0; D], &mut [CachedRows { cache: &mut cache, rows: 1 }], None);
+    assert!(matches!(foreign, Err(PassError::ForeignCache)));
+    let layout =
+        PassLayout { span: span(), lengths: vec![2], prefix_len: 0, injection: Injection::None, read_rows: None };
+    let pass = ForwardPass { layout: &layout, text: text(1, 2), prefix: None, prompts: None };
+    let stash = reference.forward(pass, Keep::Everything).unwrap().stash.unwrap();
+    let grads = crate::stack::OutputGrads { text: text(2, 2), prefix: None };
+    assert!(matches!(host.backward(stash, grads, true), Err(PassError::ForeignStash)));
 }
 
 #[test]

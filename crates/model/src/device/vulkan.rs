@@ -1,0 +1,90 @@
+//! Which Vulkan devices there are, before burn tries and panics.
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+use burn::backend::wgpu::WgpuDevice;
+use wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
+
+use super::DeviceError;
+
+/// A Vulkan device that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Adapter {
+    index: usize,
+    name: String,
+    raw: WgpuDevice,
+    largest_buffer: u64,
+}
+
+impl Adapter {
+    /// Its number among all devices.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// burn's name of it.
+    pub(crate) fn raw(&self) -> WgpuDevice {
+        self.raw.clone()
+    }
+
+    /// Whether it is the CPU in disguise.
+    pub(crate) fn is_software(&self) -> bool {
+        self.raw == WgpuDevice::Cpu
+    }
+
+    /// The largest tensor that it can hold, in bytes.
+    pub(crate) fn largest_buffer(&self) -> u64 {
+        self.largest_buffer
+    }
+}
+
+/// Device `index`, or the fastest kind of device that is there.
+pub(super) fn adapter(index: Option<usize>) -> Result<Adapter, DeviceError> {
+    let all = adapters();
+    let best = all.iter().min_by_key(|adapter| match adapter.raw {
+        WgpuDevice::DiscreteGpu(_) => 0,
+        WgpuDevice::IntegratedGpu(_) => 1,
+        WgpuDevice::VirtualGpu(_) => 2,
+        _ => 3,
+    });
+    let Some(best) = best else { return Err(DeviceError::NoVulkan) };
+    let Some(index) = index else { return Ok(best.clone()) };
+    let present = || all.iter().map(|a| format!("vulkan:{} ({})", a.index, a.name)).collect::<Vec<_>>().join(", ");
+    all.get(index).cloned().ok_or_else(|| DeviceError::Adapter { index, present: present() })
+}
+
+/// All devices of which burn can tell apart which is meant.
+fn adapters() -> Vec<Adapter> {
+    let descriptor =
+        InstanceDescriptor { backends: Backends::VULKAN, ..InstanceDescriptor::new_without_display_handle() };
+    let instance = Instance::new(descriptor);
+    let (mut counts, mut adapters) = ([0; 3], Vec::new());
+    for adapter in now(instance.enumerate_adapters(Backends::VULKAN)).unwrap_or_default() {
+        let info = adapter.get_info();
+        let mut next = |kind: usize| {
+            counts[kind] += 1;
+            counts[kind] - 1
+        };
+        let raw = match info.device_type {
+            DeviceType::DiscreteGpu => WgpuDevice::DiscreteGpu(next(0)),
+            DeviceType::IntegratedGpu => WgpuDevice::IntegratedGpu(next(1)),
+            DeviceType::VirtualGpu => WgpuDevice::VirtualGpu(next(2)),
+            DeviceType::Cpu => WgpuDevice::Cpu,
+            DeviceType::Other => continue,
+        };
+        let limits = adapter.limits();
+        let largest_buffer = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
+        adapters.push(Adapter { index: adapters.len(), name: info.name, raw, largest_buffer });
+    }
+    adapters
+}
+
+/// The result of a future that does not wait for anything, as all of wgpu's are outside of browsers.
+fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
+    }
+}

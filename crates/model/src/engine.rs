@@ -1,0 +1,247 @@
+//! What a block needs of a device, and the devices that have it.
+//!
+//! An [`Engine`] multiplies with frozen weights, norms, turns, attends, activates and moves rows; a block, its backward, stashes,
+//! plans and steps are written once above it, in [`crate::stack`]. Which engine computes is decided once per pass ([`OnEngine`]): inside
+//! of a pass all types are those of one engine.
+//!
+//! [`host`] computes on slices with this crate's kernels and keeps caches in pages. [`burn`] computes in burn's operations: it is what
+//! every other engine is tested against, and what GPUs run on.
+//!
+//! Weights are frozen, so a backward gives input gradients only. Operations cannot fail; what goes wrong on a device is told
+//! when its results are fetched ([`Engine::download`]).
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::device::Dtype;
+use rotary::{Rotary, Turn};
+use shapes::{AttentionSizes, Geometry, Grown, Heads};
+
+pub(crate) mod burn;
+pub(crate) mod host;
+mod meter;
+pub(crate) mod rotary;
+pub(crate) mod shapes;
+
+pub use meter::KvMeter;
+
+/// The device failed to compute or to hand over a result.
+#[derive(Debug, thiserror::Error)]
+#[error("the device failed: {0}")]
+pub struct DeviceFailure(pub(crate) String);
+
+/// The operations of a block on one kind of device. `R` rows, `A` of them active; matrices are `[rows, width]`.
+pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
+    /// A matrix of f32.
+    type Rows: fmt::Debug + Clone + Send + Sync;
+    /// Numbers of rows.
+    type Picked: fmt::Debug + Send + Sync;
+    /// A frozen projection, see [`Self::linear`].
+    type Linear: fmt::Debug + Send + Sync;
+    /// A root-mean-square norm, see [`Self::norm`].
+    type Norm: fmt::Debug + Send + Sync;
+    /// Cosines and sines for the rows of a matrix.
+    type Angles: fmt::Debug + Send + Sync;
+    /// A [`Geometry`] made ready for [`Self::attend`].
+    type Attention: fmt::Debug + Send + Sync;
+    /// Sequences of a step made ready for [`Self::attend_cached`].
+    type CachedAttention: fmt::Debug;
+    /// Keys and values of one sequence in several blocks.
+    type Cache: Cache<Rows = Self::Rows>;
+
+    /// Runs a whole pass where its parts are best started from.
+    fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R;
+
+    // Weights.
+
+    /// A projection `y = x·W + b` with `W` `[input, output]` in `dtype` and `b` `[output]` in f32. `column(n, out)` writes the
+    /// `input` values of the weight's column `n`. (A checkpoint's `[output, input]` matrix has these columns as its rows.)
+    fn load_linear(
+        &self,
+        shape: [usize; 2],
+        bias: Option<Vec<f32>>,
+        dtype: Dtype,
+        column: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self::Linear;
+
+    /// A norm `y = w ∘ x / r` with `r = sqrt(mean(x²) + eps)`, row by row (Zhang and Sennrich 2019; `LlamaRMSNorm`).
+    fn load_norm(&self, weight: Vec<f32>, eps: f32) -> Self::Norm;
+
+    // Between host and device, and rows of matrices.
+
+    /// Row-major `values` as rows of `width`.
+    fn upload(&self, values: Vec<f32>, width: usize) -> Self::Rows;
+
+    /// The values of a matrix, row-major.
+    ///
+    /// # Errors
+    /// If the device failed, at whatever led to this matrix.
+    fn download(&self, rows: Self::Rows) -> Result<Vec<f32>, DeviceFailure>;
+
+    /// Numbers of rows, ascending, for [`Self::gather`] and [`Self::add_picked`].
+    fn pick(&self, rows: &[u32]) -> Self::Picked;
+
+    /// Number of rows.
+    fn height(&self, rows: &Self::Rows) -> usize;
+
+    /// Bytes that a matrix occupies.
+    fn bytes(rows: &Self::Rows) -> u64;
+
+    /// A copy of some rows, or a view where the engine has views.
+    fn slice(&self, rows: &Self::Rows, range: Range<usize>) -> Self::Rows;
+
+    /// The rows before `at` and those from there on.
+    fn split(&self, rows: Self::Rows, at: usize) -> (Self::Rows, Self::Rows);
+
+    /// The first `count` rows.
+    fn first(&self, rows: Self::Rows, count: usize) -> Self::Rows;
+
+    /// `top` above `bottom`.
+    fn join(&self, top: &Self::Rows, bottom: Self::Rows) -> Self::Rows;
+
+    /// The picked rows.
+    fn gather(&self, rows: &Self::Rows, picked: &Self::Picked) -> Self::Rows;
+
+    /// Adds `part` to the rows of `sum` from `first` on, as many as `part` has.
+    fn add(&self, sum: Self::Rows, part: &Self::Rows, first: usize) -> Self::Rows;
+
+    /// Adds the rows of `part` to the picked ones of `sum`.
+    fn add_picked(&self, sum: Self::Rows, part: &Self::Rows, picked: &Self::Picked) -> Self::Rows;
+
+    // Projections.
+
+    /// The projection of the rows of `x` from `first` on.
+    fn project(&self, linear: &Self::Linear, x: &Self::Rows, first: usize) -> Self::Rows;
+
+    /// `sum` and the projection of `x`, added.
+    fn project_onto(&self, linear: &Self::Linear, x: &Self::Rows, sum: Self::Rows) -> Self::Rows;
+
+    /// `dx = dy·Wᵀ`.
+    fn project_back(&self, linear: &Self::Linear, dy: &Self::Rows) -> Self::Rows;
+
+    /// Adds `dy·Wᵀ` to the rows of `sum` from `first` on.
+    fn project_back_onto(&self, linear: &Self::Linear, dy: &Self::Rows, sum: Self::Rows, first: usize) -> Self::Rows;
+
+    // Element-wise and row-wise.
+
+    /// The normed rows.
+    fn normalise(&self, norm: &Self::Norm, x: &Self::Rows) -> Self::Rows;
+
+    /// The gradient of `x` from that of [`Self::normalise`]'s result. With `g = w ∘ dy`: `dx = g / r - x · mean(g ∘ x) / r³`.
+    fn normalise_back(&self, norm: &Self::Norm, x: &Self::Rows, dy: Self::Rows) -> Self::Rows;
+
+    /// Norms each of the first `heads` heads of every row (a head is as wide as the norm) and leaves the rest alone. Returns these heads as
+    /// they were too, `[rows, heads·dim]`.
+    fn normalise_heads(&self, norm: &Self::Norm, x: Self::Rows, heads: usize) -> (Self::Rows, Self::Rows);
+
+    /// The gradient of [`Self::normalise_heads`], given the heads as they were.
+    fn normalise_heads_back(&self, norm: &Self::Norm, before: &Self::Rows, dy: Self::Rows, heads: usize) -> Self::Rows;
+
+    /// Angles of rows at these positions.
+    fn angles(&self, rotary: &Rotary, positions: &[u32]) -> Self::Angles;
+
+    /// Rotates the first `heads` heads of every row and leaves the rest alone: `(a, b) -> (a·cos - b·sin, b·cos + a·sin)` for the
+    /// halves `a`, `b` of a head (Su et al. 2021, in the half-split form of Llama checkpoints).
+    fn rotate(&self, x: Self::Rows, heads: usize, angles: &Self::Angles, turn: Turn) -> Self::Rows;
+
+    /// `silu(gate) ∘ up` (Shazeer 2020) of gate and up side by side, `[rows, 2·width]` to `[rows, width]`.
+    fn swiglu(&self, gate_up: &Self::Rows) -> Self::Rows;
+
+    /// The gradients of gate and up side by side. With `s = sigmoid(gate)`: `d_up = dy · gate · s`, `d_gate = dy · up · s · (1 + gate
+    /// · (1 - s))`.
+    fn swiglu_back(&self, gate_up: Self::Rows, dy: &Self::Rows) -> Self::Rows;
+
+    // Attention, see [`shapes`].
+
+    /// Makes a geometry ready.
+    fn attention(&self, heads: Heads, geometry: Geometry) -> Self::Attention;
+
+    /// The output `[A, query_heads·dim]` for queries `q` of the same shape and keys beside values `kv` `[R, 2·key_heads·dim]`.
+    fn attend(&self, attention: &Self::Attention, q: &Self::Rows, kv: &Self::Rows) -> Self::Rows;
+
+    /// The gradients of `q` and `kv`, in their shapes, from that of the output. With `prefix_only`, what belongs to text rows may
+    /// be left zero or out.
+    fn attend_back(
+        &self,
+        attention: &Self::Attention,
+        q: &Self::Rows,
+        kv: &Self::Rows,
+        d_output: &Self::Rows,
+        prefix_only: bool,
+    ) -> (Self::Rows, Self::Rows);
+
+    // Caches.
+
+    /// An empty cache for `blocks` blocks whose memory is counted by `meter`.
+    fn cache(&self, blocks: usize, heads: Heads, meter: &KvMeter) -> Self::Cache;
+
+    /// Makes the queries of a step ready.
+    fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> Self::CachedAttention;
+
+    /// The output `[queries, query_heads·dim]` of queries that attend to the caches' block `block`, one cache per sequence, in
+    /// which the new rows' keys and values have been written.
+    fn attend_cached(
+        &self,
+        attention: &Self::CachedAttention,
+        block: usize,
+        q: &Self::Rows,
+        caches: &[&mut Self::Cache],
+    ) -> Self::Rows;
+
+    // Memory, in values of f32, known before anything is allocated. Upper bounds, which may saturate.
+
+    /// What the inside of the MLP takes for each active row and each of its features, at most at a time.
+    const MLP_VALUES: u64;
+
+    /// What a pass's attention takes beside its inputs and outputs.
+    fn attention_values(&self, sizes: AttentionSizes) -> u64;
+
+    /// The same for a step whose sequences have so many new rows behind so many positions, `(new, kept)`.
+    fn cached_attention_values(&self, heads: Heads, sequences: &[(u64, u64)]) -> u64;
+
+    /// What a product takes for a weight of so many values that is kept in `dtype`.
+    fn weight_values(&self, dtype: Dtype, values: u64) -> u64;
+}
+
+/// Keys and values of one sequence in the blocks of one span. A clone shares its memory until one of the two is written to.
+///
+/// How many positions count is kept by the caller, `len` below; what lies behind them is forgotten.
+pub(crate) trait Cache: fmt::Debug + Clone + Send + Sync {
+    /// See [`Engine::Rows`].
+    type Rows;
+
+    /// Makes room for `count` positions behind `len`, which no other sequence sees.
+    fn grow(&mut self, len: usize, count: usize);
+
+    /// Writes the keys and values in `rows` of `kv`, `2·key_heads·dim` wide, to block `block` for the positions from `len` on.
+    ///
+    /// # Panics
+    /// If there was no [`Self::grow`] before.
+    fn write(&mut self, block: usize, len: usize, kv: &Self::Rows, rows: Range<usize>);
+
+    /// Gives back the memory of positions from `len` on, as far as it can be given back.
+    fn truncate(&mut self, len: usize);
+
+    /// Forgets what a step that failed has written behind `len`: it may be anything, NaN included.
+    fn abandon(&mut self, len: usize);
+}
+
+/// Something that exists for either engine.
+#[derive(Debug, Clone)]
+pub(crate) enum OnEngine<H, B> {
+    /// On [`host`].
+    Host(H),
+    /// On [`burn`].
+    Burn(B),
+}
+
+/// Runs `$body` with `$name` bound to what `$on` has, whichever engine it is for.
+macro_rules! on_engine {
+    ($on:expr, $name:pat => $body:expr) => {
+        match $on {
+            $crate::engine::OnEngine::Host($name) => $body,
+            $crate::engine::OnEngine::Burn($name) => $body,
+        }
+    };
+}
+pub(crate) use on_engine;

@@ -1,0 +1,295 @@
+//! burn's operations: the reference for every other engine, and what GPUs run on.
+//!
+//! On the CPU it is slower than [`super::host`]; it is there so that the same code that runs on a GPU is tested everywhere.
+
+use std::ops::Range;
+
+use burn::tensor::IndexingUpdateOp;
+use burn::tensor::activation::sigmoid;
+
+use super::rotary::{CosSin, Rotary, Turn};
+use super::shapes::{AttentionSizes, Geometry, Grown, Heads};
+use super::{DeviceFailure, Engine, KvMeter};
+use crate::device::{Device, Dtype};
+use attention::Group;
+use cache::GrowingCache;
+use cached_attention::CachedAttention;
+use linear::Linear;
+use tensor::{Indices, RawDevice, Tensor, columns, from_vec, height, indices, into_vec, rows};
+
+mod attention;
+mod cache;
+mod cached_attention;
+mod linear;
+mod memory;
+mod rotary;
+mod tensor;
+
+/// The engine of a device that burn computes on.
+#[derive(Debug, Clone)]
+pub(crate) struct Burn {
+    raw: RawDevice,
+    /// Whether the device is this machine's processor, which has no products in half precision that are both right and fast.
+    is_cpu: bool,
+}
+
+/// Root-mean-square norm; the weight is `[1, width]`.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    weight: Tensor<2>,
+    eps: f32,
+}
+
+impl Burn {
+    pub(crate) fn new(device: &Device) -> Self {
+        Self { raw: tensor::raw_device(device), is_cpu: device.is_cpu() }
+    }
+
+    /// Whether the device computes in `dtype`, or can keep it and widen it.
+    pub(crate) fn supports(&self, dtype: Dtype) -> bool {
+        self.is_cpu || tensor::supports(&self.raw, dtype)
+    }
+}
+
+impl Norm {
+    fn inverse_rms(&self, x: &Tensor<2>) -> Tensor<2> {
+        ((x.clone() * x.clone()).mean_dim(1) + self.eps).sqrt().recip()
+    }
+
+    fn forward(&self, x: &Tensor<2>) -> Tensor<2> {
+        x.clone() * self.inverse_rms(x) * self.weight.clone()
+    }
+
+    fn backward(&self, x: &Tensor<2>, dy: Tensor<2>) -> Tensor<2> {
+        let inverse = self.inverse_rms(x);
+        let g = dy * self.weight.clone();
+        let along = (g.clone() * x.clone()).mean_dim(1) * inverse.clone().powi_scalar(3);
+        g * inverse - x.clone() * along
+    }
+}
+
+impl Engine for Burn {
+    type Rows = Tensor<2>;
+    type Picked = Indices;
+    type Linear = Linear;
+    type Norm = Norm;
+    type Angles = rotary::Angles;
+    type Attention = (Heads, Vec<Group>);
+    type CachedAttention = CachedAttention;
+    type Cache = GrowingCache;
+
+    fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        pass()
+    }
+
+    fn load_linear(
+        &self,
+        shape: [usize; 2],
+        bias: Option<Vec<f32>>,
+        dtype: Dtype,
+        column: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Linear {
+        Linear::new(self, shape, bias, dtype, column)
+    }
+
+    fn load_norm(&self, weight: Vec<f32>, eps: f32) -> Norm {
+        let width = weight.len();
+        Norm { weight: from_vec(weight, [1, width], &self.raw), eps }
+    }
+
+    fn upload(&self, values: Vec<f32>, width: usize) -> Tensor<2> {
+        let height = values.len() / width;
+        from_vec(values, [height, width], &self.raw)
+    }
+
+    fn download(&self, rows: Tensor<2>) -> Result<Vec<f32>, DeviceFailure> {
+        into_vec(rows)
+    }
+
+    fn pick(&self, rows: &[u32]) -> Indices {
+        indices(rows, &self.raw)
+    }
+
+    fn height(&self, rows: &Tensor<2>) -> usize {
+        height(rows)
+    }
+
+    fn bytes(rows: &Tensor<2>) -> u64 {
+        let [height, width] = rows.dims();
+        (height * width * size_of::<f32>()) as u64
+    }
+
+    fn slice(&self, all: &Tensor<2>, range: Range<usize>) -> Tensor<2> {
+        rows(all, range)
+    }
+
+    fn split(&self, all: Tensor<2>, at: usize) -> (Tensor<2>, Tensor<2>) {
+        (rows(&all, 0..at), rows(&all, at..height(&all)))
+    }
+
+    fn first(&self, all: Tensor<2>, count: usize) -> Tensor<2> {
+        rows(&all, 0..count)
+    }
+
+    fn join(&self, top: &Tensor<2>, bottom: Tensor<2>) -> Tensor<2> {
+        Tensor::cat(vec![top.clone(), bottom], 0)
+    }
+
+    fn gather(&self, rows: &Tensor<2>, picked: &Indices) -> Tensor<2> {
+        rows.clone().select(0, picked.clone())
+    }
+
+    fn add(&self, sum: Tensor<2>, part: &Tensor<2>, first: usize) -> Tensor<2> {
+        let ([all, width], count) = (sum.dims(), height(part));
+        if count == all {
+            return sum + part.clone();
+        }
+        let range = first..first + count;
+        let added = rows(&sum, range.clone()) + part.clone();
+        sum.slice_assign([range, 0..width], added)
+    }
+
+    fn add_picked(&self, sum: Tensor<2>, part: &Tensor<2>, picked: &Indices) -> Tensor<2> {
+        sum.select_assign(0, picked.clone(), part.clone(), IndexingUpdateOp::Add)
+    }
+
+    fn project(&self, linear: &Linear, x: &Tensor<2>, first: usize) -> Tensor<2> {
+        linear.forward(rows(x, first..height(x)))
+    }
+
+    fn project_onto(&self, linear: &Linear, x: &Tensor<2>, sum: Tensor<2>) -> Tensor<2> {
+        linear.forward(x.clone()) + sum
+    }
+
+    fn project_back(&self, linear: &Linear, dy: &Tensor<2>) -> Tensor<2> {
+        linear.backward(dy.clone())
+    }
+
+    fn project_back_onto(&self, linear: &Linear, dy: &Tensor<2>, sum: Tensor<2>, first: usize) -> Tensor<2> {
+        self.add(sum, &linear.backward(dy.clone()), first)
+    }
+
+    fn normalise(&self, norm: &Norm, x: &Tensor<2>) -> Tensor<2> {
+        norm.forward(x)
+    }
+
+    fn normalise_back(&self, norm: &Norm, x: &Tensor<2>, dy: Tensor<2>) -> Tensor<2> {
+        norm.backward(x, dy)
+    }
+
+    fn normalise_heads(&self, norm: &Norm, x: Tensor<2>, heads: usize) -> (Tensor<2>, Tensor<2>) {
+        let dim = width_of(&norm.weight);
+        let (before, rest) = split_columns(&x, heads * dim);
+        let normed = norm.forward(&by_head(before.clone(), dim));
+        (join_columns(normed.reshape([height(&x), heads * dim]), rest), before)
+    }
+
+    fn normalise_heads_back(&self, norm: &Norm, before: &Tensor<2>, dy: Tensor<2>, heads: usize) -> Tensor<2> {
+        let dim = width_of(&norm.weight);
+        let (gradient, rest) = split_columns(&dy, heads * dim);
+        let dx = norm.backward(&by_head(before.clone(), dim), by_head(gradient, dim));
+        join_columns(dx.reshape([height(&dy), heads * dim]), rest)
+    }
+
+    fn angles(&self, rotary: &Rotary, positions: &[u32]) -> rotary::Angles {
+        let CosSin { cos, sin } = rotary.cos_sin(positions);
+        rotary::Angles::new([cos, sin], [positions.len(), rotary.pairs()], &self.raw)
+    }
+
+    fn rotate(&self, x: Tensor<2>, heads: usize, angles: &rotary::Angles, turn: Turn) -> Tensor<2> {
+        let (turned, rest) = split_columns(&x, heads * angles.head_dim());
+        join_columns(angles.rotate(turned, heads, turn), rest)
+    }
+
+    fn swiglu(&self, gate_up: &Tensor<2>) -> Tensor<2> {
+        let width = width_of(gate_up) / 2;
+        let (gate, up) = (columns(gate_up, 0..width), columns(gate_up, width..2 * width));
+        gate.clone() * sigmoid(gate) * up
+    }
+
+    fn swiglu_back(&self, gate_up: Tensor<2>, dy: &Tensor<2>) -> Tensor<2> {
+        let width = width_of(dy);
+        let (gate, up) = (columns(&gate_up, 0..width), columns(&gate_up, width..2 * width));
+        let s = sigmoid(gate.clone());
+        let d_up = dy.clone() * gate.clone() * s.clone();
+        let d_gate = dy.clone() * up * s.clone() * (gate * (s.neg() + 1.0) + 1.0);
+        Tensor::cat(vec![d_gate, d_up], 1)
+    }
+
+    fn attention(&self, heads: Heads, geometry: Geometry) -> (Heads, Vec<Group>) {
+        (heads, attention::groups(&geometry, &self.raw))
+    }
+
+    fn attend(&self, (heads, groups): &(Heads, Vec<Group>), q: &Tensor<2>, kv: &Tensor<2>) -> Tensor<2> {
+        attention::forward(groups, *heads, q, kv)
+    }
+
+    fn attend_back(
+        &self,
+        (heads, groups): &(Heads, Vec<Group>),
+        q: &Tensor<2>,
+        kv: &Tensor<2>,
+        d_output: &Tensor<2>,
+        _prefix_only: bool,
+    ) -> (Tensor<2>, Tensor<2>) {
+        attention::backward(groups, *heads, q, kv, d_output)
+    }
+
+    fn cache(&self, blocks: usize, heads: Heads, meter: &KvMeter) -> GrowingCache {
+        GrowingCache::new(blocks, heads, &self.raw, meter)
+    }
+
+    fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> CachedAttention {
+        CachedAttention::new(heads, &sequences, &self.raw)
+    }
+
+    fn attend_cached(
+        &self,
+        attention: &CachedAttention,
+        block: usize,
+        q: &Tensor<2>,
+        caches: &[&mut GrowingCache],
+    ) -> Tensor<2> {
+        attention.forward(block, q, caches)
+    }
+
+    /// Gate, up and their gradients, the sigmoid and the products of both.
+    const MLP_VALUES: u64 = 14;
+
+    fn attention_values(&self, sizes: AttentionSizes) -> u64 {
+        memory::attention(sizes)
+    }
+
+    fn cached_attention_values(&self, heads: Heads, sequences: &[(u64, u64)]) -> u64 {
+        memory::cached_attention(heads, sequences)
+    }
+
+    /// On the CPU a half-precision weight is widened for its product.
+    fn weight_values(&self, dtype: Dtype, values: u64) -> u64 {
+        if self.is_cpu && dtype != Dtype::F32 { values } else { 0 }
+    }
+}
+
+fn width_of(matrix: &Tensor<2>) -> usize {
+    let [_, width] = matrix.dims();
+    width
+}
+
+/// `[rows, heads·dim]` as `[rows·heads, dim]`.
+fn by_head(x: Tensor<2>, dim: usize) -> Tensor<2> {
+    let [height, width] = x.dims();
+    x.reshape([height * width / dim, dim])
+}
+
+/// The first `at` columns, and the others if there are any.
+fn split_columns(x: &Tensor<2>, at: usize) -> (Tensor<2>, Option<Tensor<2>>) {
+    let width = width_of(x);
+    if at == width { (x.clone(), None) } else { (columns(x, 0..at), Some(columns(x, at..width))) }
+}
+
+fn join_columns(left: Tensor<2>, right: Option<Tensor<2>>) -> Tensor<2> {
+    match right {
+        Some(right) => Tensor::cat(vec![left, right], 1),
+        None => left,
+    }
+}

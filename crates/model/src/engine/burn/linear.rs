@@ -1,0 +1,92 @@
+//! A frozen projection `y = x·W + b` in burn's operations.
+
+use burn::tensor::{DType, Element, TensorData};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::Burn;
+use super::tensor::{Tensor, from_vec, raw_dtype};
+use crate::device::Dtype;
+
+/// Input features that one task transposes at a time: as many write streams as caches follow well.
+const TILE: usize = 64;
+
+/// A weight `[input, output]` in the dtype it is served in, and its bias `[1, output]` in f32.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    weight: Tensor<2>,
+    bias: Option<Tensor<2>>,
+    /// Whether the weight is widened to f32 for each product.
+    widen: bool,
+}
+
+impl Linear {
+    /// See [`crate::engine::Engine::load_linear`].
+    pub(super) fn new(
+        engine: &Burn,
+        shape @ [_, output]: [usize; 2],
+        bias: Option<Vec<f32>>,
+        dtype: Dtype,
+        column: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let weight = match raw_dtype(dtype) {
+            DType::BF16 => upload(shape, &column, bf16::from_f32, dtype, engine),
+            DType::F16 => upload(shape, &column, f16::from_f32, dtype, engine),
+            _ => upload(shape, &column, |v| v, dtype, engine),
+        };
+        let bias = bias.map(|values| from_vec(values, [1, output], &engine.raw));
+        Self { weight, bias, widen: engine.is_cpu && dtype != Dtype::F32 }
+    }
+
+    /// `x` `[rows, input]` to `[rows, output]`, both f32.
+    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let y = self.product(x, |weight| weight);
+        match &self.bias {
+            Some(bias) => y + bias.clone(),
+            None => y,
+        }
+    }
+
+    /// `dx = dy·Wᵀ`: `[rows, output]` to `[rows, input]`, both f32.
+    pub(super) fn backward(&self, dy: Tensor<2>) -> Tensor<2> {
+        self.product(dy, Tensor::transpose)
+    }
+
+    fn product(&self, x: Tensor<2>, side: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+        let (weight, dtype) = (self.weight.clone(), self.weight.dtype());
+        if dtype == DType::F32 {
+            x.matmul(side(weight))
+        } else if self.widen {
+            x.matmul(side(weight.cast(DType::F32)))
+        } else {
+            x.cast(dtype).matmul(side(weight)).cast(DType::F32)
+        }
+    }
+}
+
+/// A weight `[input, output]` in device memory.
+fn upload<E: Element + Copy + Default + Send>(
+    [input, output]: [usize; 2],
+    column: &(impl Fn(usize, &mut [f32]) + Sync),
+    convert: impl Fn(f32) -> E + Sync,
+    dtype: Dtype,
+    engine: &Burn,
+) -> Tensor<2> {
+    let mut columns = vec![E::default(); input * output];
+    columns.par_chunks_mut(input).enumerate().for_each_init(
+        || vec![0.0; input],
+        |values, (n, to)| {
+            column(n, values);
+            to.iter_mut().zip(values).for_each(|(to, value)| *to = convert(*value));
+        },
+    );
+    // A product reads a weight that lies as `[input, output]` faster than a transposed view of the other order.
+    let mut weight = vec![E::default(); input * output];
+    weight.par_chunks_mut(TILE * output).enumerate().for_each(|(tile, rows)| {
+        for (n, column) in columns.chunks_exact(input).enumerate() {
+            let values = &column[tile * TILE..];
+            rows.chunks_exact_mut(output).zip(values).for_each(|(row, &value)| row[n] = value);
+        }
+    });
+    Tensor::from_data(TensorData::new(weight, [input, output]), (&engine.raw, raw_dtype(dtype)))
+}

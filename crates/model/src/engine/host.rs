@@ -1,0 +1,281 @@
+//! The CPU: operations on host slices with this crate's kernels, vectorised for the instruction set found at run time, spread over rayon's
+//! threads, without temporaries; caches in pages.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::sync::Once;
+
+use rayon::prelude::*;
+
+use super::rotary::{CosSin, Rotary, Turn};
+use super::shapes::{AttentionSizes, Geometry, Grown, Heads};
+use super::{DeviceFailure, Engine, KvMeter};
+use crate::device::Dtype;
+use cache::PagedCache;
+use linear::Linear;
+use rows::HostRows;
+
+mod attention;
+mod cache;
+mod cached_attention;
+mod linear;
+pub(crate) mod matmul;
+mod memory;
+pub(crate) mod rms_norm;
+mod rotary;
+mod rows;
+pub(crate) mod simd;
+mod swiglu;
+
+/// Just below the largest block for which glibc's malloc adapts.
+const LARGE: usize = (32 << 20) - (64 << 10);
+
+/// A pass takes and gives back some megabytes dozens of times. glibc returns such memory to the system each time, and the
+/// page faults cost a tenth of a small pass; once a block of [`LARGE`] has been freed (it is never touched), malloc keeps
+/// up to twice as much for itself. Elsewhere this does nothing.
+static KEEP_MEMORY: Once = Once::new();
+
+/// Values that one task of an element-wise kernel takes: enough (some ten microseconds) to be worth handing to a thread.
+const TASK: usize = 1 << 14;
+
+/// Rows of this width that one task takes.
+fn rows_of_task(width: usize) -> usize {
+    (TASK / width.max(1)).max(1)
+}
+
+/// A vector of `len` values whose memory is not cleared first: in a small pass that would cost as much as an operation.
+///
+/// # Safety
+/// `fill` must write every value.
+#[allow(unsafe_code)]
+pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    fill(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: by the contract of this function.
+    unsafe { values.set_len(len) };
+    values
+}
+
+/// The engine of the CPU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Host;
+
+/// Root-mean-square norm.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    weight: Vec<f32>,
+    eps: f32,
+}
+
+impl Engine for Host {
+    type Rows = HostRows;
+    type Picked = Vec<u32>;
+    type Linear = Linear;
+    type Norm = Norm;
+    type Angles = CosSin;
+    type Attention = (Heads, Geometry);
+    type CachedAttention = (Heads, Vec<Grown>);
+    type Cache = PagedCache;
+
+    /// On one of rayon's threads: from any other, each part would be handed over and waited for, which takes longer than a small
+    /// part itself.
+    fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        KEEP_MEMORY.call_once(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGE))));
+        rayon::scope(|_| pass())
+    }
+
+    fn load_linear(
+        &self,
+        shape: [usize; 2],
+        bias: Option<Vec<f32>>,
+        dtype: Dtype,
+        column: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Linear {
+        Linear::new(shape, bias, dtype, column)
+    }
+
+    fn load_norm(&self, weight: Vec<f32>, eps: f32) -> Norm {
+        Norm { weight, eps }
+    }
+
+    fn upload(&self, values: Vec<f32>, width: usize) -> HostRows {
+        HostRows::new(values, width)
+    }
+
+    fn download(&self, rows: HostRows) -> Result<Vec<f32>, DeviceFailure> {
+        Ok(rows.into_values())
+    }
+
+    fn pick(&self, rows: &[u32]) -> Vec<u32> {
+        rows.to_vec()
+    }
+
+    fn height(&self, rows: &HostRows) -> usize {
+        rows.height()
+    }
+
+    fn bytes(rows: &HostRows) -> u64 {
+        size_of_val(rows.values()) as u64
+    }
+
+    fn slice(&self, rows: &HostRows, range: Range<usize>) -> HostRows {
+        HostRows::new(rows.part(range).to_vec(), rows.width())
+    }
+
+    fn split(&self, rows: HostRows, at: usize) -> (HostRows, HostRows) {
+        rows.split(at)
+    }
+
+    fn first(&self, rows: HostRows, count: usize) -> HostRows {
+        rows.first(count)
+    }
+
+    fn join(&self, top: &HostRows, bottom: HostRows) -> HostRows {
+        HostRows::new([top.values(), bottom.values()].concat(), top.width())
+    }
+
+    fn gather(&self, rows: &HostRows, picked: &Vec<u32>) -> HostRows {
+        let row = |&row: &u32| rows.part(row as usize..row as usize + 1);
+        HostRows::new(picked.iter().flat_map(row).copied().collect(), rows.width())
+    }
+
+    fn add(&self, mut sum: HostRows, part: &HostRows, first: usize) -> HostRows {
+        let sums = sum.part_mut(first..first + part.height()).par_chunks_mut(TASK);
+        sums.zip(part.values().par_chunks(TASK)).for_each(|(sum, part)| rows::add(sum, part));
+        sum
+    }
+
+    fn add_picked(&self, mut sum: HostRows, part: &HostRows, picked: &Vec<u32>) -> HostRows {
+        for (number, &row) in picked.iter().enumerate() {
+            rows::add(sum.part_mut(row as usize..row as usize + 1), part.part(number..number + 1));
+        }
+        sum
+    }
+
+    fn project(&self, linear: &Linear, x: &HostRows, first: usize) -> HostRows {
+        linear.forward(x.part(first..x.height()))
+    }
+
+    fn project_onto(&self, linear: &Linear, x: &HostRows, mut sum: HostRows) -> HostRows {
+        linear.forward_onto(x.values(), sum.values_mut());
+        sum
+    }
+
+    fn project_back(&self, linear: &Linear, dy: &HostRows) -> HostRows {
+        linear.backward(dy.values())
+    }
+
+    fn project_back_onto(&self, linear: &Linear, dy: &HostRows, mut sum: HostRows, first: usize) -> HostRows {
+        let rows = first..sum.height();
+        linear.backward_onto(dy.values(), sum.part_mut(rows));
+        sum
+    }
+
+    fn normalise(&self, norm: &Norm, x: &HostRows) -> HostRows {
+        HostRows::new(rms_norm::forward(x.values(), &norm.weight, norm.eps), x.width())
+    }
+
+    fn normalise_back(&self, norm: &Norm, x: &HostRows, mut dy: HostRows) -> HostRows {
+        rms_norm::backward(x.values(), &norm.weight, norm.eps, dy.values_mut());
+        dy
+    }
+
+    fn normalise_heads(&self, norm: &Norm, mut x: HostRows, heads: usize) -> (HostRows, HostRows) {
+        let width = heads * norm.weight.len();
+        if x.width() == width {
+            let normed = rms_norm::forward(x.values(), &norm.weight, norm.eps);
+            return (HostRows::new(normed, width), x);
+        }
+        let before = x.left(width);
+        x.set_left(&rms_norm::forward(before.values(), &norm.weight, norm.eps), width);
+        (x, before)
+    }
+
+    fn normalise_heads_back(&self, norm: &Norm, before: &HostRows, mut dy: HostRows, heads: usize) -> HostRows {
+        let width = heads * norm.weight.len();
+        if dy.width() == width {
+            rms_norm::backward(before.values(), &norm.weight, norm.eps, dy.values_mut());
+            return dy;
+        }
+        let mut left = dy.left(width);
+        rms_norm::backward(before.values(), &norm.weight, norm.eps, left.values_mut());
+        dy.set_left(left.values(), width);
+        dy
+    }
+
+    fn angles(&self, rotary: &Rotary, positions: &[u32]) -> CosSin {
+        rotary.cos_sin(positions)
+    }
+
+    fn rotate(&self, mut x: HostRows, heads: usize, CosSin { cos, sin }: &CosSin, turn: Turn) -> HostRows {
+        let width = x.width();
+        rotary::rotate(x.values_mut(), width, heads, (cos, sin), turn == Turn::Back);
+        x
+    }
+
+    fn swiglu(&self, gate_up: &HostRows) -> HostRows {
+        let width = gate_up.width() / 2;
+        HostRows::new(swiglu::forward(gate_up.values(), width), width)
+    }
+
+    fn swiglu_back(&self, mut gate_up: HostRows, dy: &HostRows) -> HostRows {
+        swiglu::backward(gate_up.values_mut(), dy.values(), dy.width());
+        gate_up
+    }
+
+    fn attention(&self, heads: Heads, geometry: Geometry) -> (Heads, Geometry) {
+        (heads, geometry)
+    }
+
+    fn attend(&self, (heads, geometry): &(Heads, Geometry), q: &HostRows, kv: &HostRows) -> HostRows {
+        HostRows::new(attention::forward(*heads, geometry, q.values(), kv.values()), q.width())
+    }
+
+    fn attend_back(
+        &self,
+        (heads, geometry): &(Heads, Geometry),
+        q: &HostRows,
+        kv: &HostRows,
+        d_output: &HostRows,
+        prefix_only: bool,
+    ) -> (HostRows, HostRows) {
+        let given = (q.values(), kv.values(), d_output.values());
+        let (dq, dkv) = attention::backward(*heads, geometry, given, prefix_only);
+        (HostRows::new(dq, q.width()), HostRows::new(dkv, kv.width()))
+    }
+
+    fn cache(&self, blocks: usize, heads: Heads, meter: &KvMeter) -> PagedCache {
+        PagedCache::new(blocks, heads, meter)
+    }
+
+    fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> (Heads, Vec<Grown>) {
+        (heads, sequences)
+    }
+
+    fn attend_cached(
+        &self,
+        (heads, sequences): &(Heads, Vec<Grown>),
+        block: usize,
+        q: &HostRows,
+        caches: &[&mut PagedCache],
+    ) -> HostRows {
+        let pages = caches.iter().map(|cache| cache.pages(block)).collect::<Vec<_>>();
+        HostRows::new(cached_attention::forward(*heads, sequences, &pages, q.values()), q.width())
+    }
+
+    /// Gate and up, their gradients, and the activation, whose rows a product copies into strips.
+    const MLP_VALUES: u64 = 7;
+
+    fn attention_values(&self, sizes: AttentionSizes) -> u64 {
+        memory::attention(sizes)
+    }
+
+    fn cached_attention_values(&self, _: Heads, sequences: &[(u64, u64)]) -> u64 {
+        memory::cached_attention(sequences)
+    }
+
+    /// Weights are read as they lie.
+    fn weight_values(&self, _: Dtype, _: u64) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,140 @@
+//! Attention of new rows over the pages of a cache (see [`super::cache`]).
+//!
+//! A query at position `p` sees positions `0..=p` of its sequence. One task per sequence and key head; the heads of a group
+//! that share its keys are the rows of one product where there is one new row, else they follow one another.
+
+use rayon::prelude::*;
+
+use super::matmul::{Matrix, product};
+use super::simd::{softmax, vectorized};
+use crate::engine::shapes::{Grown, Heads, PAGE_TOKENS};
+
+/// Queries of a block, so that scores stay in cache.
+const BLOCK: usize = 64;
+/// Columns of the kernels: scores are computed for whole panels, what is behind the visible ones is overwritten.
+const PANEL: usize = 16;
+/// Multiplications below which one thread alone is faster than several.
+const ALONE: usize = 1 << 17;
+
+/// Values of one key head in a page: keys `[dim, PAGE_TOKENS]`, then values `[PAGE_TOKENS, dim]`.
+pub(super) fn head_len(dim: usize) -> usize {
+    2 * dim * PAGE_TOKENS
+}
+
+/// Writes one position: `kv` is a row of all heads' keys, then all heads' values.
+pub(super) fn write(page: &mut [f32], dim: usize, place: usize, kv: &[f32]) {
+    let (keys, values) = kv.split_at(kv.len() / 2);
+    for (head, (keys, values)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
+        let (page_keys, page_values) = page[head * head_len(dim)..][..head_len(dim)].split_at_mut(dim * PAGE_TOKENS);
+        page_keys[place..].iter_mut().step_by(PAGE_TOKENS).zip(keys).for_each(|(to, key)| *to = *key);
+        page_values[place * dim..][..dim].copy_from_slice(values);
+    }
+}
+
+struct Task<'a> {
+    heads: Heads,
+    sequence: &'a Grown,
+    /// One block's part of each page of the sequence.
+    pages: &'a [&'a [f32]],
+    key_head: usize,
+    q: &'a [f32],
+}
+
+/// The output, `[queries, query_heads·dim]`, of all sequences; `pages` has one block's part of the pages of each.
+pub(super) fn forward<'a>(heads: Heads, sequences: &'a [Grown], pages: &'a [Vec<&'a [f32]>], q: &'a [f32]) -> Vec<f32> {
+    let with_queries = sequences.iter().zip(pages).filter(|(sequence, _)| !sequence.queries.is_empty());
+    let of_sequence = |(sequence, pages): (&'a Grown, &'a Vec<&'a [f32]>)| {
+        (0..heads.key_value).map(move |key_head| Task { heads, sequence, pages, key_head, q })
+    };
+    let tasks: Vec<Task<'_>> = with_queries.flat_map(of_sequence).collect();
+    let seen: usize = sequences.iter().flat_map(|sequence| &sequence.visible).sum();
+    let outputs: Vec<Vec<f32>> = if 2 * seen * heads.query_width() < ALONE {
+        tasks.iter().map(Task::run).collect()
+    } else {
+        tasks.par_iter().map(Task::run).collect()
+    };
+    let (mut output, width, group) = (vec![0.0; q.len()], heads.query_width(), heads.group() * heads.dim);
+    for (task, part) in tasks.iter().zip(&outputs) {
+        let rows = output.chunks_exact_mut(width).skip(task.sequence.queries.start);
+        let column = task.key_head * group;
+        rows.zip(part.chunks_exact(group)).for_each(|(row, part)| row[column..column + group].copy_from_slice(part));
+    }
+    output
+}
+
+impl Task<'_> {
+    /// `[queries, group·dim]`.
+    fn run(&self) -> Vec<f32> {
+        let Heads { dim, .. } = self.heads;
+        let (group, rows) = (self.heads.group(), self.sequence.queries.len());
+        let mut output = vec![0.0; rows * group * dim];
+        let mut scores = Vec::new();
+        if rows == 1 {
+            // One new row: its heads are rows one after the other, in queries and output.
+            let visible = vec![self.sequence.visible[0]; group];
+            self.block((self.queries(0, 0), dim, &visible), (&mut output, dim), &mut scores);
+            return output;
+        }
+        for head in 0..group {
+            for first in (0..rows).step_by(BLOCK) {
+                let visible = &self.sequence.visible[first..rows.min(first + BLOCK)];
+                let queries = (self.queries(first, head), self.heads.query_width(), visible);
+                let at = first * group * dim + head * dim;
+                self.block(queries, (&mut output[at..], group * dim), &mut scores);
+            }
+        }
+        output
+    }
+
+    /// The queries from row `first` of the sequence and head `head` of the group on.
+    fn queries(&self, first: usize, head: usize) -> &[f32] {
+        let head = self.key_head * self.heads.group() + head;
+        &self.q[(self.sequence.queries.start + first) * self.heads.query_width() + head * self.heads.dim..]
+    }
+
+    /// Attention of a few queries, rows `stride` apart, with how many positions each sees.
+    fn block(
+        &self,
+        (queries, stride, visible): (&[f32], usize, &[usize]),
+        (output, output_stride): (&mut [f32], usize),
+        scores: &mut Vec<f32>,
+    ) {
+        let (dim, count) = (self.heads.dim, visible.len());
+        let seen = visible.iter().copied().max().unwrap_or_default();
+        let columns = seen.next_multiple_of(PANEL);
+        scores.resize(count * columns, 0.0);
+        let left = Matrix::new(queries, [count, dim], stride);
+        for (first, (keys, _)) in self.pages(seen) {
+            let width = PAGE_TOKENS.min(columns - first);
+            let keys = Matrix::new(keys, [dim, width], PAGE_TOKENS);
+            product((&mut scores[first..], columns), left, keys, 1.0, false);
+        }
+        let scale = self.heads.scale();
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, &visible) in scores.chunks_exact_mut(columns).zip(visible) {
+                    let (seen, hidden) = row.split_at_mut(visible);
+                    softmax(seen, scale);
+                    hidden.fill(0.0);
+                }
+            },
+        );
+        for (first, (_, values)) in self.pages(seen) {
+            let height = PAGE_TOKENS.min(seen - first);
+            let weights = Matrix::new(&scores[first..], [count, height], columns);
+            let values = Matrix::new(values, [height, dim], dim);
+            product((&mut *output, output_stride), weights, values, 1.0, first > 0);
+        }
+    }
+
+    /// First position, keys and values of every page with one of the first `seen` positions.
+    fn pages(&self, seen: usize) -> impl Iterator<Item = (usize, (&[f32], &[f32]))> {
+        let (dim, length) = (self.heads.dim, head_len(self.heads.dim));
+        let pages = self.pages.iter().take(seen.div_ceil(PAGE_TOKENS)).enumerate();
+        pages.map(move |(number, page)| {
+            let head = &page[self.key_head * length..][..length];
+            (number * PAGE_TOKENS, head.split_at(dim * PAGE_TOKENS))
+        })
+    }
+}

@@ -1,0 +1,263 @@
+//! Products of bf16 by bf16 with f32 sums, where the processor has them: AMX tiles, or AVX-512's dot products of pairs.
+//!
+//! Both multiply pairs of neighbours along the depth, so a panel is kept as `[depth / 2][PANEL][2]`, its depth filled up
+//! with zeros to whole tiles of 32. The left matrix is rounded to bf16 (to nearest even) once a product. A backward turns tiles of
+//! 16 x 16 on the way, as the other products do.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::PANEL;
+use super::driver::{Direction, SharedOut, divide};
+use super::isa::Isa;
+use crate::engine::host::simd::vectorized;
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(test)]
+mod plain;
+mod turn;
+
+#[cfg(target_arch = "x86_64")]
+use amx::Amx;
+#[cfg(target_arch = "x86_64")]
+use avx512::Avx512Bf16;
+#[cfg(test)]
+pub(super) use plain::Plain;
+
+/// Depth of a tile: depths are filled up to multiples of it.
+const DEPTH: usize = 32;
+/// Rows and columns of the largest block that a kernel computes at a time.
+const MOST_ROWS: usize = 32;
+const BLOCK_COLUMNS: usize = 2 * PANEL;
+/// The sums of a block, rows of [`BLOCK_COLUMNS`].
+type Sums = [f32; MOST_ROWS * BLOCK_COLUMNS];
+
+/// A weight `[depth, width]` in panels of pairs.
+#[derive(Debug)]
+pub(super) struct PairMatrix {
+    depth: usize,
+    width: usize,
+    panels: Vec<u16>,
+}
+
+/// Rows below which tiles would be mostly empty.
+#[cfg(target_arch = "x86_64")]
+const FEW_ROWS: usize = 12;
+
+/// Computes a product with an instruction set for which [`Isa::multiplies_bf16`] holds.
+pub(super) fn run(
+    isa: Isa,
+    weight: &PairMatrix,
+    direction: Direction,
+    left: &[f32],
+    out: &mut [MaybeUninit<f32>],
+    accumulate: bool,
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (inner, _) = direction.extents(weight.depth, weight.width);
+        if isa == Isa::Amx && left.len() > FEW_ROWS * inner {
+            weight.product::<Amx>(direction, left, out, accumulate);
+        } else {
+            weight.product::<Avx512Bf16>(direction, left, out, accumulate);
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!("{isa:?} does not multiply bf16");
+}
+
+/// What multiplies a block.
+pub(super) trait Kernel {
+    /// Rows that one call takes.
+    const ROWS: usize;
+
+    /// Readies the thread for calls of [`Self::multiply`], and cleans up behind `calls`.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    unsafe fn session(calls: impl FnOnce());
+
+    /// Sums for `rows` rows (at most [`Self::ROWS`]) of `left`, `left_stride` values apart, and two panels.
+    ///
+    /// # Safety
+    /// Within [`Self::session`]; `left` has [`Self::ROWS`] rows of `depth` values, each panel `depth` rows; `depth` is a
+    /// multiple of [`DEPTH`].
+    unsafe fn multiply(rows: usize, depth: usize, left: (*const u16, usize), panels: [*const u16; 2], sums: &mut Sums);
+}
+
+impl PairMatrix {
+    /// As [`super::FrozenMatrix::from_columns`].
+    pub(super) fn from_columns([depth, width]: [usize; 2], column: &(impl Fn(usize, &mut [f32]) + Sync)) -> Self {
+        let panel_len = depth.next_multiple_of(DEPTH) * PANEL;
+        let mut panels = vec![0; width.div_ceil(PANEL) * panel_len];
+        panels.par_chunks_mut(panel_len.max(1)).enumerate().for_each_init(
+            || vec![0.0; depth],
+            |values, (panel, pairs)| {
+                let first = panel * PANEL;
+                for n in 0..PANEL.min(width - first) {
+                    column(first + n, values);
+                    for (k, &value) in values.iter().enumerate() {
+                        pairs[k / 2 * 2 * PANEL + 2 * n + k % 2] = bf16::from_f32(value).to_bits();
+                    }
+                }
+            },
+        );
+        Self { depth, width, panels }
+    }
+
+    /// Writes all of `out`; adds to it if `accumulate`, and then it must be initialised.
+    pub(super) fn product<K: Kernel>(
+        &self,
+        direction: Direction,
+        left: &[f32],
+        out: &mut [MaybeUninit<f32>],
+        accumulate: bool,
+    ) {
+        let (inner, columns) = direction.extents(self.depth, self.width);
+        let rows = left.len() / inner.max(1);
+        assert!(left.len() == rows * inner && out.len() == rows * columns, "rows do not fit together");
+        if rows == 0 || columns == 0 {
+            return;
+        }
+        let depth = inner.next_multiple_of(DEPTH);
+        let left = round(left, inner, depth, rows.next_multiple_of(K::ROWS));
+        let product = Product {
+            weight: self,
+            direction,
+            left,
+            depth,
+            columns,
+            out: SharedOut(out.as_mut_ptr().cast()),
+            accumulate,
+        };
+        let run = |rows, panels| product.task::<K>(rows, panels);
+        divide([rows, inner, columns], K::ROWS, run);
+    }
+
+    /// Values of a panel.
+    fn panel_len(&self) -> usize {
+        self.depth.next_multiple_of(DEPTH) * PANEL
+    }
+}
+
+/// The left matrix in bf16, `[padded rows, padded depth]`, zero where there is nothing.
+fn round(left: &[f32], inner: usize, depth: usize, rows: usize) -> Vec<u16> {
+    let mut rounded = vec![0; rows * depth];
+    rounded.par_chunks_mut(depth).zip(left.par_chunks(inner)).for_each(|(to, row)| {
+        vectorized(
+            #[inline(always)]
+            || to.iter_mut().zip(row).for_each(|(to, &value)| *to = round_to_bf16(value)),
+        );
+    });
+    rounded
+}
+
+/// The bits of the nearest bf16, of two the even one, without branches. NaN stays NaN.
+#[inline(always)]
+fn round_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let kept = bits >> 16 | 0x40;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { kept } else { rounded }) as u16
+}
+
+struct Product<'a> {
+    weight: &'a PairMatrix,
+    direction: Direction,
+    left: Vec<u16>,
+    depth: usize,
+    columns: usize,
+    out: SharedOut,
+    accumulate: bool,
+}
+
+impl Product<'_> {
+    #[allow(unsafe_code)]
+    fn task<K: Kernel>(&self, rows: Range<usize>, panels: Range<usize>) {
+        let mut turned = Vec::new();
+        let mut sums = [0.0; MOST_ROWS * BLOCK_COLUMNS];
+        let calls = || {
+            for first in panels.clone().step_by(2) {
+                let right = self.right(first, &mut turned);
+                for row in rows.clone().step_by(K::ROWS) {
+                    let height = K::ROWS.min(rows.end - row);
+                    let left = (self.left[row * self.depth..].as_ptr(), self.depth);
+                    // SAFETY: within a session; the left matrix is padded to whole blocks of rows, panels to the depth.
+                    unsafe { K::multiply(height, self.depth, left, right, &mut sums) };
+                    self.store(&sums, row..row + height, first);
+                }
+            }
+        };
+        // SAFETY: the layout was chosen for a processor that has the instructions.
+        unsafe { K::session(calls) }
+    }
+
+    /// Panels `first` and `first + 1` of the right matrix; the first twice if there is no second.
+    fn right(&self, first: usize, turned: &mut Vec<u16>) -> [*const u16; 2] {
+        let last = self.columns.div_ceil(PANEL) - 1;
+        let numbers = [first, last.min(first + 1)];
+        let length = self.weight.panel_len();
+        match self.direction {
+            Direction::Forward => numbers.map(|panel| self.weight.panels[panel * length..][..length].as_ptr()),
+            Direction::Backward => {
+                turned.resize(2 * self.depth * PANEL, 0);
+                for (panel, to) in numbers.into_iter().zip(turned.chunks_exact_mut(self.depth * PANEL)) {
+                    self.turn(panel, to);
+                }
+                let (a, b) = turned.split_at(self.depth * PANEL);
+                [a.as_ptr(), b.as_ptr()]
+            }
+        }
+    }
+
+    /// Panel `number` of the transposed weight.
+    fn turn(&self, number: usize, to: &mut [u16]) {
+        let (length, tile) = (self.weight.panel_len(), PANEL * PANEL);
+        let from = |panel: usize| panel * length + number * tile;
+        let (tiles, _) = to.as_chunks_mut();
+        for (panel, to) in (0..self.weight.width.div_ceil(PANEL)).zip(tiles) {
+            let (source, _) = self.weight.panels[from(panel)..][..tile].as_chunks();
+            turn::turn(&source[0], to);
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn store(&self, sums: &Sums, rows: Range<usize>, panel: usize) {
+        let first = panel * PANEL;
+        let width = BLOCK_COLUMNS.min(self.columns - first);
+        for (row, sums) in rows.zip(sums.chunks_exact(BLOCK_COLUMNS)) {
+            let at = self.out.0.wrapping_add(row * self.columns + first);
+            // SAFETY: these rows and columns lie within the output, belong to this task alone, and are initialised where they
+            // are added to.
+            unsafe {
+                if self.accumulate {
+                    let out = std::slice::from_raw_parts_mut(at, width);
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                } else {
+                    at.copy_from_nonoverlapping(sums.as_ptr(), width);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        let values = (0..=u16::MAX).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| (high, low)));
+        for (high, low) in values {
+            let value = f32::from_bits(u32::from(high) << 16 | low);
+            let (got, expected) = (bf16::from_bits(round_to_bf16(value)), bf16::from_f32(value));
+            assert!(got == expected || got.is_nan() && expected.is_nan(), "{value}: {got}");
+        }
+    }
+}
