@@ -15,16 +15,24 @@ use petals_protocol::{BlockPasses, PassLayout, Refusal, SessionId, SessionOpen, 
 use petals_swarm::PeerId;
 use tokio::sync::oneshot;
 
-use crate::compute::Compute;
-use crate::prefixes::Prefixes;
-use crate::prompts::Prompts;
-use crate::queue::FairQueue;
-use crate::sessions::SessionStore;
-use crate::speed::Speed;
-use crate::stash::{StashPolicy, StashStore};
+use crate::machine::speed::Speed;
+use crate::streams::prompts::Prompts;
 
 mod batch;
+mod compute;
 mod crowd;
+mod prefixes;
+mod queue;
+mod sessions;
+mod stash;
+mod steps;
+
+use compute::Compute;
+use prefixes::Prefixes;
+use queue::FairQueue;
+use sessions::SessionStore;
+pub use stash::StashPolicy;
+use stash::StashStore;
 
 /// Part of the memory for sessions that keeps prefixes which several of them begin with.
 const PREFIX_PART: u64 = 8;
