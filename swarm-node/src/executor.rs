@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use petals_protocol::{BlockPasses, PassLayout, Refusal, SessionId, SessionOpen, 
 use petals_swarm::PeerId;
 use tokio::sync::oneshot;
 
+use crate::lock::lock;
 use crate::machine::speed::Speed;
 use crate::streams::prompts::Prompts;
 
@@ -295,11 +296,6 @@ impl ExecutorHandle {
         lock(&self.0.stashes).forget_stream(stream);
         lock(&self.0.sessions).forget_stream(stream);
     }
-}
-
-/// A panic elsewhere leaves these structures consistent (they are changed in single steps), so poison is ignored.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Worker {

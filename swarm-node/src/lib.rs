@@ -9,6 +9,7 @@ mod error;
 mod executor;
 #[cfg(test)]
 mod fixture;
+mod lock;
 mod machine;
 pub mod placement;
 mod server;

@@ -8,7 +8,8 @@ use petals_model::BlockStack;
 use petals_protocol::{BlockPasses, Refusal, StashLevel};
 
 use super::steps::{self, Step, Stepped};
-use super::{Done, Output, Pass, Reply, Work, Worker, lock};
+use super::{Done, Output, Pass, Reply, Work, Worker};
+use crate::lock::lock;
 
 /// Rows of a batch. More would keep those that come meanwhile waiting for longer than they gain.
 const MAX_ROWS: usize = 1024;

@@ -7,7 +7,8 @@ use petals_model::{BlockStack, ForwardOutput, ForwardPass, Keep, OutputGrads, Pa
 use petals_protocol::{BlockPasses, PassLayout, Refusal, StashId, StashLevel};
 
 use super::stash::{Size, Sizes, StashPolicy, StashStore};
-use super::{Inputs, Output, Pass, Work, lock};
+use super::{Inputs, Output, Pass, Work};
+use crate::lock::lock;
 
 /// The blocks, and what a pass may take.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use petals_model::{KvCache, PAGE_TOKENS};
 use petals_protocol::{Refusal, SessionId, SessionOpen, Span};
 use petals_swarm::PeerId;
 
-use super::lock;
+use crate::lock::lock;
 
 /// A session is only ever used on the stream that opened it.
 pub(crate) type SessionKey = (u64, SessionId);

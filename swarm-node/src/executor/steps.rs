@@ -7,10 +7,11 @@ use petals_model::{BlockStack, CachedPrefix, CachedRows, PAGE_TOKENS, PassError}
 use petals_protocol::{PassLayout, Refusal, SessionOpen};
 use petals_swarm::PeerId;
 
+use super::Inputs;
 use super::compute::{Compute, refusal};
 use super::prefixes::{Opening, PrefixKey, Prefixes};
 use super::sessions::{Session, SessionKey, SessionStore};
-use super::{Inputs, lock};
+use crate::lock::lock;
 
 /// New rows of one session; see [`petals_protocol::StepRequest`].
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use super::measure::Rates;
-use crate::executor::lock;
+use crate::lock::lock;
 
 /// Rows of a pass from which its time says something of throughput: with fewer, reading the weights is what takes the time.
 const LEAST_ROWS: usize = 32;
