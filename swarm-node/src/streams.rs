@@ -13,7 +13,7 @@
 
 mod answer;
 mod idle_reader;
-pub(crate) mod prompts;
+mod prompts;
 mod relay;
 mod request;
 mod stream;

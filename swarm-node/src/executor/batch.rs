@@ -7,8 +7,9 @@ use std::time::Instant;
 use petals_model::BlockStack;
 use petals_protocol::{BlockPasses, Refusal, StashLevel};
 
+use super::pass::{Done, Output, Pass, Work};
 use super::steps::{self, Step, Stepped};
-use super::{Done, Output, Pass, Reply, Work, Worker};
+use super::{Reply, Worker};
 use crate::lock::lock;
 
 /// Rows of a batch. More would keep those that come meanwhile waiting for longer than they gain.

@@ -6,8 +6,8 @@ use std::time::Instant;
 use petals_model::{BlockStack, ForwardOutput, ForwardPass, Keep, OutputGrads, PassError, Stash};
 use petals_protocol::{BlockPasses, PassLayout, Refusal, StashId, StashLevel};
 
+use super::pass::{Inputs, Output, Pass, Work};
 use super::stash::{Size, Sizes, StashPolicy, StashStore};
-use super::{Inputs, Output, Pass, Work};
 use crate::lock::lock;
 
 /// The blocks, and what a pass may take.

@@ -7,8 +7,8 @@ use petals_model::{BlockStack, CachedPrefix, CachedRows, PAGE_TOKENS, PassError}
 use petals_protocol::{PassLayout, Refusal, SessionOpen};
 use petals_swarm::PeerId;
 
-use super::Inputs;
 use super::compute::{Compute, refusal};
+use super::pass::Inputs;
 use super::prefixes::{Opening, PrefixKey, Prefixes};
 use super::sessions::{Session, SessionKey, SessionStore};
 use crate::lock::lock;

@@ -1,21 +1,9 @@
 //! Prompts that the requests of a stream share.
 
-use std::sync::Arc;
-
 use petals_protocol::{PassLayout, PromptsId, Refusal, Span};
 
-use crate::machine::budget::{PeerBudget, Reserved};
-
-/// Prompts of a span's blocks, `[span, prefix_len, hidden]`. Cheap to clone.
-#[derive(Debug, Clone)]
-pub(crate) struct Prompts(Arc<Held>);
-
-#[derive(Debug)]
-struct Held {
-    values: Vec<f32>,
-    /// Of prompts that are kept. Requests that wait hold on to prompts that were replaced, and so to their memory.
-    _memory: Option<Reserved>,
-}
+use crate::executor::Prompts;
+use crate::machine::budget::PeerBudget;
 
 /// What one stream has kept: prompts under one name, for one or several spans.
 #[derive(Debug)]
@@ -23,18 +11,6 @@ pub(crate) struct PromptCache {
     memory: PeerBudget,
     id: Option<PromptsId>,
     kept: Vec<(Span, u32, Prompts)>,
-}
-
-impl Prompts {
-    /// Prompts of one request.
-    pub(crate) fn new(values: Vec<f32>) -> Self {
-        Self(Arc::new(Held { values, _memory: None }))
-    }
-
-    /// The values; copied if others need them too.
-    pub(crate) fn into_values(self) -> Vec<f32> {
-        Arc::try_unwrap(self.0).map_or_else(|shared| shared.values.clone(), |held| held.values)
-    }
 }
 
 impl PromptCache {
@@ -51,7 +27,7 @@ impl PromptCache {
         }
         self.kept.retain(|(span, prefix_len, _)| (*span, *prefix_len) != (layout.span, layout.prefix_len));
         let Ok(memory) = self.memory.try_reserve(4 * values.len() as u64, 0) else { return Prompts::new(values) };
-        let prompts = Prompts(Arc::new(Held { values, _memory: Some(memory) }));
+        let prompts = Prompts::kept(values, memory);
         self.kept.push((layout.span, layout.prefix_len, prompts.clone()));
         prompts
     }

@@ -11,9 +11,9 @@ use petals_protocol::{
 use petals_swarm::PeerId;
 
 use super::answer::Asker;
-use super::prompts::{PromptCache, Prompts};
+use super::prompts::PromptCache;
 use super::relay::Next;
-use crate::executor::{Done, Inputs, Output, Pass, Work};
+use crate::executor::{Done, Inputs, Output, Pass, Prompts, Work};
 use crate::placement::hosted::Hosted;
 
 /// Longest time a request may ask to wait.

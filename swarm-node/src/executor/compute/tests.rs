@@ -5,8 +5,8 @@ use petals_protocol::Injection;
 use petals_swarm::PeerId;
 
 use super::*;
+use crate::executor::Prompts;
 use crate::fixture;
-use crate::streams::prompts::Prompts;
 
 const STREAM: u64 = 1;
 const ID: StashId = StashId(1);

@@ -4,9 +4,9 @@ use std::time::Duration;
 use petals_protocol::{Injection, SessionId};
 
 use super::*;
+use crate::executor::Prompts;
 use crate::executor::stash::StashPolicy;
 use crate::fixture;
-use crate::streams::prompts::Prompts;
 
 const STREAM: u64 = 3;
 
