@@ -2,7 +2,7 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `stream` | one client's stream, and what all streams share |
+//! | `stream`, `service` | one client's stream, and what all streams share |
 //! | `request`, `answer` | from a frame to a checked pass, and from its result to a frame |
 //! | `prompts` | what the requests of a stream share |
 //! | `relay` | rows from and to other servers |
@@ -16,7 +16,8 @@ mod idle_reader;
 mod prompts;
 mod relay;
 mod request;
+mod service;
 mod stream;
 
 pub(crate) use relay::RelayLinks;
-pub(crate) use stream::StreamService;
+pub(crate) use service::StreamService;

@@ -4,26 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use petals_protocol::{Handover, Refusal, Response, Tensor};
-use petals_swarm::PeerId;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 
 use super::relay::{Delivery, Expected, Next};
-use super::request::{Asked, Encoded, ReplyShape, micros};
-use super::stream::StreamService;
+use super::request::{Asked, Asker, Encoded, ReplyShape, micros};
+use super::service::StreamService;
 use crate::executor::Done;
+use crate::machine::budget::Reserved;
 
 /// A response with its tensors.
 pub(crate) type Answer = (Response, Vec<Tensor>);
-
-/// What a pass needs to know of the request it belongs to.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Asker {
-    pub(crate) peer: PeerId,
-    pub(crate) stream: u64,
-    pub(crate) arrived: Instant,
-    pub(crate) deadline: Instant,
-}
 
 type Computed = tokio::sync::oneshot::Receiver<Result<Done, Refusal>>;
 
@@ -102,7 +93,7 @@ fn fill_and_submit(
     asker: Asker,
     mut asked: Asked,
     delivery: Delivery,
-) -> Result<(Computed, crate::machine::budget::Reserved), Refusal> {
+) -> Result<(Computed, Reserved), Refusal> {
     if let Err(refusal) = asked.fill(&delivery.tensors, service.hosted.hidden_size) {
         // The client did nothing wrong, and the sender should know what it did.
         let what = refusal.to_string();

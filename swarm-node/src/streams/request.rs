@@ -1,6 +1,6 @@
 //! From a frame to a checked pass, and from its result to a frame.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use petals_model::{InputGrads, OutputGrads};
 use petals_protocol::{
@@ -10,7 +10,6 @@ use petals_protocol::{
 };
 use petals_swarm::PeerId;
 
-use super::answer::Asker;
 use super::prompts::PromptCache;
 use super::relay::Next;
 use crate::executor::{Done, Inputs, Output, Pass, Prompts, Work};
@@ -18,6 +17,15 @@ use crate::placement::hosted::Hosted;
 
 /// Longest time a request may ask to wait.
 const MAX_PATIENCE: Duration = Duration::from_secs(600);
+
+/// What a pass needs to know of the request it belongs to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asker {
+    pub(crate) peer: PeerId,
+    pub(crate) stream: u64,
+    pub(crate) arrived: Instant,
+    pub(crate) deadline: Instant,
+}
 
 /// A request that may be computed.
 #[derive(Debug)]

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadHalf};
 use petals_protocol::{
-    Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, Refusal, RelayToken, Request,
-    Response, Tensor, Welcome,
+    Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, Refusal, RelayToken, Request, Response,
+    Tensor, Welcome,
 };
 use petals_swarm::PeerId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -16,15 +16,13 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Answer, Asker, Job, refused};
+use super::answer::{Answer, Job, refused};
 use super::idle_reader::{FrameBoundary, IdleReader};
 use super::prompts::PromptCache;
-use super::relay::{RelayLinks, Rendezvous};
-use super::request;
-use crate::executor::ExecutorHandle;
-use crate::machine::budget::{Budget, NoRoom, PeerBudget, Reserved};
+use super::request::{self, Asker};
+use super::service::{MAX_IN_FLIGHT, StreamService};
+use crate::machine::budget::{NoRoom, PeerBudget, Reserved};
 use crate::machine::speed::Speed;
-use crate::placement::hosted::Hosted;
 
 /// A new stream must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,61 +33,10 @@ const FRAME_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for a reply to leave, plus its size at the slowest link served (100 kB/s).
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_S: u64 = 100_000;
-/// Unanswered requests of one stream; then reading pauses, which is backpressure to the client.
-const MAX_IN_FLIGHT: u32 = 32;
-/// This part of the memory for requests is for prompts that streams keep.
-const PROMPTS_PART: u64 = 8;
 /// When to ask again if there is no memory for a reply.
 const RETRY_WITHOUT_MEMORY_MS: u32 = 100;
 
-/// What all streams of a node share.
-#[derive(Debug)]
-pub(crate) struct StreamService {
-    pub(crate) hosted: Arc<Hosted>,
-    pub(crate) executor: ExecutorHandle,
-    pub(crate) speed: Arc<Speed>,
-    /// Where rows from other servers meet the requests that wait for them.
-    pub(crate) rendezvous: Arc<Rendezvous>,
-    /// To the servers that rows are passed on to.
-    pub(crate) links: Option<RelayLinks>,
-    /// Bytes of requests and replies that may be in memory.
-    memory: Budget,
-    /// Bytes of prompts that streams may keep. Apart from the requests' memory, which they would hold for as long as they like.
-    prompts: Budget,
-    limits: Limits,
-    next_stream: AtomicU64,
-}
-
 impl StreamService {
-    /// Without `links` nothing is passed on to other servers.
-    pub(crate) fn new(
-        hosted: Arc<Hosted>,
-        executor: ExecutorHandle,
-        speed: Arc<Speed>,
-        links: Option<RelayLinks>,
-        max_rows: u32,
-        memory_bytes: u64,
-    ) -> Self {
-        let prompts = Budget::new(memory_bytes / PROMPTS_PART);
-        let memory = Budget::new(memory_bytes - memory_bytes / PROMPTS_PART);
-        let hidden_bytes = 4 * hosted.hidden_size as u64;
-        // The largest honest frame: text, prefix and their gradients, and a prompt table for each block.
-        let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.span().len() as u64);
-        // Half of what one peer may hold: a reply is about as large as its request and needs room beside it.
-        let max_body = frame.min(FrameLimits::default().max_body).min(memory.peer_bytes() / 2);
-        Self {
-            hosted,
-            executor,
-            speed,
-            rendezvous: Arc::default(),
-            links,
-            memory,
-            prompts,
-            limits: Limits { max_rows, max_body, max_in_flight: MAX_IN_FLIGHT },
-            next_stream: AtomicU64::new(0),
-        }
-    }
-
     /// Serves one stream until it ends, fails, falls silent or `cancel` fires.
     pub(crate) async fn serve<S>(self: Arc<Self>, peer: PeerId, stream: S, cancel: CancellationToken)
     where

@@ -13,6 +13,7 @@ use super::*;
 use crate::executor::{Executor, ExecutorConfig};
 use crate::fixture;
 use crate::machine::measure::Rates;
+use crate::placement::hosted::Hosted;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The pipe holds no more than a few pieces of this size: nobody can write far ahead of the reader.
