@@ -19,9 +19,7 @@ pub use args::{
     BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, DoctorArgs, KeygenArgs,
     NetworkArgs, ServeArgs,
 };
-pub use commands::bench::{BenchFigures, BenchSetup};
-pub use commands::doctor::{Check, CheckStatus};
-pub use commands::events::NodeEvent;
+pub use commands::events::{BenchFigures, BenchSetup, Check, CheckStatus, NodeEvent};
 pub use error::NodeError;
 pub use executor::{ExecutorConfig, StashPolicy};
 pub use machine::measure::MeasureConfig;

@@ -8,7 +8,7 @@ use anyhow::Context;
 use petals_model::{BlockStack, Checkpoint, Device, Dtype};
 use petals_protocol::Injection;
 
-use super::events::NodeEvent;
+use super::events::{BenchFigures, BenchSetup, NodeEvent};
 use super::serve::check_blocks;
 use super::signals::StopSignals;
 use crate::args::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
@@ -16,10 +16,8 @@ use crate::error::NodeError;
 use crate::machine::memory;
 
 mod passes;
-mod report;
 
 use passes::{Lap, Passes};
-pub use report::{BenchFigures, BenchSetup};
 
 /// Time between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(5);

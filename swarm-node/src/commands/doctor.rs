@@ -6,9 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use petals_model::{Checkpoint, Device, Dtype};
-use serde::Serialize;
 
-use super::events::NodeEvent;
+use super::events::{Check, CheckStatus, NodeEvent};
 use crate::args::DoctorArgs;
 use crate::error::NodeError;
 use crate::machine::memory::Free;
@@ -19,61 +18,6 @@ const WANTED_FILES: u64 = 4096;
 const LEAST_FILES: u64 = 256;
 /// Free space that a download in parts, logs and keys need.
 const WANTED_DISK: u64 = 1 << 30;
-
-/// How a check came out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CheckStatus {
-    /// Works.
-    Ok,
-    /// Works, but not as well as it could, or it cannot be told.
-    Warn,
-    /// Does not work.
-    Fail,
-}
-
-/// One check.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// What was looked at.
-    pub name: &'static str,
-    /// How it came out.
-    pub status: CheckStatus,
-    /// What was found.
-    pub detail: String,
-    /// What to do, unless all is well.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
-impl Check {
-    pub(crate) fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, status: CheckStatus::Ok, detail: detail.into(), remedy: None }
-    }
-
-    pub(crate) fn warn(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name, status: CheckStatus::Warn, detail: detail.into(), remedy: Some(remedy.into()) }
-    }
-
-    pub(crate) fn fail(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { name, status: CheckStatus::Fail, detail: detail.into(), remedy: Some(remedy.into()) }
-    }
-}
-
-impl std::fmt::Display for Check {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let status = match self.status {
-            CheckStatus::Ok => "ok",
-            CheckStatus::Warn => "warn",
-            CheckStatus::Fail => "FAIL",
-        };
-        write!(f, "{status:<5} {:<12} {}", self.name, self.detail)?;
-        match &self.remedy {
-            Some(remedy) => write!(f, "\n{:19}-> {remedy}", ""),
-            None => Ok(()),
-        }
-    }
-}
 
 pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
     let json = args.network.json;

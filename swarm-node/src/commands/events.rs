@@ -4,8 +4,11 @@ use std::io::Write;
 
 use serde::Serialize;
 
-use super::bench::{BenchFigures, BenchSetup};
-use super::doctor::Check;
+mod bench;
+mod check;
+
+pub use bench::{BenchFigures, BenchSetup};
+pub use check::{Check, CheckStatus};
 
 /// Something that happened to the node.
 #[derive(Debug, Clone, Serialize)]

@@ -6,8 +6,8 @@ use petals_protocol::{ModelId, Span};
 use petals_swarm::{Reachability, SwarmHandle, SwarmNode};
 use tokio::time::{Instant, sleep};
 
-use super::Check;
 use crate::args::DoctorArgs;
+use crate::commands::events::Check;
 use crate::commands::network;
 use crate::error::NodeError;
 
@@ -126,7 +126,7 @@ fn judge(age_ms: i64) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::doctor::CheckStatus;
+    use crate::commands::events::CheckStatus;
 
     #[test]
     fn clocks_are_compared_with_the_latest_record() {
