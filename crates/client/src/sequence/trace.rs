@@ -6,9 +6,9 @@ use std::time::Duration;
 use petals_protocol::StashId;
 
 use super::PassInput;
-use crate::hop::HopConnection;
-use crate::peers::Measurement;
 use crate::planner::Hop;
+use crate::servers::hop::HopConnection;
+use crate::servers::peers::Measurement;
 
 /// What a backward needs of its forward. Dropping it lets the servers drop their stashes.
 #[derive(Debug)]

@@ -10,13 +10,13 @@ use std::time::Instant;
 
 use petals_protocol::{Injection, PassLayout, Refusal, Request, SessionId, SessionOpen, Span};
 
-use crate::exchange::{Ends, HopInput, StepPart};
-use crate::hop::{HopConnection, HopError};
-use crate::peers::PassSize;
+use crate::adapter::tables::PromptTables;
 use crate::planner::Hop;
-use crate::retry::Retry;
 use crate::sequence::{Flow, HopTiming, RemoteSequence, SequenceError, Way};
-use crate::tables::PromptTables;
+use crate::servers::exchange::{Ends, HopInput, StepPart};
+use crate::servers::hop::{HopConnection, HopError};
+use crate::servers::peers::PassSize;
+use crate::servers::retry::Retry;
 
 mod chunk;
 mod pushed;

@@ -8,7 +8,7 @@ use petals_model::{
     PassError,
 };
 
-use crate::sampler::Sampler;
+use crate::inference::sampler::Sampler;
 
 /// A small model, loaded whole. Clones share the weights.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 
-use crate::atomic_file::{WriteError, write_atomically};
+use super::atomic_file::{WriteError, write_atomically};
 
 /// Tables of this size would not fit a client; a longer file is something else, a whole model for instance.
 const MAX_FILE_LEN: u64 = 4 << 30;

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use petals_protocol::{Injection, ModelId};
 use serde::{Deserialize, Serialize};
 
-use crate::labels::LabelMap;
-use crate::names::injection_name;
-use crate::optimizer::AdamW;
-use crate::tables::{Parts, PromptTables, Table, TableShape};
-use crate::tensor_file::{TensorFile, TensorFileError, write_tensors};
+use super::optimizer::AdamW;
+use crate::adapter::labels::LabelMap;
+use crate::adapter::names::injection_name;
+use crate::adapter::tables::{Parts, PromptTables, Table, TableShape};
+use crate::adapter::tensor_file::{TensorFile, TensorFileError, write_tensors};
 
 /// Where the state lies inside of the run's output directory.
 const STATE_FILE: &str = "training_state/state.safetensors";
@@ -198,7 +198,7 @@ mod tests {
     use petals_protocol::Fingerprint;
 
     use super::*;
-    use crate::tables::TableGradients;
+    use crate::adapter::tables::TableGradients;
 
     fn record(step: u64) -> TrainingRecord {
         let settings = [("--lr", "0.1"), ("--clip", "1")].map(|(flag, value)| (flag.to_owned(), value.to_owned()));

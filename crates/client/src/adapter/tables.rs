@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use petals_protocol::{Injection, PromptsId, Span};
 
-use crate::names::{Task, TuningMode};
+use super::names::{Task, TuningMode};
 
 mod gradients;
 mod init;

@@ -8,10 +8,10 @@ use petals_protocol::{
     RowTarget, SessionId, SessionOpen, StashId, StashLevel, StepRequest, Tensor, TensorError, WireDtype,
 };
 
-use crate::hop::{HopConnection, HopError, RequestPrompts};
-use crate::peers::Measurement;
+use super::hop::{HopConnection, HopError, RequestPrompts};
+use super::peers::Measurement;
+use crate::adapter::tables::PromptTables;
 use crate::sequence::Flow;
-use crate::tables::PromptTables;
 
 /// A micro-batch in front of one span.
 pub(crate) struct HopInput<'a> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use petals_protocol::Injection;
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::Schedule;
+use crate::tuning::schedule::Schedule;
 
 /// A word that names nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

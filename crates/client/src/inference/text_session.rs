@@ -1,9 +1,9 @@
 //! Tokens in, logits out, with what came before kept on the servers.
 
-use crate::logits::{LogitsError, RemoteModel};
+use super::logits::{LogitsError, RemoteModel};
+use super::session::InferenceSession;
 use crate::planner::Hop;
 use crate::sequence::HopTiming;
-use crate::session::InferenceSession;
 
 /// An [`InferenceSession`] with embeddings in front and the head behind.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov and Hutter 2019) with the arithmetic of `torch.optim.AdamW`.
 
-use crate::tables::{Parts, PromptTables, TableGradients, TableShape};
+use crate::adapter::tables::{Parts, PromptTables, TableGradients, TableShape};
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;

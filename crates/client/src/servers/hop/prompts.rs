@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use petals_protocol::{PromptSource, PromptsId, Span, Tensor, WireDtype};
 
-use crate::tables::PromptTables;
+use crate::adapter::tables::PromptTables;
 
 /// The prompts of a request. Whether they travel with it is decided when it is written, in the order of the stream.
 #[derive(Debug, Clone)]

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use petals_model::{ClientModel, HeadError};
 
-use crate::head::{SharedHead, UnderWay};
+use super::head::{SharedHead, UnderWay};
+use crate::adapter::tables::PromptTables;
 use crate::sequence::{PassInput, RemoteSequence, SequenceError};
-use crate::tables::PromptTables;
 
 /// Why logits could not be computed.
 #[derive(Debug, thiserror::Error)]

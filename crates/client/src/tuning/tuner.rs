@@ -12,12 +12,12 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use petals_model::{ClientModel, HeadError};
 use petals_swarm::PeerId;
 
-use crate::batch::{Example, MicroBatch, Target, micro_batches};
-use crate::hop::{TrafficCount, lock};
-use crate::optimizer::AdamW;
-use crate::pacer::{Pace, Pacer};
+use super::batch::{Example, MicroBatch, Target, micro_batches};
+use super::optimizer::AdamW;
+use super::pacer::{Pace, Pacer};
+use crate::adapter::tables::{GradientError, PromptTables, TableGradients};
 use crate::sequence::{RemoteSequence, SequenceError};
-use crate::tables::{GradientError, PromptTables, TableGradients};
+use crate::servers::hop::{TrafficCount, lock};
 
 mod passes;
 

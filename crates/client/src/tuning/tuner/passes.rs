@@ -9,11 +9,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::{Score, TuneError};
-use crate::batch::MicroBatch;
-use crate::pacer::Measured;
+use crate::adapter::tables::PromptTables;
 use crate::planner::Hop;
 use crate::sequence::{HopTiming, PassGradients, PassInput, RemoteSequence, Trace};
-use crate::tables::PromptTables;
+use crate::tuning::batch::MicroBatch;
+use crate::tuning::pacer::Measured;
 
 /// Heads that compute at a time. Each uses every core, and one after the other the first backward begins sooner than side
 /// by side.

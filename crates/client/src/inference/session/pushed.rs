@@ -7,12 +7,12 @@ use petals_protocol::{PassLayout, Refusal, Remedy};
 
 use super::chunk::{self, Chunk, Wanted};
 use super::{InferenceSession, OpenHop, SessionHop, hop_input};
-use crate::exchange::{Ends, Forwarded, StepPart};
-use crate::hop::{HopConnection, HopError, lock};
 use crate::planner::Hop;
-use crate::retry::Retry;
 use crate::sequence::chain::{Failure, ends};
 use crate::sequence::{Flow, SequenceError, Way};
+use crate::servers::exchange::{Ends, Forwarded, StepPart};
+use crate::servers::hop::{HopConnection, HopError, lock};
+use crate::servers::retry::Retry;
 
 impl InferenceSession {
     /// Brings all servers to `target` in one go; returns the outputs of the positions that are read. `None` if that is not possible

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use petals_protocol::Span;
 use petals_swarm::PeerId;
 
-use crate::logits::{LogitsError, RemoteModel};
+use super::logits::{LogitsError, RemoteModel};
+use super::sampler::{Sampler, Sampling, SamplingError};
+use super::text_session::TextSession;
 use crate::planner::Hop;
-use crate::sampler::{Sampler, Sampling, SamplingError};
 use crate::sequence::HopTiming;
-use crate::text_session::TextSession;
 use draft::Drafter;
 
 mod beam;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use petals_swarm::PeerId;
 
-use crate::hop::lock;
+use super::hop::lock;
 
 mod estimate;
 

@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::{Finish, Generation, GenerationError};
-use crate::logits::RemoteModel;
-use crate::sampler::{Ranked, penalised};
-use crate::text_session::TextSession;
+use crate::inference::logits::RemoteModel;
+use crate::inference::sampler::{Ranked, penalised};
+use crate::inference::text_session::TextSession;
 
 /// When a beam search ends before it has all the tokens it may have, as transformers' `early_stopping`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

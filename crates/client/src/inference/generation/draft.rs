@@ -6,7 +6,7 @@ use super::Speculation;
 use super::draft_model::{DraftModel, DraftText};
 use super::lookup;
 use super::pace::{HitRate, StepCost};
-use crate::sampler::Sampler;
+use crate::inference::sampler::Sampler;
 
 /// How often a text is believed to go on alike after one, two and three equal tokens, before anything was seen of it.
 const LOOKUP_PRIORS: [f64; 3] = [0.2, 0.4, 0.6];
