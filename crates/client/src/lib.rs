@@ -8,6 +8,7 @@ mod adapter;
 mod benchmark;
 mod connect;
 mod inference;
+mod lock;
 mod planner;
 mod sequence;
 mod servers;

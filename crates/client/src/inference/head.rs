@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use petals_model::{ClientModel, HeadError};
 use tokio::sync::oneshot;
 
-use crate::servers::hop::lock;
+use crate::lock::lock;
 
 /// A step of more rows reads a prompt; it takes too long to be waited for.
 const FEW_ROWS: usize = 32;

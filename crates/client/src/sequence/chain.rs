@@ -20,9 +20,10 @@ use super::error::chain as causes;
 use super::hedge::BACKWARD;
 use super::trace::{Flow, HopRecord, Stashed};
 use super::{PassInput, RemoteSequence, SwarmEvent};
+use crate::lock::lock;
 use crate::planner::Hop;
 use crate::servers::exchange::{BackwardInput, Ends, Forwarded};
-use crate::servers::hop::{HopError, lock};
+use crate::servers::hop::HopError;
 use crate::servers::peers::PassSize;
 
 /// How far a chain has come: which hops have answered, and when the last one did.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use petals_swarm::PeerId;
 
 use super::trace::HopRecord;
+use crate::lock::lock;
 use crate::planner::Hop;
-use crate::servers::hop::lock;
 
 /// Two servers that could not pass rows on are not asked to again before this has passed.
 const AVOID_FOR: Duration = Duration::from_secs(60);

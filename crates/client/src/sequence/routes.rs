@@ -8,8 +8,8 @@ use petals_protocol::Span;
 use petals_swarm::PeerId;
 
 use super::{RelayMode, RemoteSequence};
+use crate::lock::lock;
 use crate::planner::{Candidate, Exclusion, Hop, MissingBlocks, Planner, Route, WeightedRoute};
-use crate::servers::hop::lock;
 use crate::servers::peers::PassSize;
 
 /// Estimates change with every answer; routes are not planned anew for them more often than this.

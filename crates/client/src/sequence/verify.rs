@@ -16,8 +16,9 @@ use rand::rngs::OsRng;
 
 use super::trace::{Flow, HopRecord};
 use super::{PassInput, RelayMode, RemoteSequence, SwarmEvent};
+use crate::lock::lock;
 use crate::planner::{Exclusion, Hop, Planner};
-use crate::servers::hop::{HopError, lock};
+use crate::servers::hop::HopError;
 
 /// Attempts at a second opinion; servers may fail meanwhile.
 const ATTEMPTS: usize = 3;

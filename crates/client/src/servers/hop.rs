@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{Limits, ModelId, PromptSource, Refusal, Request, Response, ServerInfo, StashId, Tensor};
 use petals_swarm::{DirectoryEntry, Exchange, OpenError, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle};
+
+use crate::lock::lock;
 
 mod prompts;
 
@@ -279,9 +281,4 @@ impl HopConnection {
     pub(crate) fn is_open(&self) -> bool {
         self.stream.is_open()
     }
-}
-
-/// Every structure here is changed in single steps, so a panic elsewhere leaves it whole and poison is ignored.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

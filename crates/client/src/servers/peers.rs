@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use petals_swarm::PeerId;
 
-use super::hop::lock;
+use crate::lock::lock;
 
 mod estimate;
 

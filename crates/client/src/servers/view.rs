@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, LookupError, PeerId, SwarmHandle};
 
-use super::hop::{HopConnection, HopError, ServerWork, Traffic, TrafficCount, lock};
+use super::hop::{HopConnection, HopError, ServerWork, Traffic, TrafficCount};
 use super::peers::{CostEstimate, Measurement, PassSize, PeerTable};
+use crate::lock::lock;
 use crate::planner::{Candidate, Exclusion};
 
 /// A view older than this is refreshed while it goes on being used.

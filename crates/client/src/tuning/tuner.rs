@@ -16,8 +16,9 @@ use super::batch::{Example, MicroBatch, Target, micro_batches};
 use super::optimizer::AdamW;
 use super::pacer::{Pace, Pacer};
 use crate::adapter::tables::{GradientError, PromptTables, TableGradients};
+use crate::lock::lock;
 use crate::sequence::{RemoteSequence, SequenceError};
-use crate::servers::hop::{TrafficCount, lock};
+use crate::servers::hop::TrafficCount;
 
 mod passes;
 

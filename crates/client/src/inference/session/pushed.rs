@@ -7,11 +7,12 @@ use petals_protocol::{PassLayout, Refusal, Remedy};
 
 use super::chunk::{self, Chunk, Wanted};
 use super::{InferenceSession, OpenHop, SessionHop, hop_input};
+use crate::lock::lock;
 use crate::planner::Hop;
 use crate::sequence::chain::{Failure, ends};
 use crate::sequence::{Flow, SequenceError, Way};
 use crate::servers::exchange::{Ends, Forwarded, StepPart};
-use crate::servers::hop::{HopConnection, HopError, lock};
+use crate::servers::hop::{HopConnection, HopError};
 use crate::servers::retry::Retry;
 
 impl InferenceSession {
