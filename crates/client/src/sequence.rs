@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::adapter::tables::PromptTables;
 use crate::planner::{Exclusion, Hop, Planner, Route, RouteRules};
-use crate::servers::exchange::{Ends, HopInput};
+use crate::servers::exchange::{Ends, Flow, HopInput};
 use crate::servers::hop::{HopConnection, HopError, ServerWork, TrafficCount};
 use crate::servers::peers::{Measurement, PassSize};
 use crate::servers::view::SwarmView;
@@ -41,7 +41,6 @@ pub use relays::RelayMode;
 use relays::Relays;
 pub(crate) use routes::Purpose;
 use routes::Routes;
-pub(crate) use trace::Flow;
 pub use trace::{HopTiming, Trace};
 pub use verify::Verification;
 use verify::Verifier;

@@ -12,8 +12,8 @@ use petals_protocol::{Injection, PassLayout, Refusal, Request, SessionId, Sessio
 
 use crate::adapter::tables::PromptTables;
 use crate::planner::Hop;
-use crate::sequence::{Flow, HopTiming, RemoteSequence, SequenceError, Way};
-use crate::servers::exchange::{Ends, HopInput, StepPart};
+use crate::sequence::{HopTiming, RemoteSequence, SequenceError, Way};
+use crate::servers::exchange::{Ends, Flow, HopInput, StepPart};
 use crate::servers::hop::{HopConnection, HopError};
 use crate::servers::peers::PassSize;
 use crate::servers::retry::Retry;

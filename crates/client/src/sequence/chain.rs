@@ -18,11 +18,11 @@ use futures::future::try_join_all;
 use super::backward::HopGradients;
 use super::error::chain as causes;
 use super::hedge::BACKWARD;
-use super::trace::{Flow, HopRecord, Stashed};
+use super::trace::{HopRecord, Stashed};
 use super::{PassInput, RemoteSequence, SwarmEvent};
 use crate::lock::lock;
 use crate::planner::Hop;
-use crate::servers::exchange::{BackwardInput, Ends, Forwarded};
+use crate::servers::exchange::{BackwardInput, Ends, Flow, Forwarded};
 use crate::servers::hop::HopError;
 use crate::servers::peers::PassSize;
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use petals_protocol::{Span, StashId};
 
-use super::trace::{Flow, HopRecord, HopTiming, Stashed};
+use super::trace::{HopRecord, HopTiming, Stashed};
 use super::verify::{Question, SpanResult};
 use super::{PassInput, Purpose, RelayMode, RemoteSequence, SequenceError, Trace, Way};
 use crate::planner::Hop;
-use crate::servers::exchange::{Ends, Forwarded};
+use crate::servers::exchange::{Ends, Flow, Forwarded};
 use crate::servers::hop::HopError;
 use crate::servers::retry::Retry;
 

@@ -7,6 +7,7 @@ use petals_protocol::StashId;
 
 use super::PassInput;
 use crate::planner::Hop;
+use crate::servers::exchange::Flow;
 use crate::servers::hop::HopConnection;
 use crate::servers::peers::Measurement;
 
@@ -87,11 +88,4 @@ impl Drop for Stashed {
             self.connection.forget(self.id);
         }
     }
-}
-
-/// Hidden states between two blocks, or their gradient.
-#[derive(Debug, Clone)]
-pub(crate) struct Flow {
-    pub(crate) text: Arc<Vec<f32>>,
-    pub(crate) prefix: Option<Vec<f32>>,
 }

@@ -11,7 +11,13 @@ use petals_protocol::{
 use super::hop::{HopConnection, HopError, RequestPrompts};
 use super::peers::Measurement;
 use crate::adapter::tables::PromptTables;
-use crate::sequence::Flow;
+
+/// Hidden states between two blocks, or their gradient.
+#[derive(Debug, Clone)]
+pub(crate) struct Flow {
+    pub(crate) text: Arc<Vec<f32>>,
+    pub(crate) prefix: Option<Vec<f32>>,
+}
 
 /// A micro-batch in front of one span.
 pub(crate) struct HopInput<'a> {

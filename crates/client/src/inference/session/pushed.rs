@@ -10,8 +10,8 @@ use super::{InferenceSession, OpenHop, SessionHop, hop_input};
 use crate::lock::lock;
 use crate::planner::Hop;
 use crate::sequence::chain::{Failure, ends};
-use crate::sequence::{Flow, SequenceError, Way};
-use crate::servers::exchange::{Ends, Forwarded, StepPart};
+use crate::sequence::{SequenceError, Way};
+use crate::servers::exchange::{Ends, Flow, Forwarded, StepPart};
 use crate::servers::hop::{HopConnection, HopError};
 use crate::servers::retry::Retry;
 
