@@ -6,6 +6,10 @@
 //! | `adapter_config.json` | for `ptune` the configuration of a PEFT `PROMPT_TUNING` adapter, loadable as it stands |
 //! | `petals_adapter.json` | the manifest again, for people and scripts; read only if the metadata lacks it |
 //! | `README.md` | a short card |
+//!
+//! Around it is everything that is trained and saved: the `tables` themselves, the `labels` of a classifier, the `names` of tasks and
+//! modes, and files that are written whole or not at all (`tensor_file`, `atomic_file`). Apart from tuning because inference
+//! needs the same tables, and knows nothing of how they came to be.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -1,12 +1,10 @@
-//! Words of the command line and of saved files: tasks, modes, schedules.
+//! Words of the command line and of saved files: tasks and modes, and how such words are read.
 
 use std::fmt;
 use std::str::FromStr;
 
 use petals_protocol::Injection;
 use serde::{Deserialize, Serialize};
-
-use crate::tuning::schedule::Schedule;
 
 /// A word that names nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,15 +84,8 @@ impl FromStr for TuningMode {
     }
 }
 
-impl FromStr for Schedule {
-    type Err = UnknownName;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        parse_name("schedule", text, &Self::ALL)
-    }
-}
-
-fn parse_name<T: Copy + fmt::Display>(what: &'static str, text: &str, all: &[T]) -> Result<T, UnknownName> {
+/// The one of `all` that is printed as `text`; `what` says in the error what they are.
+pub(crate) fn parse_name<T: Copy + fmt::Display>(what: &'static str, text: &str, all: &[T]) -> Result<T, UnknownName> {
     all.iter().copied().find(|name| name.to_string() == text).ok_or_else(|| {
         let known: Vec<String> = all.iter().map(T::to_string).collect();
         UnknownName { what, got: text.to_owned(), known: known.join(", ") }
@@ -129,7 +120,6 @@ mod tests {
     fn names_are_parsed_as_they_are_printed() {
         assert!(Task::ALL.iter().all(|task| task.to_string().parse() == Ok(*task)));
         assert!(TuningMode::ALL.iter().all(|mode| mode.to_string().parse() == Ok(*mode)));
-        assert!(Schedule::ALL.iter().all(|schedule| schedule.to_string().parse() == Ok(*schedule)));
         assert_eq!(serde_json::to_string(&Task::SeqCls).unwrap(), "\"seq-cls\"");
         assert_eq!(serde_json::to_string(&TuningMode::DeepPtune).unwrap(), "\"deep_ptune\"");
     }

@@ -2,8 +2,11 @@
 
 use std::f64::consts::PI;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::adapter::names::{UnknownName, parse_name};
 
 /// How the learning rate moves after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -42,6 +45,14 @@ impl fmt::Display for Schedule {
             Self::Linear => "linear",
             Self::Cosine => "cosine",
         })
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse_name("schedule", text, &Self::ALL)
     }
 }
 
@@ -85,6 +96,11 @@ mod tests {
         let cosine = [0.0, 0.5, 1.0, 0.933_012_701_9, 0.75, 0.5, 0.25, 0.066_987_298_1, 0.0, 0.066_987_298_1];
         assert_close(&factors(Schedule::Cosine, 2, 8), &cosine);
         assert_close(&factors(Schedule::Linear, 0, 4), &[1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn schedules_are_parsed_as_they_are_printed() {
+        assert!(Schedule::ALL.iter().all(|schedule| schedule.to_string().parse() == Ok(*schedule)));
     }
 
     #[test]
