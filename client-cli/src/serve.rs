@@ -3,7 +3,8 @@
 //! | file | subject |
 //! |---|---|
 //! | `http` | connections |
-//! | `app`, `guard` | which path does what, and for whom |
+//! | `router`, `guard` | which path does what, and for whom |
+//! | `app` | what the endpoints share |
 //! | `parameters`, `completions`, `chats` | requests |
 //! | `reply`, `error` | answers |
 //! | `engine`, `gate`, `pool` | texts that grow, how many at a time, and what is kept of them |
@@ -23,14 +24,16 @@ mod page;
 mod parameters;
 mod pool;
 mod reply;
+mod router;
 
-pub(crate) use app::{App, router};
+pub(crate) use app::App;
 pub(crate) use engine::Engine;
 pub(crate) use gate::Gate;
 pub(crate) use guard::Guard;
 pub(crate) use http::serve;
 pub(crate) use models::Models;
 pub(crate) use pool::Pool;
+pub(crate) use router::router;
 
 #[cfg(test)]
 mod tests;

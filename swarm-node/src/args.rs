@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use petals_protocol::Span;
 
-use crate::stash::StashPolicy;
+use crate::executor::StashPolicy;
 
 mod bench;
 

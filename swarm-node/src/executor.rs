@@ -3,28 +3,48 @@
 //! Blocks are owned by an operating-system thread of their own: a pass takes milliseconds to seconds and must never hold
 //! a worker of the network runtime. Work arrives through a bounded queue that shares it among peers; a full queue is a
 //! [`Refusal::Busy`] with a hint, not a longer wait.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `executor.rs` | the thread, and the handle that submits to it |
+//! | `pass` | what is submitted, and what comes of it |
+//! | `queue`, `crowd`, `batch` | what runs next, and what runs together |
+//! | `compute`, `steps` | a pass of training, a step of sessions |
+//! | `stash`, `sessions`, `prefixes` | what they leave behind for the next one |
+//!
+//! Apart from streams because nothing here is asynchronous or knows of frames: what arrives was checked and has its memory.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use petals_model::{BlockStack, InputGrads, OutputGrads, Stash};
-use petals_protocol::{BlockPasses, PassLayout, Refusal, SessionId, SessionOpen, Span, StashId, StashLevel};
+use petals_model::{BlockStack, Stash};
+use petals_protocol::{Refusal, SessionId, Span, StashId};
 use petals_swarm::PeerId;
 use tokio::sync::oneshot;
 
-use crate::compute::Compute;
-use crate::prefixes::Prefixes;
-use crate::prompts::Prompts;
-use crate::queue::FairQueue;
-use crate::sessions::SessionStore;
-use crate::speed::Speed;
-use crate::stash::{StashPolicy, StashStore};
+use crate::lock::lock;
+use crate::machine::speed::Speed;
 
 mod batch;
+mod compute;
 mod crowd;
+mod pass;
+mod prefixes;
+mod queue;
+mod sessions;
+mod stash;
+mod steps;
+
+use compute::Compute;
+pub(crate) use pass::{Done, Inputs, Output, Pass, Prompts, Work};
+use prefixes::Prefixes;
+use queue::FairQueue;
+use sessions::SessionStore;
+pub use stash::StashPolicy;
+use stash::StashStore;
 
 /// Part of the memory for sessions that keeps prefixes which several of them begin with.
 const PREFIX_PART: u64 = 8;
@@ -65,48 +85,6 @@ impl Default for ExecutorConfig {
             session_lifetime: Duration::from_secs(600),
         }
     }
-}
-
-/// Inputs of a forward in host memory; shapes follow from the layout.
-#[derive(Debug)]
-pub(crate) struct Inputs {
-    pub(crate) text: Vec<f32>,
-    pub(crate) prefix: Option<Vec<f32>>,
-    pub(crate) prompts: Option<Prompts>,
-}
-
-/// What a pass does.
-#[derive(Debug)]
-pub(crate) enum Work {
-    Forward { inputs: Inputs, stash: Option<StashId> },
-    Backward { inputs: Option<Inputs>, stash: Option<StashId>, grads: OutputGrads, text_grad: bool },
-    Step { inputs: Inputs, session: SessionId, starts: Vec<u32>, order: Option<Vec<u32>>, open: Option<SessionOpen> },
-}
-
-/// A pass with everything that decides where and when it runs.
-#[derive(Debug)]
-pub(crate) struct Pass {
-    pub(crate) peer: PeerId,
-    pub(crate) stream: u64,
-    pub(crate) layout: PassLayout,
-    pub(crate) work: Work,
-    pub(crate) arrived: Instant,
-    pub(crate) deadline: Instant,
-}
-
-/// What came out of a pass, and how long it took.
-#[derive(Debug)]
-pub(crate) struct Done {
-    pub(crate) output: Output,
-    pub(crate) passes: BlockPasses,
-    pub(crate) queued: Duration,
-    pub(crate) computed: Duration,
-}
-
-#[derive(Debug)]
-pub(crate) enum Output {
-    Forward { text: Vec<f32>, prefix: Option<Vec<f32>>, stash: StashLevel },
-    Backward(InputGrads),
 }
 
 type Reply = oneshot::Sender<Result<Done, Refusal>>;
@@ -287,11 +265,6 @@ impl ExecutorHandle {
         lock(&self.0.stashes).forget_stream(stream);
         lock(&self.0.sessions).forget_stream(stream);
     }
-}
-
-/// A panic elsewhere leaves these structures consistent (they are changed in single steps), so poison is ignored.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Worker {

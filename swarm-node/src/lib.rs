@@ -3,54 +3,28 @@
 //! The binary `petals-node` is a thin shell around [`run`]; tests start the same nodes in their own process with
 //! [`Server::start`].
 
-mod answer;
 mod args;
-mod bench;
-mod bootstrap;
-mod budget;
-mod compute;
-mod doctor;
+mod commands;
 mod error;
-mod events;
 mod executor;
-mod figures;
 #[cfg(test)]
 mod fixture;
-mod hosted;
-mod idle_reader;
-mod keygen;
-mod measure;
-mod memory;
-mod mover;
-mod network;
+mod lock;
+mod machine;
 pub mod placement;
-mod prefixes;
-mod prompts;
-mod queue;
-mod relay;
-mod request;
-mod serve;
 mod server;
-mod sessions;
-mod signals;
-mod speed;
-mod stash;
-mod steps;
-mod stream;
+mod streams;
 
 pub use args::{
     BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, DoctorArgs, KeygenArgs,
     NetworkArgs, ServeArgs,
 };
-pub use bench::{BenchFigures, BenchSetup};
-pub use doctor::{Check, CheckStatus};
+pub use commands::events::{BenchFigures, BenchSetup, Check, CheckStatus, NodeEvent};
 pub use error::NodeError;
-pub use events::NodeEvent;
-pub use executor::ExecutorConfig;
-pub use measure::MeasureConfig;
-pub use mover::RebalanceConfig;
+pub use executor::{ExecutorConfig, StashPolicy};
+pub use machine::measure::MeasureConfig;
+pub use placement::mover::RebalanceConfig;
 pub use server::{Server, ServerConfig};
-pub use stash::StashPolicy;
 
 /// Carries out a command line.
 ///
@@ -58,11 +32,11 @@ pub use stash::StashPolicy;
 /// [`NodeError`], with the process's exit status in [`NodeError::exit_code`].
 pub async fn run(cli: Cli) -> Result<(), NodeError> {
     match cli.command {
-        Command::Serve(args) => serve::run(*args).await,
-        Command::Bootstrap(args) => bootstrap::run(args).await,
-        Command::Doctor(args) => doctor::run(*args).await,
-        Command::Keygen(args) => keygen::run(&args),
-        Command::Bench(args) => bench::run(*args).await,
+        Command::Serve(args) => commands::serve::run(*args).await,
+        Command::Bootstrap(args) => commands::bootstrap::run(args).await,
+        Command::Doctor(args) => commands::doctor::run(*args).await,
+        Command::Keygen(args) => commands::keygen::run(&args),
+        Command::Bench(args) => commands::bench::run(*args).await,
     }
 }
 

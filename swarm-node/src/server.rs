@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::executor::{Executor, ExecutorConfig};
-use crate::figures::{Figures, put_speed};
-use crate::hosted::Hosted;
-use crate::measure::{self, MeasureConfig, Rates};
-use crate::mover::{Mover, RebalanceConfig};
-use crate::relay::RelayLinks;
-use crate::speed::Speed;
-use crate::stream::StreamService;
+use crate::machine::measure::{self, MeasureConfig, Rates};
+use crate::machine::speed::Speed;
+use crate::placement::figures::{Figures, put_speed};
+use crate::placement::hosted::Hosted;
+use crate::placement::mover::{Mover, RebalanceConfig};
+use crate::streams::RelayLinks;
+use crate::streams::StreamService;
 
 /// How often stashes are looked through for expired ones, so that an idle node frees memory too.
 const EXPIRY_TICK: Duration = Duration::from_secs(10);

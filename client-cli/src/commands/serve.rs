@@ -59,13 +59,14 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
             "anybody who reaches {address} may use this server: --api-key-file or {KEY_VARIABLE} sets a key"
         );
     }
+    let guard = Guard::new(key.as_deref(), args.cors, args.limits.request_bytes, address.ip().is_loopback());
     let app = App {
         engine: engine.clone(),
         models,
         template,
         max_new_tokens: args.limits.max_new_tokens,
         default_new_tokens: args.limits.default_new_tokens,
-        guard: Guard::new(key.as_deref(), args.cors, args.limits.request_bytes, address.ip().is_loopback()),
+        guard: Arc::new(guard),
     };
     let stopped = async {
         tokio::select! {

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use petals_client::{Label, LabelError, LabelMap, Task};
 
-use super::lines::MAX_LINE_LEN;
 use crate::text::TextError;
 
+/// Longest line in bytes. A longer one is not a line of examples but a file without line ends.
+pub(super) const MAX_LINE_LEN: usize = 16 << 20;
 /// Most labels listed in a message.
 const LABELS_SHOWN: usize = 10;
 

@@ -4,10 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use super::error::{DataError, LineProblem};
-
-/// Longest line in bytes. A longer one is not a line of examples but a file without line ends.
-pub(super) const MAX_LINE_LEN: usize = 16 << 20;
+use super::error::{DataError, LineProblem, MAX_LINE_LEN};
 
 /// Calls `each` with the number (from 1) and text of every line that is not blank. A byte order mark is no text.
 pub(super) fn for_each(

@@ -128,7 +128,7 @@ fn files_that_are_no_data_are_refused() {
     let not_utf8 = fixture.refused("d.jsonl", b"{\"text\": \"a b\"}\n{\"text\": \"\xff\"}\n", &causal);
     assert_eq!(not_utf8, "d.jsonl:2: the line is not UTF-8 at byte 10");
     assert_eq!(fixture.refused("t.txt", b"a\nb \xff", &causal), "t.txt:2: the line is not UTF-8 at byte 2");
-    let long = fixture.refused("d.jsonl", vec![b'x'; lines::MAX_LINE_LEN + 5], &causal);
+    let long = fixture.refused("d.jsonl", vec![b'x'; error::MAX_LINE_LEN + 5], &causal);
     assert_eq!(long, "d.jsonl:1: the line is longer than 16777216 bytes");
     assert!(fixture.refused("d.jsonl", "\n \n", &causal).starts_with("d.jsonl has no usable examples"));
     assert!(fixture.refused("t.txt", "\n \n", &causal).starts_with("t.txt has no usable examples"));

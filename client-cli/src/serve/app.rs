@@ -1,18 +1,11 @@
-//! Which path does what.
+//! What the endpoints share.
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::middleware;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-
+use super::engine::Engine;
 use super::error::ApiError;
-use super::{Engine, Guard, Models, chats, completions, guard, page};
+use super::guard::Guard;
+use super::models::Models;
 use crate::chat::ChatTemplate;
 
 /// What the endpoints share.
@@ -29,86 +22,7 @@ pub(crate) struct App {
     /// Tokens of a chat that asks for no number.
     pub(crate) default_new_tokens: usize,
     /// Who may do what.
-    pub(crate) guard: Guard,
-}
-
-/// The whole server.
-pub(crate) fn router(app: Arc<App>) -> Router {
-    let api = Router::new()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*name}", get(model))
-        .route("/v1/completions", post(complete))
-        .route("/v1/chat/completions", post(chat))
-        .route("/metrics", get(metrics))
-        .layer(middleware::from_fn_with_state(app.clone(), guard::key));
-    api.route("/", get(page::page))
-        .route("/health", get(health))
-        .method_not_allowed_fallback(|| async { ApiError::unknown_path(StatusCode::METHOD_NOT_ALLOWED) })
-        .fallback(|| async { ApiError::unknown_path(StatusCode::NOT_FOUND) })
-        .layer(middleware::from_fn_with_state(app.clone(), guard::origin))
-        .with_state(app)
-}
-
-async fn models(State(app): State<Arc<App>>) -> Response {
-    json(app.models.list().to_string())
-}
-
-async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
-    let model = app.models.find(&name)?;
-    Ok(json(app.models.describe(&model).to_string()))
-}
-
-async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let mut count = Count::new(&app, "completions");
-    let answer = async { completions::complete(&app, guard::body(&app, request).await?, &mut count.model).await };
-    let answer = answer.await;
-    count.answered(&answer);
-    answer
-}
-
-async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let mut count = Count::new(&app, "chat");
-    let answer = async { chats::complete(&app, guard::body(&app, request).await?, &mut count.model).await };
-    let answer = answer.await;
-    count.answered(&answer);
-    answer
-}
-
-async fn metrics(State(app): State<Arc<App>>) -> Response {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.engine.render_metrics()).into_response()
-}
-
-async fn health() -> Response {
-    json(r#"{"status":"ok"}"#.to_owned())
-}
-
-fn json(body: String) -> Response {
-    ([(CONTENT_TYPE, "application/json")], Bytes::from(body)).into_response()
-}
-
-/// Counts a request when it is answered; or when it is dropped without, since the client left.
-struct Count<'a> {
-    app: &'a App,
-    endpoint: &'static str,
-    /// The model, once it is known to be served: strangers' names would fill the memory.
-    model: String,
-    status: u16,
-}
-
-impl<'a> Count<'a> {
-    fn new(app: &'a App, endpoint: &'static str) -> Self {
-        Self { app, endpoint, model: String::new(), status: 499 }
-    }
-
-    fn answered(&mut self, answer: &Result<Response, ApiError>) {
-        self.status = answer.as_ref().map_or_else(ApiError::status, Response::status).as_u16();
-    }
-}
-
-impl Drop for Count<'_> {
-    fn drop(&mut self) {
-        self.app.engine.metrics().request(&self.model, self.endpoint, self.status);
-    }
+    pub(crate) guard: Arc<Guard>,
 }
 
 /// Does what takes a while on a thread of its own.

@@ -14,7 +14,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 
-use super::App;
 use super::error::ApiError;
 
 /// Longest time that a request's body may take to arrive.
@@ -73,22 +72,22 @@ impl Guard {
 }
 
 /// Lets only those through who have the key.
-pub(super) async fn key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if app.guard.admits(request.headers()) { next.run(request).await } else { ApiError::unauthorized().into_response() }
+pub(super) async fn key(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    if guard.admits(request.headers()) { next.run(request).await } else { ApiError::unauthorized().into_response() }
 }
 
 /// Answers browsers that ask what pages of other origins may do, and marks answers for them.
-pub(super) async fn origin(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if !app.guard.meant(request.headers()) {
+pub(super) async fn origin(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+    if !guard.meant(request.headers()) {
         return ApiError::forbidden("this server is for its own machine: use http://127.0.0.1 or http://localhost")
             .into_response();
     }
-    let allowed = app.guard.allowed(request.headers());
+    let allowed = guard.allowed(request.headers());
     let mut response =
         if request.method() == Method::OPTIONS { preflight(allowed.is_some()) } else { next.run(request).await };
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if !app.guard.origins.is_empty() {
+    if !guard.origins.is_empty() {
         headers.append(VARY, HeaderValue::from_static("Origin"));
     }
     if let Some(origin) = allowed {
@@ -121,8 +120,8 @@ fn preflight(allowed: bool) -> Response {
 ///
 /// # Errors
 /// 408, 413 and 415.
-pub(super) async fn body(app: &App, request: Request) -> Result<Bytes, ApiError> {
-    let limit = app.guard.request_bytes;
+pub(super) async fn body(guard: &Guard, request: Request) -> Result<Bytes, ApiError> {
+    let limit = guard.request_bytes;
     let (head, body) = request.into_parts();
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
     let json = header(CONTENT_TYPE).and_then(|kind| kind.split(';').next());

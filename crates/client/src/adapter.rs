@@ -6,22 +6,30 @@
 //! | `adapter_config.json` | for `ptune` the configuration of a PEFT `PROMPT_TUNING` adapter, loadable as it stands |
 //! | `petals_adapter.json` | the manifest again, for people and scripts; read only if the metadata lacks it |
 //! | `README.md` | a short card |
+//!
+//! Around it is everything that is trained and saved: the `tables` themselves, the `labels` of a classifier, the `names` of tasks and
+//! modes, and files that are written whole or not at all (`tensor_file`, `atomic_file`). Apart from tuning because inference
+//! needs the same tables, and knows nothing of how they came to be.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use petals_protocol::{Injection, ModelId};
 
-use crate::atomic_file::{WriteError, write_atomically};
-use crate::labels::LabelMap;
-use crate::names::TuningMode;
-use crate::tables::{Parts, PromptTables, Table, TableShape};
-use crate::tensor_file::{NamedTensor, TensorFile, TensorFileError, write_tensors};
-
+pub(crate) mod atomic_file;
+pub(crate) mod labels;
 mod manifest;
+pub(crate) mod names;
 mod peft;
+pub(crate) mod tables;
+pub(crate) mod tensor_file;
 
+use atomic_file::{WriteError, write_atomically};
+use labels::LabelMap;
 pub use manifest::{AdapterManifest, TextRules};
+use names::TuningMode;
+use tables::{Parts, PromptTables, Table, TableShape};
+use tensor_file::{NamedTensor, TensorFile, TensorFileError, write_tensors};
 
 /// Name of the file with the tables.
 const TENSORS_FILE: &str = "adapter_model.safetensors";
@@ -107,7 +115,7 @@ pub enum AdapterError {
     PeftType(String),
     /// The score head has no sensible number of classes.
     #[error("the score head does not fit its labels")]
-    Labels(#[from] crate::labels::LabelError),
+    Labels(#[from] labels::LabelError),
 }
 
 impl Adapter {

@@ -10,17 +10,17 @@ use petals_model::{ClientModel, HeadError};
 use petals_protocol::Injection;
 use petals_swarm::PeerId;
 
-use crate::batch::{Example, MicroBatch, Target, micro_batches};
+use crate::adapter::names::Task;
+use crate::adapter::tables::{InitError, InitRule, PromptTables, TableInit, TableShape};
 use crate::connect::ModelFiles;
-use crate::hop::{ServerWork, TrafficCount};
-use crate::logits::{LogitsError, RemoteModel};
-use crate::names::Task;
-use crate::optimizer::AdamW;
-use crate::sampler::Sampler;
+use crate::inference::logits::{LogitsError, RemoteModel};
+use crate::inference::sampler::Sampler;
+use crate::inference::text_session::TextSession;
 use crate::sequence::{HopTiming, PassInput, Purpose, RelayMode, RemoteSequence, SequenceError};
-use crate::tables::{InitError, InitRule, PromptTables, TableInit, TableShape};
-use crate::text_session::TextSession;
-use crate::tuner::{PromptTuner, TuneError, TunerConfig};
+use crate::servers::hop::{ServerWork, TrafficCount};
+use crate::tuning::batch::{Example, MicroBatch, Target, micro_batches};
+use crate::tuning::optimizer::AdamW;
+use crate::tuning::tuner::{PromptTuner, TuneError, TunerConfig};
 
 /// Tokens that a user generates, and of the text before.
 const DECODED: usize = 32;

@@ -5,67 +5,49 @@
 //! result.
 
 mod adapter;
-mod atomic_file;
-mod batch;
 mod benchmark;
 mod connect;
-mod exchange;
-mod generation;
-mod head;
-mod hop;
-mod labels;
-mod logits;
-mod names;
-mod optimizer;
-mod pacer;
-mod peers;
+mod inference;
+mod lock;
 mod planner;
-mod retry;
-mod sampler;
-mod schedule;
 mod sequence;
-mod session;
-mod tables;
-mod tensor_file;
-mod text_session;
-mod training_state;
-mod tuner;
-mod view;
+mod servers;
+mod tuning;
 
+pub use adapter::atomic_file::WriteError;
+pub use adapter::labels::{Label, LabelError, LabelMap};
+pub use adapter::names::{Task, TuningMode, UnknownName};
+pub use adapter::tables::{
+    DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit,
+    TableShape,
+};
+pub use adapter::tensor_file::TensorFileError;
 pub use adapter::{AdaptedModel, Adapter, AdapterError, AdapterManifest, TextRules};
-pub use atomic_file::WriteError;
-pub use batch::{Example, Target};
 pub use benchmark::{Benchmark, BenchmarkError, Repetition, Workload};
 pub use connect::{ClientNetwork, JoinError, ModelFiles, ModelFilesError};
-pub use generation::{
+pub use inference::generation::{
     BeamConfig, DraftModel, EarlyStopping, Finish, Generation, GenerationConfig, GenerationError, Generator, HopUse,
     Speculation, beam_search,
 };
-pub use hop::{HopError, ServerWork, TrafficCount};
-pub use labels::{Label, LabelError, LabelMap};
-pub use logits::{LogitsError, RemoteModel};
-pub use names::{Task, TuningMode, UnknownName};
-pub use optimizer::AdamW;
-pub use pacer::Pace;
-pub use peers::{CostEstimate, Figure, Source};
+pub use inference::logits::{LogitsError, RemoteModel};
+pub use inference::sampler::{Sampler, Sampling, SamplingError};
+pub use inference::session::InferenceSession;
+pub use inference::text_session::TextSession;
 pub use petals_model::{CheckpointError, Dtype};
 pub use petals_protocol::{Injection, ServerState, Span, WireDtype};
 pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
 pub use planner::{
     Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Route, RouteRules, WeightedRoute,
 };
-pub use sampler::{Sampler, Sampling, SamplingError};
-pub use schedule::{LearningRate, Schedule};
 pub use sequence::{
     ExplainedRoute, ExplainedServer, Explanation, HopTiming, PassGradients, PassInput, RelayMode, RemoteSequence,
     SequenceConfig, SequenceError, SwarmEvent, Trace, Verdict, Verification,
 };
-pub use session::InferenceSession;
-pub use tables::{
-    DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit,
-    TableShape,
-};
-pub use tensor_file::TensorFileError;
-pub use text_session::TextSession;
-pub use training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};
-pub use tuner::{PromptTuner, Score, StepReport, TuneError, TunerConfig, evaluate};
+pub use servers::hop::{HopError, ServerWork, TrafficCount};
+pub use servers::peers::{CostEstimate, Figure, Source};
+pub use tuning::Pace;
+pub use tuning::batch::{Example, Target};
+pub use tuning::optimizer::AdamW;
+pub use tuning::schedule::{LearningRate, Schedule};
+pub use tuning::training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};
+pub use tuning::tuner::{PromptTuner, Score, StepReport, TuneError, TunerConfig, evaluate};

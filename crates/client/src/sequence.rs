@@ -13,12 +13,12 @@ use petals_protocol::{Injection, ModelId, PassLayout, SessionId, Span, WireDtype
 use petals_swarm::{PeerId, SwarmHandle};
 use tokio::sync::mpsc;
 
-use crate::exchange::{Ends, HopInput};
-use crate::hop::{HopConnection, HopError, ServerWork, TrafficCount};
-use crate::peers::{Measurement, PassSize};
+use crate::adapter::tables::PromptTables;
 use crate::planner::{Exclusion, Hop, Planner, Route, RouteRules};
-use crate::tables::PromptTables;
-use crate::view::SwarmView;
+use crate::servers::exchange::{Ends, Flow, HopInput};
+use crate::servers::hop::{HopConnection, HopError, ServerWork, TrafficCount};
+use crate::servers::peers::{Measurement, PassSize};
+use crate::servers::view::SwarmView;
 
 mod backward;
 pub(crate) mod chain;
@@ -41,7 +41,6 @@ pub use relays::RelayMode;
 use relays::Relays;
 pub(crate) use routes::Purpose;
 use routes::Routes;
-pub(crate) use trace::Flow;
 pub use trace::{HopTiming, Trace};
 pub use verify::Verification;
 use verify::Verifier;

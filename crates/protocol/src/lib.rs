@@ -8,6 +8,7 @@ mod frame;
 mod ids;
 mod layout;
 mod message;
+mod pass;
 mod refusal;
 mod relay;
 mod server_info;
@@ -20,9 +21,9 @@ pub use frame::{
 };
 pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, PromptsId, SessionId, Span, StashId};
 pub use layout::{Injection, LayoutError, PassLayout};
-pub use message::{
-    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, Limits, PROTOCOL_NAME,
-    PromptSource, Request, Response, StashLevel, Welcome,
+pub use message::{Limits, PROTOCOL_NAME, Request, Response, Welcome};
+pub use pass::{
+    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, PromptSource, StashLevel,
 };
 pub use refusal::{Refusal, Remedy};
 pub use relay::{NextServer, RelayToken, RowSource, RowTarget};

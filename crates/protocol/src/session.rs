@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::SessionId;
 use crate::layout::PassLayout;
-use crate::message::ForwardRequest;
+use crate::pass::ForwardRequest;
 
 /// See [`crate::Request::Step`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -58,8 +58,19 @@ pub enum LookupError {
     Closed,
 }
 
+impl SwarmHandle {
+    /// Finds the servers of any of `blocks`. An empty list is an answer: nobody serves them. What cannot be found within
+    /// the configured time is missing from the result.
+    ///
+    /// # Errors
+    /// [`LookupError`] if nothing was found and the reason is not that there is nothing.
+    pub async fn lookup(&self, model: &ModelId, blocks: Span) -> Result<Vec<DirectoryEntry>, LookupError> {
+        lookup(self, model, blocks, self.lookup_timeout()).await
+    }
+}
+
 /// Finds the servers of any of `blocks`: first who they are, block by block, then what each of them says.
-pub(crate) async fn lookup(
+async fn lookup(
     swarm: &SwarmHandle,
     model: &ModelId,
     blocks: Span,

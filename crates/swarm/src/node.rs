@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
-use libp2p::swarm::{self, DialError, Swarm, SwarmEvent};
+use libp2p::swarm::{self, Swarm, SwarmEvent};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -157,27 +157,4 @@ fn check_port_is_free(address: &Multiaddr) -> io::Result<()> {
         Some(socket) if socket.port() != 0 => std::net::TcpListener::bind(socket).map(drop),
         _ => Ok(()),
     }
-}
-
-/// What went wrong, address by address, without the layers in between.
-pub(crate) fn describe_dial_error(error: &DialError) -> String {
-    match error {
-        DialError::Transport(failures) => {
-            let each = failures.iter().map(|(address, error)| format!("{address}: {}", innermost(error)));
-            each.collect::<Vec<_>>().join("; ")
-        }
-        DialError::WrongPeerId { obtained, address } => format!("{address}: another peer answers there, {obtained}"),
-        DialError::LocalPeerId { address } => format!("{address}: that is this node itself"),
-        DialError::NoAddresses => "no address of it is known".to_owned(),
-        DialError::Denied { cause } => innermost(cause).to_string(),
-        DialError::Aborted | DialError::DialPeerConditionFalse(_) => "the attempt was given up".to_owned(),
-    }
-}
-
-pub(crate) fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error
 }

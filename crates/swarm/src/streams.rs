@@ -5,6 +5,7 @@
 
 mod admission;
 mod behaviour;
+mod dial_error;
 mod handler;
 
 use std::io;
@@ -23,6 +24,7 @@ pub(crate) use admission::Admission;
 use admission::Permit;
 pub use admission::Traffic;
 pub(crate) use behaviour::Behaviour;
+pub(crate) use dial_error::describe_dial_error;
 
 /// Inbound streams waiting for [`Incoming::next`]. Whoever takes them only spawns, so a few suffice; a burst of clients
 /// that reconnect at once should fit.

@@ -7,8 +7,10 @@ use std::time::Instant;
 use petals_model::BlockStack;
 use petals_protocol::{BlockPasses, Refusal, StashLevel};
 
-use super::{Done, Output, Pass, Reply, Work, Worker, lock};
-use crate::steps::{self, Step, Stepped};
+use super::pass::{Done, Output, Pass, Work};
+use super::steps::{self, Step, Stepped};
+use super::{Reply, Worker};
+use crate::lock::lock;
 
 /// Rows of a batch. More would keep those that come meanwhile waiting for longer than they gain.
 const MAX_ROWS: usize = 1024;

@@ -7,11 +7,11 @@ use std::path::Path;
 use petals_protocol::{Injection, ModelId};
 use serde::{Deserialize, Serialize};
 
+use super::labels::LabelMap;
+use super::names::{Task, TuningMode, injection_name};
+use super::tables::TableShape;
+use super::tensor_file::TensorFileError;
 use super::{AdaptedModel, AdapterError, MANIFEST_FILE};
-use crate::labels::LabelMap;
-use crate::names::{Task, TuningMode, injection_name};
-use crate::tables::TableShape;
-use crate::tensor_file::TensorFileError;
 
 /// How text became tokens in training; evaluation does the same unless told otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::names::{Task, TuningMode};
+use super::tensor_file::TensorFileError;
 use super::{AdaptedModel, AdapterError, AdapterManifest};
-use crate::names::{Task, TuningMode};
-use crate::tensor_file::TensorFileError;
 
 /// Name of PEFT's configuration file.
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";

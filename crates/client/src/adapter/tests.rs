@@ -4,9 +4,9 @@ use petals_protocol::Fingerprint;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
+use super::names::Task;
+use super::tables::{InitRule, TableInit};
 use super::*;
-use crate::names::Task;
-use crate::tables::{InitRule, TableInit};
 
 fn model() -> AdaptedModel {
     AdaptedModel {

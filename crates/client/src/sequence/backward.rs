@@ -6,13 +6,13 @@ use petals_protocol::{Refusal, Span, StashId};
 
 use super::hedge::BACKWARD;
 use super::recover::BUSY_ATTEMPTS;
-use super::trace::{Flow, HopRecord, HopTiming};
+use super::trace::{HopRecord, HopTiming};
 use super::verify::{Question, SpanResult};
 use super::{PassGradients, PassInput, RelayMode, RemoteSequence, SequenceError, Trace, Way};
-use crate::exchange::{BackwardInput, Backwarded, Ends};
-use crate::hop::{HopConnection, HopError};
 use crate::planner::Hop;
-use crate::retry::Retry;
+use crate::servers::exchange::{BackwardInput, Backwarded, Ends, Flow};
+use crate::servers::hop::{HopConnection, HopError};
+use crate::servers::retry::Retry;
 
 impl RemoteSequence {
     /// Carries the gradient of the rows read, `[rows, hidden]`, back to the prompts.

@@ -18,12 +18,13 @@ use futures::future::try_join_all;
 use super::backward::HopGradients;
 use super::error::chain as causes;
 use super::hedge::BACKWARD;
-use super::trace::{Flow, HopRecord, Stashed};
+use super::trace::{HopRecord, Stashed};
 use super::{PassInput, RemoteSequence, SwarmEvent};
-use crate::exchange::{BackwardInput, Ends, Forwarded};
-use crate::hop::{HopError, lock};
-use crate::peers::PassSize;
+use crate::lock::lock;
 use crate::planner::Hop;
+use crate::servers::exchange::{BackwardInput, Ends, Flow, Forwarded};
+use crate::servers::hop::HopError;
+use crate::servers::peers::PassSize;
 
 /// How far a chain has come: which hops have answered, and when the last one did.
 struct Progress(Mutex<(Vec<bool>, Instant)>);

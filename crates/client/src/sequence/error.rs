@@ -5,8 +5,8 @@ use std::time::Duration;
 use petals_protocol::{Refusal, Span};
 use petals_swarm::{LookupError, PeerId};
 
-use crate::hop::HopError;
 use crate::planner::MissingBlocks;
+use crate::servers::hop::HopError;
 
 /// Characters of a failure's description.
 const LONGEST_REASON: usize = 300;

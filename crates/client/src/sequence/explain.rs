@@ -7,8 +7,8 @@ use petals_swarm::PeerId;
 
 use super::routes::{self, Purpose};
 use super::{RelayMode, RemoteSequence, SequenceError};
-use crate::peers::CostEstimate;
 use crate::planner::{Candidate, Exclusion, Hop, HopCost, MissingBlocks, Planner, RouteRules, WeightedRoute};
+use crate::servers::peers::CostEstimate;
 
 /// Servers whose best route is computed for comparison; each costs a plan.
 const COMPARED: usize = 256;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use petals_protocol::{Span, StashId};
 
-use super::trace::{Flow, HopRecord, HopTiming, Stashed};
+use super::trace::{HopRecord, HopTiming, Stashed};
 use super::verify::{Question, SpanResult};
 use super::{PassInput, Purpose, RelayMode, RemoteSequence, SequenceError, Trace, Way};
-use crate::exchange::{Ends, Forwarded};
-use crate::hop::HopError;
 use crate::planner::Hop;
-use crate::retry::Retry;
+use crate::servers::exchange::{Ends, Flow, Forwarded};
+use crate::servers::hop::HopError;
+use crate::servers::retry::Retry;
 
 impl RemoteSequence {
     /// Runs a micro-batch through all blocks and returns the rows read, `[rows, hidden]`.

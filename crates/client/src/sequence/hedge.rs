@@ -12,9 +12,10 @@ use futures::future::{Either, select};
 use petals_swarm::PeerId;
 
 use super::{RelayMode, RemoteSequence, SwarmEvent};
-use crate::hop::{HopError, lock};
-use crate::peers::PassSize;
+use crate::lock::lock;
 use crate::planner::{Exclusion, Hop, Planner};
+use crate::servers::hop::HopError;
+use crate::servers::peers::PassSize;
 
 /// A hop is late when it takes this many times as long as expected.
 const LATE: f64 = 4.0;

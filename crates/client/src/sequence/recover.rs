@@ -7,10 +7,10 @@ use petals_swarm::PeerId;
 
 use super::error::chain;
 use super::{RelayMode, RemoteSequence, SequenceError, SwarmEvent, Way};
-use crate::hop::HopError;
-use crate::peers::PassSize;
 use crate::planner::{Exclusion, Hop, MissingBlocks, Planner};
-use crate::retry::Retry;
+use crate::servers::hop::HopError;
+use crate::servers::peers::PassSize;
+use crate::servers::retry::Retry;
 
 /// A busy server's hint is believed up to this.
 const LONGEST_BUSY_WAIT: Duration = Duration::from_secs(5);

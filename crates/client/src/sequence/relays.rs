@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use petals_swarm::PeerId;
 
 use super::trace::HopRecord;
-use crate::hop::lock;
+use crate::lock::lock;
 use crate::planner::Hop;
 
 /// Two servers that could not pass rows on are not asked to again before this has passed.

@@ -8,9 +8,9 @@ use petals_protocol::Span;
 use petals_swarm::PeerId;
 
 use super::{RelayMode, RemoteSequence};
-use crate::hop::lock;
-use crate::peers::PassSize;
+use crate::lock::lock;
 use crate::planner::{Candidate, Exclusion, Hop, MissingBlocks, Planner, Route, WeightedRoute};
+use crate::servers::peers::PassSize;
 
 /// Estimates change with every answer; routes are not planned anew for them more often than this.
 const MAX_AGE: Duration = Duration::from_secs(2);

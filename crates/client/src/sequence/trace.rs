@@ -6,9 +6,10 @@ use std::time::Duration;
 use petals_protocol::StashId;
 
 use super::PassInput;
-use crate::hop::HopConnection;
-use crate::peers::Measurement;
 use crate::planner::Hop;
+use crate::servers::exchange::Flow;
+use crate::servers::hop::HopConnection;
+use crate::servers::peers::Measurement;
 
 /// What a backward needs of its forward. Dropping it lets the servers drop their stashes.
 #[derive(Debug)]
@@ -87,11 +88,4 @@ impl Drop for Stashed {
             self.connection.forget(self.id);
         }
     }
-}
-
-/// Hidden states between two blocks, or their gradient.
-#[derive(Debug, Clone)]
-pub(crate) struct Flow {
-    pub(crate) text: Arc<Vec<f32>>,
-    pub(crate) prefix: Option<Vec<f32>>,
 }

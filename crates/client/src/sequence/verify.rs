@@ -14,10 +14,12 @@ use petals_swarm::PeerId;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
-use super::trace::{Flow, HopRecord};
+use super::trace::HopRecord;
 use super::{PassInput, RelayMode, RemoteSequence, SwarmEvent};
-use crate::hop::{HopError, lock};
+use crate::lock::lock;
 use crate::planner::{Exclusion, Hop, Planner};
+use crate::servers::exchange::Flow;
+use crate::servers::hop::HopError;
 
 /// Attempts at a second opinion; servers may fail meanwhile.
 const ATTEMPTS: usize = 3;

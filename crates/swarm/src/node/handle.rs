@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
-use petals_protocol::{ModelId, ServerInfo, Span};
+use petals_protocol::{ModelId, ServerInfo};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -12,7 +12,6 @@ use tokio_util::task::TaskTracker;
 use super::announcer::AnnounceError;
 use super::reach::Reachability;
 use super::view::{DirectoryTraffic, View};
-use crate::directory::{self, DirectoryEntry, LookupError};
 use crate::streams::{Admission, OpenError, OpenFailure, OpenRequest, PeerStream, Traffic};
 
 /// Attempts of one [`SwarmHandle::open_stream`]: a connection may close just when a stream is opened on it.
@@ -177,15 +176,6 @@ impl SwarmHandle {
         }
     }
 
-    /// Finds the servers of any of `blocks`. An empty list is an answer: nobody serves them. What cannot be found within
-    /// the configured time is missing from the result.
-    ///
-    /// # Errors
-    /// [`LookupError`] if nothing was found and the reason is not that there is nothing.
-    pub async fn lookup(&self, model: &ModelId, blocks: Span) -> Result<Vec<DirectoryEntry>, LookupError> {
-        directory::lookup(self, model, blocks, self.inner.lookup_timeout).await
-    }
-
     /// Opens a stream to `peer`, over a new connection to one of `addresses` (or one known from the hash table) if
     /// there is none. A peer that refuses the stream closes it: the first read then ends.
     ///
@@ -222,6 +212,11 @@ impl SwarmHandle {
             Err(_) if self.inner.commands.is_closed() => Err(OpenError::Closed),
             Err(_) => Err(OpenError::ConnectionLost(peer)),
         }
+    }
+
+    /// How long a lookup may take.
+    pub(crate) fn lookup_timeout(&self) -> Duration {
+        self.inner.lookup_timeout
     }
 
     /// Asks the hash table. `false` if the node is shutting down.

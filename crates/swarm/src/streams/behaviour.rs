@@ -19,10 +19,10 @@ use petals_protocol::PROTOCOL_NAME;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::dial_error::describe_dial_error;
 use super::handler::Handler;
 use super::{Admission, IncomingStream, Link, OpenFailure, OpenRequest};
 use crate::addresses::{is_circuit, is_tcp};
-use crate::node::describe_dial_error;
 use dialling::Dialling;
 
 /// References to a link that are held by no stream: the behaviour's and the handler's.

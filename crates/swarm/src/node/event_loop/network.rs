@@ -12,8 +12,8 @@ use super::{EventLoop, Remote};
 use crate::addresses::{believable, external_addresses, is_circuit, is_loopback, is_tcp, short, without_peer};
 use crate::behaviour::{BehaviourEvent, KAD_PROTOCOL};
 use crate::config::SwarmMode;
-use crate::node::describe_dial_error;
 use crate::node::reach::Reachability;
+use crate::streams::describe_dial_error;
 
 /// Nodes of the local network that are dialled because multicast found them. Others' swarms may be there too.
 const MAX_NEIGHBOURS: usize = 64;

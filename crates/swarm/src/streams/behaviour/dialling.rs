@@ -13,8 +13,8 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::time::Instant;
 
 use crate::addresses::{is_circuit, is_tcp};
-use crate::node::innermost;
 use crate::streams::OpenRequest;
+use crate::streams::dial_error::innermost;
 
 /// How much earlier direct addresses are tried than circuits. 500 ms: a few round trips of most links.
 const HEAD_START: Duration = Duration::from_millis(500);

@@ -1,0 +1,18 @@
+//! Who is there, and one hop.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `view` | who serves the model, and open streams to them |
+//! | `peers` | what this client has experienced with each |
+//! | `hop` | one stream: many requests, each answered once |
+//! | `exchange` | one span of a micro-batch over it: tensors out, checked tensors in |
+//! | `retry` | how long to wait before the next attempt, and when to stop |
+//!
+//! Apart from the sequence above because it knows one server at a time: which ones make a route, and what to do when one of
+//! them fails, is decided there.
+
+pub(crate) mod exchange;
+pub(crate) mod hop;
+pub(crate) mod peers;
+pub(crate) mod retry;
+pub(crate) mod view;

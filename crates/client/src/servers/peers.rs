@@ -1,0 +1,211 @@
+//! What this client has experienced with each server.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use petals_swarm::PeerId;
+
+use crate::lock::lock;
+
+mod estimate;
+
+pub(crate) use estimate::PassSize;
+pub use estimate::{CostEstimate, Figure, Source};
+
+/// First ban. Long enough to plan around a crashed server, short enough to come back to a restarted one.
+const FIRST_BAN: Duration = Duration::from_secs(4);
+/// Longest ban.
+const LONGEST_BAN: Duration = Duration::from_secs(600);
+/// How long a busy server counts as slower by what it hinted at, at least.
+const BUSY_MEMORY: Duration = Duration::from_secs(10);
+/// Answers that say how long one usually takes.
+const WAITS: usize = 16;
+/// Refusals in a row after which what a busy server counts as slower is not doubled any more.
+const BUSY_DOUBLINGS: i32 = 12;
+/// How long a server that kept a chain waiting is watched more closely.
+const SUSPICION: Duration = Duration::from_secs(10);
+/// Weight of a new measurement in the running means.
+const NEW_WEIGHT: f64 = 0.2;
+/// Passes of so few rows are sessions' steps: their time is that of reading the weights, not of computing.
+const STEP_ROWS: usize = 4;
+
+#[derive(Debug, Default, Clone)]
+struct PeerRecord {
+    failures: u32,
+    banned_until: Option<Instant>,
+    suspected_until: Option<Instant>,
+    /// Until when refusals for lack of room count, how many seconds the last one hinted at, and how many there were.
+    busy: Option<(Instant, f64, i32)>,
+    /// Others found its results to be wrong.
+    untrue: bool,
+    /// Of one row in one block, in passes of many rows.
+    row_seconds: Option<f64>,
+    /// Of one block, in passes of few rows.
+    step_seconds: Option<f64>,
+    /// Bytes per second, as seen by requests that carried many.
+    bytes_per_s: Option<f64>,
+    queues: Recent<32>,
+    pings: Recent<8>,
+    /// Seconds that were waited for an answer, and the rows it was about.
+    waits: VecDeque<(usize, f64)>,
+}
+
+/// The last few values. Their minimum is what a quiet network and an idle processor would show: one ping that waited
+/// behind a handshake, or one pass behind this client's own others, does not change it.
+#[derive(Debug, Default, Clone)]
+struct Recent<const N: usize>(VecDeque<f64>);
+
+impl<const N: usize> Recent<N> {
+    fn add(&mut self, value: f64) {
+        if self.0.len() == N {
+            self.0.pop_front();
+        }
+        self.0.push_back(value);
+    }
+
+    fn least(&self) -> Option<f64> {
+        self.0.iter().copied().min_by(f64::total_cmp)
+    }
+}
+
+/// Failures, bans and measured speed, by peer.
+#[derive(Debug, Default)]
+pub(crate) struct PeerTable(Mutex<HashMap<PeerId, PeerRecord>>);
+
+/// One answered request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measurement {
+    /// Rows of the pass.
+    pub(crate) rows: usize,
+    /// Blocks that ran.
+    pub(crate) blocks: usize,
+    /// Bytes of rows that travelled between the client and the server while it was waited for.
+    pub(crate) bytes: usize,
+    /// From sending to the answer.
+    pub(crate) elapsed: Duration,
+    /// As the server reported it.
+    pub(crate) computed: Duration,
+    /// As the server reported it.
+    pub(crate) queued: Duration,
+}
+
+fn mix(old: Option<f64>, new: f64) -> f64 {
+    old.map_or(new, |old| old + NEW_WEIGHT * (new - old))
+}
+
+impl PeerTable {
+    fn with<T>(&self, peer: PeerId, change: impl FnOnce(&mut PeerRecord) -> T) -> T {
+        change(lock(&self.0).entry(peer).or_default())
+    }
+
+    fn record(&self, peer: PeerId) -> PeerRecord {
+        lock(&self.0).get(&peer).cloned().unwrap_or_default()
+    }
+
+    /// Ends a ban and takes the measurement into account.
+    pub(crate) fn succeeded(&self, peer: PeerId, measured: Measurement) {
+        self.with(peer, |record| {
+            record.failures = 0;
+            record.banned_until = None;
+            record.suspected_until = None;
+            record.busy = None;
+            // A server cannot make itself attractive by claiming less time than passed, nor cheaper than zero.
+            let computed = measured.computed.min(measured.elapsed);
+            let queued = measured.queued.min(measured.elapsed - computed);
+            let block_seconds = computed.as_secs_f64() / measured.blocks.max(1) as f64;
+            if measured.rows <= STEP_ROWS {
+                record.step_seconds = Some(mix(record.step_seconds, block_seconds));
+            } else {
+                record.row_seconds = Some(mix(record.row_seconds, block_seconds / measured.rows as f64));
+            }
+            record.queues.add(queued.as_secs_f64());
+            let way = record.pings.least().unwrap_or_default();
+            let transfer = (measured.elapsed - computed - queued).as_secs_f64() - way;
+            // Less than this says nothing of a link's rate.
+            if measured.bytes >= 64 * 1024 && transfer > 1e-4 {
+                record.bytes_per_s = Some(mix(record.bytes_per_s, measured.bytes as f64 / transfer));
+            }
+        });
+    }
+
+    /// Bans the peer, twice as long at each failure in a row, and returns for how long. Failures during a ban do not count:
+    /// they are those of passes that were under way when the first one failed.
+    pub(crate) fn failed(&self, peer: PeerId, now: Instant) -> Duration {
+        self.with(peer, |record| {
+            if let Some(until) = record.banned_until.filter(|until| now < *until) {
+                return until - now;
+            }
+            record.failures = record.failures.saturating_add(1);
+            let doublings = (record.failures - 1).min(16);
+            let ban = (FIRST_BAN * 2u32.pow(doublings)).min(LONGEST_BAN);
+            record.banned_until = Some(now + ban);
+            ban
+        })
+    }
+
+    /// For how long the planner should still avoid the peer, and after how many failures.
+    pub(crate) fn ban(&self, peer: PeerId, now: Instant) -> Option<(Duration, u32)> {
+        let record = self.record(peer);
+        record.banned_until.filter(|until| now < *until).map(|until| (until - now, record.failures))
+    }
+
+    /// An answer about `rows` rows came after `wait`, with everything that lies between: the network, others, other servers.
+    pub(crate) fn waited(&self, peer: PeerId, rows: usize, wait: Duration) {
+        self.with(peer, |record| {
+            if record.waits.len() == WAITS {
+                record.waits.pop_front();
+            }
+            record.waits.push_back((rows, wait.as_secs_f64()));
+        });
+    }
+
+    /// Seconds that an answer about `rows` rows takes on average; nothing if there was none yet.
+    pub(crate) fn usual_wait(&self, peer: PeerId, rows: usize) -> Option<f64> {
+        let waits = self.record(peer).waits;
+        let scaled = waits.iter().map(|&(of, wait)| wait * (rows as f64 / of.max(1) as f64).max(1.0));
+        (!waits.is_empty()).then(|| scaled.sum::<f64>() / waits.len() as f64)
+    }
+
+    /// The server had no room. Until it has shown otherwise its queue counts as long as it says, and as twice as long each
+    /// time it says so again: in the end every other server is more attractive.
+    pub(crate) fn busy(&self, peer: PeerId, hint: Duration, now: Instant) {
+        self.with(peer, |record| {
+            let before = record.busy.filter(|(until, ..)| now < *until).map_or(0, |(.., times)| times);
+            record.busy = Some((now + BUSY_MEMORY.max(2 * hint), hint.as_secs_f64(), (before + 1).min(BUSY_DOUBLINGS)));
+        });
+    }
+
+    /// Its results are wrong: never to be used again by this client.
+    pub(crate) fn untrue(&self, peer: PeerId) {
+        self.with(peer, |record| record.untrue = true);
+    }
+
+    /// Whether its results were found to be wrong.
+    pub(crate) fn is_untrue(&self, peer: PeerId) -> bool {
+        self.record(peer).untrue
+    }
+
+    /// It may be what kept a chain waiting.
+    pub(crate) fn suspect(&self, peer: PeerId, now: Instant) {
+        self.with(peer, |record| record.suspected_until = Some(now + SUSPICION));
+    }
+
+    /// Whether it kept a chain waiting not long ago and has answered nothing since.
+    pub(crate) fn is_suspected(&self, peer: PeerId, now: Instant) -> bool {
+        self.record(peer).suspected_until.is_some_and(|until| now < until)
+    }
+
+    /// The last ping, as the network node shows it; it shows each for some time.
+    pub(crate) fn pinged(&self, peer: PeerId, ping: Duration) {
+        let ping = ping.as_secs_f64();
+        self.with(peer, |record| {
+            if record.pings.0.back() != Some(&ping) {
+                record.pings.add(ping);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

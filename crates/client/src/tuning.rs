@@ -1,0 +1,20 @@
+//! One optimiser step through the swarm, and runs that can go on where they ended.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `tuner` | a step, and the losses of evaluation |
+//! | `batch`, `pacer` | how a batch is cut into micro-batches, and how large they should be |
+//! | `optimizer`, `schedule` | what is done with the gradients |
+//! | `training_state` | everything that a run needs to go on |
+//!
+//! Apart from inference because neither needs the other: they share the blocks below ([`RemoteSequence`](crate::RemoteSequence))
+//! and the trained tables.
+
+pub(crate) mod batch;
+pub(crate) mod optimizer;
+mod pacer;
+pub(crate) mod schedule;
+pub(crate) mod training_state;
+pub(crate) mod tuner;
+
+pub use pacer::Pace;

@@ -1,0 +1,19 @@
+//! What each command does: one file a command, and what several of them need around a node.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `serve`, `bootstrap`, `keygen`, `doctor`, `bench` | the commands |
+//! | `events` | what is printed on stdout |
+//! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
+//!
+//! Apart from the rest because all of it talks to a person: it takes arguments, prints and ends with an exit status. A server
+//! in a test's own process begins below, at [`Server`](crate::Server).
+
+pub(crate) mod bench;
+pub(crate) mod bootstrap;
+pub(crate) mod doctor;
+pub(crate) mod events;
+pub(crate) mod keygen;
+mod network;
+pub(crate) mod serve;
+mod signals;

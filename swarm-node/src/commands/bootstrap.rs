@@ -1,0 +1,22 @@
+//! `petals-node bootstrap`.
+
+use super::events::NodeEvent;
+use super::network;
+use super::signals::StopSignals;
+use crate::args::BootstrapArgs;
+use crate::error::NodeError;
+
+pub(crate) async fn run(args: BootstrapArgs) -> Result<(), NodeError> {
+    let mut signals = StopSignals::install()?;
+    let config = network::config(&args.network, &args.peers)?;
+    let identity = network::identity(args.network.identity.as_deref())?;
+    // Block streams are not accepted here; dropping the receiver refuses them.
+    let start = network::start(identity, config, args.network.json);
+    if let Some(started) = signals.unless_stopped(start).await {
+        let (handle, _) = started?;
+        signals.next().await;
+        handle.shutdown().await;
+    }
+    NodeEvent::Stopped.emit(args.network.json);
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! `petals-node doctor`: what works on this machine, and what to do about the rest.
+
+mod network;
+
+use std::path::Path;
+use std::time::Duration;
+
+use petals_model::{Checkpoint, Device, Dtype};
+
+use super::events::{Check, CheckStatus, NodeEvent};
+use crate::args::DoctorArgs;
+use crate::error::NodeError;
+use crate::machine::memory::Free;
+
+/// Open files that a busy server needs: connections, and the shards of a checkpoint.
+const WANTED_FILES: u64 = 4096;
+/// Fewer than these do not last for a handful of clients.
+const LEAST_FILES: u64 = 256;
+/// Free space that a download in parts, logs and keys need.
+const WANTED_DISK: u64 = 1 << 30;
+
+pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
+    let json = args.network.json;
+    let mut failed = 0;
+    let mut tell = |check: Check| {
+        failed += usize::from(check.status == CheckStatus::Fail);
+        NodeEvent::Check(check).emit(json);
+    };
+    let device = device(&args.device, &mut tell);
+    let checkpoint = args.model.as_deref().and_then(|model| checkpoint(model, &mut tell));
+    memory(&device, checkpoint.as_ref(), &mut tell);
+    tell(open_files(std::fs::read_to_string("/proc/self/limits").ok().as_deref()));
+    if let Some(model) = &args.model {
+        tell(disk(free_disk(model).await));
+    }
+    let model = checkpoint.as_ref().and_then(|checkpoint| checkpoint.model_id(args.model_name.as_deref()).ok());
+    for check in network::checks(&args, model.zip(checkpoint.as_ref().map(Checkpoint::blocks))).await? {
+        tell(check);
+    }
+    match failed {
+        0 => Ok(()),
+        1 => Err(NodeError::from(anyhow::anyhow!("one check failed"))),
+        failed => Err(NodeError::from(anyhow::anyhow!("{failed} checks failed"))),
+    }
+}
+
+/// What blocks would run on. Falls back to the processor, so that the other checks say something.
+fn device(wanted: &str, tell: &mut impl FnMut(Check)) -> Device {
+    const NAME: &str = "device";
+    const REMEDY: &str = "install NVIDIA's driver and the CUDA run-time compiler (libnvrtc), use a build with `--features \
+                          petals-node/cuda`, or serve with --device cpu";
+    match wanted.parse::<Device>() {
+        Ok(device) => {
+            tell(Check::ok(NAME, device.to_string()));
+            if wanted == "auto"
+                && Path::new("/proc/driver/nvidia").exists()
+                && let Err(error) = "cuda".parse::<Device>()
+            {
+                tell(Check::warn("gpu", format!("there is one that is not used: {error}"), REMEDY));
+            }
+            device
+        }
+        Err(error) => {
+            tell(Check::fail(NAME, error.to_string(), REMEDY));
+            Device::cpu()
+        }
+    }
+}
+
+fn checkpoint(model: &Path, tell: &mut impl FnMut(Check)) -> Option<Checkpoint> {
+    const NAME: &str = "model";
+    match Checkpoint::open(model) {
+        Ok(checkpoint) => {
+            tell(Check::ok(NAME, format!("{} blocks in {}", checkpoint.blocks().len(), model.display())));
+            Some(checkpoint)
+        }
+        Err(error) => {
+            let remedy = "give --model the directory with config.json and the safetensors";
+            tell(Check::fail(NAME, error.to_string(), remedy));
+            None
+        }
+    }
+}
+
+fn memory(device: &Device, checkpoint: Option<&Checkpoint>, tell: &mut impl FnMut(Check)) {
+    const NAME: &str = "memory";
+    let room = Free::on(device).for_weights();
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let Some(checkpoint) = checkpoint else {
+        return tell(Check::ok(NAME, format!("{:.1} GiB for weights", gib(room))));
+    };
+    let (all, dtype) = (checkpoint.blocks(), Dtype::default().on(device));
+    let one = (checkpoint.span_bytes(all, dtype) / all.len() as u64).max(1);
+    let fit = (room / one).min(all.len() as u64);
+    let detail =
+        format!("{:.1} GiB for weights: {fit} of {} blocks fit, {:.2} GiB each", gib(room), all.len(), gib(one));
+    tell(match fit {
+        0 => Check::fail(NAME, detail, "close other programs, use another machine, or a smaller model"),
+        _ => Check::ok(NAME, detail),
+    });
+}
+
+fn open_files(limits: Option<&str>) -> Check {
+    const NAME: &str = "open files";
+    const REMEDY: &str =
+        "raise the limit before starting the node, for example `ulimit -n 65536` or LimitNOFILE= of systemd";
+    let line = limits.and_then(|text| text.lines().find_map(|line| line.strip_prefix("Max open files")));
+    let Some(limit) = line.and_then(|line| line.split_whitespace().next()) else {
+        return Check::warn(NAME, "the limit cannot be read here", format!("a server wants {WANTED_FILES}"));
+    };
+    match limit.parse::<u64>() {
+        Ok(limit) if limit < LEAST_FILES => Check::fail(NAME, format!("at most {limit}"), REMEDY),
+        Ok(limit) if limit < WANTED_FILES => Check::warn(NAME, format!("at most {limit}"), REMEDY),
+        _ => Check::ok(NAME, format!("at most {limit}")),
+    }
+}
+
+/// What `df` says is free where the model lies, in bytes.
+async fn free_disk(path: &Path) -> Option<u64> {
+    let df = tokio::process::Command::new("df").arg("-Pk").arg(path).kill_on_drop(true).output();
+    let output = tokio::time::timeout(Duration::from_secs(5), df).await.ok()?.ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let kib: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn disk(free: Option<u64>) -> Check {
+    const NAME: &str = "disk";
+    match free {
+        None => Check::warn(NAME, "what is free cannot be told here", "see that a few GiB are"),
+        Some(free) if free < WANTED_DISK => {
+            Check::warn(NAME, format!("{} MiB free", free >> 20), "free some space: logs and measurements are written")
+        }
+        Some(free) => Check::ok(NAME, format!("{} GiB free", free >> 30)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_open_files_are_read_and_judged() {
+        let status = |soft: &str| open_files(Some(&format!("Max open files            {soft}  999999  files"))).status;
+        assert_eq!(status("100"), CheckStatus::Fail);
+        assert_eq!(status("1024"), CheckStatus::Warn);
+        assert_eq!(status("65536"), CheckStatus::Ok);
+        assert_eq!(status("unlimited"), CheckStatus::Ok);
+        assert_eq!(open_files(None).status, CheckStatus::Warn);
+    }
+
+    #[test]
+    fn a_check_is_told_with_its_remedy() {
+        let text = Check::fail("port", "nobody gets through", "open it").to_string();
+        assert!(text.starts_with("FAIL  port") && text.ends_with("-> open it"), "{text}");
+        assert_eq!(disk(Some(1)).status, CheckStatus::Warn);
+    }
+}

@@ -1,0 +1,138 @@
+//! What others see of this machine.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use petals_protocol::{ModelId, Span};
+use petals_swarm::{Reachability, SwarmHandle, SwarmNode};
+use tokio::time::{Instant, sleep};
+
+use crate::args::DoctorArgs;
+use crate::commands::events::Check;
+use crate::commands::network;
+use crate::error::NodeError;
+
+/// Longest wait for a first peer.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Longest wait for others to try to reach this node, and for a relay.
+const PROBES: Duration = Duration::from_secs(25);
+/// Records repeat at least this often, so the latest of a swarm is not older.
+const RECORD_PERIOD_MS: i64 = 60_000;
+/// Clocks that differ by more make records be refused.
+const MOST_SKEW_MS: i64 = 60_000;
+
+/// Starts a node as `serve` would, and asks others about it.
+pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) -> Result<Vec<Check>, NodeError> {
+    let config = network::config(&args.network, &args.peers)?;
+    let private = config.swarm_key.map(|key| key.fingerprint());
+    let identity = network::identity(args.network.identity.as_deref())?;
+    let (swarm, _streams) = match SwarmNode::start(identity, config).await {
+        Ok(started) => started,
+        Err(error) => return Ok(vec![Check::fail("listen", error.to_string(), "give another --listen address")]),
+    };
+    let mut checks = vec![Check::ok("listen", list(&swarm))];
+    if args.peers.is_empty() {
+        let remedy = "give --peers: only others can tell whether they reach this machine";
+        checks.push(Check::warn("port", "not tried", remedy));
+    } else {
+        match swarm.wait_connected(CONNECT).await {
+            Ok(()) => {
+                let with = private.map_or(String::new(), |key| format!(", with the swarm key {key}"));
+                checks.push(Check::ok("peers", format!("{} connected{with}", swarm.connected_peers().len())));
+                checks.push(port(&swarm).await);
+                if let Some((model, blocks)) = model {
+                    checks.push(clock(&swarm, &model, blocks).await);
+                }
+            }
+            Err(error) => checks.push(Check::fail("peers", error.to_string(), remedy_for_peers(&error.to_string()))),
+        }
+    }
+    swarm.shutdown().await;
+    Ok(checks)
+}
+
+fn list(swarm: &SwarmHandle) -> String {
+    let addresses: Vec<_> = swarm.listen_addresses().iter().map(ToString::to_string).collect();
+    addresses.join(" ")
+}
+
+fn remedy_for_peers(error: &str) -> &'static str {
+    if error.contains("swarm key") {
+        "use the swarm's own --swarm-key file, or none if the swarm has none"
+    } else {
+        "see that a node runs there, that its port is open, and that this machine gets out"
+    }
+}
+
+async fn port(swarm: &SwarmHandle) -> Check {
+    const NAME: &str = "port";
+    let deadline = Instant::now() + PROBES;
+    let relay = || swarm.external_addresses().into_iter().find(|address| address.to_string().contains("/p2p-circuit"));
+    while Instant::now() < deadline {
+        match (swarm.reachability(), relay()) {
+            (Reachability::Direct, _) => return Check::ok(NAME, "others reach this machine directly"),
+            (Reachability::Unreachable, Some(relay)) => {
+                let remedy = "nothing has to be done; a forwarded port (--listen and --announce) or UPnP in the router is faster";
+                return Check::warn(
+                    NAME,
+                    format!("behind NAT or a firewall, reachable through the relay {relay}"),
+                    remedy,
+                );
+            }
+            _ => sleep(Duration::from_millis(200)).await,
+        }
+    }
+    match swarm.reachability() {
+        Reachability::Unreachable => Check::fail(
+            NAME,
+            "behind NAT or a firewall, and no peer relays",
+            "open or forward the port and say so with --announce, or name a relay with --relay-via",
+        ),
+        _ => Check::warn(
+            NAME,
+            "no peer tried to reach this machine",
+            "ask a peer that runs `serve` or `bootstrap` of this version, or try from another machine",
+        ),
+    }
+}
+
+async fn clock(swarm: &SwarmHandle, model: &ModelId, blocks: Span) -> Check {
+    const NAME: &str = "clock";
+    const REMEDY: &str = "set the clock, best by NTP: records whose time is off by more than a minute are refused";
+    let latest = match swarm.lookup(model, blocks).await {
+        Ok(servers) => servers.into_iter().map(|server| server.info.written_ms).max(),
+        Err(error) => return Check::warn(NAME, format!("no records to compare with: {error}"), REMEDY),
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    match latest {
+        None => Check::warn(NAME, "no server of this model to compare with", REMEDY),
+        Some(latest) => judge(now as i64 - latest as i64),
+    }
+}
+
+/// How old the latest record of the swarm looks from here, in milliseconds.
+fn judge(age_ms: i64) -> Check {
+    const NAME: &str = "clock";
+    const REMEDY: &str = "set the clock, best by NTP: records whose time is off by more than a minute are refused";
+    let seconds = |ms: i64| ms as f64 / 1000.0;
+    if age_ms < -1000 {
+        Check::warn(NAME, format!("this clock is {:.0} s behind a server's", seconds(-age_ms)), REMEDY)
+    } else if age_ms > RECORD_PERIOD_MS + MOST_SKEW_MS {
+        Check::fail(NAME, format!("this clock is {:.0} s ahead", seconds(age_ms - RECORD_PERIOD_MS)), REMEDY)
+    } else {
+        Check::ok(NAME, "agrees with the swarm's")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::events::CheckStatus;
+
+    #[test]
+    fn clocks_are_compared_with_the_latest_record() {
+        assert_eq!(judge(30_000).status, CheckStatus::Ok);
+        assert_eq!(judge(-200).status, CheckStatus::Ok);
+        assert_eq!(judge(-20_000).status, CheckStatus::Warn);
+        assert_eq!(judge(400_000).status, CheckStatus::Fail);
+    }
+}

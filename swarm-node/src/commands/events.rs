@@ -1,0 +1,118 @@
+//! What a node prints on stdout: lines for people, or one JSON object per line.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+mod bench;
+mod check;
+
+pub use bench::{BenchFigures, BenchSetup};
+pub use check::{Check, CheckStatus};
+
+/// Something that happened to the node.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NodeEvent {
+    /// The node can be reached here.
+    Listening {
+        /// Full address with peer id, ready to be given to `--peers`.
+        address: String,
+    },
+    /// The blocks are loaded and announced.
+    Ready {
+        /// Model id, `name@fingerprint`.
+        model: String,
+        /// Blocks, `A..B`.
+        blocks: String,
+        /// Bytes of weights held.
+        weight_bytes: u64,
+        /// Device the blocks are on.
+        device: String,
+        /// Dtype of weights and computation.
+        dtype: String,
+        /// Seconds from start to here.
+        seconds: f64,
+    },
+    /// Other blocks are served worse: the node loads them while it serves its own.
+    Moving {
+        /// Blocks served, `A..B`.
+        blocks: String,
+        /// Blocks it will serve.
+        to: String,
+    },
+    /// A move was taken back.
+    Staying {
+        /// Blocks served, `A..B`.
+        blocks: String,
+    },
+    /// The node serves other blocks than before.
+    Moved {
+        /// Blocks served, `A..B`.
+        blocks: String,
+        /// Bytes of their weights.
+        weight_bytes: u64,
+    },
+    /// Requests are finished, nothing new is taken.
+    Draining,
+    /// The node has left the swarm.
+    Stopped,
+    /// A key file was written.
+    Key {
+        /// Peer id of the key.
+        peer_id: String,
+        /// The file.
+        file: String,
+    },
+    /// The key of a private swarm was written.
+    SwarmKey {
+        /// What tells it from other keys.
+        fingerprint: String,
+        /// The file.
+        file: String,
+    },
+    /// What `doctor` found.
+    Check(Check),
+    /// What is about to be timed.
+    BenchSetup(BenchSetup),
+    /// Figures of one kind of work.
+    Bench(BenchFigures),
+}
+
+impl NodeEvent {
+    /// Prints the event. A closed stdout is no reason to stop serving.
+    pub fn emit(&self, json: bool) {
+        let line = if json {
+            serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"event\":\"error\",\"error\":\"{error}\"}}"))
+        } else {
+            self.text()
+        };
+        let mut stdout = std::io::stdout().lock();
+        let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Listening { address } => format!("listening on {address}"),
+            Self::Ready { model, blocks, weight_bytes, device, dtype, seconds } => {
+                let mib = *weight_bytes as f64 / f64::from(1 << 20);
+                format!("ready: blocks {blocks} of {model} on {device} in {dtype}, {mib:.1} MiB, after {seconds:.1} s")
+            }
+            Self::Moving { blocks, to } => format!("moving from blocks {blocks} to {to}, where more is needed"),
+            Self::Staying { blocks } => format!("staying at blocks {blocks}: others went"),
+            Self::Moved { blocks, weight_bytes } => {
+                format!("moved: blocks {blocks}, {:.1} MiB", *weight_bytes as f64 / f64::from(1 << 20))
+            }
+            Self::Draining => "draining: finishing what runs, a second signal quits at once".into(),
+            Self::Stopped => "stopped".into(),
+            Self::Key { peer_id, file } => format!("{peer_id} written to {file}"),
+            Self::SwarmKey { fingerprint, file } => {
+                format!("swarm key with fingerprint {fingerprint} written to {file}")
+            }
+            Self::Check(check) => check.to_string(),
+            Self::BenchSetup(setup) => setup.to_string(),
+            Self::Bench(figures) => figures.to_string(),
+        }
+    }
+}

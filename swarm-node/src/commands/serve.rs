@@ -1,0 +1,216 @@
+//! `petals-node serve`.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use petals_model::{Checkpoint, Device, Dtype};
+use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
+use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
+
+use super::events::NodeEvent;
+use super::network;
+use super::signals::StopSignals;
+use crate::args::ServeArgs;
+use crate::error::NodeError;
+use crate::executor::ExecutorConfig;
+use crate::machine::measure::MeasureConfig;
+use crate::machine::memory::Free;
+use crate::placement::Coverage;
+use crate::placement::mover::{RebalanceConfig, random};
+use crate::server::{Server, ServerConfig};
+
+/// Passes that are running must end within this time after a stop signal.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Mean time until servers that choose their blocks at the same moment have seen each other.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Choices after which the last one stands, whatever others do.
+const PLACE_ATTEMPTS: usize = 6;
+
+pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
+    let started = Instant::now();
+    let mut signals = StopSignals::install()?;
+    let json = args.network.json;
+    let checkpoint = Checkpoint::open(&args.model).map_err(NodeError::input)?;
+    let model = checkpoint.model_id(args.model_name.as_deref()).context("the model needs a name: give --model-name");
+    let model = model.map_err(NodeError::input)?;
+    let device: Device = args.device.parse().map_err(NodeError::input)?;
+    let dtype: Dtype = args.dtype.parse().map_err(|error: String| NodeError::input(anyhow::anyhow!(error)))?;
+    let dtype = dtype.on(&device);
+    check_blocks(args.blocks, &checkpoint)?;
+
+    let mut swarm_config = network::config(&args.network, &args.peers)?;
+    swarm_config.max_streams_per_peer = args.streams_per_peer as usize;
+    swarm_config.allow_peers = network::allowed(&args.allow_peer, args.allow_file.as_deref())?;
+    let identity = network::identity(args.network.identity.as_deref())?;
+    let Some(joined) = signals.unless_stopped(network::start(identity, swarm_config, json)).await else {
+        stop_early(json);
+    };
+    let (swarm, incoming) = joined?;
+    let start = start(&args, &swarm, incoming, checkpoint, model, device, dtype);
+    let Some(server) = signals.unless_stopped(start).await else {
+        let leave = async {
+            swarm.withdraw().await;
+            swarm.shutdown().await;
+        };
+        signals.unless_stopped(leave).await;
+        stop_early(json);
+    };
+    let server = server?;
+    let info = server.info();
+    NodeEvent::Ready {
+        model: info.model.to_string(),
+        blocks: info.span.to_string(),
+        weight_bytes: server.weight_bytes(),
+        device: server.device().to_string(),
+        dtype: info.dtype.clone(),
+        seconds: started.elapsed().as_secs_f64(),
+    }
+    .emit(json);
+
+    signals.unless_stopped(tell_moves(&server, json)).await;
+    NodeEvent::Draining.emit(json);
+    let mut shutdown = pin!(server.shutdown(DRAIN_TIMEOUT));
+    // The shutdown is only borrowed: dropping it drops the server, which waits for the pass that is running.
+    if signals.unless_stopped(shutdown.as_mut()).await.is_none() {
+        tracing::warn!("second signal: leaving at once");
+        NodeEvent::Stopped.emit(json);
+        std::process::exit(1);
+    }
+    NodeEvent::Stopped.emit(json);
+    Ok(())
+}
+
+/// Prints where the server moves, for ever.
+async fn tell_moves(server: &Server, json: bool) {
+    let mut last = server.info();
+    loop {
+        let info = server.moved_from(last.span, last.moving_to).await;
+        let blocks = info.span.to_string();
+        match info.moving_to {
+            _ if info.span != last.span => NodeEvent::Moved { blocks, weight_bytes: server.weight_bytes() }.emit(json),
+            Some(to) => NodeEvent::Moving { blocks, to: to.to_string() }.emit(json),
+            None => NodeEvent::Staying { blocks }.emit(json),
+        }
+        last = info;
+    }
+}
+
+/// Ends the process: a load that has begun cannot be interrupted, and returning would wait for it.
+fn stop_early(json: bool) -> ! {
+    NodeEvent::Stopped.emit(json);
+    std::process::exit(0)
+}
+
+/// Chooses the blocks if nobody did, divides the memory, loads and announces.
+async fn start(
+    args: &ServeArgs,
+    swarm: &SwarmHandle,
+    incoming: Incoming,
+    checkpoint: Checkpoint,
+    model: ModelId,
+    device: Device,
+    dtype: Dtype,
+) -> Result<Server, NodeError> {
+    let free = Free::on(&device);
+    let span = match args.blocks {
+        Some(span) => span,
+        None => {
+            let count = args.num_blocks.map_or_else(|| fitting(&checkpoint, dtype, free.for_weights()), Ok)?;
+            place(swarm, &model, checkpoint.blocks(), count).await?
+        }
+    };
+    let moves = args.blocks.is_none() && !args.rebalance_period.is_zero();
+    let budgets = free.divide(checkpoint.span_bytes(span, dtype));
+    let executor = ExecutorConfig {
+        stash_bytes: args.stash_bytes.unwrap_or(budgets.stash),
+        pass_bytes: budgets.pass,
+        kv_bytes: args.kv_bytes.unwrap_or(budgets.kv),
+        stash_policy: args.stash,
+        queue: args.queue as usize,
+        queue_per_peer: args.queue_per_peer as usize,
+        ..ExecutorConfig::default()
+    };
+    let config = ServerConfig {
+        model,
+        span,
+        device,
+        dtype,
+        max_rows: args.max_rows,
+        request_bytes: args.request_bytes.unwrap_or(budgets.requests),
+        executor,
+        measure: MeasureConfig { cache_dir: args.cache_dir.clone().or_else(cache_dir), again: args.measure },
+        rebalance: moves.then_some(RebalanceConfig { period: args.rebalance_period }),
+        public_name: args.public_name.clone(),
+    };
+    Ok(Server::start(swarm.clone(), incoming, checkpoint, config).await?)
+}
+
+/// Refuses blocks that the model does not have.
+pub(crate) fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Result<(), NodeError> {
+    let held = checkpoint.blocks().end();
+    match blocks {
+        Some(span) if span.end() > held => {
+            let error = anyhow::anyhow!("--blocks {span} reaches beyond the model's {held} blocks (0..{held})");
+            Err(NodeError::input(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// As many blocks as fit.
+fn fitting(checkpoint: &Checkpoint, dtype: Dtype, room: u64) -> Result<u32, NodeError> {
+    let all = checkpoint.blocks();
+    let one = checkpoint.span_bytes(all, dtype) / all.len() as u64;
+    let count = u32::try_from(room / one.max(1)).unwrap_or(u32::MAX).min(all.end());
+    if count == 0 {
+        let mib = |bytes: u64| bytes >> 20;
+        let error = anyhow::anyhow!("one block needs {} MiB, only {} MiB may be used", mib(one), mib(room));
+        return Err(NodeError::from(error));
+    }
+    Ok(count)
+}
+
+/// `count` blocks where the swarm is weakest, announced. Of servers that choose at the same moment, all but the one with
+/// the lowest id choose again.
+async fn place(swarm: &SwarmHandle, model: &ModelId, all: Span, count: u32) -> Result<Span, NodeError> {
+    let (mut announced, mut earlier) = (None, HashSet::new());
+    for _ in 0..PLACE_ATTEMPTS {
+        let servers = match swarm.lookup(model, all).await {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::warn!("cannot ask who serves what, starting at block 0: {error}");
+                Vec::new()
+            }
+        };
+        let local = swarm.local_peer();
+        if announced.is_none() {
+            earlier = servers.iter().map(|entry| entry.peer).collect();
+        }
+        let counts = |entry: &&DirectoryEntry| {
+            let settled = entry.info.state != ServerState::Joining || earlier.contains(&entry.peer);
+            entry.peer != local && (settled || entry.peer < local)
+        };
+        let others = servers.iter().filter(counts);
+        let coverage = Coverage::of(all.end(), others.map(|entry| &entry.info));
+        let span = coverage.worst_window(count).context("no range of blocks to serve")?;
+        if announced == Some(span) || swarm.connected_peers().is_empty() {
+            tracing::info!(%span, servers = servers.len(), "chose the blocks that are served worst");
+            return Ok(span);
+        }
+        let joining = ServerInfo::new(model.clone(), span, ServerState::Joining);
+        swarm.announce(joining).await.context("cannot announce the server")?;
+        announced = Some(span);
+        tokio::time::sleep(SETTLE.mul_f64(0.5 + random())).await;
+    }
+    announced.context("no range of blocks to serve").map_err(NodeError::from)
+}
+
+/// `petals` in the user's cache directory, if that is known.
+fn cache_dir() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(caches.join("petals"))
+}

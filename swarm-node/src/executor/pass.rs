@@ -1,0 +1,82 @@
+//! What is computed and what comes of it, as it travels between streams and the thread that computes.
+//!
+//! Below everything else in this room: how a pass is computed does not depend on who queues it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use petals_model::{InputGrads, OutputGrads};
+use petals_protocol::{BlockPasses, PassLayout, SessionId, SessionOpen, StashId, StashLevel};
+use petals_swarm::PeerId;
+
+use crate::machine::budget::Reserved;
+
+/// Prompts of a span's blocks, `[span, prefix_len, hidden]`. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Prompts(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    values: Vec<f32>,
+    /// Of prompts that are kept. Requests that wait hold on to prompts that were replaced, and so to their memory.
+    _memory: Option<Reserved>,
+}
+
+/// Inputs of a forward in host memory; shapes follow from the layout.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    pub(crate) text: Vec<f32>,
+    pub(crate) prefix: Option<Vec<f32>>,
+    pub(crate) prompts: Option<Prompts>,
+}
+
+/// What a pass does.
+#[derive(Debug)]
+pub(crate) enum Work {
+    Forward { inputs: Inputs, stash: Option<StashId> },
+    Backward { inputs: Option<Inputs>, stash: Option<StashId>, grads: OutputGrads, text_grad: bool },
+    Step { inputs: Inputs, session: SessionId, starts: Vec<u32>, order: Option<Vec<u32>>, open: Option<SessionOpen> },
+}
+
+/// A pass with everything that decides where and when it runs.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    pub(crate) peer: PeerId,
+    pub(crate) stream: u64,
+    pub(crate) layout: PassLayout,
+    pub(crate) work: Work,
+    pub(crate) arrived: Instant,
+    pub(crate) deadline: Instant,
+}
+
+/// What came out of a pass, and how long it took.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) output: Output,
+    pub(crate) passes: BlockPasses,
+    pub(crate) queued: Duration,
+    pub(crate) computed: Duration,
+}
+
+#[derive(Debug)]
+pub(crate) enum Output {
+    Forward { text: Vec<f32>, prefix: Option<Vec<f32>>, stash: StashLevel },
+    Backward(InputGrads),
+}
+
+impl Prompts {
+    /// Prompts of one request.
+    pub(crate) fn new(values: Vec<f32>) -> Self {
+        Self(Arc::new(Held { values, _memory: None }))
+    }
+
+    /// Prompts that are kept for later ones too, in `memory`.
+    pub(crate) fn kept(values: Vec<f32>, memory: Reserved) -> Self {
+        Self(Arc::new(Held { values, _memory: Some(memory) }))
+    }
+
+    /// The values; copied if others need them too.
+    pub(crate) fn into_values(self) -> Vec<f32> {
+        Arc::try_unwrap(self.0).map_or_else(|shared| shared.values.clone(), |held| held.values)
+    }
+}

@@ -1,0 +1,351 @@
+//! Steps of inference sessions, those of several sessions as one batch.
+
+use std::sync::Mutex;
+use std::time::Instant;
+
+use petals_model::{BlockStack, CachedPrefix, CachedRows, PAGE_TOKENS, PassError};
+use petals_protocol::{PassLayout, Refusal, SessionOpen};
+use petals_swarm::PeerId;
+
+use super::compute::{Compute, refusal};
+use super::pass::Inputs;
+use super::prefixes::{Opening, PrefixKey, Prefixes};
+use super::sessions::{Session, SessionKey, SessionStore};
+use crate::lock::lock;
+
+/// New rows of one session; see [`petals_protocol::StepRequest`].
+#[derive(Debug)]
+pub(crate) struct Step {
+    pub(crate) key: SessionKey,
+    pub(crate) peer: PeerId,
+    pub(crate) layout: PassLayout,
+    pub(crate) inputs: Inputs,
+    pub(crate) starts: Vec<u32>,
+    pub(crate) order: Option<Vec<u32>>,
+    pub(crate) open: Option<SessionOpen>,
+}
+
+/// Hidden states behind the span: of the rows that are read, `[output_rows, hidden]`, and of the prefix if the layout returns it.
+#[derive(Debug)]
+pub(crate) struct Stepped {
+    pub(crate) text: Vec<f32>,
+    pub(crate) prefix: Option<Vec<f32>>,
+}
+
+/// New rows of a sequence, and the positions behind which they come.
+type Size = (u64, u64);
+
+/// A session that is being worked on, and its step's rows.
+struct Ready {
+    number: usize,
+    key: SessionKey,
+    /// Of the rows that are computed.
+    layout: PassLayout,
+    session: Session,
+    text: Vec<f32>,
+    prefix: Option<Vec<f32>>,
+    opening: Option<Opened>,
+}
+
+/// What a new session of one sequence has to do with others that begin like it.
+struct Opened {
+    key: PrefixKey,
+    /// All rows of the step.
+    text: Vec<f32>,
+    /// Those that are read.
+    read: Option<Vec<u32>>,
+    /// Rows that were known, and what is behind them.
+    rows: usize,
+    behind: Vec<Option<Vec<f32>>>,
+}
+
+/// Runs `steps`, all of one span, and answers each. The rows of all go through the blocks together; whoever's rows fail, fails
+/// alone.
+pub(crate) fn run(
+    compute: &Compute,
+    store: &Mutex<SessionStore>,
+    prefixes: &mut Prefixes,
+    steps: Vec<Step>,
+) -> Vec<Result<Stepped, Refusal>> {
+    let blocks = &compute.blocks;
+    let mut results: Vec<Option<Result<Stepped, Refusal>>> = steps.iter().map(|_| None).collect();
+    // Those that fit into the memory of a pass together.
+    let mut batches: Vec<(Vec<Ready>, Vec<Size>)> = Vec::new();
+    for (number, step) in steps.into_iter().enumerate() {
+        let (key, opening) = (step.key, step.open.is_some());
+        let fits = compute.check_memory(blocks.activation_bytes_estimate(&step.layout));
+        let ready = fits.and_then(|()| prepare(blocks, store, prefixes, number, step));
+        let ready = ready.and_then(|ready| {
+            let alone = compute.check_memory(blocks.step_bytes_estimate(&ready.sizes()));
+            match alone {
+                Ok(()) => Ok(ready),
+                Err(refusal) => {
+                    lock(store).put(key, ready.session, Instant::now());
+                    Err(refusal)
+                }
+            }
+        });
+        match ready {
+            Ok(ready) => {
+                let sizes = ready.sizes();
+                let room = batches.last_mut().filter(|(_, others)| {
+                    let together = [others.as_slice(), &sizes].concat();
+                    compute.check_memory(blocks.step_bytes_estimate(&together)).is_ok()
+                });
+                match room {
+                    Some((batch, others)) => {
+                        batch.push(ready);
+                        others.extend(sizes);
+                    }
+                    None => batches.push((vec![ready], sizes)),
+                }
+            }
+            Err(refusal) => {
+                if opening {
+                    lock(store).abandon(key);
+                }
+                results[number] = Some(Err(refusal));
+            }
+        }
+    }
+    for (batch, _) in batches {
+        for (number, result) in run_batch(blocks, store, prefixes, batch) {
+            results[number] = Some(result);
+        }
+    }
+    results.into_iter().map(|result| result.unwrap_or_else(|| Err(failed()))).collect()
+}
+
+/// Runs what fits together; whoever's rows fail, fails alone. The results by the steps' numbers.
+fn run_batch(
+    blocks: &BlockStack,
+    store: &Mutex<SessionStore>,
+    prefixes: &mut Prefixes,
+    mut ready: Vec<Ready>,
+) -> Vec<(usize, Result<Stepped, Refusal>)> {
+    let together = if ready.len() > 1 { step(blocks, &mut ready) } else { Err(None) };
+    if let Ok(outputs) = together {
+        let finished = ready.into_iter().zip(outputs);
+        return finished
+            .map(|(ready, text)| (ready.number, Ok(finish(blocks, store, prefixes, ready, text))))
+            .collect();
+    }
+    // Nothing has changed; one by one it shows whose rows are the matter.
+    let mut results = Vec::with_capacity(ready.len());
+    for one in ready {
+        let (number, key, mut alone) = (one.number, one.key, [one]);
+        let result = step(blocks, &mut alone);
+        let [one] = alone;
+        results.push((
+            number,
+            match result {
+                Ok(outputs) => {
+                    let text = outputs.into_iter().next().unwrap_or_default();
+                    Ok(finish(blocks, store, prefixes, one, text))
+                }
+                Err(error) => {
+                    lock(store).abandon(key);
+                    Err(error.map_or_else(failed, refusal))
+                }
+            },
+        ));
+    }
+    results
+}
+
+fn failed() -> Refusal {
+    Refusal::Internal { what: "the step was not computed".into() }
+}
+
+/// Opens or finds the session, and brings its sequences to where the step begins.
+fn prepare(
+    blocks: &BlockStack,
+    store: &Mutex<SessionStore>,
+    prefixes: &mut Prefixes,
+    number: usize,
+    step: Step,
+) -> Result<Ready, Refusal> {
+    let Step { key, peer, layout, inputs, starts, order, open } = step;
+    let Inputs { text, prefix, prompts } = inputs;
+    if let Some(mut limits) = open {
+        // Nobody needs more, and the rest would be memory that nobody can use.
+        let most = u32::try_from(blocks.config().max_position_embeddings).unwrap_or(u32::MAX);
+        limits.max_positions = limits.max_positions.min(most);
+        let page_bytes = blocks.config().kv_page_bytes(layout.span.len());
+        let mut session = lock(store).admit(key, peer, layout.span, limits, page_bytes)?;
+        let (begun, text_key) = if layout.prefix_len > 0 {
+            let prompts = prompts.map(|prompts| prompts.into_values());
+            let prefix =
+                CachedPrefix { rows: layout.prefix_rows(), injection: layout.injection, hidden: prefix, prompts };
+            let key = PrefixKey::new(layout.span, &prefix);
+            (prefixes.get(blocks, layout.span, key, prefix), key)
+        } else {
+            let empty = blocks.cache(layout.span, prefixes.meter()).map(|cache| (cache, None));
+            (empty, PrefixKey::empty(layout.span))
+        };
+        let (cache, behind) = begun.map_err(refusal)?;
+        session.prefix_rows = cache.len();
+        session.sequences = vec![cache; layout.lengths.len()];
+        if let Err(what) = check(&session, &layout, &starts, None) {
+            return Err(Refusal::BadRequest { what: what.into() });
+        }
+        let prefix = behind.filter(|_| layout.returns_prefix());
+        let mut ready = Ready { number, key, layout, session, text, prefix, opening: None };
+        if ready.layout.lengths.len() == 1 && ready.layout.tokens() >= PAGE_TOKENS {
+            ready.begin_like_others(prefixes, text_key, blocks.config().hidden_size);
+        }
+        return Ok(ready);
+    }
+    let mut session = lock(store).take(key)?;
+    if let Err(what) = check(&session, &layout, &starts, order.as_deref()) {
+        lock(store).put(key, session, Instant::now());
+        return Err(Refusal::BadRequest { what: what.into() });
+    }
+    if let Some(order) = order {
+        // The last use of a sequence takes it over; only pages that are shared are copied later.
+        session.sequences = order.iter().filter_map(|&from| session.sequences.get(from as usize).cloned()).collect();
+    }
+    for (sequence, start) in session.sequences.iter_mut().zip(starts) {
+        sequence.truncate(session.prefix_rows + start as usize);
+    }
+    Ok(Ready { number, key, layout, session, text, prefix: None, opening: None })
+}
+
+impl Ready {
+    fn sizes(&self) -> Vec<Size> {
+        let sequences = self.session.sequences.iter().zip(&self.layout.lengths);
+        sequences.map(|(cache, &new)| (u64::from(new), cache.len() as u64)).collect()
+    }
+
+    /// Leaves out the rows at the beginning that another session had as well.
+    fn begin_like_others(&mut self, prefixes: &mut Prefixes, key: PrefixKey, hidden: usize) {
+        let read = self.layout.read_rows.clone();
+        let first_read = read.as_ref().map_or(Some(0), |read| read.first().map(|&row| row as usize));
+        let found = prefixes.opening(key, &self.text, hidden, first_read.unwrap_or_default());
+        let (rows, behind) = match found {
+            Some(Opening { cache, rows, behind }) => {
+                self.session.sequences = vec![cache];
+                (rows, behind)
+            }
+            None => (0, Vec::new()),
+        };
+        let rest = self.text.split_off(rows * hidden);
+        let text = [std::mem::replace(&mut self.text, rest), self.text.clone()].concat();
+        let left = self.layout.tokens() - rows;
+        self.layout.lengths = vec![left as u32];
+        self.layout.read_rows = read.as_ref().map(|read| {
+            let behind: Vec<u32> = read.iter().filter_map(|row| row.checked_sub(rows as u32)).collect();
+            // Something has to be read of every step.
+            if behind.is_empty() { vec![left as u32 - 1] } else { behind }
+        });
+        self.opening = Some(Opened { key, text, read, rows, behind });
+    }
+}
+
+fn check(session: &Session, layout: &PassLayout, starts: &[u32], order: Option<&[u32]>) -> Result<(), &'static str> {
+    let before = session.sequences.len();
+    if session.span != layout.span {
+        return Err("the session is of another span");
+    }
+    if layout.lengths.len() > session.limits.max_sequences as usize {
+        return Err("the session was opened for fewer sequences");
+    }
+    if order.is_some_and(|order| order.iter().any(|&from| from as usize >= before)) {
+        return Err("the order names a sequence that the session does not have");
+    }
+    if order.is_none() && layout.lengths.len() != before {
+        return Err("the step is of another number of sequences than the session has");
+    }
+    for (number, (&start, &rows)) in starts.iter().zip(&layout.lengths).enumerate() {
+        let from = order.map_or(number, |order| order[number] as usize);
+        let begin = session.prefix_rows as u64 + u64::from(start);
+        if begin > session.sequences[from].len() as u64 {
+            return Err("a sequence would start behind its end");
+        }
+        if begin + u64::from(rows) > u64::from(session.limits.max_positions) {
+            return Err("a sequence would exceed what the session was opened for");
+        }
+    }
+    Ok(())
+}
+
+/// The rows read of each session. On failure nothing has changed.
+fn step(blocks: &BlockStack, ready: &mut [Ready]) -> Result<Vec<Vec<f32>>, Option<PassError>> {
+    let text: Vec<f32> = match &mut *ready {
+        [one] => std::mem::take(&mut one.text),
+        several => several.iter().flat_map(|session| session.text.iter().copied()).collect(),
+    };
+    let (mut read, mut first) = (Vec::new(), 0);
+    for Ready { layout, .. } in ready.iter() {
+        let tokens = layout.tokens() as u32;
+        match &layout.read_rows {
+            Some(rows) => read.extend(rows.iter().map(|row| first + row)),
+            None => read.extend(first..first + tokens),
+        }
+        first += tokens;
+    }
+    let all = read.len() == first as usize;
+    let mut sequences = Vec::new();
+    for Ready { layout, session, .. } in ready.iter_mut() {
+        for (cache, &rows) in session.sequences.iter_mut().zip(&layout.lengths) {
+            sequences.push(CachedRows { cache, rows: rows as usize });
+        }
+    }
+    let output = blocks.step(text, &mut sequences, (!all).then_some(read.as_slice())).map_err(Some)?;
+    let hidden = blocks.config().hidden_size;
+    let mut rest = output.as_slice();
+    let outputs = ready.iter().map(|session| {
+        let (own, others) = rest.split_at((session.layout.output_rows() * hidden).min(rest.len()));
+        rest = others;
+        own.to_vec()
+    });
+    Ok(outputs.collect())
+}
+
+fn finish(
+    blocks: &BlockStack,
+    store: &Mutex<SessionStore>,
+    prefixes: &mut Prefixes,
+    ready: Ready,
+    computed: Vec<f32>,
+) -> Stepped {
+    let Ready { key, session, prefix, opening, .. } = ready;
+    let text = match opening {
+        Some(opened) => opened.outputs(blocks, prefixes, &session, computed),
+        None => computed,
+    };
+    lock(store).put(key, session, Instant::now());
+    Stepped { text, prefix }
+}
+
+impl Opened {
+    /// The outputs of all rows that are read, those that were known included. What was computed is kept for others.
+    fn outputs(self, blocks: &BlockStack, prefixes: &mut Prefixes, session: &Session, computed: Vec<f32>) -> Vec<f32> {
+        let Self { key, text, read, rows, behind } = self;
+        let hidden = blocks.config().hidden_size;
+        let page_bytes = blocks.config().kv_page_bytes(session.span.len());
+        let known = |row: usize| {
+            let page = behind.get(row / PAGE_TOKENS)?.as_ref()?;
+            page.get(row % PAGE_TOKENS * hidden..(row % PAGE_TOKENS + 1) * hidden)
+        };
+        let all: Vec<f32> = match &read {
+            Some(read) => {
+                let of_known = read.iter().filter(|&&row| (row as usize) < rows);
+                let mut outputs: Vec<f32> =
+                    of_known.filter_map(|&row| known(row as usize)).flatten().copied().collect();
+                outputs.extend(computed);
+                outputs.truncate(read.len() * hidden);
+                outputs
+            }
+            None => (0..rows).filter_map(known).flatten().copied().chain(computed).collect(),
+        };
+        if let [cache] = session.sequences.as_slice() {
+            let behind = read.is_none().then_some(all.as_slice());
+            prefixes.keep_opening(key, &text, (cache, session.prefix_rows), behind, page_bytes);
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use petals_protocol::{Injection, SessionId};
+
+use super::*;
+use crate::executor::Prompts;
+use crate::executor::stash::StashPolicy;
+use crate::fixture;
+
+const STREAM: u64 = 3;
+
+struct Server {
+    compute: Compute,
+    store: Mutex<SessionStore>,
+    prefixes: Prefixes,
+    next: u64,
+}
+
+impl Server {
+    /// Its budget for prefixes is `budget`.
+    fn new(budget: u64) -> Self {
+        let mut store = SessionStore::new(1 << 30, Duration::from_secs(60));
+        store.open_stream(STREAM);
+        let blocks = Arc::new(fixture::stack());
+        let compute = Compute { blocks, pass_bytes: 1 << 30, policy: StashPolicy::Auto };
+        Self { compute, store: Mutex::new(store), prefixes: Prefixes::new(budget), next: 0 }
+    }
+
+    fn hidden(&self) -> usize {
+        self.compute.blocks.config().hidden_size
+    }
+
+    /// Opens a session with `text`.
+    fn open(&mut self, injection: Injection, text: &[f32], read: Option<Vec<u32>>) -> (SessionKey, Stepped) {
+        self.next += 1;
+        let (d, span) = (self.hidden(), self.compute.blocks.span());
+        let tokens = (text.len() / d) as u32;
+        let layout = PassLayout { span, lengths: vec![tokens], prefix_len: 3, injection, read_rows: read };
+        let prompts = layout.has_prompts().then(|| Prompts::new(values(2, span.len() * 3 * d)));
+        let prefix = layout.carries_prefix().then(|| values(1, 3 * d));
+        let key = (STREAM, SessionId(self.next));
+        let limits = SessionOpen { max_sequences: 1, max_positions: 400 };
+        let inputs = Inputs { text: text.to_vec(), prefix, prompts };
+        let starts = vec![0];
+        (key, self.step(Step { key, peer: PeerId::random(), layout, inputs, starts, order: None, open: Some(limits) }))
+    }
+
+    /// A row behind the first `start`.
+    fn next(&mut self, key: SessionKey, start: u32, row: &[f32]) -> Vec<f32> {
+        let span = self.compute.blocks.span();
+        let layout = PassLayout { span, lengths: vec![1], prefix_len: 0, injection: Injection::None, read_rows: None };
+        let inputs = Inputs { text: row.to_vec(), prefix: None, prompts: None };
+        let (peer, starts) = (PeerId::random(), vec![start]);
+        self.step(Step { key, peer, layout, inputs, starts, order: None, open: None }).text
+    }
+
+    fn step(&mut self, step: Step) -> Stepped {
+        let results = run(&self.compute, &self.store, &mut self.prefixes, vec![step]);
+        results.into_iter().next().unwrap().unwrap()
+    }
+}
+
+fn values(seed: usize, count: usize) -> Vec<f32> {
+    (0..count).map(|n| ((n + 31 * seed) as f32 * 0.7).sin()).collect()
+}
+
+fn assert_close(what: &str, got: &[f32], expected: &[f32]) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let worst = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(worst < 2e-4, "{what}: {worst}");
+}
+
+#[test]
+fn texts_that_begin_like_others_give_what_they_would_alone() {
+    for injection in [Injection::Replace, Injection::Add] {
+        let (mut shared, mut fresh) = (Server::new(1 << 30), Server::new(0));
+        let d = shared.hidden();
+        let common = values(7, 150 * d);
+        let text = |seed: usize, rows: usize| [common.clone(), values(seed, rows * d)].concat();
+        // All rows are read, as in front of another server, or the last one alone.
+        for (number, (seed, rows, last_only)) in
+            [(20, 30, false), (21, 50, false), (22, 5, true), (20, 40, false), (23, 0, true)].into_iter().enumerate()
+        {
+            let text = text(seed, rows);
+            let tokens = (text.len() / d) as u32;
+            let read = last_only.then(|| vec![tokens - 1]);
+            let (mut got, mut expected) = (Vec::new(), Vec::new());
+            let mut keys = Vec::new();
+            for (server, outputs) in [(&mut shared, &mut got), (&mut fresh, &mut expected)] {
+                let (key, stepped) = server.open(injection, &text, read.clone());
+                outputs.extend(stepped.text);
+                outputs.extend(stepped.prefix.unwrap_or_default());
+                keys.push(key);
+            }
+            let what = format!("{injection:?}, text {number}");
+            assert_close(&what, &got, &expected);
+            // What follows sees the whole text, also after a part of the common beginning was taken back.
+            for start in [tokens, 100] {
+                let row = values(start as usize, d);
+                let (got, expected) = (shared.next(keys[0], start, &row), fresh.next(keys[1], start, &row));
+                assert_close(&format!("{what}, after {start}"), &got, &expected);
+            }
+        }
+        assert_eq!(fresh.prefixes.len(), 0);
+        assert!(shared.prefixes.len() > 2, "the adapter's rows and two pages at least");
+    }
+}
+
+#[test]
+fn a_known_beginning_is_not_computed_again() {
+    let mut server = Server::new(1 << 30);
+    let d = server.hidden();
+    let text = values(7, 150 * d);
+    server.open(Injection::Replace, &text, None);
+    let prompts = Some(values(2, server.compute.blocks.span().len() * 3 * d));
+    let prefix = CachedPrefix { rows: 3, injection: Injection::Replace, hidden: None, prompts };
+    let key = PrefixKey::new(server.compute.blocks.span(), &prefix);
+    let mut known = |text: &[f32], read| server.prefixes.opening(key, text, d, read).map(|found| found.rows);
+    assert_eq!(known(&text, 0), Some(128));
+    assert_eq!(known(&text[..128 * d], 0), Some(64), "one row at least is left");
+    assert_eq!(known(&text[d..], 0), None);
+    let other = [&text[..100 * d], &values(9, 60 * d)].concat();
+    assert_eq!(known(&other, 0), Some(64));
+    assert_eq!(
+        server.prefixes.opening(PrefixKey::empty(server.compute.blocks.span()), &text, d, 0).map(|o| o.rows),
+        None
+    );
+}
+
+#[test]
+fn a_small_budget_keeps_the_newest() {
+    let mut server = Server::new(0);
+    let d = server.hidden();
+    let blocks = server.compute.blocks.clone();
+    let page = blocks.config().kv_page_bytes(blocks.span().len());
+    server.prefixes = Prefixes::new(3 * (page + 4 * (PAGE_TOKENS * d) as u64));
+    for seed in 0..10 {
+        server.open(Injection::Replace, &values(seed, 140 * d), None);
+    }
+    assert!(server.prefixes.bytes() <= 3 * (page + 4 * (PAGE_TOKENS * d) as u64));
+    assert!((1..=4).contains(&server.prefixes.len()), "{}", server.prefixes.len());
+}

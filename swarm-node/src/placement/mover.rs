@@ -1,0 +1,229 @@
+//! A server that looks around from time to time and moves to where it is needed more.
+//!
+//! Nothing coordinates servers, so a move is announced before it begins: whoever decides later counts it as done. Two that
+//! announced at the same time see each other when they look again: the one with the lower id goes, the other one thinks
+//! again. A server serves what it has until it has what it moves to, and in the last moment looks once more whether
+//! somebody else holds what it leaves.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use petals_model::{BlockStack, Checkpoint};
+use petals_protocol::{ServerInfo, ServerState, Span};
+use petals_swarm::{DirectoryEntry, PeerId, SwarmHandle};
+
+use super::coverage::{Coverage, rate};
+use super::figures::put_speed;
+use super::hosted::Hosted;
+use crate::executor::ExecutorHandle;
+use crate::machine::memory::Free;
+use crate::machine::speed::Speed;
+
+/// Longest time between an announced move and the look that confirms it: others' announcements need seconds.
+const LONGEST_SETTLING: Duration = Duration::from_secs(15);
+/// Stashes and passes of the span that was left are waited for so long; their clients replay what comes later.
+const DRAIN: Duration = Duration::from_secs(60);
+/// Time between looks whether they are gone.
+const DRAIN_TICK: Duration = Duration::from_millis(100);
+
+/// When a server looks for a better place.
+#[derive(Debug, Clone, Copy)]
+pub struct RebalanceConfig {
+    /// Mean time between two looks. Each waits between a half and three halves of it, so that servers that started
+    /// together do not decide together.
+    pub period: Duration,
+}
+
+/// The task of one server.
+#[derive(Debug)]
+pub(crate) struct Mover {
+    pub(crate) config: RebalanceConfig,
+    pub(crate) swarm: SwarmHandle,
+    pub(crate) hosted: Arc<Hosted>,
+    pub(crate) executor: ExecutorHandle,
+    pub(crate) speed: Arc<Speed>,
+    pub(crate) checkpoint: Arc<Checkpoint>,
+}
+
+/// How others that announced a move are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// All go where they say.
+    Go,
+    /// Those with a higher id than this server's wait for it.
+    Yield,
+}
+
+impl Mover {
+    /// Looks and moves for ever. Dropping this between two steps of a move leaves a server that serves one of both spans.
+    pub(crate) async fn run(self) {
+        loop {
+            tokio::time::sleep(self.config.period.mul_f64(0.5 + random())).await;
+            let here = self.hosted.span();
+            let Some(there) = self.look(here, Others::Go).await else { continue };
+            tracing::info!(%here, %there, "other blocks are served worse: announcing a move");
+            if let Err(error) = self.move_to(here, there).await {
+                tracing::warn!("the move to blocks {there} failed: {error:#}");
+                self.stay(here).await;
+            }
+        }
+    }
+
+    /// Where this server should be.
+    async fn look(&self, here: Span, others: Others) -> Option<Span> {
+        let info = self.hosted.info();
+        if info.state != ServerState::Online {
+            return None;
+        }
+        self.coverage(others).await?.better(here, rate(&info)?)
+    }
+
+    /// What the others offer. `None` if the directory does not say: nobody moves on a guess.
+    async fn coverage(&self, others: Others) -> Option<Coverage> {
+        let (model, all) = (self.hosted.model(), self.checkpoint.blocks());
+        let local = self.swarm.local_peer();
+        let found = self.swarm.lookup(&model, all).await;
+        let found = found.inspect_err(|error| tracing::debug!(%error, "cannot look where blocks are missing")).ok()?;
+        let counted = |entry: DirectoryEntry| (entry.peer != local).then(|| counted(entry, local, others));
+        let infos: Vec<ServerInfo> = found.into_iter().filter_map(counted).collect();
+        Some(Coverage::of(all.end(), &infos))
+    }
+
+    async fn move_to(&self, here: Span, there: Span) -> anyhow::Result<()> {
+        self.hosted.change(|now| now.info.moving_to = Some(there));
+        self.hosted.tell(&self.swarm).await?;
+        tokio::time::sleep(LONGEST_SETTLING.min(self.config.period / 4)).await;
+        if self.look(here, Others::Yield).await != Some(there) {
+            tracing::info!(%here, "others are on their way: staying");
+            self.stay(here).await;
+            return Ok(());
+        }
+        let old = self.executor.blocks().context("no blocks are loaded")?;
+        let started = Instant::now();
+        let more = there.len() - there.intersect(here).map_or(0, Span::len);
+        let needed = old.weight_bytes() / old.span().len() as u64 * more as u64;
+        let moved = if needed <= Free::on(old.device()).for_weights() {
+            self.load_beside(&old, there).await?
+        } else {
+            self.load_instead(old, there).await?
+        };
+        if moved {
+            tracing::info!(%here, %there, seconds = started.elapsed().as_secs_f64(), "moved");
+        }
+        Ok(())
+    }
+
+    /// Loads while the old span is served, then switches from one request to the next. `false` if it has to stay.
+    async fn load_beside(&self, old: &Arc<BlockStack>, there: Span) -> anyhow::Result<bool> {
+        let here = old.span();
+        let blocks = self.load(old.clone(), there).await?;
+        if !self.may_leave(here, there).await {
+            self.stay(here).await;
+            return Ok(false);
+        }
+        // First what computes, then what requests are held to: at no moment is a request taken that cannot be run.
+        self.executor.switch(blocks);
+        self.hosted.change(|now| {
+            now.retiring = Some(here);
+            now.info.span = there;
+            now.info.moving_to = None;
+            put_speed(&mut now.info, &self.speed);
+        });
+        self.hosted.tell(&self.swarm).await?;
+        self.drained(there).await;
+        self.hosted.change(|now| now.retiring = None);
+        self.executor.retire();
+        Ok(true)
+    }
+
+    /// Where memory does not hold both: finishes what was begun, drops the old blocks, then loads. Others serve them
+    /// meanwhile. `false` if it has to stay.
+    async fn load_instead(&self, old: Arc<BlockStack>, there: Span) -> anyhow::Result<bool> {
+        let here = old.span();
+        if !self.may_leave(here, there).await {
+            self.stay(here).await;
+            return Ok(false);
+        }
+        self.hosted.change(|now| now.info.state = ServerState::Draining);
+        self.hosted.tell(&self.swarm).await?;
+        let nothing = Instant::now() + DRAIN;
+        while (self.executor.depth() > 0 || self.executor.stash_bytes() > 0) && Instant::now() < nothing {
+            tokio::time::sleep(DRAIN_TICK).await;
+        }
+        // What both spans have stays; of the rest not even a share is held here.
+        let kept = old.part(there).map(Arc::new);
+        let (device, dtype) = (old.device().clone(), old.dtype());
+        drop(old);
+        self.executor.replace(kept.clone());
+        let load = async |span: Span| match &kept {
+            Some(kept) => self.load(kept.clone(), span).await,
+            None => {
+                let (checkpoint, device) = (self.checkpoint.clone(), device.clone());
+                let load = move || checkpoint.load_span(span, &device, dtype);
+                Ok(Arc::new(tokio::task::spawn_blocking(load).await.context("loading was interrupted")??))
+            }
+        };
+        let loaded = load(there).await;
+        let failed = loaded.as_ref().err().map(|error| format!("{error:#}"));
+        let blocks = match loaded {
+            Ok(blocks) => blocks,
+            Err(_) => load(here).await.context("neither the new nor the old blocks can be loaded")?,
+        };
+        self.hosted.change(|now| now.info.span = blocks.span());
+        self.executor.replace(Some(blocks));
+        self.hosted.change(|now| {
+            now.info.state = ServerState::Online;
+            now.info.moving_to = None;
+            put_speed(&mut now.info, &self.speed);
+        });
+        self.hosted.tell(&self.swarm).await?;
+        match failed {
+            None => Ok(true),
+            Some(error) => anyhow::bail!(error),
+        }
+    }
+
+    async fn load(&self, loaded: Arc<BlockStack>, span: Span) -> anyhow::Result<Arc<BlockStack>> {
+        let checkpoint = self.checkpoint.clone();
+        let load = move || checkpoint.load_span_beside(span, &loaded);
+        Ok(Arc::new(tokio::task::spawn_blocking(load).await.context("loading was interrupted")??))
+    }
+
+    /// Whether others hold what would be left, and none of them is about to leave it.
+    async fn may_leave(&self, here: Span, there: Span) -> bool {
+        self.coverage(Others::Go).await.is_some_and(|coverage| coverage.is_held(here, there))
+    }
+
+    async fn drained(&self, there: Span) {
+        let deadline = Instant::now() + DRAIN;
+        while self.executor.needs_more_than(there) && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_TICK).await;
+        }
+    }
+
+    /// Takes a move back.
+    async fn stay(&self, here: Span) {
+        tracing::debug!(%here, "staying");
+        self.hosted.change(|now| now.info.moving_to = None);
+        if let Err(error) = self.hosted.tell(&self.swarm).await {
+            tracing::debug!(%error, "cannot take the announced move back");
+        }
+    }
+}
+
+/// A server as it is counted by the one with the id `local`.
+fn counted(entry: DirectoryEntry, local: PeerId, others: Others) -> ServerInfo {
+    let DirectoryEntry { peer, mut info, .. } = entry;
+    if others == Others::Yield && peer > local {
+        info.moving_to = None;
+    }
+    info
+}
+
+/// A number in 0..1 that differs between servers and moments.
+pub(crate) fn random() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    (RandomState::new().hash_one(nanos) >> 11) as f64 / (1u64 << 53) as f64
+}

@@ -1,0 +1,23 @@
+//! Talking: frames in, frames out, and the memory that requests take meanwhile.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `stream`, `service` | one client's stream, and what all streams share |
+//! | `request`, `answer` | from a frame to a checked pass, and from its result to a frame |
+//! | `prompts` | what the requests of a stream share |
+//! | `relay` | rows from and to other servers |
+//! | `idle_reader` | ends streams that fall silent |
+//!
+//! Apart from computing because it is asynchronous and believes nobody: what goes from here to the executor's queue is checked,
+//! and somebody's share of the memory pays for it.
+
+mod answer;
+mod idle_reader;
+mod prompts;
+mod relay;
+mod request;
+mod service;
+mod stream;
+
+pub(crate) use relay::RelayLinks;
+pub(crate) use service::StreamService;

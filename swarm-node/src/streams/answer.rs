@@ -1,0 +1,136 @@
+//! From an accepted request to its answer: wait for rows that another server sends, compute, pass rows on.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use petals_protocol::{Handover, Refusal, Response, Tensor};
+use tokio::time::timeout_at;
+use tokio_util::sync::CancellationToken;
+
+use super::relay::{Delivery, Expected, Next};
+use super::request::{Asked, Asker, Encoded, ReplyShape, micros};
+use super::service::StreamService;
+use crate::executor::Done;
+use crate::machine::budget::Reserved;
+
+/// A response with its tensors.
+pub(crate) type Answer = (Response, Vec<Tensor>);
+
+type Computed = tokio::sync::oneshot::Receiver<Result<Done, Refusal>>;
+
+/// A request that is being worked on.
+#[derive(Debug)]
+pub(crate) struct Job {
+    service: Arc<StreamService>,
+    asker: Asker,
+    stage: Stage,
+    reply: ReplyShape,
+    next: Option<Next>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// In the executor's queue, or beyond.
+    Queued(Computed),
+    /// Waits for its rows, and takes no place in any queue. Most passes never do.
+    Waiting(Box<(Expected, Asked)>),
+}
+
+impl Job {
+    /// Queues the pass, or begins to wait for its rows. Not async, so that passes are queued in the order of a stream.
+    pub(crate) fn begin(service: Arc<StreamService>, asker: Asker, asked: Asked) -> Result<Self, Refusal> {
+        let (reply, next) = (asked.reply.clone(), asked.next.clone());
+        let stage = match asked.awaits {
+            Some(token) => Stage::Waiting(Box::new((service.rendezvous.expect(token)?, asked))),
+            None => Stage::Queued(service.executor.submit(asked.into_pass(asker))?),
+        };
+        Ok(Self { service, asker, stage, reply, next })
+    }
+
+    /// The answer; `None` if nobody waits for one any more. `closing` ends the wait for rows.
+    pub(crate) async fn answer(self, closing: CancellationToken) -> Option<Answer> {
+        let Self { service, asker, stage, reply, next } = self;
+        let mut rows_of_another = None;
+        let computed = match stage {
+            Stage::Queued(computed) => computed,
+            Stage::Waiting(waiting) => {
+                let (mut expected, asked) = *waiting;
+                let delivery = tokio::select! {
+                    () = closing.cancelled() => return None,
+                    delivery = timeout_at(asker.deadline.into(), expected.delivery()) => delivery.ok()??,
+                };
+                match fill_and_submit(&service, asker, asked, delivery) {
+                    Ok((computed, memory)) => {
+                        rows_of_another = Some(memory);
+                        computed
+                    }
+                    Err(refusal) => return Some(refused(refusal)),
+                }
+            }
+        };
+        // A dropped sender means that the deadline passed before the work began.
+        let done = computed.await.ok()?;
+        // Two servers that pass rows to each other must not keep the other's share while they wait for their own.
+        drop(rows_of_another);
+        let encoded = match done {
+            Ok(done) => reply.encode(done),
+            Err(refusal) => return Some(refused(refusal)),
+        };
+        Some(match next {
+            None => {
+                let Encoded { response, mut rows, rest } = encoded;
+                rows.extend(rest);
+                (response, rows)
+            }
+            Some(next) => pass_on(&service, &next, encoded, asker.deadline).await,
+        })
+    }
+}
+
+/// Takes rows that arrived, if they are what the request needs. Their memory is the sender's until the pass is done.
+fn fill_and_submit(
+    service: &StreamService,
+    asker: Asker,
+    mut asked: Asked,
+    delivery: Delivery,
+) -> Result<(Computed, Reserved), Refusal> {
+    if let Err(refusal) = asked.fill(&delivery.tensors, service.hosted.hidden_size) {
+        // The client did nothing wrong, and the sender should know what it did.
+        let what = refusal.to_string();
+        delivery.refuse(refusal);
+        return Err(Refusal::BadRelay { what });
+    }
+    // The time before is not this server's.
+    let asker = Asker { arrived: Instant::now(), ..asker };
+    match service.executor.submit(asked.into_pass(asker)) {
+        Ok(computed) => Ok((computed, delivery.accept())),
+        Err(refusal) => {
+            delivery.refuse(refusal.clone());
+            Err(refusal)
+        }
+    }
+}
+
+async fn pass_on(service: &StreamService, next: &Next, mut encoded: Encoded, deadline: Instant) -> Answer {
+    let started = Instant::now();
+    let Some(links) = &service.links else {
+        return refused(Refusal::NextUnreachable { what: "this server passes nothing on".into() });
+    };
+    let patience = deadline.saturating_duration_since(started);
+    match links.pass_on(next, std::mem::take(&mut encoded.rows), patience).await {
+        Ok(bytes) => {
+            service.speed.handed_over(bytes, started.elapsed());
+            encoded.passed_on(Handover { us: micros(started.elapsed()), bytes });
+            (encoded.response, encoded.rest)
+        }
+        Err(error) => {
+            tracing::debug!(peer = %next.peer, %error, "rows not passed on");
+            refused(Refusal::NextUnreachable { what: error.to_string() })
+        }
+    }
+}
+
+/// A refusal as an answer.
+pub(crate) fn refused(refusal: Refusal) -> Answer {
+    (Response::Refused(refusal), Vec::new())
+}

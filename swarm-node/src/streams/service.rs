@@ -1,0 +1,66 @@
+//! What all streams of a node share.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use petals_protocol::{FrameLimits, Limits};
+
+use super::relay::{RelayLinks, Rendezvous};
+use crate::executor::ExecutorHandle;
+use crate::machine::budget::Budget;
+use crate::machine::speed::Speed;
+use crate::placement::hosted::Hosted;
+
+/// Unanswered requests of one stream; then reading pauses, which is backpressure to the client.
+pub(super) const MAX_IN_FLIGHT: u32 = 32;
+/// This part of the memory for requests is for prompts that streams keep.
+const PROMPTS_PART: u64 = 8;
+
+/// What all streams of a node share.
+#[derive(Debug)]
+pub(crate) struct StreamService {
+    pub(crate) hosted: Arc<Hosted>,
+    pub(crate) executor: ExecutorHandle,
+    pub(crate) speed: Arc<Speed>,
+    /// Where rows from other servers meet the requests that wait for them.
+    pub(crate) rendezvous: Arc<Rendezvous>,
+    /// To the servers that rows are passed on to.
+    pub(crate) links: Option<RelayLinks>,
+    /// Bytes of requests and replies that may be in memory.
+    pub(super) memory: Budget,
+    /// Bytes of prompts that streams may keep. Apart from the requests' memory, which they would hold for as long as they like.
+    pub(super) prompts: Budget,
+    pub(super) limits: Limits,
+    pub(super) next_stream: AtomicU64,
+}
+
+impl StreamService {
+    /// Without `links` nothing is passed on to other servers.
+    pub(crate) fn new(
+        hosted: Arc<Hosted>,
+        executor: ExecutorHandle,
+        speed: Arc<Speed>,
+        links: Option<RelayLinks>,
+        max_rows: u32,
+        memory_bytes: u64,
+    ) -> Self {
+        let prompts = Budget::new(memory_bytes / PROMPTS_PART);
+        let memory = Budget::new(memory_bytes - memory_bytes / PROMPTS_PART);
+        let hidden_bytes = 4 * hosted.hidden_size as u64;
+        // The largest honest frame: text, prefix and their gradients, and a prompt table for each block.
+        let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.span().len() as u64);
+        // Half of what one peer may hold: a reply is about as large as its request and needs room beside it.
+        let max_body = frame.min(FrameLimits::default().max_body).min(memory.peer_bytes() / 2);
+        Self {
+            hosted,
+            executor,
+            speed,
+            rendezvous: Arc::default(),
+            links,
+            memory,
+            prompts,
+            limits: Limits { max_rows, max_body, max_in_flight: MAX_IN_FLIGHT },
+            next_stream: AtomicU64::new(0),
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! One client's stream: frames in, passes to the executor, frames out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadHalf};
+use petals_protocol::{
+    Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, Refusal, RelayToken, Request, Response,
+    Tensor, Welcome,
+};
+use petals_swarm::PeerId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::answer::{Answer, Job, refused};
+use super::idle_reader::{FrameBoundary, IdleReader};
+use super::prompts::PromptCache;
+use super::request::{self, Asker};
+use super::service::{MAX_IN_FLIGHT, StreamService};
+use crate::machine::budget::{NoRoom, PeerBudget, Reserved};
+use crate::machine::speed::Speed;
+
+/// A new stream must say hello within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A stream without a request for this long is closed; its client opens another when it needs one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
+/// A frame of which nothing arrives for this long will not arrive.
+const FRAME_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for a reply to leave, plus its size at the slowest link served (100 kB/s).
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
+const SLOWEST_BYTES_PER_S: u64 = 100_000;
+/// When to ask again if there is no memory for a reply.
+const RETRY_WITHOUT_MEMORY_MS: u32 = 100;
+
+impl StreamService {
+    /// Serves one stream until it ends, fails, falls silent or `cancel` fires.
+    pub(crate) async fn serve<S>(self: Arc<Self>, peer: PeerId, stream: S, cancel: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let number = self.next_stream.fetch_add(1, Ordering::Relaxed);
+        self.executor.open_stream(number, peer);
+        let (read, write) = stream.split();
+        let (read, boundary) = IdleReader::new(read, IDLE_TIMEOUT, FRAME_IDLE_TIMEOUT);
+        let (replies, outbox) = mpsc::channel(MAX_IN_FLIGHT as usize);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(write_replies(write, outbox, self.speed.clone()));
+        let limits = FrameLimits { max_body: self.limits.max_body };
+        let mut pump = Pump {
+            service: self.clone(),
+            peer,
+            stream: number,
+            reader: FrameReader::new(read, FrameKind::Request, limits),
+            boundary,
+            memory: self.memory.of(peer),
+            prompts: PromptCache::new(self.prompts.of(peer)),
+            replies,
+            in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
+            tasks,
+            under_way: HashMap::new(),
+            closing: CancellationToken::new(),
+        };
+        let ended = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Ok(()),
+            ended = pump.run() => ended,
+        };
+        match ended {
+            Ok(()) | Err(StreamEnd::Frame(FrameError::Closed)) => {
+                pump.drain(&cancel).await;
+            }
+            Err(end) => tracing::debug!(%peer, stream = number, error = %end, "stream ended"),
+        }
+        self.executor.forget_stream(number);
+    }
+}
+
+/// Why a stream is not read any further.
+#[derive(Debug, thiserror::Error)]
+enum StreamEnd {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("nothing arrived in time")]
+    Timeout(#[from] tokio::time::error::Elapsed),
+    #[error("the first request was not a greeting")]
+    NoHello,
+    #[error("the reply channel is closed")]
+    WriterGone,
+}
+
+/// A reply on its way out.
+struct OutFrame {
+    id: u64,
+    response: Response,
+    tensors: Vec<Tensor>,
+    /// Given back once the reply is written: a client that does not read its replies gets no further.
+    held: Option<Held>,
+}
+
+/// What a request takes from its stream and from the node's memory.
+struct Held {
+    _slot: OwnedSemaphorePermit,
+    _memory: Vec<Reserved>,
+}
+
+/// When a request came, how many bytes of tensors it has, and what they take.
+struct Arrival {
+    at: Instant,
+    body: u64,
+    slot: OwnedSemaphorePermit,
+    memory: Reserved,
+}
+
+struct Pump<R> {
+    service: Arc<StreamService>,
+    peer: PeerId,
+    stream: u64,
+    reader: FrameReader<R>,
+    boundary: FrameBoundary,
+    memory: PeerBudget,
+    prompts: PromptCache,
+    replies: mpsc::Sender<OutFrame>,
+    in_flight: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+    /// Requests that may be given up, by their ids.
+    under_way: HashMap<u64, AbortHandle>,
+    /// Ends the waits of requests whose client is gone.
+    closing: CancellationToken,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
+    async fn run(&mut self) -> Result<(), StreamEnd> {
+        self.hello().await?;
+        loop {
+            let slot = self.in_flight.clone().acquire_owned().await.map_err(|_| StreamEnd::WriterGone)?;
+            self.boundary.reached();
+            let body = self.reader.next_body_len().await?;
+            // While it waits for memory the client's bytes stay in its own send buffer.
+            let request = timeout(IDLE_TIMEOUT, self.memory.reserve(body)).await?;
+            let request = request.map_err(|_| StreamEnd::WriterGone)?;
+            let arrived = Instant::now();
+            let frame: Frame<Request> = self.reader.read().await?;
+            self.handle(frame, Arrival { at: arrived, body, slot, memory: request }).await?;
+            while self.tasks.try_join_next().is_some() {}
+            self.under_way.retain(|_, task| !task.is_finished());
+        }
+    }
+
+    async fn hello(&mut self) -> Result<(), StreamEnd> {
+        let frame: Frame<Request> = timeout(HELLO_TIMEOUT, async {
+            // A greeting has no tensors; whatever brings some is not one, and no memory is reserved for it.
+            if self.reader.next_body_len().await? > 0 {
+                return Err(StreamEnd::NoHello);
+            }
+            Ok(self.reader.read().await?)
+        })
+        .await??;
+        let Request::Hello { model } = frame.message else {
+            let refusal = Refusal::BadRequest { what: "the first request must be a hello".into() };
+            self.reply(frame.id, refused(refusal), None).await?;
+            return Err(StreamEnd::NoHello);
+        };
+        let hosted = &self.service.hosted;
+        let mut info = hosted.info();
+        let response = if model == info.model {
+            info.queue_depth = self.service.executor.depth() as u32;
+            info.cache_tokens_left = Some(self.service.executor.session_room().0);
+            Response::Welcome(Box::new(Welcome { info: info.to_json(), limits: self.service.limits }))
+        } else {
+            Response::Refused(Refusal::WrongModel { served: info.model })
+        };
+        self.reply(frame.id, (response, Vec::new()), None).await
+    }
+
+    async fn handle(&mut self, frame: Frame<Request>, arrival: Arrival) -> Result<(), StreamEnd> {
+        let Frame { id, message, tensors } = frame;
+        match message {
+            Request::Forget { stash } => {
+                self.service.executor.forget(self.stream, stash);
+                Ok(())
+            }
+            Request::EndSession { session } => {
+                self.service.executor.end_session(self.stream, session);
+                Ok(())
+            }
+            Request::Cancel { request } => {
+                // What was held for it is given back with the task.
+                if let Some(task) = self.under_way.remove(&request) {
+                    task.abort();
+                }
+                Ok(())
+            }
+            Request::Relay { token } => {
+                self.take_relay(id, token, tensors, arrival);
+                Ok(())
+            }
+            pass => self.begin(id, pass, tensors, arrival).await,
+        }
+    }
+
+    /// Takes rows that another server passes on.
+    fn take_relay(&mut self, id: u64, token: RelayToken, tensors: Vec<Tensor>, arrival: Arrival) {
+        let (service, peer, replies) = (self.service.clone(), self.peer, self.replies.clone());
+        let Arrival { slot, memory, .. } = arrival;
+        let task = self.tasks.spawn(async move {
+            let (response, tensors) = match service.rendezvous.deliver(peer, token, tensors, memory).await {
+                Ok(()) => (Response::Relayed, Vec::new()),
+                Err(refusal) => refused(refusal),
+            };
+            let held = Some(Held { _slot: slot, _memory: Vec::new() });
+            let _ = replies.send(OutFrame { id, response, tensors, held }).await;
+        });
+        self.under_way.insert(id, task);
+    }
+
+    /// Checks a pass and sets it going.
+    async fn begin(&mut self, id: u64, pass: Request, tensors: Vec<Tensor>, arrival: Arrival) -> Result<(), StreamEnd> {
+        let Arrival { at: arrived, body, slot, memory } = arrival;
+        let service = &self.service;
+        let asked = request::pass(&service.hosted, &service.limits, &mut self.prompts, pass, tensors);
+        let begun = asked.and_then(|asked| {
+            let room = self.room_for_reply(asked.reply_bytes(), body)?;
+            let deadline = arrived + asked.patience;
+            let asker = Asker { peer: self.peer, stream: self.stream, arrived, deadline };
+            Ok((Job::begin(service.clone(), asker, asked)?, room))
+        });
+        let (job, room) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => {
+                let held = Held { _slot: slot, _memory: vec![memory] };
+                return self.reply(id, refused(refusal), Some(held)).await;
+            }
+        };
+        let held = Some(Held { _slot: slot, _memory: vec![memory, room] });
+        let (replies, closing) = (self.replies.clone(), self.closing.clone());
+        let task = self.tasks.spawn(async move {
+            let Some((response, tensors)) = job.answer(closing).await else { return };
+            let _ = replies.send(OutFrame { id, response, tensors, held }).await;
+        });
+        self.under_way.insert(id, task);
+        Ok(())
+    }
+
+    /// Never waits: who waited here would keep its request's memory from others that wait too.
+    fn room_for_reply(&self, bytes: u64, request: u64) -> Result<Reserved, Refusal> {
+        self.memory.try_reserve(bytes, request).map_err(|no_room| match no_room {
+            NoRoom::Now => Refusal::Busy { retry_after_ms: RETRY_WITHOUT_MEMORY_MS },
+            NoRoom::Ever => Refusal::TooLarge {
+                what: "the memory of request and reply".into(),
+                got: request + bytes,
+                limit: self.service.memory.peer_bytes(),
+            },
+        })
+    }
+
+    async fn reply(&self, id: u64, (response, tensors): Answer, held: Option<Held>) -> Result<(), StreamEnd> {
+        self.replies.send(OutFrame { id, response, tensors, held }).await.map_err(|_| StreamEnd::WriterGone)
+    }
+
+    /// Lets answers under way leave before the stream is dropped.
+    async fn drain(self, cancel: &CancellationToken) {
+        let Self { replies, mut tasks, closing, .. } = self;
+        closing.cancel();
+        drop(replies);
+        let finish = async { while tasks.join_next().await.is_some() {} };
+        tokio::select! {
+            _ = timeout(REPLY_TIMEOUT, finish) => {}
+            () = async { cancel.cancelled().await; tokio::time::sleep(Duration::from_secs(1)).await } => {}
+        }
+    }
+}
+
+async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiver<OutFrame>, speed: Arc<Speed>) {
+    let mut writer = FrameWriter::new(write, FrameKind::Response);
+    while let Some(OutFrame { id, response, tensors, held }) = outbox.recv().await {
+        let bytes: u64 = tensors.iter().map(|t| t.bytes().len() as u64).sum();
+        let patience = REPLY_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S);
+        let started = Instant::now();
+        // A client that does not read its answers is given up, so that they do not pile up in memory.
+        match timeout(patience, writer.write(id, &response, &tensors)).await {
+            Ok(Ok(())) => {
+                speed.replied(bytes, started.elapsed());
+                drop((tensors, held));
+            }
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
+    let _ = writer.close().await;
+}
+
+#[cfg(test)]
+mod tests;
