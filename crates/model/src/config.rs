@@ -102,12 +102,12 @@ impl ModelConfig {
         let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::Json(Some(e)))?;
         let Value::Object(map) = value else { return Err(ConfigError::Json(None)) };
         let fields = Fields(&map);
-        let family = Family::of(&fields)?;
+        let family = Family::of(fields.text("model_type")?.ok_or(ConfigError::Missing("model_type"))?)?;
         fields.only_silu()?;
         fields.full_attention(family)?;
         let hidden_size = fields.size("hidden_size", 1 << 16)?;
         let num_attention_heads = fields.size("num_attention_heads", 1 << 10)?;
-        let rope = fields.rope()?;
+        let (rope_theta, rope_scaling) = rope::base_and_scaling(&fields)?;
         Ok(Self {
             model_type: family.model_type.to_owned(),
             vocab_size: fields.size("vocab_size", 1 << 22)?,
@@ -119,8 +119,8 @@ impl ModelConfig {
             head_dim: fields.head_dim(family, hidden_size, num_attention_heads)?,
             max_position_embeddings: fields.size("max_position_embeddings", 1 << 24)?,
             rms_norm_eps: fields.eps()?,
-            rope_theta: rope.0,
-            rope_scaling: rope.1,
+            rope_theta,
+            rope_scaling,
             qkv_bias: family.qkv_bias.resolve(fields.flag("attention_bias")?),
             output_bias: family.output_bias.resolve(fields.flag("attention_bias")?),
             mlp_bias: family.mlp_bias.resolve(fields.flag("mlp_bias")?),

@@ -21,9 +21,10 @@ mod rows;
 mod stash;
 mod step;
 
+pub use block::Keep;
 use blocks::Blocks;
 pub use pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError};
-pub use stash::{Keep, Stash};
+pub use stash::Stash;
 pub use step::{CachedPrefix, CachedRows};
 
 /// Consecutive transformer blocks with frozen weights, all on one device.

@@ -1,6 +1,6 @@
 //! What the families of Llama-like models do differently, as data.
 
-use super::{ConfigError, Fields};
+use super::ConfigError;
 
 /// Where a projection's bias comes from.
 #[derive(Debug, Clone, Copy)]
@@ -78,8 +78,8 @@ const FAMILIES: [Family; 4] = [
 ];
 
 impl Family {
-    pub(super) fn of(fields: &Fields<'_>) -> Result<&'static Self, ConfigError> {
-        let model_type = fields.text("model_type")?.ok_or(ConfigError::Missing("model_type"))?;
+    /// The family of a `model_type`.
+    pub(super) fn of(model_type: &str) -> Result<&'static Self, ConfigError> {
         FAMILIES.iter().find(|family| family.model_type == model_type).ok_or_else(|| ConfigError::Unsupported {
             key: "model_type",
             got: format!("`{}`", model_type.escape_default()),

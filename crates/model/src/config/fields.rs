@@ -4,7 +4,6 @@ use serde_json::{Map, Value};
 
 use super::ConfigError;
 use super::family::Family;
-use super::rope::RopeScaling;
 
 /// The object of the file, or one nested in it.
 pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
@@ -133,18 +132,5 @@ impl<'a> Fields<'a> {
             got: window.to_string(),
             supported: "only windows of at least max_position_embeddings are",
         })
-    }
-
-    /// Base and scaling of the rotary frequencies: `rope_theta` and `rope_scaling`, or both in `rope_parameters`.
-    pub(super) fn rope(&self) -> Result<(f64, RopeScaling), ConfigError> {
-        const THETA: &str = "rope_theta";
-        let parameters = self.object("rope_parameters")?;
-        let nested = parameters.as_ref().map(|p| p.number(THETA, 1.0, 1e15)).transpose()?.flatten();
-        let theta = nested.or(self.number(THETA, 1.0, 1e15)?).unwrap_or(10_000.0);
-        let scaling = match parameters.or(self.object("rope_scaling")?) {
-            Some(fields) => RopeScaling::from_fields(&fields)?,
-            None => RopeScaling::Default,
-        };
-        Ok((theta, scaling))
     }
 }

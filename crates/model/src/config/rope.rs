@@ -28,8 +28,21 @@ pub enum RopeScaling {
     },
 }
 
+/// Base and scaling of the rotary frequencies: `rope_theta` and `rope_scaling`, or both in `rope_parameters`.
+pub(super) fn base_and_scaling(fields: &Fields<'_>) -> Result<(f64, RopeScaling), ConfigError> {
+    const THETA: &str = "rope_theta";
+    let parameters = fields.object("rope_parameters")?;
+    let nested = parameters.as_ref().map(|p| p.number(THETA, 1.0, 1e15)).transpose()?.flatten();
+    let theta = nested.or(fields.number(THETA, 1.0, 1e15)?).unwrap_or(10_000.0);
+    let scaling = match parameters.or(fields.object("rope_scaling")?) {
+        Some(fields) => RopeScaling::from_fields(&fields)?,
+        None => RopeScaling::Default,
+    };
+    Ok((theta, scaling))
+}
+
 impl RopeScaling {
-    pub(super) fn from_fields(fields: &Fields<'_>) -> Result<Self, ConfigError> {
+    fn from_fields(fields: &Fields<'_>) -> Result<Self, ConfigError> {
         let factor = |key| fields.number(key, 1e-3, 1e6)?.ok_or(ConfigError::Missing(key));
         let kind = fields.text("rope_type")?.or(fields.text("type")?).unwrap_or("default");
         match kind {

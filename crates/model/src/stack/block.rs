@@ -2,7 +2,6 @@
 
 use super::plan::{BlockPlan, StepPlan};
 use super::rows::ActiveRows;
-use super::stash::{Keep, KeptBlock};
 use crate::engine::Engine;
 use crate::engine::rotary::Turn;
 use crate::engine::shapes::Heads;
@@ -55,6 +54,25 @@ struct BeforeNorms<E: Engine> {
     keys: E::Rows,
 }
 
+/// What a forward keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: there will be no backward.
+    Nothing,
+    /// What enters each block. The backward repeats the forward block by block, with one block's saved tensors at a time.
+    Inputs,
+    /// All that the backward needs.
+    Everything,
+}
+
+/// What is saved of one block.
+#[derive(Debug)]
+pub(super) enum KeptBlock<E: Engine> {
+    /// What enters it, `[R, d]`.
+    Input(E::Rows),
+    Everything(Box<BlockStash<E>>),
+}
+
 /// Which rows of the input's gradient are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Needed {
@@ -64,15 +82,32 @@ pub(super) enum Needed {
 }
 
 impl<E: Engine> BlockStash<E> {
-    pub(super) fn bytes(&self) -> u64 {
+    fn bytes(&self) -> u64 {
         let Self { input, queries, keys_values, before_norms, residual, gate_up } = self;
         let always = [input, queries, keys_values, residual, gate_up].map(E::bytes).iter().sum::<u64>();
         always + before_norms.as_ref().map_or(0, |before| E::bytes(&before.queries) + E::bytes(&before.keys))
     }
 
     /// Input and input of the MLP's norm; the rest is freed.
-    pub(super) fn into_ends(self) -> (E::Rows, E::Rows) {
+    fn into_ends(self) -> (E::Rows, E::Rows) {
         (self.input, self.residual)
+    }
+}
+
+impl<E: Engine> KeptBlock<E> {
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Input(input) => E::bytes(input),
+            Self::Everything(stash) => stash.bytes(),
+        }
+    }
+
+    /// The input alone.
+    pub(super) fn reduce(self) -> Self {
+        match self {
+            Self::Everything(stash) => Self::Input(stash.into_ends().0),
+            input @ Self::Input(_) => input,
+        }
     }
 }
 

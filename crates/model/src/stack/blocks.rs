@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use petals_protocol::{Injection, PassLayout, Span};
 
-use super::block::{Block, Needed};
+use super::block::{Block, Keep, KeptBlock, Needed};
 use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, finite};
 use super::plan::PassPlan;
-use super::stash::{Keep, Kept, KeptBlock};
+use super::stash::Kept;
 use crate::config::ModelConfig;
 use crate::engine::Engine;
 use crate::engine::rotary::Rotary;

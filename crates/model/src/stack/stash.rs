@@ -4,22 +4,11 @@ use std::sync::Arc;
 
 use petals_protocol::PassLayout;
 
-use super::block::BlockStash;
+use super::block::KeptBlock;
 use super::plan::PassPlan;
 use crate::engine::burn::Burn;
 use crate::engine::host::Host;
 use crate::engine::{Engine, OnEngine, on_engine};
-
-/// What a forward keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// Nothing: there will be no backward.
-    Nothing,
-    /// What enters each block. The backward repeats the forward block by block, with one block's saved tensors at a time.
-    Inputs,
-    /// All that the backward needs.
-    Everything,
-}
 
 /// Saved tensors of a forward on the stack's device; dropping it frees them.
 ///
@@ -38,21 +27,9 @@ pub(super) struct Kept<E: Engine> {
     pub(super) blocks: Vec<KeptBlock<E>>,
 }
 
-/// What is saved of one block.
-#[derive(Debug)]
-pub(super) enum KeptBlock<E: Engine> {
-    /// What enters it, `[R, d]`.
-    Input(E::Rows),
-    Everything(Box<BlockStash<E>>),
-}
-
 impl<E: Engine> Kept<E> {
     fn bytes(&self) -> u64 {
-        let of = |kept: &KeptBlock<E>| match kept {
-            KeptBlock::Input(input) => E::bytes(input),
-            KeptBlock::Everything(stash) => stash.bytes(),
-        };
-        self.blocks.iter().map(of).sum()
+        self.blocks.iter().map(KeptBlock::bytes).sum()
     }
 
     fn has_inputs_only(&self) -> bool {
@@ -60,11 +37,7 @@ impl<E: Engine> Kept<E> {
     }
 
     fn reduce(self) -> Self {
-        let of = |kept| match kept {
-            KeptBlock::Everything(stash) => KeptBlock::Input(stash.into_ends().0),
-            input @ KeptBlock::Input(_) => input,
-        };
-        Self { blocks: self.blocks.into_iter().map(of).collect(), ..self }
+        Self { blocks: self.blocks.into_iter().map(KeptBlock::reduce).collect(), ..self }
     }
 }
 
