@@ -26,6 +26,7 @@ pub(crate) enum Kind {
     /// The CPU with this crate's kernels.
     Host,
     /// The CPU with burn's operations.
+    #[cfg(feature = "burn")]
     Reference,
     #[cfg(feature = "cuda")]
     Cuda(usize),
@@ -100,7 +101,8 @@ impl Device {
     }
 
     /// The CPU through burn's operations alone, as GPUs compute, without this crate's CPU kernels. Slower; what engines are
-    /// compared to.
+    /// compared to. There if this crate is built with the feature `burn`.
+    #[cfg(feature = "burn")]
     pub fn reference() -> Self {
         Self { kind: Kind::Reference }
     }
@@ -125,10 +127,6 @@ impl Device {
             Kind::Vulkan(adapter) => Some(adapter.largest_buffer()),
             _ => None,
         }
-    }
-
-    pub(crate) fn is_cpu(&self) -> bool {
-        matches!(self.kind, Kind::Host | Kind::Reference)
     }
 
     #[cfg(feature = "cuda")]
@@ -188,7 +186,9 @@ impl FromStr for Device {
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            Kind::Host | Kind::Reference => f.write_str("cpu"),
+            Kind::Host => f.write_str("cpu"),
+            #[cfg(feature = "burn")]
+            Kind::Reference => f.write_str("cpu"),
             #[cfg(feature = "cuda")]
             Kind::Cuda(index) => write!(f, "cuda:{index}"),
             #[cfg(feature = "vulkan")]

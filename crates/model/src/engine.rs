@@ -4,8 +4,8 @@
 //! plans and steps are written once above it, in [`crate::stack`]. Which engine computes is decided once per pass ([`OnEngine`]): inside
 //! of a pass all types are those of one engine.
 //!
-//! [`host`] computes on slices with this crate's kernels and keeps caches in pages. [`burn`] computes in burn's operations: it is what
-//! every other engine is tested against, and what GPUs run on.
+//! [`host`] computes on slices with this crate's kernels and keeps caches in pages. `burn` (feature `burn`) computes in burn's operations: it
+//! is what every other engine is tested against, and what GPUs run on.
 //!
 //! Weights are frozen, so a backward gives input gradients only. Operations cannot fail; what goes wrong on a device is told
 //! when its results are fetched ([`Engine::download`]).
@@ -17,13 +17,16 @@ use crate::device::Dtype;
 use rotary::{Rotary, Turn};
 use shapes::{AttentionSizes, Geometry, Grown, Heads};
 
+#[cfg(feature = "burn")]
 pub(crate) mod burn;
 pub(crate) mod host;
 mod meter;
+mod on_engine;
 pub(crate) mod rotary;
 pub(crate) mod shapes;
 
 pub use meter::KvMeter;
+pub(crate) use on_engine::{Listed, OnEngine, PerEngine, map_engine, on_engine};
 
 /// The device failed to compute or to hand over a result.
 #[derive(Debug, thiserror::Error)]
@@ -225,23 +228,3 @@ pub(crate) trait Cache: fmt::Debug + Clone + Send + Sync {
     /// Forgets what a step that failed has written behind `len`: it may be anything, NaN included.
     fn abandon(&mut self, len: usize);
 }
-
-/// Something that exists for either engine.
-#[derive(Debug, Clone)]
-pub(crate) enum OnEngine<H, B> {
-    /// On [`host`].
-    Host(H),
-    /// On [`burn`].
-    Burn(B),
-}
-
-/// Runs `$body` with `$name` bound to what `$on` has, whichever engine it is for.
-macro_rules! on_engine {
-    ($on:expr, $name:pat => $body:expr) => {
-        match $on {
-            $crate::engine::OnEngine::Host($name) => $body,
-            $crate::engine::OnEngine::Burn($name) => $body,
-        }
-    };
-}
-pub(crate) use on_engine;

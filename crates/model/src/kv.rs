@@ -3,11 +3,14 @@
 use petals_protocol::Span;
 
 use crate::config::ModelConfig;
-use crate::engine::burn::Burn;
-use crate::engine::host::Host;
-use crate::engine::{Cache, Engine, OnEngine, on_engine};
+use crate::engine::{Cache, Engine, OnEngine, PerEngine, on_engine};
 
-type Storage = OnEngine<<Host as Engine>::Cache, <Burn as Engine>::Cache>;
+/// Where keys and values are kept: [`Engine::Cache`].
+pub(crate) enum Caches {}
+
+impl PerEngine for Caches {
+    type On<E: Engine> = E::Cache;
+}
 
 /// Keys and values of one sequence in the blocks of one span, for positions `0..len`, on the device of these blocks.
 ///
@@ -16,11 +19,11 @@ type Storage = OnEngine<<Host as Engine>::Cache, <Burn as Engine>::Cache>;
 pub struct KvCache {
     span: Span,
     len: usize,
-    storage: Storage,
+    storage: OnEngine<Caches>,
 }
 
 impl KvCache {
-    pub(crate) fn new(span: Span, storage: Storage) -> Self {
+    pub(crate) fn new(span: Span, storage: OnEngine<Caches>) -> Self {
         Self { span, len: 0, storage }
     }
 
@@ -46,7 +49,7 @@ impl KvCache {
     }
 
     /// Where keys and values are kept.
-    pub(crate) fn storage(&mut self) -> &mut Storage {
+    pub(crate) fn storage(&mut self) -> &mut OnEngine<Caches> {
         &mut self.storage
     }
 

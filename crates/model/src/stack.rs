@@ -6,10 +6,8 @@ use petals_protocol::Span;
 
 use crate::config::ModelConfig;
 use crate::device::{Device, Dtype};
-use crate::engine::OnEngine;
-use crate::engine::burn::Burn;
-use crate::engine::host::Host;
 use crate::engine::shapes::Heads;
+use crate::engine::{Engine, OnEngine, PerEngine, map_engine, on_engine};
 
 mod block;
 mod blocks;
@@ -37,7 +35,14 @@ pub struct BlockStack {
     device: Device,
     dtype: Dtype,
     /// Each pass is handed to the engine's own blocks as a whole.
-    blocks: OnEngine<Blocks<Host>, Blocks<Burn>>,
+    blocks: OnEngine<Spans>,
+}
+
+/// The blocks of a span: [`Blocks`].
+enum Spans {}
+
+impl PerEngine for Spans {
+    type On<E: Engine> = Blocks<E>;
 }
 
 impl fmt::Debug for BlockStack {
@@ -51,10 +56,7 @@ impl BlockStack {
     /// Those of this stack's blocks that lie in `span`, if any, shared with this stack: no weight is copied.
     pub fn part(&self, span: Span) -> Option<Self> {
         let span = self.span.intersect(span)?;
-        let blocks = match &self.blocks {
-            OnEngine::Host(blocks) => OnEngine::Host(blocks.part(span)),
-            OnEngine::Burn(blocks) => OnEngine::Burn(blocks.part(span)),
-        };
+        let blocks = map_engine!(&self.blocks, blocks => blocks.part(span));
         Some(Self { config: self.config.clone(), span, device: self.device.clone(), dtype: self.dtype, blocks })
     }
 
@@ -90,18 +92,7 @@ impl BlockStack {
     /// the wrong size, if the device fails, or if an output is not finite.
     pub fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
-        let layout = pass.layout;
-        let stash = |kept| Stash::new(layout.clone(), kept);
-        match &self.blocks {
-            OnEngine::Host(blocks) => {
-                let (output, kept) = blocks.forward(pass, keep)?;
-                Ok(ForwardOutput { stash: kept.map(|kept| stash(OnEngine::Host(kept))), ..output })
-            }
-            OnEngine::Burn(blocks) => {
-                let (output, kept) = blocks.forward(pass, keep)?;
-                Ok(ForwardOutput { stash: kept.map(|kept| stash(OnEngine::Burn(kept))), ..output })
-            }
-        }
+        on_engine!(&self.blocks, blocks => blocks.forward(pass, keep))
     }
 
     /// Runs the stash's span backward, to the gradients of its inputs.
@@ -114,12 +105,7 @@ impl BlockStack {
     /// device fails, or if a result is not finite.
     pub fn backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError> {
         grads.check(stash.layout(), self.span, &self.config)?;
-        let (layout, kept) = stash.into_parts();
-        match (&self.blocks, kept) {
-            (OnEngine::Host(blocks), OnEngine::Host(kept)) => blocks.backward(&layout, kept, grads, text_grad),
-            (OnEngine::Burn(blocks), OnEngine::Burn(kept)) => blocks.backward(&layout, kept, grads, text_grad),
-            _ => Err(PassError::ForeignStash),
-        }
+        on_engine!(&self.blocks, blocks => blocks.backward(stash, grads, text_grad))
     }
 }
 

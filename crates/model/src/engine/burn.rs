@@ -10,7 +10,7 @@ use burn::tensor::activation::sigmoid;
 use super::rotary::{CosSin, Rotary, Turn};
 use super::shapes::{AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter};
-use crate::device::{Device, Dtype};
+use crate::device::{Device, Dtype, Kind};
 use attention::Group;
 use cache::GrowingCache;
 use cached_attention::CachedAttention;
@@ -42,7 +42,7 @@ pub(crate) struct Norm {
 
 impl Burn {
     pub(crate) fn new(device: &Device) -> Self {
-        Self { raw: tensor::raw_device(device), is_cpu: device.is_cpu() }
+        Self { raw: tensor::raw_device(device), is_cpu: matches!(device.kind(), Kind::Host | Kind::Reference) }
     }
 
     /// Whether the device computes in `dtype`, or can keep it and widen it.

@@ -7,10 +7,10 @@ use petals_protocol::{Injection, PassLayout, Span};
 use super::block::{Block, Keep, KeptBlock, Needed};
 use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, finite};
 use super::plan::PassPlan;
-use super::stash::Kept;
+use super::stash::{Kept, Stash};
 use crate::config::ModelConfig;
-use crate::engine::Engine;
 use crate::engine::rotary::Rotary;
+use crate::engine::{Engine, Listed};
 
 /// The blocks of a span.
 #[derive(Debug)]
@@ -45,13 +45,14 @@ impl<E: Engine> Blocks<E> {
         &self.blocks[first..first + span.len()]
     }
 
-    /// See [`super::BlockStack::forward`]; the pass has been checked. The output is without a stash.
-    pub(super) fn forward(
-        &self,
-        pass: ForwardPass<'_>,
-        keep: Keep,
-    ) -> Result<(ForwardOutput, Option<Kept<E>>), PassError> {
-        self.engine.install(|| self.run_forward(pass, keep))
+    /// See [`super::BlockStack::forward`]; the pass has been checked.
+    pub(super) fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError>
+    where
+        E: Listed,
+    {
+        let layout = pass.layout;
+        let (output, kept) = self.engine.install(|| self.run_forward(pass, keep))?;
+        Ok(ForwardOutput { stash: kept.map(|kept| Stash::new(layout.clone(), E::wrap(kept))), ..output })
     }
 
     fn run_forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<(ForwardOutput, Option<Kept<E>>), PassError> {
@@ -79,14 +80,13 @@ impl<E: Engine> Blocks<E> {
     }
 
     /// See [`super::BlockStack::backward`]; the gradients have been checked.
-    pub(super) fn backward(
-        &self,
-        layout: &PassLayout,
-        kept: Kept<E>,
-        grads: OutputGrads,
-        text_grad: bool,
-    ) -> Result<InputGrads, PassError> {
-        self.engine.install(|| self.run_backward(layout, kept, grads, text_grad))
+    pub(super) fn backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError>
+    where
+        E: Listed,
+    {
+        let (layout, kept) = stash.into_parts();
+        let kept = E::unwrap(kept).ok_or(PassError::ForeignStash)?;
+        self.engine.install(|| self.run_backward(&layout, kept, grads, text_grad))
     }
 
     fn run_backward(

@@ -10,9 +10,10 @@ use super::blocks::Blocks;
 use crate::checkpoint::{Checkpoint, CheckpointError, decode, decode_row};
 use crate::config::ModelConfig;
 use crate::device::{Device, DeviceError, Dtype, Kind};
+#[cfg(feature = "burn")]
 use crate::engine::burn::Burn;
 use crate::engine::host::Host;
-use crate::engine::{Engine, OnEngine};
+use crate::engine::{Engine, Listed, OnEngine};
 
 impl Checkpoint {
     /// Bytes that the weights of `span` take on a device, in `dtype` ([`Dtype::Auto`] counts as f32; see [`Dtype::on`]).
@@ -50,15 +51,10 @@ impl Checkpoint {
         }
         let dtype = dtype.on(device);
         self.check_device(device, dtype)?;
-        let blocks = match (device.kind(), loaded.map(|stack| &stack.blocks)) {
-            (Kind::Host, Some(OnEngine::Host(loaded))) => {
-                OnEngine::Host(self.load_blocks(Host, span, dtype, Some(loaded))?)
-            }
-            (Kind::Host, _) => OnEngine::Host(self.load_blocks(Host, span, dtype, None)?),
-            (_, Some(OnEngine::Burn(loaded))) => {
-                OnEngine::Burn(self.load_blocks(Burn::new(device), span, dtype, Some(loaded))?)
-            }
-            (_, _) => OnEngine::Burn(self.load_blocks(Burn::new(device), span, dtype, None)?),
+        let blocks = match device.kind() {
+            Kind::Host => OnEngine::Host(self.load_blocks(Host, span, dtype, loaded)?),
+            #[cfg(feature = "burn")]
+            _ => OnEngine::Burn(self.load_blocks(Burn::new(device), span, dtype, loaded)?),
         };
         Ok(BlockStack { config: self.config().clone(), span, device: device.clone(), dtype, blocks })
     }
@@ -66,6 +62,7 @@ impl Checkpoint {
     /// Refuses what the device would fail at later, without saying why.
     fn check_device(&self, device: &Device, dtype: Dtype) -> Result<(), DeviceError> {
         let named = device.to_string();
+        #[cfg(feature = "burn")]
         if !matches!(device.kind(), Kind::Host) && !Burn::new(device).supports(dtype) {
             return Err(DeviceError::Dtype { device: named, dtype });
         }
@@ -76,15 +73,16 @@ impl Checkpoint {
         }
     }
 
-    fn load_blocks<E: Engine>(
+    fn load_blocks<E: Listed>(
         &self,
         engine: E,
         span: Span,
         dtype: Dtype,
-        loaded: Option<&Blocks<E>>,
+        loaded: Option<&BlockStack>,
     ) -> Result<Blocks<E>, CheckpointError> {
         let loader = Loader { checkpoint: self, config: self.config(), engine: &engine, dtype };
-        let block = |number| match loaded.and_then(|loaded| loaded.block(number)) {
+        let loaded = loaded.and_then(|loaded| E::borrow(&loaded.blocks));
+        let block = |number| match loaded.and_then(|loaded: &Blocks<E>| loaded.block(number)) {
             Some(block) => Ok(Arc::clone(block)),
             None => loader.block(number).map(Arc::new),
         };

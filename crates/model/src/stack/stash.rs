@@ -6,9 +6,7 @@ use petals_protocol::PassLayout;
 
 use super::block::KeptBlock;
 use super::plan::PassPlan;
-use crate::engine::burn::Burn;
-use crate::engine::host::Host;
-use crate::engine::{Engine, OnEngine, on_engine};
+use crate::engine::{Engine, OnEngine, PerEngine, map_engine, on_engine};
 
 /// Saved tensors of a forward on the stack's device; dropping it frees them.
 ///
@@ -16,7 +14,14 @@ use crate::engine::{Engine, OnEngine, on_engine};
 #[derive(Debug)]
 pub struct Stash {
     layout: PassLayout,
-    kept: OnEngine<Kept<Host>, Kept<Burn>>,
+    kept: OnEngine<Stashes>,
+}
+
+/// What is saved: [`Kept`].
+pub(super) enum Stashes {}
+
+impl PerEngine for Stashes {
+    type On<E: Engine> = Kept<E>;
 }
 
 /// What is saved on one engine.
@@ -42,11 +47,11 @@ impl<E: Engine> Kept<E> {
 }
 
 impl Stash {
-    pub(super) fn new(layout: PassLayout, kept: OnEngine<Kept<Host>, Kept<Burn>>) -> Self {
+    pub(super) fn new(layout: PassLayout, kept: OnEngine<Stashes>) -> Self {
         Self { layout, kept }
     }
 
-    pub(super) fn into_parts(self) -> (PassLayout, OnEngine<Kept<Host>, Kept<Burn>>) {
+    pub(super) fn into_parts(self) -> (PassLayout, OnEngine<Stashes>) {
         (self.layout, self.kept)
     }
 
@@ -68,10 +73,6 @@ impl Stash {
     /// Frees everything but what enters each block.
     #[must_use]
     pub fn reduce(self) -> Self {
-        let kept = match self.kept {
-            OnEngine::Host(kept) => OnEngine::Host(kept.reduce()),
-            OnEngine::Burn(kept) => OnEngine::Burn(kept.reduce()),
-        };
-        Self { layout: self.layout, kept }
+        Self { layout: self.layout, kept: map_engine!(self.kept, kept => kept.reduce()) }
     }
 }

@@ -10,7 +10,7 @@ use super::pass::{PassError, finite};
 use super::plan::StepPlan;
 use super::rows::ActiveRows;
 use crate::engine::shapes::Grown;
-use crate::engine::{Cache, Engine, KvMeter, OnEngine};
+use crate::engine::{Cache, Engine, KvMeter, Listed, map_engine, on_engine};
 use crate::kv::KvCache;
 
 /// A sequence and how many rows a step adds to it.
@@ -45,10 +45,7 @@ impl BlockStack {
             return Err(PassError::Span { asked: span, held: self.span });
         }
         let (count, heads) = (span.len(), self.config.heads());
-        let storage = match &self.blocks {
-            OnEngine::Host(blocks) => OnEngine::Host(blocks.engine.cache(count, heads, meter)),
-            OnEngine::Burn(blocks) => OnEngine::Burn(blocks.engine.cache(count, heads, meter)),
-        };
+        let storage = map_engine!(&self.blocks, blocks => blocks.engine.cache(count, heads, meter));
         Ok(KvCache::new(span, storage))
     }
 
@@ -84,7 +81,8 @@ impl BlockStack {
         if total == 0 {
             return Ok(Vec::new());
         }
-        let output = self.run(sequences, Work { span, text, read_rows, prefix: None }, "the span's text output")?;
+        let work = Work { span, text, read_rows, prefix: None };
+        let output = on_engine!(&self.blocks, blocks => blocks.step(sequences, work, "the span's text output"))?;
         for CachedRows { cache, rows } in sequences {
             cache.commit(*rows);
         }
@@ -111,7 +109,8 @@ impl BlockStack {
         let text = hidden.unwrap_or_else(|| vec![0.0; rows * d]);
         let (span, prefix) = (cache.span(), Some(Prefix { rows, prompts, replaced }));
         let work = Work { span, text, read_rows: None, prefix };
-        let output = self.run(&mut [CachedRows { cache: &mut *cache, rows }], work, "the span's prefix output")?;
+        let sequences = &mut [CachedRows { cache: &mut *cache, rows }];
+        let output = on_engine!(&self.blocks, blocks => blocks.step(sequences, work, "the span's prefix output"))?;
         cache.commit(rows);
         Ok((!replaced).then_some(output))
     }
@@ -122,22 +121,6 @@ impl BlockStack {
         }
         let (length, max) = (cache.len() + rows, self.config.max_position_embeddings);
         if length > max { Err(PassError::TooLong { length, max }) } else { Ok(()) }
-    }
-
-    /// Hands a step to the engine's blocks; `what` names its output.
-    fn run(&self, sequences: &mut [CachedRows<'_>], work: Work<'_>, what: &'static str) -> Result<Vec<f32>, PassError> {
-        let grown: Vec<Growth> = sequences.iter().map(|s| Growth { len: s.cache.len(), rows: s.rows }).collect();
-        let storages = sequences.iter_mut().map(|sequence| sequence.cache.storage());
-        match &self.blocks {
-            OnEngine::Host(blocks) => {
-                let own = storages.map(|storage| if let OnEngine::Host(cache) = storage { Some(cache) } else { None });
-                blocks.step(&grown, own.collect::<Option<_>>().ok_or(PassError::ForeignCache)?, work, what)
-            }
-            OnEngine::Burn(blocks) => {
-                let own = storages.map(|storage| if let OnEngine::Burn(cache) = storage { Some(cache) } else { None });
-                blocks.step(&grown, own.collect::<Option<_>>().ok_or(PassError::ForeignCache)?, work, what)
-            }
-        }
     }
 }
 
@@ -165,25 +148,29 @@ struct Growth {
     rows: usize,
 }
 
-impl<E: Engine> Blocks<E> {
+impl<E: Listed> Blocks<E> {
     fn step(
         &self,
-        sequences: &[Growth],
-        mut caches: Vec<&mut E::Cache>,
+        sequences: &mut [CachedRows<'_>],
         work: Work<'_>,
         what: &'static str,
     ) -> Result<Vec<f32>, PassError> {
-        for (cache, growth) in caches.iter_mut().zip(sequences) {
+        let grown: Vec<Growth> = sequences.iter().map(|s| Growth { len: s.cache.len(), rows: s.rows }).collect();
+        let caches = sequences.iter_mut().map(|sequence| E::borrow_mut(sequence.cache.storage()));
+        let mut caches = caches.collect::<Option<Vec<_>>>().ok_or(PassError::ForeignCache)?;
+        for (cache, growth) in caches.iter_mut().zip(&grown) {
             cache.grow(growth.len, growth.rows);
         }
-        let output = self.engine.install(|| self.engine.download(self.run_step(sequences, &mut caches, work)));
+        let output = self.engine.install(|| self.engine.download(self.run_step(&grown, &mut caches, work)));
         let output = output.map_err(PassError::from).and_then(|output| finite(what, &output).map(|()| output));
         if output.is_err() {
-            caches.iter_mut().zip(sequences).for_each(|(cache, growth)| cache.abandon(growth.len));
+            caches.iter_mut().zip(&grown).for_each(|(cache, growth)| cache.abandon(growth.len));
         }
         output
     }
+}
 
+impl<E: Engine> Blocks<E> {
     fn run_step(&self, sequences: &[Growth], caches: &mut [&mut E::Cache], work: Work<'_>) -> E::Rows {
         let Work { span, text, read_rows, prefix } = work;
         let (engine, heads) = (&self.engine, self.config.heads());

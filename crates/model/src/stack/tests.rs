@@ -4,6 +4,7 @@ use petals_protocol::{Injection, PassLayout, Span};
 
 use super::*;
 use crate::checkpoint::Checkpoint;
+use crate::engine::host::Host;
 use crate::fixture::{self, noise};
 
 const D: usize = 12;
