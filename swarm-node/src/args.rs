@@ -118,7 +118,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub network: NetworkArgs,
-    /// Where to compute: auto, cpu, cuda or cuda:N.
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Dtype of weights and computation: auto (f32 on CPU, bf16 on CUDA), f32, bf16 or f16.
@@ -183,7 +183,7 @@ pub struct DoctorArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub network: NetworkArgs,
-    /// Where to compute: auto, cpu, cuda or cuda:N.
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
 }

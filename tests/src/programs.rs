@@ -239,6 +239,7 @@ pub struct ProcessSwarm {
     /// In the order of the spans asked for.
     pub servers: Vec<Node>,
     model: PathBuf,
+    device: String,
 }
 
 impl ProcessSwarm {
@@ -247,8 +248,16 @@ impl ProcessSwarm {
     /// # Errors
     /// If a node does not come up.
     pub fn start(model: &Path, spans: &[&str]) -> anyhow::Result<Self> {
+        Self::start_with_device(model, "cpu", spans)
+    }
+
+    /// The same with another device than the CPU.
+    ///
+    /// # Errors
+    /// If a node does not come up.
+    pub fn start_with_device(model: &Path, device: &str, spans: &[&str]) -> anyhow::Result<Self> {
         let bootstrap = Node::start(&["bootstrap"])?;
-        let mut swarm = Self { bootstrap, servers: Vec::new(), model: model.to_owned() };
+        let mut swarm = Self { bootstrap, servers: Vec::new(), model: model.to_owned(), device: device.to_owned() };
         for span in spans {
             let node = swarm.spawn_server(&["--blocks", span])?;
             swarm.servers.push(node);
@@ -265,7 +274,7 @@ impl ProcessSwarm {
     /// If it does not listen.
     pub fn spawn_server(&self, arguments: &[&str]) -> anyhow::Result<Node> {
         let model = self.model.to_str().context("a path that is not UTF-8")?;
-        let mut all = vec!["serve", "--model", model, "--device", "cpu", "--peers", &self.bootstrap.address];
+        let mut all = vec!["serve", "--model", model, "--device", &self.device, "--peers", &self.bootstrap.address];
         all.extend(arguments);
         Node::start(&all)
     }

@@ -107,6 +107,8 @@ impl Checkpoint {
         let (file, located) = if tied { embeddings.clone() } else { self.locate("lm_head.weight", &[vocab, d])? };
         let column = |token: usize, values: &mut [f32]| decode_row(&file, &located, token, values);
         let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), column);
+        // Embeddings are read from the file again, row by row.
+        file.release(&located);
         Ok(ClientModel { config, embeddings, norm, head })
     }
 }

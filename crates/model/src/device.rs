@@ -111,11 +111,23 @@ impl Device {
         &self.kind
     }
 
-    /// Memory that a GPU has free at the moment, in bytes; `None` for the CPU, or if the driver does not say.
+    /// What the hardware is called, if that is known.
+    pub fn hardware(&self) -> Option<&str> {
+        match &self.kind {
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan(adapter) => Some(adapter.name()),
+            _ => None,
+        }
+    }
+
+    /// Memory that a GPU has free at the moment, in bytes; `None` if it has none of its own, or if the driver does not say. By Vulkan it
+    /// is what the GPU has in all.
     pub fn free_bytes(&self) -> Option<u64> {
-        match self.kind {
+        match &self.kind {
             #[cfg(feature = "cuda")]
-            Kind::Cuda(index) => probe::free_bytes(index),
+            Kind::Cuda(index) => probe::free_bytes(*index),
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan(adapter) => adapter.own_memory(),
             _ => None,
         }
     }

@@ -6,8 +6,16 @@ use std::path::Path;
 use safetensors::tensor::{Dtype as FileDtype, TensorView};
 use serde_json::{Value, json};
 
+use crate::device::Device;
+
 /// A checkpoint directory that is removed when dropped.
 pub(crate) type Dir = tempfile::TempDir;
+
+/// Every engine that can be tested here: the CPU's, the reference, and that of the device named in `PETALS_TEST_DEVICE`.
+pub(crate) fn devices() -> Vec<Device> {
+    let named = std::env::var("PETALS_TEST_DEVICE").ok().map(|name| name.parse().expect("a device that is here"));
+    [Device::cpu(), Device::reference()].into_iter().chain(named).collect()
+}
 
 /// Deterministic values in [-1, 1).
 pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {

@@ -166,12 +166,12 @@ fn devices() -> Vec<Device> {
     }
 }
 
-/// How much wider than on the CPU tolerances are.
+/// How much wider tolerances are than on the CPU and by Vulkan, where f32 is f32.
 fn slack(device: &Device) -> f32 {
-    if device.to_string() == "cpu" {
+    if !device.to_string().starts_with("cuda") {
         return 1.0;
     }
-    println!("{device}: tolerances are 10 times as wide as on the CPU");
+    println!("{device}: tolerances are 10 times as wide, tensor cores round f32");
     10.0
 }
 

@@ -23,7 +23,7 @@ pub struct BenchArgs {
     /// Blocks to load, for example 0..12. Default: all.
     #[arg(long, value_name = "A..B")]
     pub blocks: Option<Span>,
-    /// Where to compute: auto, cpu, cuda or cuda:N.
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
     /// Dtype of weights and computation: auto (f32 on CPU, bf16 on CUDA), f32, bf16 or f16.

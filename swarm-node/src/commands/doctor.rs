@@ -47,16 +47,20 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
 /// What blocks would run on. Falls back to the processor, so that the other checks say something.
 fn device(wanted: &str, tell: &mut impl FnMut(Check)) -> Device {
     const NAME: &str = "device";
-    const REMEDY: &str = "install NVIDIA's driver and the CUDA run-time compiler (libnvrtc), use a build with `--features \
-                          petals-node/cuda`, or serve with --device cpu";
+    const REMEDY: &str = "install NVIDIA's driver and the CUDA run-time compiler (libnvrtc), or a Vulkan driver (Debian: \
+                          mesa-vulkan-drivers), use a build with `--features petals-node/cuda` or `petals-node/vulkan`, or serve \
+                          with --device cpu";
     match wanted.parse::<Device>() {
         Ok(device) => {
             tell(Check::ok(NAME, device.to_string()));
-            if wanted == "auto"
-                && Path::new("/proc/driver/nvidia").exists()
-                && let Err(error) = "cuda".parse::<Device>()
-            {
-                tell(Check::warn("gpu", format!("there is one that is not used: {error}"), REMEDY));
+            for (present, kind) in [("/proc/driver/nvidia", "cuda"), ("/dev/dri", "vulkan")] {
+                if wanted == "auto"
+                    && device == Device::cpu()
+                    && Path::new(present).exists()
+                    && let Err(error) = kind.parse::<Device>()
+                {
+                    tell(Check::warn("gpu", format!("there may be one that is not used: {error}"), REMEDY));
+                }
             }
             device
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use petals_model::{BlockStack, ForwardPass, Keep};
-use petals_protocol::{Fingerprint, Injection, PassLayout};
+use petals_protocol::{Fingerprint, Injection, PassLayout, Span};
 use serde::{Deserialize, Serialize};
 
 /// Rows of the pass that measures throughput.
@@ -14,7 +14,10 @@ const ROWS: u32 = 128;
 const FORWARDS: usize = 5;
 const DECODES: usize = 21;
 /// After this long no further pass is begun.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of weights that a single row is sent through, if there are as many: more than processors keep in their caches. Of many rows
+/// one block is enough, as what they wait for is arithmetic.
+const UNCACHED: u64 = 512 << 20;
 /// More than any machine does.
 const IMPOSSIBLE: f64 = 1e15;
 
@@ -72,8 +75,11 @@ fn description(fingerprint: Fingerprint, blocks: &BlockStack) -> String {
     let (count, device, dtype) = (blocks.span().len(), blocks.device(), blocks.dtype());
     let version = env!("CARGO_PKG_VERSION");
     let threads = std::thread::available_parallelism().map_or(0, usize::from);
-    let machine =
-        if device.to_string().starts_with("cuda") { gpu_names() } else { format!("{threads} x {}", cpu_name()) };
+    let machine = match device.hardware() {
+        Some(name) => name.to_owned(),
+        None if device.to_string().starts_with("cuda") => gpu_names(),
+        None => format!("{threads} x {}", cpu_name()),
+    };
     format!("{fingerprint} {count} blocks {device} {dtype} version {version} {machine}")
 }
 
@@ -117,13 +123,22 @@ fn write(file: &Path, entry: &Entry) -> anyhow::Result<()> {
 }
 
 fn measure(blocks: &BlockStack, hidden: usize) -> anyhow::Result<Rates> {
-    let count = blocks.span().len() as f64;
-    let forward = median(blocks, hidden, ROWS, FORWARDS)?;
-    let decode = median(blocks, hidden, 1, DECODES)?;
-    Ok(Rates { forward: f64::from(ROWS) * count / forward, decode: count / decode })
+    let (one, several) = (first_blocks(blocks, 1), first_blocks(blocks, UNCACHED));
+    let forward = median(&one, hidden, ROWS, FORWARDS)? / one.span().len() as f64;
+    let decode = median(&several, hidden, 1, DECODES)? / several.span().len() as f64;
+    Ok(Rates { forward: f64::from(ROWS) / forward, decode: 1.0 / decode })
 }
 
-/// Seconds of a forward of `rows` rows: the median of several after one for warm-up.
+/// As many blocks as have so many bytes of weights, at least one: all are alike, and a start should not take longer because many are
+/// served.
+fn first_blocks(blocks: &BlockStack, bytes: u64) -> BlockStack {
+    let (span, one) = (blocks.span(), blocks.weight_bytes() / blocks.span().len() as u64);
+    let count = bytes.div_ceil(one.max(1)).clamp(1, span.len() as u64) as u32;
+    let part = Span::new(span.start(), span.start() + count).ok().and_then(|first| blocks.part(first));
+    part.expect("at least one block, and not more than there are")
+}
+
+/// Seconds of a forward of `rows` rows through all blocks: the median of several after one for warm-up.
 fn median(blocks: &BlockStack, hidden: usize, rows: u32, repeats: usize) -> anyhow::Result<f64> {
     let layout = PassLayout {
         span: blocks.span(),

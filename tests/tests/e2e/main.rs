@@ -29,3 +29,4 @@ mod serve;
 mod sessions;
 mod stashes;
 mod strangers;
+mod vulkan;

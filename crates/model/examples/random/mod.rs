@@ -16,7 +16,7 @@ pub(crate) fn noise(seed: u32, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// Writes a checkpoint of random Llama blocks.
+/// Writes a checkpoint of random Llama blocks in f32.
 pub(crate) fn write_model(dir: &Path, [d, mlp, heads, blocks]: [usize; 4]) -> Result<(), Box<dyn Error>> {
     let config = format!(
         r#"{{"model_type": "llama", "vocab_size": 8, "hidden_size": {d}, "intermediate_size": {mlp},

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
 use burn::backend::wgpu::WgpuDevice;
@@ -16,12 +17,23 @@ pub(crate) struct Adapter {
     name: String,
     raw: WgpuDevice,
     largest_buffer: u64,
+    own_memory: Option<u64>,
 }
 
 impl Adapter {
     /// Its number among all devices.
     pub(crate) fn index(&self) -> usize {
         self.index
+    }
+
+    /// What the driver calls it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Memory of its own, in bytes, in all.
+    pub(crate) fn own_memory(&self) -> Option<u64> {
+        self.own_memory
     }
 
     /// burn's name of it.
@@ -42,7 +54,9 @@ impl Adapter {
 
 /// Device `index`, or the fastest kind of device that is there.
 pub(super) fn adapter(index: Option<usize>) -> Result<Adapter, DeviceError> {
-    let all = adapters();
+    // Asking takes a while, and some drivers write to stderr each time.
+    static ALL: OnceLock<Vec<Adapter>> = OnceLock::new();
+    let all = ALL.get_or_init(adapters);
     let best = all.iter().min_by_key(|adapter| match adapter.raw {
         WgpuDevice::DiscreteGpu(_) => 0,
         WgpuDevice::IntegratedGpu(_) => 1,
@@ -76,9 +90,25 @@ fn adapters() -> Vec<Adapter> {
         };
         let limits = adapter.limits();
         let largest_buffer = limits.max_buffer_size.min(limits.max_storage_buffer_binding_size);
-        adapters.push(Adapter { index: adapters.len(), name: info.name, raw, largest_buffer });
+        let own_memory = matches!(raw, WgpuDevice::DiscreteGpu(_)).then(|| device_memory(&adapter)).flatten();
+        adapters.push(Adapter { index: adapters.len(), name: info.name, raw, largest_buffer, own_memory });
     }
     adapters
+}
+
+/// The largest heap of memory that is the device's own.
+#[allow(unsafe_code)]
+fn device_memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the adapter lives through the query, which changes nothing.
+    let properties = unsafe {
+        let adapter = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = adapter.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(adapter.raw_physical_device())
+    };
+    let heaps = &properties.memory_heaps[..properties.memory_heap_count as usize];
+    heaps.iter().filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
 }
 
 /// The result of a future that does not wait for anything, as all of wgpu's are outside of browsers.

@@ -155,6 +155,9 @@ impl<E: Engine> Loader<'_, E> {
                 n -= output;
             }
         };
-        Ok(self.engine.load_linear([input, output], bias.then_some(biases), self.dtype, column))
+        sources.iter().for_each(|(file, located, _)| file.want(located));
+        let linear = self.engine.load_linear([input, output], bias.then_some(biases), self.dtype, column);
+        sources.iter().for_each(|(file, located, _)| file.release(located));
+        Ok(linear)
     }
 }

@@ -19,6 +19,11 @@ fn stack() -> BlockStack {
     stack_on(&Device::cpu(), Dtype::F32)
 }
 
+/// One on every engine.
+fn stacks() -> Vec<BlockStack> {
+    fixture::devices().iter().map(|device| stack_on(device, Dtype::F32)).collect()
+}
+
 fn layout(injection: Injection, prefix_len: usize) -> PassLayout {
     let span = Span::new(0, 3).unwrap();
     PassLayout { span, lengths: vec![5, 2, 7], prefix_len: prefix_len as u32, injection, read_rows: None }
@@ -105,12 +110,12 @@ fn the_backward_is_the_derivative_of_the_forward() {
 }
 
 #[test]
-fn kernels_and_burn_operations_agree() {
-    let (kernels, portable) = (stack(), stack_on(&Device::reference(), Dtype::F32));
-    for layout in layouts() {
-        let [a, b] = [&kernels, &portable].map(|stack| {
-            let output = forward(stack, &layout, inputs(&layout));
-            let grads = stack.backward(output.stash.unwrap(), output_grads(&layout), true).unwrap();
+fn engines_agree() {
+    let kernels = stack();
+    for (layout, other) in layouts().iter().flat_map(|layout| stacks().into_iter().map(move |stack| (layout, stack))) {
+        let [a, b] = [&kernels, &other].map(|stack| {
+            let output = forward(stack, layout, inputs(layout));
+            let grads = stack.backward(output.stash.unwrap(), output_grads(layout), true).unwrap();
             (output.text, grads)
         });
         assert_close("text", &a.0, &b.0, 1e-5);
@@ -124,7 +129,7 @@ fn kernels_and_burn_operations_agree() {
 
 #[test]
 fn without_the_text_gradient_the_others_are_the_same() {
-    for stack in [stack(), stack_on(&Device::reference(), Dtype::F32)] {
+    for stack in stacks() {
         for layout in layouts() {
             let run = |text_grad| {
                 let stash = forward(&stack, &layout, inputs(&layout)).stash.unwrap();
@@ -175,7 +180,7 @@ fn rows_that_are_read_are_those_of_the_full_output() {
 
 #[test]
 fn examples_do_not_see_each_other() {
-    for stack in [stack(), stack_on(&Device::reference(), Dtype::F32)] {
+    for stack in stacks() {
         let packed = PassLayout { lengths: vec![70, 2, 131], ..layout(Injection::Replace, M) };
         let all = inputs(&packed);
         let together = forward(&stack, &packed, all.clone()).text;
@@ -204,7 +209,7 @@ fn half_precision_weights_change_results_by_their_rounding_only() {
 
 #[test]
 fn inputs_alone_give_the_same_gradients() {
-    for stack in [stack(), stack_on(&Device::reference(), Dtype::F32)] {
+    for stack in stacks() {
         for layout in layouts() {
             let Inputs { text, prefix, prompts } = inputs(&layout);
             let output = stack.forward(ForwardPass { layout: &layout, text, prefix, prompts }, Keep::Inputs).unwrap();

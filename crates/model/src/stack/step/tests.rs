@@ -15,8 +15,8 @@ fn stack_on(device: &Device) -> BlockStack {
     Checkpoint::open(dir.path()).unwrap().load_span(span(), device, Dtype::F32).unwrap()
 }
 
-fn stacks() -> [BlockStack; 2] {
-    [stack_on(&Device::cpu()), stack_on(&Device::reference())]
+fn stacks() -> Vec<BlockStack> {
+    fixture::devices().iter().map(stack_on).collect()
 }
 
 fn span() -> Span {
@@ -197,7 +197,7 @@ fn memory_of_the_reference_is_counted_by_pages_and_shared_as_a_whole() {
 
 #[test]
 fn caches_and_stashes_of_another_device_are_refused() {
-    let [host, reference] = stacks();
+    let [host, reference] = [Device::cpu(), Device::reference()].map(|device| stack_on(&device));
     let mut cache = reference.cache(span(), &KvMeter::default()).unwrap();
     let foreign = host.step(vec![0.0; D], &mut [CachedRows { cache: &mut cache, rows: 1 }], None);
     assert!(matches!(foreign, Err(PassError::ForeignCache)));

@@ -2,14 +2,14 @@
 
 use std::mem::MaybeUninit;
 
-use half::{bf16, f16};
+use half::f16;
 use rayon::prelude::*;
 
 use super::PANEL;
 use super::driver::{self, Direction, Operands};
 use super::isa::Isa;
 use super::micro::{Bf16, F16};
-use super::pairs::{self, PairMatrix};
+use super::pairs::{self, PairMatrix, round_to_bf16};
 use crate::device::Dtype;
 use crate::engine::host::filled;
 
@@ -41,7 +41,7 @@ impl FrozenMatrix {
     ) -> Self {
         let values = match dtype {
             Dtype::Bf16 if isa.multiplies_bf16() => Values::Pairs(PairMatrix::from_columns([depth, width], &column)),
-            Dtype::Bf16 => Values::Bf16(pack(depth, width, &column, |v| Bf16(bf16::from_f32(v).to_bits()))),
+            Dtype::Bf16 => Values::Bf16(pack(depth, width, &column, |v| Bf16(round_to_bf16(v)))),
             Dtype::F16 => Values::F16(pack(depth, width, &column, |v| F16(f16::from_f32(v).to_bits()))),
             Dtype::F32 | Dtype::Auto => Values::F32(pack(depth, width, &column, |v| v)),
         };

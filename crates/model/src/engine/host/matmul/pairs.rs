@@ -7,7 +7,6 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use half::bf16;
 use rayon::prelude::*;
 
 use super::PANEL;
@@ -97,15 +96,16 @@ impl PairMatrix {
         let panel_len = depth.next_multiple_of(DEPTH) * PANEL;
         let mut panels = vec![0; width.div_ceil(PANEL) * panel_len];
         panels.par_chunks_mut(panel_len.max(1)).enumerate().for_each_init(
-            || vec![0.0; depth],
-            |values, (panel, pairs)| {
+            || vec![0.0; PANEL * depth],
+            |columns, (panel, pairs)| {
                 let first = panel * PANEL;
-                for n in 0..PANEL.min(width - first) {
+                for (n, values) in columns.chunks_exact_mut(depth).take(width - first).enumerate() {
                     column(first + n, values);
-                    for (k, &value) in values.iter().enumerate() {
-                        pairs[k / 2 * 2 * PANEL + 2 * n + k % 2] = bf16::from_f32(value).to_bits();
-                    }
                 }
+                vectorized(
+                    #[inline(always)]
+                    || interleave(&columns[..depth * PANEL.min(width - first)], depth, pairs),
+                );
             },
         );
         Self { depth, width, panels }
@@ -146,6 +146,27 @@ impl PairMatrix {
     }
 }
 
+/// Lays columns of `depth` values out as pairs, in parts that stay in the first-level cache.
+#[inline(always)]
+fn interleave(columns: &[f32], depth: usize, pairs: &mut [u16]) {
+    /// Values of a column at a time.
+    const PART: usize = 256;
+    for (part, pairs) in pairs.chunks_mut(PART * PANEL).enumerate() {
+        for (n, column) in columns.chunks_exact(depth).enumerate() {
+            let values = &column[depth.min(part * PART)..depth.min((part + 1) * PART)];
+            let (whole, rest) = values.as_chunks::<2>();
+            let (rows, _) = pairs.as_chunks_mut::<{ 2 * PANEL }>();
+            for (row, [a, b]) in rows.iter_mut().zip(whole) {
+                row[2 * n] = round_to_bf16(*a);
+                row[2 * n + 1] = round_to_bf16(*b);
+            }
+            if let (Some(row), Some(last)) = (rows.get_mut(whole.len()), rest.first()) {
+                row[2 * n] = round_to_bf16(*last);
+            }
+        }
+    }
+}
+
 /// The left matrix in bf16, `[padded rows, padded depth]`, zero where there is nothing.
 fn round(left: &[f32], inner: usize, depth: usize, rows: usize) -> Vec<u16> {
     let mut rounded = vec![0; rows * depth];
@@ -160,7 +181,7 @@ fn round(left: &[f32], inner: usize, depth: usize, rows: usize) -> Vec<u16> {
 
 /// The bits of the nearest bf16, of two the even one, without branches. NaN stays NaN.
 #[inline(always)]
-fn round_to_bf16(value: f32) -> u16 {
+pub(super) fn round_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     let kept = bits >> 16 | 0x40;
@@ -249,6 +270,8 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]

@@ -1,0 +1,68 @@
+//! Servers that compute by Vulkan: on a machine without a GPU on Mesa's software device, if it is installed.
+
+use anyhow::Context;
+use petals_e2e::{Goldens, Node, ProcessSwarm, assert_curves_close};
+use petals_model::Device;
+
+use crate::curves::training;
+use crate::serve::template;
+
+/// Whether there is a device; says why not.
+fn has_vulkan() -> bool {
+    match "vulkan".parse::<Device>() {
+        Ok(device) => {
+            println!("computing on {device}");
+            true
+        }
+        Err(error) => {
+            println!("skipped: {error}");
+            false
+        }
+    }
+}
+
+#[test]
+fn a_training_run_on_vulkan_has_the_recorded_losses() -> anyhow::Result<()> {
+    if !has_vulkan() {
+        return Ok(());
+    }
+    let goldens = Goldens::load("qwen3")?;
+    let directory = tempfile::tempdir()?;
+    let swarm = ProcessSwarm::start_with_device(&goldens.model(), "vulkan", &["0..2", "2..4"])?;
+    assert!(swarm.servers[0].ready["device"].as_str().is_some_and(|device| device.starts_with("vulkan:")));
+    for (mode, task) in [("replace", "seq-cls"), ("add", "causal-lm")] {
+        let losses = training(&swarm, &goldens, mode, task, &directory.path().join(mode))?.losses()?;
+        assert_curves_close(mode, &losses, &goldens.numbers(&format!("curve.{mode}.{task}")), 1e-3);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_chat_through_vulkan_and_the_cpu_is_that_of_the_cpu() -> anyhow::Result<()> {
+    if !has_vulkan() {
+        return Ok(());
+    }
+    let goldens = Goldens::load("llama-gqa")?;
+    let directory = tempfile::tempdir()?;
+    let template = template(directory.path())?;
+    let adapter = format!("deep={}", goldens.path("init-replace").display());
+    let talk = |swarm: &ProcessSwarm| -> anyhow::Result<String> {
+        let chat = swarm.tune("chat")?.args(&["--adapter", &adapter, "--temperature", "0", "--max-new-tokens", "12"]);
+        // A second turn goes on with what the servers keep; the third begins anew without the adapter.
+        let output =
+            chat.path("--chat-template", &template).output_with("the cat\nagain\n/adapter none\n/reset\na dog\n")?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "{stderr}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let on_cpu = ProcessSwarm::start(&goldens.model(), &["0..4"])?;
+    let expected = talk(&on_cpu)?;
+    assert!(expected.lines().count() >= 3, "{expected}");
+    let swarm = ProcessSwarm::start_with_device(&goldens.model(), "vulkan", &["0..2"])?;
+    let (model, peers) = (goldens.model(), &swarm.bootstrap.address);
+    let model = model.to_str().context("a path that is not UTF-8")?;
+    let rest = Node::start(&["serve", "--model", model, "--device", "cpu", "--peers", peers, "--blocks", "2..4"])?;
+    rest.event("ready")?;
+    assert_eq!(talk(&swarm)?, expected);
+    Ok(())
+}
