@@ -4,14 +4,17 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
-use petals_model::{Checkpoint, Device, Dtype, ForwardPass, Keep, OutputGrads};
+use petals_model::{CachedRows, Checkpoint, Device, Dtype, ForwardPass, Keep, KvMeter, OutputGrads, PAGE_TOKENS};
 use petals_protocol::{Injection, PassLayout, Span};
 
 struct Counting;
 
 static NOW: AtomicU64 = AtomicU64::new(0);
 static PEAK: AtomicU64 = AtomicU64::new(0);
+/// Of everything that was ever allocated.
+static ALL: AtomicU64 = AtomicU64::new(0);
 
 #[allow(unsafe_code)]
 // SAFETY: hands everything on to the system's allocator, unchanged.
@@ -19,6 +22,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = NOW.fetch_add(layout.size() as u64, Relaxed).wrapping_add(layout.size() as u64);
         PEAK.fetch_max(now, Relaxed);
+        ALL.fetch_add(layout.size() as u64, Relaxed);
         // SAFETY: the caller's promises are those that `System` asks for.
         unsafe { System.alloc(layout) }
     }
@@ -55,10 +59,14 @@ fn layouts() -> Vec<PassLayout> {
     vec![even, ragged, many, reading]
 }
 
+/// Tests run side by side, but memory is counted once.
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn passes_take_no_more_memory_than_estimated() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/qwen3/model");
     let checkpoint = Checkpoint::open(model).unwrap();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for device in [Device::cpu(), Device::reference()] {
         let stack = checkpoint.load_span(Span::new(0, 4).unwrap(), &device, Dtype::F32).unwrap();
         let d = stack.config().hidden_size;
@@ -90,5 +98,37 @@ fn passes_take_no_more_memory_than_estimated() {
                 assert!(backward <= estimate, "{layout:?}, {keep:?}: backward took {backward} of {estimate}");
             }
         }
+    }
+}
+
+/// What a step of one row allocates grows with what it attends to by a score for each position, on the CPU's engine. burn's own CPU backend
+/// turns keys and packs keys and values for its products, once each; if they were copied to be written to as well, that would be three times.
+#[test]
+fn keys_and_values_are_written_where_they_are() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/qwen3/model");
+    let checkpoint = Checkpoint::open(model).unwrap();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for (device, times) in [(Device::cpu(), 0.25), (Device::reference(), 2.25)] {
+        let stack = checkpoint.load_span(Span::new(0, 4).unwrap(), &device, Dtype::F32).unwrap();
+        let (d, longest) = (stack.config().hidden_size, stack.config().max_position_embeddings);
+        let of_step = |kept: usize| {
+            let mut cache = stack.cache(stack.span(), &KvMeter::default()).unwrap();
+            let mut step = |rows| {
+                let before = ALL.load(Relaxed);
+                stack.step(vec![0.1; rows * d], &mut [CachedRows { cache: &mut cache, rows }], None).unwrap();
+                ALL.load(Relaxed) - before
+            };
+            step(kept);
+            // The first makes threads and buffers.
+            step(1);
+            step(1)
+        };
+        // Neither step begins a page.
+        let (few, many) = (PAGE_TOKENS / 2, longest.min(4 * PAGE_TOKENS) - PAGE_TOKENS / 2);
+        let (short, long) = (of_step(few), of_step(many));
+        let kept = stack.config().kv_page_bytes(4) / PAGE_TOKENS as u64 * (many - few) as u64;
+        println!("{device}: {short} bytes behind {few} positions, {long} behind {many}, which are {kept} more");
+        let allowed = short as f64 + times * kept as f64;
+        assert!((long as f64) < allowed, "{device}: {long} for {short}, {kept} more are kept");
     }
 }

@@ -42,11 +42,11 @@ impl GrowingCache {
         Self { kept: Arc::new(kept), heads, device: device.clone(), meter: meter.clone() }
     }
 
-    /// Keys and values of a block for positions `0..len`, `[key_heads, len, dim]`.
+    /// Keys and values of a block for positions `0..len`, `[key_heads, len, dim]`, at most those that there is room for.
     ///
     /// # Panics
     /// If nothing was ever written.
-    pub(super) fn seen(&self, block: usize, len: usize) -> [Tensor<3>; 2] {
+    pub(super) fn first(&self, block: usize, len: usize) -> [Tensor<3>; 2] {
         let KeysValues { keys, values } = self.kept.blocks[block].clone().expect("something was written");
         [keys, values].map(|all| if len == self.kept.capacity { all } else { first(all, len) })
     }
