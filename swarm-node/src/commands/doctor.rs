@@ -52,7 +52,8 @@ fn device(wanted: &str, tell: &mut impl FnMut(Check)) -> Device {
                           with --device cpu";
     match wanted.parse::<Device>() {
         Ok(device) => {
-            tell(Check::ok(NAME, device.to_string()));
+            let hardware = device.hardware().map_or_else(String::new, |name| format!(" ({name})"));
+            tell(Check::ok(NAME, format!("{device}{hardware}")));
             for (present, kind) in [("/proc/driver/nvidia", "cuda"), ("/dev/dri", "vulkan")] {
                 if wanted == "auto"
                     && device == Device::cpu()
