@@ -10,7 +10,10 @@ use serde_json::Value;
 use crate::faults::{Kind, Storm};
 use crate::fleet::{Fleet, MORTAL};
 
-const STEPS: usize = 400;
+/// A storm has time for everything if the clients are under way for so long.
+const STORM: Duration = Duration::from_secs(50);
+/// As many steps as that takes on a slow machine; fast ones take more of them.
+const LEAST_STEPS: usize = 400;
 /// A killed hop's work is done elsewhere within this, on a machine that has time for it. Printed, not asserted: two loaded
 /// cores run eleven nodes here.
 const RECOVERY: Duration = Duration::from_secs(2);
@@ -18,11 +21,11 @@ const RECOVERY: Duration = Duration::from_secs(2);
 const WORST_RECOVERY: Duration = Duration::from_secs(10);
 
 /// The two runs. What a step computes does not depend on what the swarm is like: micro-batches are cut alike.
-fn training(tune: Tune, goldens: &Goldens, client: usize, out: &std::path::Path) -> Tune {
+fn training(tune: Tune, goldens: &Goldens, client: usize, steps: usize, out: &std::path::Path) -> Tune {
     let (injection, task, data, relay) =
         [("replace", "causal-lm", "causal", "chain"), ("add", "seq-cls", "cls", "star")][client];
     tune.args(&["--mode", "deep_ptune", "--injection", injection, "--prefix-len", "5", "--task", task])
-        .args(&["--steps", &STEPS.to_string(), "--batch-size", "32", "--accumulation", "4", "--lr", "0.003"])
+        .args(&["--steps", &steps.to_string(), "--batch-size", "32", "--accumulation", "4", "--lr", "0.003"])
         .args(&["--no-shuffle", "--max-length", "64", "--micro-batch-tokens", "400", "--in-flight", "3"])
         .args(&["--relay", relay, "--give-up-after", "3m"])
         .path("--data", &Goldens::data(&format!("train-{data}.jsonl")))
@@ -49,15 +52,17 @@ fn training_through_a_storm_loses_nothing() -> anyhow::Result<()> {
     let goldens = Goldens::load("llama-gqa")?;
     let Some(mut fleet) = Fleet::start(Goldens::load("llama-gqa")?)? else { return Ok(()) };
     let calm = ProcessSwarm::start(&goldens.model(), &["0..4"])?;
+    let steps_taken =
+        steps_of_a_storm(training(calm.tune("train")?, &goldens, 0, 40, &directory.path().join("first")))?;
     let expected = [0, 1].map(|client| {
         let out = directory.path().join("calm");
-        training(calm.tune("train")?, &goldens, client, &out).losses()
+        training(calm.tune("train")?, &goldens, client, steps_taken, &out).losses()
     });
     drop(calm);
 
     let runs = [0, 1].map(|client| {
         let out = directory.path().join("storm");
-        Ok::<_, anyhow::Error>(training(fleet.tune(client, &["train"])?, &goldens, client, &out))
+        Ok::<_, anyhow::Error>(training(fleet.tune(client, &["train"])?, &goldens, client, steps_taken, &out))
     });
     let running = AtomicUsize::new(runs.len());
     let started = Instant::now();
@@ -86,7 +91,7 @@ fn training_through_a_storm_loses_nothing() -> anyhow::Result<()> {
     for (client, (told, expected)) in told.into_iter().zip(expected).enumerate() {
         let (told, expected) = (told?, expected?);
         let numbers: Vec<u64> = steps(&told).filter_map(|(_, event)| event["step"].as_u64()).collect();
-        assert!(numbers.iter().copied().eq(1..=STEPS as u64), "client {client}: every step once, in order");
+        assert!(numbers.iter().copied().eq(1..=steps_taken as u64), "client {client}: every step once, in order");
         assert_curves_close(&format!("client {client}"), &losses(&told), &expected, 1e-5);
         report(client, &told, started);
         check_recoveries(client, &told, &storm, &fleet.peers)?;
@@ -96,6 +101,19 @@ fn training_through_a_storm_loses_nothing() -> anyhow::Result<()> {
     eprintln!("storm: {:?} in {:.0?}", kinds.map(|kind| (kind, count(kind))), started.elapsed());
     assert!(kinds.iter().all(|&kind| count(kind) > 0), "not everything happened: {:?}", storm.happened);
     assert_flat(&samples)
+}
+
+/// How many steps two clients at once take in [`STORM`], judged by a short run of one of them.
+fn steps_of_a_storm(short: Tune) -> anyhow::Result<usize> {
+    let mut ends = Vec::new();
+    let (losses, finished) = short.watch(|event| {
+        ends.extend((event["event"] == "step").then(Instant::now));
+        true
+    })?;
+    anyhow::ensure!(finished && losses.len() > 1, "the short run failed");
+    let took = ends[ends.len() - 1] - ends[0];
+    let alone = took.as_secs_f64() / (ends.len() - 1) as f64;
+    Ok(((STORM.as_secs_f64() / (2.0 * alone)) as usize).max(LEAST_STEPS))
 }
 
 /// The storm, for as long as clients run. Memory and descriptors of the servers that live throughout are sampled.
