@@ -11,7 +11,7 @@ use crate::faults::{Kind, Storm};
 use crate::fleet::{Fleet, MORTAL};
 
 /// A storm has time for everything if the clients are under way for so long.
-const STORM: Duration = Duration::from_secs(50);
+const STORM: Duration = Duration::from_secs(40);
 /// As many steps as that takes on a slow machine; fast ones take more of them.
 const LEAST_STEPS: usize = 400;
 /// A killed hop's work is done elsewhere within this, on a machine that has time for it. Printed, not asserted: two loaded
