@@ -129,8 +129,10 @@ impl Conversation {
             for Call { function: Function { name, arguments }, .. } in &turn.tool_calls {
                 let gap = if plain.content.is_empty() { "" } else { "\n" };
                 let arguments = serde_json::to_string(arguments).ok()?;
-                plain.content +=
-                    &format!("{gap}{{\"name\": {}, \"arguments\": {arguments}}}", Json::from(name.as_str()));
+                plain.content += &format!(
+                    "{gap}{{\"name\": {}, \"arguments\": {arguments}}}",
+                    serde_json::Value::from(name.as_str())
+                );
             }
             if plain.role == "tool" {
                 (plain.role, plain.name) = ("user".to_owned(), None);

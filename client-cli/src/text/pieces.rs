@@ -139,6 +139,6 @@ mod tests {
         let pieces = Pieces::new(Arc::new(TextTokenizer::load(root.path()).unwrap()));
         assert_eq!((pieces.bytes(6), pieces.bytes(7)), (b" x".to_vec(), vec![0xe2]));
         assert_eq!((pieces.bytes(1), pieces.bytes(3), pieces.bytes(99)), (b"<eos>".to_vec(), b"a".to_vec(), vec![]));
-        assert_eq!((pieces.token("<eos>"), pieces.decode(&[0, 3]).unwrap()), (Some(1), "<bos> a".to_owned()));
+        assert_eq!((pieces.token("<eos>"), pieces.decode(&[0, 3]).unwrap()), (Some(1), "<bos>a".to_owned()));
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 /// Knows tools and a variable, as Qwen 3's template does.
 const TEMPLATE: &str = "<bos>{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}\
     {% for message in messages %}[{{ message.role }}] {{ message.content }}\
-    {% for call in message.tool_calls %}<tool_call>{{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}\n{% endfor %}\
+    {% for call in message.tool_calls %}<tool_call>{{ call.function.name }} {{ call.function.arguments | tojson }}{% endfor %}{{ '\n' }}{% endfor %}\
     {% if add_generation_prompt %}[assistant]{% if enable_thinking is defined and not enable_thinking %} <think>{% endif %}{% endif %}";
 
 fn server(swarm: &ProcessSwarm, directory: &Path, template: &str, more: &[&str]) -> anyhow::Result<ApiServer> {
