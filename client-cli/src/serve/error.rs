@@ -36,7 +36,7 @@ impl ApiError {
     /// A prompt of so many tokens, given by the field `name`, does not fit into the model, or leaves no room for `least` more. In OpenAI's
     /// words: clients look for the numbers in them.
     pub(super) fn too_long(name: &str, tokens: usize, room: usize, least: usize) -> Self {
-        let behind = if least > 0 { format!(" with room for {least} more") } else { String::new() };
+        let behind = if tokens <= room { format!(" with room for {least} more") } else { String::new() };
         let message = format!(
             "This model's maximum context length is {room} tokens{behind}. However, your {name} resulted in {tokens} tokens. \
              Please reduce the length of the {name}."

@@ -113,6 +113,12 @@ fn chosen_tokens_have_probabilities_and_alternatives_whole_and_in_pieces() -> an
     let pieces = floats(&joined("token_logprobs"));
     assert!(pieces.len() == count && pieces.iter().zip(&chosen).all(|(a, b)| (a - b).abs() < 1e-4), "{pieces:?}");
 
+    // Where the prompt writes special tokens out, the text behind it still begins where it begins.
+    let spelt = json!({"model": "model", "prompt": "<bos>the cat sa", "max_tokens": 1, "echo": true, "logprobs": 0});
+    let spelt = api.ask("/v1/completions", &spelt)?["choices"][0].clone();
+    let last = spelt["logprobs"]["text_offset"].as_array().and_then(|offsets| offsets.last().cloned());
+    assert_eq!(last, Some(json!("<bos>the cat sa".len())), "{spelt}");
+
     let messages = json!([{"role": "user", "content": "the cat"}]);
     let mut chat = json!({"model": "model", "messages": messages, "max_tokens": count, "temperature": 0, "logprobs": true,
         "top_logprobs": 2});

@@ -52,7 +52,7 @@ impl Choice {
     /// What the text begins with, before anything is generated: the prompt, if it is to be told, and how probable it was.
     pub(super) fn begin(&mut self, echo: &str, tokens: &[u32], scores: &[TokenLogprobs]) -> News {
         self.text.push_str(echo);
-        let logprobs = self.places.as_mut().map_or(Value::Null, |places| places.prompt(tokens, scores));
+        let logprobs = self.places.as_mut().map_or(Value::Null, |places| places.prompt(echo, tokens, scores));
         News { text: echo.to_owned(), calls: Vec::new(), logprobs }
     }
 

@@ -46,10 +46,15 @@ impl Places {
         Self { pieces, form: Form::Completion(Lists::default()) }
     }
 
-    /// Adds a prompt's tokens, of which the first has no probability: nothing is in front of it. Returns what is new.
-    pub(super) fn prompt(&mut self, tokens: &[u32], scores: &[TokenLogprobs]) -> Value {
+    /// Adds the tokens of a prompt, which is `text`. The first has no probability: nothing is in front of it. Returns what is new.
+    pub(super) fn prompt(&mut self, text: &str, tokens: &[u32], scores: &[TokenLogprobs]) -> Value {
         let rest = tokens.iter().zip(std::iter::once(None).chain(scores.iter().map(Some)));
-        self.add(&rest.map(|(&token, score)| (token, score)).collect::<Vec<_>>())
+        let new = self.add(&rest.map(|(&token, score)| (token, score)).collect::<Vec<_>>());
+        if let Form::Completion(lists) = &mut self.form {
+            // Special tokens that are written out in the prompt are counted here, and spaces that the tokenizer put in front are not.
+            lists.offset = text.chars().count();
+        }
+        new
     }
 
     /// Adds new tokens. Returns what is new.
