@@ -40,17 +40,18 @@ impl ToolFormat {
         }
     }
 
-    /// How an answer begins that calls the tool `name`, or any one.
-    pub(crate) fn opening(self, name: Option<&str>) -> String {
-        let (before, arguments) = match self {
-            Self::Hermes => ("<tool_call>\n", "arguments"),
-            Self::Llama => ("", "parameters"),
-            Self::Mistral => ("[TOOL_CALLS][", "arguments"),
-        };
-        match name {
-            // No space at the end: tokens have it in front of what follows.
-            Some(name) => format!("{before}{{\"name\": {}, \"{arguments}\":", serde_json::Value::from(name)),
-            None => format!("{before}{{\"name\": \""),
+    /// How an answer begins that calls a tool.
+    pub(crate) fn opening(self) -> &'static str {
+        match self {
+            Self::Hermes => "<tool_call>\n{\"name\": ",
+            Self::Llama => "{\"name\": ",
+            Self::Mistral => "[TOOL_CALLS][{\"name\": ",
         }
+    }
+
+    /// How it goes on, if it calls the tool `name`. No space at the end: tokens have it in front of what follows.
+    pub(crate) fn name(self, name: &str) -> String {
+        let arguments = if self == Self::Llama { "parameters" } else { "arguments" };
+        format!("{}, \"{arguments}\":", serde_json::Value::from(name))
     }
 }

@@ -8,6 +8,7 @@ use axum::response::Response;
 use serde_json::Value;
 
 use super::app::{App, blocking};
+use super::choices::Choices;
 use super::conversation;
 use super::engine::{Job, Plan};
 use super::error::ApiError;
@@ -29,6 +30,9 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
     fields.refuse("best_of", &[Value::from(1), Value::from(parameters.n)])?;
     let logprobs = logprobs(&mut fields)?;
     let Tools { told, reading } = Tools::take(&mut fields, app.tool_format)?;
+    if parameters.choices.is_some() && reading.as_ref().is_some_and(|reading| !reading.opening.is_empty()) {
+        return Err(ApiError::field("tool_choice", "cannot be met together with `guided_choice`"));
+    }
     let conversation = conversation::take(&mut fields, &body, told, app.tool_format)?;
     drop(body);
     let reading = reading.map(Arc::new);
@@ -41,6 +45,13 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         let token = app.engine.pieces().token(reading.mark())?;
         app.engine.pieces().is_hidden(token).then(|| (token, reading.mark().to_owned()))
     });
+    let choices = match &reading {
+        Some(reading) if !reading.names.is_empty() => {
+            let pieces = app.engine.pieces().clone();
+            Some(Arc::new(Choices::new(reading.names.clone(), false, &[], pieces)))
+        }
+        _ => app.engine.choices(&parameters),
+    };
     let plan = Arc::new(Plan {
         model: served.clone(),
         stop: parameters.stop.clone(),
@@ -49,6 +60,7 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         arrived,
         logprobs,
         prompt_logprobs: None,
+        choices,
         marks: mark.into_iter().collect(),
     });
     let jobs = (0..parameters.n).map(|number| Job {

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use petals_client::{
-    Finish, Generation, GenerationConfig, GenerationError, Generator, RemoteModel, Sampling, TokenLogprobs,
+    Allowed, Finish, Generation, GenerationConfig, GenerationError, Generator, RemoteModel, Sampling, TokenLogprobs,
 };
 use tokio::sync::mpsc;
 
+use super::choices::Choices;
 use super::error::ApiError;
 use super::metrics::{Metrics, Now};
 use super::models::ServedModel;
@@ -56,6 +57,8 @@ pub(super) struct Plan {
     pub(super) logprobs: Option<usize>,
     /// The same for the tokens of the prompts.
     pub(super) prompt_logprobs: Option<usize>,
+    /// What the texts must begin with, or be.
+    pub(super) choices: Option<Arc<Choices>>,
     /// Special tokens that are to be seen in the text, and as what.
     pub(super) marks: Vec<(u32, String)>,
 }
@@ -151,6 +154,12 @@ impl Engine {
     pub(super) fn stop_tokens(&self, parameters: &Parameters) -> Vec<u32> {
         let own = if parameters.ignore_eos { &[] } else { self.tokenizer.stop_tokens() };
         own.iter().chain(&parameters.stop_tokens).copied().collect()
+    }
+
+    /// What the texts of a request must be, if it says.
+    pub(super) fn choices(&self, parameters: &Parameters) -> Option<Arc<Choices>> {
+        let texts = parameters.choices.clone()?;
+        Some(Arc::new(Choices::new(texts, true, &self.stop_tokens(parameters), self.pieces.clone())))
     }
 
     /// Figures.
@@ -253,8 +262,9 @@ impl Engine {
         if max_new_tokens == 0 {
             return Ok(Done { finish: "length", tokens: 0, reused: 0, logprob: None });
         }
+        let constraint = plan.choices.clone().map(|choices| Allowed::new(choices));
         let config = GenerationConfig {
-            sampling,
+            sampling: Sampling { constraint, ..sampling },
             max_new_tokens,
             stop_tokens: plan.stop_tokens.clone(),
             ..GenerationConfig::default()
@@ -281,7 +291,8 @@ impl Engine {
                 *sum += logprobs.iter().map(|token| f64::from(token.logprob)).sum::<f64>();
             }
             send(Piece { text: new, logprobs });
-            if text.has_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            let complete = plan.choices.as_ref().is_some_and(|choices| choices.is_complete(text.tokens()));
+            if complete || text.has_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let generation = match plan.logprobs {
             Some(top) => generator.generate_scored(&prompt, &config, top, &mut on_tokens).await?,
@@ -290,7 +301,8 @@ impl Engine {
         send(Piece { text: text.finish().unwrap_or_default(), logprobs: Vec::new() });
         self.metrics.generation(&model.name, prompt.len(), &generation);
         let Generation { tokens, finish, reused, .. } = generation;
-        let cut_off = finish == Finish::Length && !text.has_stopped();
+        let complete = plan.choices.as_ref().is_some_and(|choices| choices.is_complete(text.tokens()));
+        let cut_off = finish == Finish::Length && !text.has_stopped() && !complete;
         let finish = if cut_off { "length" } else { "stop" };
         let done = Done { finish, tokens: text.tokens().len(), reused, logprob };
         let mut whole = prompt.to_vec();

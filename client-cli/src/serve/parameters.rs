@@ -12,6 +12,8 @@ use super::fields::Fields;
 const ANSWERS: u64 = 128;
 /// Most stop strings of a request, and bytes of each.
 const STOPS: (usize, usize) = (16, 256);
+/// Most texts of which an answer must be one.
+const CHOICES: usize = 1000;
 /// Most tokens whose probabilities are told for each place.
 pub(super) const TOP: u64 = 20;
 
@@ -30,6 +32,8 @@ pub(super) struct Parameters {
     pub(super) stop_tokens: Vec<u32>,
     /// Whether the model's own end tokens do not end it.
     pub(super) ignore_eos: bool,
+    /// The texts of which the answer must be one.
+    pub(super) choices: Option<Vec<String>>,
     /// Answers to each prompt.
     pub(super) n: usize,
     /// Whether pieces are wanted as they come.
@@ -45,6 +49,7 @@ impl Parameters {
     /// 400, naming the field.
     pub(super) fn take(fields: &mut Fields, vocabulary: usize, least: u64) -> Result<Self, ApiError> {
         let model = fields.text("model")?.ok_or_else(|| ApiError::field("model", "is missing"))?;
+        let choices = choices(fields)?;
         refuse_what_binds_answers(fields)?;
         let (old, new) = (tokens(fields, "max_tokens", least)?, tokens(fields, "max_completion_tokens", least)?);
         let top_p = fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0);
@@ -61,6 +66,7 @@ impl Parameters {
             presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
             frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
             logit_bias: logit_bias(fields, vocabulary)?,
+            constraint: None,
             seed: seed(fields)?.unwrap_or_else(rand::random),
         };
         let stream = fields.flag("stream")?;
@@ -83,6 +89,7 @@ impl Parameters {
                 Some(_) => return Err(ApiError::field("stop_token_ids", "must be a list of token ids")),
             },
             ignore_eos: fields.flag("ignore_eos")?,
+            choices,
             n: fields.whole("n", 1, ANSWERS as i64)?.unwrap_or(1) as usize,
             stream,
             include_usage,
@@ -109,11 +116,35 @@ fn refuse_what_binds_answers(fields: &mut Fields) -> Result<(), ApiError> {
             None => return Err(ApiError::field("response_format", "must be an object with a `type`")),
         }
     }
-    for name in ["guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"] {
+    for name in ["guided_json", "guided_regex", "guided_grammar", "structured_outputs"] {
         fields.refuse(name, &[])?;
     }
     fields.refuse("use_beam_search", &[Value::Bool(false)])?;
     fields.refuse("prompt_logprobs", &[])
+}
+
+/// `guided_choice`, or what vLLM calls the same by now.
+fn choices(fields: &mut Fields) -> Result<Option<Vec<String>>, ApiError> {
+    let (name, list) = match (fields.take("guided_choice"), fields.take("structured_outputs")) {
+        (Some(list), None) => ("guided_choice", list),
+        (None, None) => return Ok(None),
+        (None, Some(Value::Object(mut forms))) => {
+            forms.retain(|_, form| !form.is_null());
+            match forms.remove("choice") {
+                Some(list) if forms.is_empty() => ("structured_outputs.choice", list),
+                _ => return Err(ApiError::field("structured_outputs", "may only have `choice` on this server")),
+            }
+        }
+        _ => return Err(ApiError::field("structured_outputs", "must be an object, and not beside `guided_choice`")),
+    };
+    let texts: Option<Vec<String>> =
+        list.as_array().and_then(|list| list.iter().map(|text| text.as_str().map(str::to_owned)).collect());
+    match texts {
+        Some(texts) if (1..=CHOICES).contains(&texts.len()) && texts.iter().all(|text| !text.is_empty()) => {
+            Ok(Some(texts))
+        }
+        _ => Err(ApiError::field(name, format!("must be a list of 1 to {CHOICES} texts that are not empty"))),
+    }
 }
 
 /// A number of tokens; -1 is as many as there is room for.

@@ -27,6 +27,8 @@ pub(super) struct Reading {
     format: ToolFormat,
     /// What the answer is made to begin with, so that it is a call.
     pub(super) opening: String,
+    /// How it may go on, if that is not free.
+    pub(super) names: Vec<String>,
     /// Whether there may be more than one call.
     pub(super) parallel: bool,
 }
@@ -86,9 +88,12 @@ impl Tools {
         if names.is_empty() {
             return if named.is_some() { wrong("needs `tools`".to_owned()) } else { Ok(Self::default()) };
         }
-        let opening = match (named, format) {
-            (None, _) => String::new(),
-            (Some(name), Some(format)) => format.opening(name.as_deref()),
+        let (opening, names) = match (named, format) {
+            (None, _) => (String::new(), Vec::new()),
+            (Some(Some(name)), Some(format)) => (format.opening().to_owned() + &format.name(&name), Vec::new()),
+            (Some(None), Some(format)) => {
+                (format.opening().to_owned(), names.iter().map(|name| format.name(name)).collect())
+            }
             (Some(_), None) => {
                 return wrong(
                     "cannot be met: this model's chat template tells of no format of calls that this server \
@@ -97,7 +102,7 @@ impl Tools {
                 );
             }
         };
-        Ok(Self { told: true, reading: format.map(|format| Reading { format, opening, parallel }) })
+        Ok(Self { told: true, reading: format.map(|format| Reading { format, opening, names, parallel }) })
     }
 }
 
@@ -149,7 +154,10 @@ mod tests {
         assert_eq!(opening(Value::Null), Ok(Some(String::new())));
         assert_eq!(opening(json!("auto")), Ok(Some(String::new())));
         assert_eq!(opening(json!("none")), Ok(None));
-        assert_eq!(opening(json!("required")), Ok(Some("<tool_call>\n{\"name\": \"".to_owned())));
+        assert_eq!(opening(json!("required")), Ok(Some("<tool_call>\n{\"name\": ".to_owned())));
+        let required = taken(&json!({"tools": tools, "tool_choice": "required"}), hermes).unwrap();
+        let names = required.reading.map(|reading| reading.names);
+        assert_eq!(names, Some(vec!["\"look\", \"arguments\":".to_owned(), "\"go\", \"arguments\":".to_owned()]));
         let named = json!({"type": "function", "function": {"name": "go"}});
         assert_eq!(opening(named.clone()), Ok(Some("<tool_call>\n{\"name\": \"go\", \"arguments\":".to_owned())));
         assert_eq!(opening(json!({"type": "function", "function": {"name": "fly"}})), Err("tool_choice".to_owned()));

@@ -80,7 +80,7 @@ fn what_clients_ask_for_beyond_the_room_is_cut_and_their_numbers_are_understood(
     }
     for (param, more) in [
         ("response_format", json!({"response_format": {"type": "json_schema"}})),
-        ("guided_choice", json!({"guided_choice": ["a"]})),
+        ("guided_choice", json!({"guided_choice": [1]})),
         ("chat_template", json!({"chat_template": "{{ 1 }}"})),
         ("top_logprobs", json!({"top_logprobs": 3})),
         ("top_logprobs", json!({"logprobs": true, "top_logprobs": 21})),
@@ -217,11 +217,29 @@ fn a_tool_that_must_be_called_is_called_whole_and_in_pieces() -> anyhow::Result<
     let [delta] = deltas.as_slice() else { anyhow::bail!("{events:?}") };
     assert_eq!((&delta[0]["index"], &delta[0]["function"]), (&json!(0), &json!({"name": "read", "arguments": "[]"})));
     assert_eq!(events.last().context("no events")?["choices"][0]["finish_reason"], "tool_calls");
+    // With several it means one of them, whichever the model likes best.
+    let mut both = tools();
+    both.as_array_mut().context("no list")?.push(json!({"type": "function", "function": {"name": "write"}}));
+    let either = with(&request, json!({"tools": both, "tool_choice": "required", "max_tokens": 40}));
+    let answer = api.ask("/v1/chat/completions", &either)?;
+    let called = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+    assert!(called["name"] == "read" || called["name"] == "write", "{answer}");
+    assert_eq!(called["arguments"], "[]");
     // Who may call, and does not, answers with text.
     let auto = with(&request, json!({"tool_choice": "auto"}));
     let choice = api.ask("/v1/chat/completions", &auto)?["choices"][0].clone();
     assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!("[]}"), &json!("length")));
     assert!(choice["message"].get("tool_calls").is_none());
+    // A random model would never say any of these by itself.
+    for choices in [
+        json!({"guided_choice": ["in the yard", "nowhere"]}),
+        json!({"structured_outputs": {"choice": ["in the yard", "nowhere"]}}),
+    ] {
+        let ask = with(&choices, json!({"model": "model", "messages": request["messages"], "temperature": 1}));
+        let choice = api.ask("/v1/chat/completions", &ask)?["choices"][0].clone();
+        let text = choice["message"]["content"].as_str().unwrap_or_default();
+        assert!((text == "in the yard" || text == "nowhere") && choice["finish_reason"] == "stop", "{choice}");
+    }
     api.stop()?;
 
     // Without a format nobody can be made to call.

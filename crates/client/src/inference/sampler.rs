@@ -6,9 +6,11 @@ use std::sync::Arc;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+pub use constraint::{Allowed, Constraint};
 pub(crate) use penalty::penalised;
 pub(crate) use ranked::Ranked;
 
+mod constraint;
 mod penalty;
 mod ranked;
 
@@ -34,6 +36,8 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Arc<[(u32, f32)]>,
+    /// Which tokens may come at all; all if there is none.
+    pub constraint: Option<Allowed>,
     /// Equal seeds choose equally.
     pub seed: u64,
 }
@@ -50,6 +54,7 @@ impl Default for Sampling {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Arc::default(),
+            constraint: None,
             seed: 0,
         }
     }
@@ -158,7 +163,12 @@ impl Sampler {
 
     /// Logits with everything that depends on the text and on single tokens.
     fn scores<'a>(&self, logits: &'a [f32], text: &[u32]) -> Cow<'a, [f32]> {
-        penalty::scores(logits, text, text.get(self.prompt..).unwrap_or_default(), &self.sampling)
+        let generated = text.get(self.prompt..).unwrap_or_default();
+        let scores = penalty::scores(logits, text, generated, &self.sampling);
+        match self.sampling.constraint.as_ref().and_then(|constraint| constraint.0.allowed(generated)) {
+            Some(tokens) => constraint::only(&scores, &tokens),
+            None => scores,
+        }
     }
 
     /// The tokens by falling weight, how many of them remain, and the sum of their weights.
@@ -243,6 +253,28 @@ mod tests {
         let mut greedy = Sampler::new(sampling).unwrap().behind(2);
         assert_eq!(greedy.choose(&[3.0, 2.0], &[0, 0]), Some(0), "only the prompt has it");
         assert_eq!(greedy.choose(&[3.0, 2.0], &[0, 0, 0]), Some(1), "3 - 2 < 2");
+    }
+
+    #[derive(Debug)]
+    struct Evens;
+
+    impl Constraint for Evens {
+        fn allowed(&self, generated: &[u32]) -> Option<Vec<u32>> {
+            (generated.len() < 2).then(|| vec![0, 2, 4])
+        }
+    }
+
+    #[test]
+    fn only_what_a_constraint_allows_is_chosen() {
+        let constraint = Some(Allowed::new(Arc::new(Evens)));
+        let logits = [0.0, 9.0, 1.0, 9.0, 2.0];
+        for temperature in [0.0, 1.0] {
+            let sampling = Sampling { temperature, constraint: constraint.clone(), ..Sampling::default() };
+            let mut sampler = Sampler::new(sampling).unwrap().behind(1);
+            assert!((0..50).all(|_| sampler.choose(&logits, &[7]).unwrap().is_multiple_of(2)));
+            assert!(sampler.distribution(&logits, &[7]).iter().all(|(token, _)| token.is_multiple_of(2)));
+            assert!([1, 3].contains(&sampler.choose(&[0.0, 99.0, 1.0, 99.0, 2.0], &[7, 2, 4]).unwrap()));
+        }
     }
 
     #[test]
