@@ -172,6 +172,20 @@ fn templates_are_told_of_tools_calls_and_variables() -> anyhow::Result<()> {
         .args(&["--max-new-tokens", "8", "--template-arg", "enable_thinking=no"])
         .output()?;
     assert!(output.status.code() == Some(2) && String::from_utf8_lossy(&output.stderr).contains("is no JSON"));
+    let chat = swarm.tune("chat")?.args(&[
+        "--json",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "8",
+        "--chat-template",
+        template,
+    ]);
+    let said = chat.args(&["--template-arg", "enable_thinking=false"]).output_with("the cat\n")?;
+    let said = String::from_utf8(said.stdout)?;
+    let events = said.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let answer = events.into_iter().find(|event| event["event"] == "answer").context("no answer")?;
+    assert_eq!(answer["prompt_tokens"], off.1);
     Ok(())
 }
 
