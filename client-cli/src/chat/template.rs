@@ -124,15 +124,17 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The text of a conversation, behind which the assistant's next answer begins.
+    /// The text of messages, behind which the assistant's next answer begins.
     ///
     /// # Errors
     /// [`TemplateError::Refused`] and [`TemplateError::Failed`].
+    #[cfg(test)]
     pub(crate) fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
         self.render_with(messages, true)
     }
 
-    /// The text of a conversation; `answer`: with what comes in front of the assistant's next answer.
+    /// The text of messages; `answer`: with what comes in front of the assistant's next answer.
+    #[cfg(test)]
     pub(super) fn render_with(&self, messages: &[Message], answer: bool) -> Result<String, TemplateError> {
         self.render_given(context! { messages => Serde(messages), add_generation_prompt => answer })
     }
