@@ -129,6 +129,13 @@ fn message(number: usize, mut value: Value) -> Result<Turn, ApiError> {
         }
         Some(_) => return wrong("tool_calls", "must be a list".to_owned()),
     };
+    if let (true, Some(function @ Value::Object(_))) = (turn.tool_calls.is_empty(), value.get("function_call")) {
+        // OpenAI's older form of one call.
+        match call(&serde_json::json!({ "function": function })) {
+            Ok(call) => turn.tool_calls.push(call),
+            Err(reason) => return wrong("function_call", reason),
+        }
+    }
     Ok(turn)
 }
 
@@ -221,6 +228,10 @@ mod tests {
         let arguments = |at: usize| serde_json::to_string(&turns[0].tool_calls[at].function.arguments).unwrap();
         assert_eq!([arguments(0), arguments(1), arguments(2)], [r#"{"z":1,"a":{}}"#, "{}", r#""no JSON""#]);
         assert_eq!(turns[1].tool_call_id.as_deref(), Some("c1"));
+        let older = json!([{"role": "assistant", "content": null, "function_call": {"name": "look", "arguments": "{}"}},
+            {"role": "function", "name": "look", "content": "in the yard"}]);
+        let older = messages(Some(older)).unwrap();
+        assert_eq!((older[0].tool_calls[0].function.name.as_str(), older[1].role.as_str()), ("look", "tool"));
         let mut turns = turns;
         turns[1].tool_call_id = Some("call_0123456789".to_owned());
         shorten_ids(&mut turns);
