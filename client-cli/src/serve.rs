@@ -5,16 +5,22 @@
 //! | `http` | connections |
 //! | `router`, `guard` | which path does what, and for whom |
 //! | `app` | what the endpoints share |
-//! | `parameters`, `completions`, `chats` | requests |
+//! | `fields`, `parameters`, `prompts`, `room` | what requests have in common |
+//! | `completions`, `chats`, `conversation`, `tools`, `choices` | texts and conversations to be continued |
+//! | `embeddings`, `tokens` | texts as vectors and as tokens |
 //! | `reply`, `error` | answers |
 //! | `engine`, `gate`, `pool` | texts that grow, how many at a time, and what is kept of them |
 //! | `metrics` | figures for Prometheus |
 
 mod app;
 mod chats;
+mod choices;
 mod completions;
+mod conversation;
+mod embeddings;
 mod engine;
 mod error;
+mod fields;
 mod gate;
 mod guard;
 mod http;
@@ -23,8 +29,12 @@ mod models;
 mod page;
 mod parameters;
 mod pool;
+mod prompts;
 mod reply;
+mod room;
 mod router;
+mod tokens;
+mod tools;
 
 pub(crate) use app::App;
 pub(crate) use engine::Engine;

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
+mod pieces;
 mod special;
 mod stop;
 mod stream;
 
+pub(crate) use pieces::Pieces;
 use special::EndTokens;
 pub(crate) use stream::TextStream;
 

@@ -68,6 +68,14 @@ def main() -> None:
     whole = chat(client, adapter, "the cat", max_tokens=48)
     plain = chat(client, model, "the cat", max_tokens=48)
 
+    scored = chat(client, model, "the cat", max_tokens=4, logprobs=True, top_logprobs=2)
+    places = scored.choices[0].logprobs.content
+    vectors = client.embeddings.create(model=model, input=["the cat", "a dog"])
+    floats = client.embeddings.create(model=model, input="the cat", encoding_format="float")
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    told = chat(client, model, "the cat", max_tokens=32_000, tools=[tool])
+    echo = client.completions.create(model=model, prompt="the cat", max_tokens=0, echo=True, logprobs=1)
+
     def error(call) -> str:
         try:
             call()
@@ -86,9 +94,15 @@ def main() -> None:
         "others": answers,
         "running": running,
         "failures": failures,
+        "scored": [[place.token, place.logprob, place.bytes, len(place.top_logprobs)] for place in places],
+        "vectors": [len(vector.embedding) for vector in vectors.data],
+        # The client unpacks base64 by itself.
+        "packed": max(abs(a - b) for a, b in zip(vectors.data[0].embedding, floats.data[0].embedding)),
+        "told": [told.choices[0].finish_reason, told.usage.total_tokens],
+        "echo": [echo.choices[0].text, echo.choices[0].logprobs.token_logprobs],
         "errors": [
             error(lambda: chat(client, "gpt-4", "x")),
-            error(lambda: chat(client, model, "x", max_tokens=100_000)),
+            error(lambda: chat(client, model, "x " * 3000)),
             error(stranger.models.list),
         ],
     }))

@@ -6,7 +6,8 @@ use clap::Args;
 use petals_client::Sampling;
 
 use super::SwarmArgs;
-use super::values::{adapter, at_least, not_negative_f32, probability};
+use super::values::{adapter, at_least, not_negative_f32, probability, template_arg};
+use crate::chat::Json;
 
 /// Arguments of `chat`.
 #[derive(Debug, Clone, Args)]
@@ -28,6 +29,10 @@ pub(crate) struct ChatArgs {
     /// A Jinja chat template instead of the model's own.
     #[arg(long, value_name = "FILE")]
     pub(crate) chat_template: Option<PathBuf>,
+
+    /// A variable of the chat template, for example `enable_thinking=false`; may be given several times.
+    #[arg(long, value_name = "NAME=JSON", value_parser = template_arg)]
+    pub(crate) template_arg: Vec<(String, Json)>,
 
     /// What the model is told in front of the conversation.
     #[arg(long, value_name = "TEXT")]

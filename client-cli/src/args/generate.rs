@@ -7,13 +7,16 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use petals_client::{BeamConfig, EarlyStopping, Sampling, Speculation};
 
 use super::SwarmArgs;
-use super::values::{at_least, not_empty, not_negative_f32, part, positive_f32, probability, signed_f32};
+use super::values::{at_least, not_empty, not_negative_f32, part, positive_f32, probability, signed_f32, template_arg};
+use crate::chat::Json;
 
 const EXAMPLES: &str = "\
 Examples:
   petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'Once upon a time' --max-new-tokens 200 \\
       --temperature 0.8 --top-p 0.95 --stop 'The End' -v
   petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'The capital of France is' --max-new-tokens 8 --beams 4
+  petals-tune generate --model ./Qwen3-8B --peers $PEERS --chat --prompt 'Where is Nairobi?' --max-new-tokens 200 \\
+      --template-arg enable_thinking=false
   petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'def quicksort(' --max-new-tokens 200 \\
       --draft-model ./Llama-3.2-1B";
 
@@ -31,6 +34,18 @@ pub(crate) struct GenerateArgs {
     /// The text to continue.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) prompt: String,
+
+    /// Take the prompt as a user's message, and let the model's chat template make the text to continue of it.
+    #[arg(long)]
+    pub(crate) chat: bool,
+
+    /// A Jinja chat template instead of the model's own.
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    pub(crate) chat_template: Option<PathBuf>,
+
+    /// A variable of the chat template, for example `enable_thinking=false`; may be given several times.
+    #[arg(long, value_name = "NAME=JSON", requires = "chat", value_parser = template_arg)]
+    pub(crate) template_arg: Vec<(String, Json)>,
 
     /// Most tokens to generate; the model's end-of-sequence token ends the text earlier.
     #[arg(long, value_name = "N", value_parser = at_least(1))]
@@ -121,7 +136,7 @@ impl GenerateArgs {
     /// How tokens of the first text are chosen.
     pub(crate) fn sampling(&self) -> Sampling {
         let SamplingArgs { temperature, top_k, top_p, min_p, repetition_penalty, seed, .. } = self.sampling;
-        Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed }
+        Sampling { temperature, top_k, top_p, min_p, repetition_penalty, seed, ..Sampling::default() }
     }
 
     /// Number of texts.

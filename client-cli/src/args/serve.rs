@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::SwarmArgs;
-use super::values::{adapter, at_least, duration, origin};
+use super::values::{adapter, at_least, duration, host, origin};
+use crate::chat::{ChatTemplate, ToolFormat};
 
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
@@ -48,8 +50,47 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "ORIGIN", num_args = 1.., value_parser = origin)]
     pub(crate) cors: Vec<String>,
 
+    /// Answer to this name as well, without a port, when listening on this machine alone and without a key: what proxies and containers
+    /// put into the Host header; `*`: to any, which lets pages of foreign names in.
+    #[arg(long, value_name = "NAME", num_args = 1.., value_parser = host)]
+    pub(crate) allow_host: Vec<String>,
+
+    /// How the model writes calls of tools; `auto`: as its chat template says; `none`: answers are not looked through for calls.
+    #[arg(long, value_name = "FORMAT", default_value = "auto", value_parser = tool_format())]
+    pub(crate) tool_format: ToolFormatChoice,
+
     #[command(flatten)]
     pub(crate) limits: ServeLimits,
+}
+
+/// Whether and how calls of tools are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ToolFormatChoice {
+    /// As the template says.
+    Auto,
+    /// In one format, or not at all.
+    Given(Option<ToolFormat>),
+}
+
+impl ToolFormatChoice {
+    /// The format for a model with this template.
+    pub(crate) fn of(self, template: Option<&ChatTemplate>) -> Option<ToolFormat> {
+        match self {
+            Self::Auto => template.and_then(ToolFormat::of),
+            Self::Given(format) => format,
+        }
+    }
+}
+
+/// `auto`, `none` or a format.
+fn tool_format() -> impl TypedValueParser<Value = ToolFormatChoice> {
+    PossibleValuesParser::new(["auto", "none", "hermes", "llama", "mistral"]).map(|text| match text.as_str() {
+        "auto" => ToolFormatChoice::Auto,
+        "hermes" => ToolFormatChoice::Given(Some(ToolFormat::Hermes)),
+        "llama" => ToolFormatChoice::Given(Some(ToolFormat::Llama)),
+        "mistral" => ToolFormatChoice::Given(Some(ToolFormat::Mistral)),
+        _ => ToolFormatChoice::Given(None),
+    })
 }
 
 /// What clients may take.
@@ -68,7 +109,7 @@ pub(crate) struct ServeLimits {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub(crate) queue_timeout: Duration,
 
-    /// Most tokens that a request may ask for.
+    /// Most tokens that a text gets; what asks for more is cut to it.
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least(1))]
     pub(crate) max_new_tokens: usize,
 

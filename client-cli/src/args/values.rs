@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use petals_client::{DeepInit, Injection, PeerId, RouteRules, Schedule, Span, Task, TuningMode};
 
+use crate::chat::Json;
+
 /// A whole number of at least `least`.
 pub(super) fn at_least(least: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(least..)
@@ -111,6 +113,30 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     Err("write scheme and host without a path, for example https://chat.example.org, or *".to_owned())
 }
 
+/// The name of a host without a port, or `*`.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let sane = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if text == "*" || (!text.is_empty() && text.chars().all(sane)) {
+        return Ok(text.to_owned());
+    }
+    Err("write a host's name without scheme and port, for example api.internal, or *".to_owned())
+}
+
+/// A variable of a chat template: `NAME=JSON`.
+pub(super) fn template_arg(text: &str) -> Result<(String, Json), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=JSON, for example enable_thinking=false")?;
+    let sane = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || !name.chars().all(sane) || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(format!("{name:?} is no name of a variable"));
+    }
+    if ["messages", "add_generation_prompt", "chat_template"].contains(&name) {
+        return Err(format!("{name} is set by the program"));
+    }
+    let value = serde_json::from_str(value)
+        .map_err(|error| format!("{value:?} is no JSON ({error}); a text needs its quotes: '{name}=\"text\"'"))?;
+    Ok((name.to_owned(), value))
+}
+
 /// `ptune` or `deep_ptune`.
 pub(super) fn mode() -> impl TypedValueParser<Value = TuningMode> {
     PossibleValuesParser::new(["ptune", "deep_ptune"]).try_map(|text| text.parse::<TuningMode>())
@@ -181,6 +207,17 @@ mod tests {
     fn origins_have_no_path() {
         assert!(["*", "http://localhost:3000", "https://chat.example.org"].iter().all(|text| origin(text).is_ok()));
         assert!(["", "chat.example.org", "https://", "https://a/", "https://a b"].iter().all(|t| origin(t).is_err()));
+    }
+
+    #[test]
+    fn hosts_have_no_port_and_variables_are_json() {
+        assert!(["*", "api.internal", "host_1"].iter().all(|text| host(text).is_ok()));
+        assert!(["", "http://a", "a:80", "a b"].iter().all(|text| host(text).is_err()));
+        assert_eq!(template_arg("enable_thinking=false"), Ok(("enable_thinking".to_owned(), Json::from(false))));
+        assert_eq!(template_arg("date=\"a=b\""), Ok(("date".to_owned(), Json::from("a=b"))));
+        for wrong in ["a", "a=", "a=text", "=1", "1a=1", "messages=[]"] {
+            assert!(template_arg(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -76,6 +76,7 @@ pub(crate) enum TemplateError {
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     tokens: Map<String, Value>,
 }
 
@@ -113,30 +114,37 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_fuel(Some(FUEL));
         python::install(&mut environment);
-        let compiled = environment.add_template_owned(NAME, source);
+        let compiled = environment.add_template_owned(NAME, source.clone());
         compiled.map_err(|error| TemplateError::Syntax(one_line(&error)))?;
-        Ok(Self { environment, tokens })
+        Ok(Self { environment, source, tokens })
     }
 
-    /// The text of a conversation, behind which the assistant's next answer begins.
+    /// The template as it was written.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The text of messages, behind which the assistant's next answer begins.
     ///
     /// # Errors
     /// [`TemplateError::Refused`] and [`TemplateError::Failed`].
+    #[cfg(test)]
     pub(crate) fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
         self.render_with(messages, true)
     }
 
-    /// The text of a conversation; `answer`: with what comes in front of the assistant's next answer.
+    /// The text of messages; `answer`: with what comes in front of the assistant's next answer.
+    #[cfg(test)]
     pub(super) fn render_with(&self, messages: &[Message], answer: bool) -> Result<String, TemplateError> {
+        self.render_given(context! { messages => Serde(messages), add_generation_prompt => answer })
+    }
+
+    /// The template's text, with these variables; special tokens by their names are variables too, unless others are given.
+    pub(super) fn render_given(&self, given: minijinja::Value) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(|error| TemplateError::Syntax(one_line(&error)))?;
-        let given = context! {
-            messages => Serde(messages),
-            add_generation_prompt => answer,
-            tools => (),
-            documents => (),
-        };
         let tokens = minijinja::Value::from(Serde(&self.tokens));
-        template.render(context! { ..given, ..tokens }).map_err(|error| match python::raised(&error) {
+        let missing = context! { tools => (), documents => () };
+        template.render(context! { ..given, ..tokens, ..missing }).map_err(|error| match python::raised(&error) {
             Some(message) => TemplateError::Refused(message),
             None => TemplateError::Failed(one_line(&error)),
         })

@@ -40,6 +40,7 @@ pub(crate) async fn run(args: ChatArgs, output: Output) -> Result<(), CliError> 
     let model = RemoteModel::new(sequence.clone(), files.local.clone());
     let limits = Limits { positions: files.config.max_position_embeddings, answer: args.max_new_tokens };
     let mut talk = Talk::new(model, tokenizer, template, args.sampling(), limits);
+    talk.set_variables(args.template_arg.iter().cloned().collect());
     talk.set_system(args.system.clone());
     if let Some((name, tables)) = adapters.first() {
         talk.set_adapter(Some((name.clone(), tables.clone())));

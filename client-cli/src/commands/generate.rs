@@ -14,6 +14,7 @@ use petals_client::{
 
 use super::session;
 use crate::args::GenerateArgs;
+use crate::chat::{ChatTemplate, Conversation, Message};
 use crate::error::CliError;
 use crate::output::{Course, Generated, Output};
 use crate::progress::Texts;
@@ -32,7 +33,7 @@ type Sampled<'a> = (String, TextStream<'a>, Generation);
 pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliError> {
     let files = session::open(&args.swarm)?;
     let tokenizer = TextTokenizer::load(&args.swarm.model)?;
-    let text = tokenizer.encode(&args.prompt)?;
+    let text = if args.chat { asked(&args, &tokenizer)? } else { tokenizer.encode(&args.prompt)? };
     if text.is_empty() {
         return Err(CliError::Usage("--prompt has no tokens".into()));
     }
@@ -85,6 +86,15 @@ pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliErr
     session::verified(&sequence, &args.swarm, output)?;
     swarm.shutdown().await;
     Ok(())
+}
+
+/// The prompt as a message of a user, in the words of the chat template.
+fn asked(args: &GenerateArgs, tokenizer: &TextTokenizer) -> Result<Vec<u32>, CliError> {
+    let template = ChatTemplate::load(&args.swarm.model, args.chat_template.as_deref()).map_err(CliError::input)?;
+    let variables = args.template_arg.iter().cloned().collect();
+    let conversation = Conversation::new(&[Message::new("user", args.prompt.clone())], &variables);
+    let text = template.render_conversation(&conversation).map_err(CliError::input)?;
+    Ok(tokenizer.encode_continuation(&text)?)
 }
 
 /// Loads the model that foresees tokens.

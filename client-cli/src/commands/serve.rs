@@ -59,10 +59,12 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
             "anybody who reaches {address} may use this server: --api-key-file or {KEY_VARIABLE} sets a key"
         );
     }
-    let guard = Guard::new(key.as_deref(), args.cors, args.limits.request_bytes, address.ip().is_loopback());
+    let hosts = address.ip().is_loopback().then_some(args.allow_host);
+    let guard = Guard::new(key.as_deref(), args.cors, args.limits.request_bytes, hosts);
     let app = App {
         engine: engine.clone(),
         models,
+        tool_format: args.tool_format.of(template.as_ref().ok()),
         template,
         max_new_tokens: args.limits.max_new_tokens,
         default_new_tokens: args.limits.default_new_tokens,

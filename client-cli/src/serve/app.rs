@@ -6,7 +6,7 @@ use super::engine::Engine;
 use super::error::ApiError;
 use super::guard::Guard;
 use super::models::Models;
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatTemplate, ToolFormat};
 
 /// What the endpoints share.
 #[derive(Debug)]
@@ -17,7 +17,9 @@ pub(crate) struct App {
     pub(crate) models: Models,
     /// The model's chat template, or why chats are not possible.
     pub(crate) template: Result<ChatTemplate, String>,
-    /// Most tokens that a request may ask for.
+    /// How the model writes calls of tools, if it is known.
+    pub(crate) tool_format: Option<ToolFormat>,
+    /// Most tokens that a request gets.
     pub(crate) max_new_tokens: usize,
     /// Tokens of a chat that asks for no number.
     pub(crate) default_new_tokens: usize,

@@ -1,18 +1,26 @@
 //! Generating the texts of requests.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use petals_client::{Finish, Generation, GenerationConfig, GenerationError, Generator, RemoteModel, Sampling};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use petals_client::{
+    Allowed, Finish, Generation, GenerationConfig, GenerationError, Generator, RemoteModel, Sampling, TokenLogprobs,
+};
+use tokio::sync::mpsc;
 
+use super::choices::Choices;
 use super::error::ApiError;
 use super::metrics::{Metrics, Now};
 use super::models::ServedModel;
+use super::parameters::Parameters;
 use super::{Gate, Pool};
-use crate::text::{TextStream, TextTokenizer};
+use crate::text::{Pieces, TextStream, TextTokenizer};
+
+/// Texts of a request that are generated at a time; its others wait for these.
+const SIDE_BY_SIDE: usize = 16;
 
 /// A text that waits so long for its first token makes finished ones give way, one after another.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -26,45 +34,74 @@ pub(crate) struct Engine {
     /// The model without an adapter.
     model: RemoteModel,
     tokenizer: Arc<TextTokenizer>,
+    pieces: Arc<Pieces>,
     gate: Gate,
     pool: Pool,
     metrics: Metrics,
 }
 
+/// What the texts of a request have in common.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// By which model.
+    pub(super) model: Arc<ServedModel>,
+    /// Texts that end a text.
+    pub(super) stop: Vec<String>,
+    /// Tokens that end it.
+    pub(super) stop_tokens: Vec<u32>,
+    /// Whether the texts are likely to be gone on from.
+    pub(super) conversation: bool,
+    /// When the request came.
+    pub(super) arrived: Instant,
+    /// How many of the most probable tokens are wanted for each new one, with their probabilities.
+    pub(super) logprobs: Option<usize>,
+    /// The same for the tokens of the prompts.
+    pub(super) prompt_logprobs: Option<usize>,
+    /// What the texts must begin with, or be.
+    pub(super) choices: Option<Arc<Choices>>,
+    /// Special tokens that are to be seen in the text, and as what.
+    pub(super) marks: Vec<(u32, String)>,
+}
+
 /// A text to be continued.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Job {
     /// Its number among the request's.
     pub(super) number: usize,
-    /// By which model.
-    pub(super) model: Arc<ServedModel>,
+    /// What it has in common with the others.
+    pub(super) plan: Arc<Plan>,
     /// The text.
     pub(super) prompt: Arc<Vec<u32>>,
     /// How tokens are chosen.
     pub(super) sampling: Sampling,
     /// Most new tokens. They fit behind the prompt.
     pub(super) max_new_tokens: usize,
-    /// Texts that end it.
-    pub(super) stop: Vec<String>,
-    /// Whether the text is likely to be gone on from.
-    pub(super) conversation: bool,
-    /// When the request came.
-    pub(super) arrived: Instant,
 }
 
 /// What happens to a text.
 #[derive(Debug)]
 pub(super) enum Progress {
+    /// How probable the prompt's tokens are, from the second one on.
+    Prompt(Vec<TokenLogprobs>),
     /// It grew.
-    Grew(String),
+    Grew(Piece),
     /// It is complete.
     Done(Done),
     /// There will be no more of it.
     Failed(ApiError),
 }
 
+/// Some more of a text.
+#[derive(Debug, Default)]
+pub(super) struct Piece {
+    /// The text that is certain by now.
+    pub(super) text: String,
+    /// How probable the new tokens were, if that is wanted. Their text may come later.
+    pub(super) logprobs: Vec<TokenLogprobs>,
+}
+
 /// A complete text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Done {
     /// `stop` or `length`.
     pub(super) finish: &'static str,
@@ -72,12 +109,30 @@ pub(super) struct Done {
     pub(super) tokens: usize,
     /// Tokens of the prompt that did not have to be computed.
     pub(super) reused: usize,
+    /// The logarithm of the text's probability, if probabilities were asked for.
+    pub(super) logprob: Option<f64>,
 }
 
 impl Engine {
     /// An engine over a connected model.
     pub(crate) fn new(model: RemoteModel, tokenizer: Arc<TextTokenizer>, gate: Gate, pool: Pool) -> Self {
-        Self { model, tokenizer, gate, pool, metrics: Metrics::default() }
+        let pieces = Arc::new(Pieces::new(tokenizer.clone()));
+        Self { model, tokenizer, pieces, gate, pool, metrics: Metrics::default() }
+    }
+
+    /// What single tokens stand for.
+    pub(super) fn pieces(&self) -> &Arc<Pieces> {
+        &self.pieces
+    }
+
+    /// The model without an adapter.
+    pub(super) fn model(&self) -> &RemoteModel {
+        &self.model
+    }
+
+    /// How many texts at a time.
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The model's tokenizer.
@@ -88,6 +143,23 @@ impl Engine {
     /// Tokens that the model knows.
     pub(super) fn vocabulary(&self) -> usize {
         self.model.local.config().vocab_size
+    }
+
+    /// Numbers of a hidden state.
+    pub(super) fn hidden_size(&self) -> usize {
+        self.model.local.config().hidden_size
+    }
+
+    /// The tokens that end the texts of a request.
+    pub(super) fn stop_tokens(&self, parameters: &Parameters) -> Vec<u32> {
+        let own = if parameters.ignore_eos { &[] } else { self.tokenizer.stop_tokens() };
+        own.iter().chain(&parameters.stop_tokens).copied().collect()
+    }
+
+    /// What the texts of a request must be, if it says.
+    pub(super) fn choices(&self, parameters: &Parameters) -> Option<Arc<Choices>> {
+        let texts = parameters.choices.clone()?;
+        Some(Arc::new(Choices::new(texts, true, &self.stop_tokens(parameters), self.pieces.clone())))
     }
 
     /// Figures.
@@ -116,19 +188,26 @@ impl Engine {
     /// # Errors
     /// 429 and 503, see [`Gate::enter`].
     pub(super) async fn start(self: &Arc<Self>, jobs: Vec<Job>) -> Result<mpsc::Receiver<(usize, Progress)>, ApiError> {
-        let permit = Arc::new(self.gate.enter(jobs.len()).await?);
+        let mut places = self.gate.enter(jobs.len().min(SIDE_BY_SIDE)).await?;
         // A reader that is slower than the swarm does not hold it up, nor lose anything.
-        let room = jobs.iter().map(|job| job.max_new_tokens + 2).sum();
+        let room = jobs.iter().map(|job| job.max_new_tokens + 3).sum();
         let (sender, receiver) = mpsc::channel(room);
-        for job in jobs {
-            let (engine, sender, permit) = (self.clone(), sender.clone(), permit.clone());
-            tokio::spawn(async move { engine.run(job, &sender, permit).await });
+        let jobs = Arc::new(Mutex::new(VecDeque::from(jobs)));
+        while let Some(place) = places.split(1) {
+            let (engine, sender, jobs) = (self.clone(), sender.clone(), jobs.clone());
+            tokio::spawn(async move {
+                let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                while let Some(job) = next() {
+                    engine.run(job, &sender).await;
+                }
+                drop(place);
+            });
         }
         Ok(receiver)
     }
 
-    async fn run(&self, job: Job, sender: &mpsc::Sender<(usize, Progress)>, _permit: Arc<OwnedSemaphorePermit>) {
-        let (number, model) = (job.number, job.model.clone());
+    async fn run(&self, job: Job, sender: &mpsc::Sender<(usize, Progress)>) {
+        let (number, model) = (job.number, job.plan.model.clone());
         let waiting = AtomicBool::new(true);
         let outcome = tokio::select! {
             biased;
@@ -166,48 +245,86 @@ impl Engine {
         sender: &mpsc::Sender<(usize, Progress)>,
         waiting: &AtomicBool,
     ) -> Result<Done, GenerationError> {
-        let model = &job.model;
-        let needed = job.prompt.len() + job.max_new_tokens;
-        let mut generator = self.pool.take(&model.name, &job.prompt, needed).unwrap_or_else(|| {
+        let Job { number, plan, prompt, sampling, max_new_tokens } = job;
+        let model = &plan.model;
+        let needed = prompt.len() + max_new_tokens;
+        let mut generator = self.pool.take(&model.name, &prompt, needed).unwrap_or_else(|| {
             // A conversation gets room to grow into.
             let room =
-                if job.conversation { needed.saturating_mul(2).max(CONVERSATION).min(model.room) } else { needed };
+                if plan.conversation { needed.saturating_mul(2).max(CONVERSATION).min(model.room) } else { needed };
             Generator::new(self.model.clone().with_tables(model.tables.clone()), room)
         });
+        if let Some(top) = plan.prompt_logprobs {
+            let scores = generator.score(&prompt, top).await?;
+            waiting.store(false, Ordering::Relaxed);
+            let _ = sender.try_send((number, Progress::Prompt(scores)));
+        }
+        if max_new_tokens == 0 {
+            return Ok(Done { finish: "length", tokens: 0, reused: 0, logprob: None });
+        }
+        let constraint = plan.choices.clone().map(|choices| Allowed::new(choices));
         let config = GenerationConfig {
-            sampling: job.sampling,
-            max_new_tokens: job.max_new_tokens,
-            stop_tokens: self.tokenizer.stop_tokens().to_vec(),
+            sampling: Sampling { constraint, ..sampling },
+            max_new_tokens,
+            stop_tokens: plan.stop_tokens.clone(),
             ..GenerationConfig::default()
         };
-        let mut text = TextStream::new(&self.tokenizer, job.stop.clone());
+        let mut text = TextStream::new(&self.tokenizer, plan.stop.clone());
         let mut last_token: Option<Instant> = None;
-        let send = |piece: String| {
-            if !piece.is_empty() {
-                let _ = sender.try_send((job.number, Progress::Grew(piece)));
+        let mut logprob = plan.logprobs.map(|_| 0.0);
+        let send = |piece: Piece| {
+            if !piece.text.is_empty() || !piece.logprobs.is_empty() {
+                let _ = sender.try_send((number, Progress::Grew(piece)));
             }
         };
-        let generation = generator.generate(&job.prompt, &config, |tokens| {
+        let mut on_tokens = |tokens: &[u32], mut logprobs: Vec<TokenLogprobs>| {
             waiting.store(false, Ordering::Relaxed);
             match last_token.replace(Instant::now()) {
-                None => self.metrics.first_token(&model.name, job.arrived.elapsed()),
+                None => self.metrics.first_token(&model.name, plan.arrived.elapsed()),
                 Some(before) => self.metrics.tokens(&model.name, tokens.len(), before.elapsed()),
             }
-            // What the tokenizer cannot decode is left out: it has decoded every token of its own so far.
-            send(text.push(tokens).unwrap_or_default());
-            if text.has_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        let generation = generation.await?;
-        send(text.finish().unwrap_or_default());
-        self.metrics.generation(&model.name, job.prompt.len(), &generation);
+            let before = text.tokens().len();
+            let new = grow(&mut text, tokens, &plan.marks);
+            // Tokens behind a stop string, which may come with it in one step, do not count.
+            logprobs.truncate(text.tokens().len() - before);
+            if let Some(sum) = &mut logprob {
+                *sum += logprobs.iter().map(|token| f64::from(token.logprob)).sum::<f64>();
+            }
+            send(Piece { text: new, logprobs });
+            let complete = plan.choices.as_ref().is_some_and(|choices| choices.is_complete(text.tokens()));
+            if complete || text.has_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let generation = match plan.logprobs {
+            Some(top) => generator.generate_scored(&prompt, &config, top, &mut on_tokens).await?,
+            None => generator.generate(&prompt, &config, |tokens| on_tokens(tokens, Vec::new())).await?,
+        };
+        send(Piece { text: text.finish().unwrap_or_default(), logprobs: Vec::new() });
+        self.metrics.generation(&model.name, prompt.len(), &generation);
         let Generation { tokens, finish, reused, .. } = generation;
-        let cut_off = finish == Finish::Length && !text.has_stopped();
-        // Tokens behind a stop string, which may come with it in one step, do not count.
-        let done = Done { finish: if cut_off { "length" } else { "stop" }, tokens: text.tokens().len(), reused };
-        let mut whole = job.prompt.to_vec();
+        let complete = plan.choices.as_ref().is_some_and(|choices| choices.is_complete(text.tokens()));
+        let cut_off = finish == Finish::Length && !text.has_stopped() && !complete;
+        let finish = if cut_off { "length" } else { "stop" };
+        let done = Done { finish, tokens: text.tokens().len(), reused, logprob };
+        let mut whole = prompt.to_vec();
         whole.extend(tokens);
         let room = generator.max_tokens();
         self.pool.put(&model.name, whole, room, generator);
         Ok(done)
     }
+}
+
+/// Adds tokens to a text, and returns what is new and certain. Special tokens are not seen in it, but for marks.
+fn grow(text: &mut TextStream<'_>, tokens: &[u32], marks: &[(u32, String)]) -> String {
+    // What the tokenizer cannot decode is left out: it has decoded every token of its own so far.
+    if marks.is_empty() {
+        return text.push(tokens).unwrap_or_default();
+    }
+    let mut new = String::new();
+    for token in tokens {
+        if let Some((_, mark)) = marks.iter().find(|(marked, _)| marked == token && !text.has_stopped()) {
+            new += mark;
+        }
+        new += &text.push(std::slice::from_ref(token)).unwrap_or_default();
+    }
+    new
 }

@@ -33,9 +33,15 @@ impl ApiError {
         Self { message: format!("`{name}` {}", message.into()), param: Some(name), ..Self::invalid("") }
     }
 
-    /// The prompt, or what is asked for behind it, does not fit into the model.
-    pub(super) fn too_long(name: &str, message: impl Into<String>) -> Self {
-        Self { code: Some("context_length_exceeded"), ..Self::field(name, message) }
+    /// A prompt of so many tokens, given by the field `name`, does not fit into the model, or leaves no room for `least` more. In OpenAI's
+    /// words: clients look for the numbers in them.
+    pub(super) fn too_long(name: &str, tokens: usize, room: usize, least: usize) -> Self {
+        let behind = if tokens <= room { format!(" with room for {least} more") } else { String::new() };
+        let message = format!(
+            "This model's maximum context length is {room} tokens{behind}. However, your {name} resulted in {tokens} tokens. \
+             Please reduce the length of the {name}."
+        );
+        Self { code: Some("context_length_exceeded"), param: Some(name.to_owned()), ..Self::invalid(message) }
     }
 
     /// No key, or a wrong one.
@@ -58,7 +64,10 @@ impl ApiError {
 
     /// No such path, or not with this method.
     pub(super) fn unknown_path(status: StatusCode) -> Self {
-        Self::new(status, "there is no such endpoint; see /v1/models, /v1/completions, /v1/chat/completions")
+        Self::new(
+            status,
+            "there is no such endpoint; see /v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings",
+        )
     }
 
     /// More bytes than allowed.

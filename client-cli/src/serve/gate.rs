@@ -34,16 +34,13 @@ impl Gate {
         Self { places: Arc::new(Semaphore::new(all)), all, waiting: AtomicUsize::new(0), most_waiting, patience }
     }
 
-    /// Waits for the turn of a request for `texts` texts. They have their places until the permit is dropped.
+    /// Waits for the turn of a request for `texts` texts, which gets as many places, or all that there are, until the permit is dropped.
     ///
     /// # Errors
-    /// 400 for more texts than there are places, 429 if too many wait, 503 after too long a wait, or if the gate is closed.
+    /// 429 if too many wait, 503 after too long a wait, or if the gate is closed.
     pub(super) async fn enter(&self, texts: usize) -> Result<OwnedSemaphorePermit, ApiError> {
         let closed = |_| ApiError::unavailable("this server is about to stop");
-        if texts > self.all {
-            return Err(ApiError::field("n", format!("asks for more texts than this server's {} places", self.all)));
-        }
-        let texts = texts as u32;
+        let texts = texts.min(self.all) as u32;
         if let Ok(permit) = self.places.clone().try_acquire_many_owned(texts) {
             return Ok(permit);
         }

@@ -28,15 +28,20 @@ pub(crate) struct Guard {
     key: Option<blake3::Hash>,
     origins: Vec<String>,
     request_bytes: usize,
-    /// Listens on this machine alone.
-    local: bool,
+    /// Names under which proxies and containers reach a server that listens on this machine alone; nothing if it does not.
+    hosts: Option<Vec<String>>,
 }
 
 impl Guard {
-    /// Rules: the key that clients need, origins whose pages may use the server, the largest request, and whether only this machine
-    /// reaches the server.
-    pub(crate) fn new(key: Option<&str>, origins: Vec<String>, request_bytes: usize, local: bool) -> Self {
-        Self { key: key.map(|key| blake3::hash(key.as_bytes())), origins, request_bytes, local }
+    /// Rules: the key that clients need, origins whose pages may use the server, the largest request, and, if only this machine reaches the
+    /// server, the names besides `localhost` that it may be called by.
+    pub(crate) fn new(
+        key: Option<&str>,
+        origins: Vec<String>,
+        request_bytes: usize,
+        hosts: Option<Vec<String>>,
+    ) -> Self {
+        Self { key: key.map(|key| blake3::hash(key.as_bytes())), origins, request_bytes, hosts }
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {
@@ -49,16 +54,18 @@ impl Guard {
     /// Whether a request that came to this machine alone was meant for it. A page of a foreign name that its owner lets point to
     /// 127.0.0.1 would be of the same origin as this server. Behind a key that does not matter.
     fn meant(&self, headers: &HeaderMap) -> bool {
-        if !self.local || self.key.is_some() {
-            return true;
-        }
+        let Some(hosts) = self.hosts.as_ref().filter(|_| self.key.is_none()) else { return true };
         let Some(host) = headers.get(HOST) else { return true };
         let host = host.to_str().unwrap_or_default();
         let name = match host.strip_prefix('[') {
             Some(v6) => return v6.starts_with("::1]"),
             None => host.split(':').next().unwrap_or_default(),
         };
-        name == "localhost" || name.ends_with(".localhost") || name.parse::<std::net::IpAddr>().is_ok()
+        let named = |allowed: &String| allowed == "*" || allowed.eq_ignore_ascii_case(name);
+        name == "localhost"
+            || name.ends_with(".localhost")
+            || name.parse::<std::net::IpAddr>().is_ok()
+            || hosts.iter().any(named)
     }
 
     /// What browsers are told, if the origin may use the server.
@@ -79,8 +86,9 @@ pub(super) async fn key(State(guard): State<Arc<Guard>>, request: Request, next:
 /// Answers browsers that ask what pages of other origins may do, and marks answers for them.
 pub(super) async fn origin(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     if !guard.meant(request.headers()) {
-        return ApiError::forbidden("this server is for its own machine: use http://127.0.0.1 or http://localhost")
-            .into_response();
+        let message = "this server is for its own machine: use http://127.0.0.1 or http://localhost, set an API key, or allow \
+                       the name that the request has in its Host header with --allow-host NAME";
+        return ApiError::forbidden(message).into_response();
     }
     let allowed = guard.allowed(request.headers());
     let mut response =
@@ -148,4 +156,26 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
         }
     }
     if total > limit { Err(ApiError::too_large(limit)) } else { Ok(Bytes::from(bytes)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_of_this_machine_answers_to_names_that_are_allowed() {
+        let meant = |key: Option<&str>, hosts: Option<Vec<&str>>, host: &'static str| {
+            let hosts = hosts.map(|hosts| hosts.into_iter().map(str::to_owned).collect());
+            let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
+            Guard::new(key, Vec::new(), 1, hosts).meant(&headers)
+        };
+        for host in ["localhost:80", "127.0.0.1", "[::1]:8080", "a.localhost"] {
+            assert!(meant(None, Some(vec![]), host), "{host}");
+        }
+        assert!(!meant(None, Some(vec![]), "api.internal"));
+        assert!(meant(None, Some(vec!["API.internal"]), "api.internal:8080"));
+        assert!(!meant(None, Some(vec!["api.internal"]), "evil.example"));
+        assert!(meant(None, Some(vec!["*"]), "any.example"));
+        assert!(meant(Some("key"), Some(vec![]), "any.example") && meant(None, None, "any.example"));
+    }
 }

@@ -1,100 +1,21 @@
 //! The fields of a request that both kinds of completion have.
 
-use axum::body::Bytes;
+use std::sync::Arc;
+
 use petals_client::Sampling;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::error::ApiError;
+use super::fields::Fields;
 
-/// Most texts of one request.
-const TEXTS: u64 = 16;
+/// Most answers to a prompt.
+const ANSWERS: u64 = 128;
 /// Most stop strings of a request, and bytes of each.
 const STOPS: (usize, usize) = (16, 256);
-
-/// The fields of a request. Fields of null count as missing.
-#[derive(Debug)]
-pub(super) struct Fields(Map<String, Value>);
-
-impl Fields {
-    /// Reads a request's body.
-    ///
-    /// # Errors
-    /// 400 if it is no JSON object.
-    pub(super) fn parse(body: &Bytes) -> Result<Self, ApiError> {
-        match serde_json::from_slice(body) {
-            Ok(Value::Object(mut fields)) => {
-                fields.retain(|_, value| !value.is_null());
-                Ok(Self(fields))
-            }
-            Ok(_) => Err(ApiError::invalid("the request is no JSON object")),
-            Err(error) => Err(ApiError::invalid(format!("the request is no JSON: {error}"))),
-        }
-    }
-
-    /// A field as it is.
-    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name)
-    }
-
-    fn text(&mut self, name: &str) -> Result<Option<String>, ApiError> {
-        match self.take(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(ApiError::field(name, "must be a text")),
-        }
-    }
-
-    fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
-        match self.take(name) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(flag),
-            Some(_) => Err(ApiError::field(name, "must be true or false")),
-        }
-    }
-
-    fn whole(&mut self, name: &str, least: u64, most: u64) -> Result<Option<u64>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_u64().filter(|number| (least..=most).contains(number));
-        let range = if most == u64::MAX { format!("of at least {least}") } else { format!("from {least} to {most}") };
-        number.map(Some).ok_or_else(|| ApiError::field(name, format!("must be a whole number {range}")))
-    }
-
-    fn number(&mut self, name: &str, least: f64, most: f64) -> Result<Option<f32>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_f64().filter(|number| (least..=most).contains(number));
-        number
-            .map(|number| Some(number as f32))
-            .ok_or_else(|| ApiError::field(name, format!("must be a number from {least} to {most}")))
-    }
-
-    fn stop(&mut self) -> Result<Vec<String>, ApiError> {
-        let wrong = |message: &str| Err(ApiError::field("stop", message));
-        let stop = match self.take("stop") {
-            None => return Ok(Vec::new()),
-            Some(Value::String(text)) => vec![text],
-            Some(Value::Array(list)) => {
-                let texts = list.iter().map(|value| value.as_str().map(str::to_owned)).collect();
-                match texts {
-                    Some(texts) => texts,
-                    None => return wrong("must be a text or a list of texts"),
-                }
-            }
-            Some(_) => return wrong("must be a text or a list of texts"),
-        };
-        if stop.len() > STOPS.0 || stop.iter().any(|text| text.is_empty() || text.len() > STOPS.1) {
-            return wrong(&format!("must be at most {} texts of 1 to {} bytes", STOPS.0, STOPS.1));
-        }
-        Ok(stop)
-    }
-
-    /// Refuses what would change the answer and is not supported; `harmless` are the values that change nothing.
-    pub(super) fn refuse(&mut self, name: &str, harmless: &[Value]) -> Result<(), ApiError> {
-        match self.take(name) {
-            Some(value) if !harmless.contains(&value) => Err(ApiError::field(name, "is not supported by this server")),
-            _ => Ok(()),
-        }
-    }
-}
+/// Most texts of which an answer must be one.
+const CHOICES: usize = 1000;
+/// Most tokens whose probabilities are told for each place.
+pub(super) const TOP: u64 = 20;
 
 /// What a request asks for, besides its text.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,10 +24,16 @@ pub(super) struct Parameters {
     pub(super) model: String,
     /// How tokens are chosen. The texts of a request have seeds that follow each other.
     pub(super) sampling: Sampling,
-    /// Most new tokens, if the request says.
+    /// Most new tokens, if the request says; [`usize::MAX`] for as many as there is room for.
     pub(super) max_new_tokens: Option<usize>,
     /// Texts that end the answer.
     pub(super) stop: Vec<String>,
+    /// Tokens that end the answer, besides the model's own.
+    pub(super) stop_tokens: Vec<u32>,
+    /// Whether the model's own end tokens do not end it.
+    pub(super) ignore_eos: bool,
+    /// The texts of which the answer must be one.
+    pub(super) choices: Option<Vec<String>>,
     /// Answers to each prompt.
     pub(super) n: usize,
     /// Whether pieces are wanted as they come.
@@ -116,42 +43,32 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Takes them out of a request.
+    /// Takes them out of a request to a model of `vocabulary` tokens, which may ask for `least` new ones at least.
     ///
     /// # Errors
     /// 400, naming the field.
-    pub(super) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+    pub(super) fn take(fields: &mut Fields, vocabulary: usize, least: u64) -> Result<Self, ApiError> {
         let model = fields.text("model")?.ok_or_else(|| ApiError::field("model", "is missing"))?;
-        let zero = [Value::from(0), Value::from(0.0)];
-        for (name, harmless) in [
-            ("frequency_penalty", zero.as_slice()),
-            ("presence_penalty", &zero),
-            ("logit_bias", &[Value::Object(Map::new())]),
-            ("best_of", &[Value::from(1)]),
-        ] {
-            fields.refuse(name, harmless)?;
-        }
-        let (old, new) =
-            (fields.whole("max_tokens", 1, u64::MAX)?, fields.whole("max_completion_tokens", 1, u64::MAX)?);
+        let choices = choices(fields)?;
+        refuse_what_binds_answers(fields)?;
+        let (old, new) = (tokens(fields, "max_tokens", least)?, tokens(fields, "max_completion_tokens", least)?);
+        let top_p = fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0);
         // As OpenAI does it, and not as `petals-tune generate`: who says nothing gets samples at temperature 1.
+        let temperature = fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0);
         let sampling = Sampling {
-            temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
-            top_p: fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0),
-            top_k: fields.whole("top_k", 0, u64::MAX)?.unwrap_or(0) as usize,
+            // The fewest tokens that reach a probability of 0: the most probable one.
+            temperature: if top_p == 0.0 { 0.0 } else { temperature },
+            top_p: if top_p == 0.0 { 1.0 } else { top_p },
+            // -1 is vLLM's word for all of them.
+            top_k: fields.whole("top_k", -1, i64::MAX)?.map_or(0, |top| usize::try_from(top).unwrap_or(0)),
             min_p: fields.number("min_p", 0.0, 1.0)?.unwrap_or(0.0),
             repetition_penalty: fields.number("repetition_penalty", 0.01, 100.0)?.unwrap_or(1.0),
-            seed: match fields.take("seed") {
-                None => rand::random(),
-                Some(seed) => {
-                    let signed = || seed.as_i64().map(i64::cast_unsigned);
-                    let whole = seed.as_u64().or_else(signed);
-                    whole.ok_or_else(|| ApiError::field("seed", "must be a whole number"))?
-                }
-            },
+            presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+            frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
+            logit_bias: logit_bias(fields, vocabulary)?,
+            constraint: None,
+            seed: seed(fields)?.unwrap_or_else(rand::random),
         };
-        if sampling.top_p == 0.0 {
-            return Err(ApiError::field("top_p", "must be above 0"));
-        }
         let stream = fields.flag("stream")?;
         let include_usage = match fields.take("stream_options") {
             None => false,
@@ -164,9 +81,16 @@ impl Parameters {
         Ok(Self {
             model,
             sampling,
-            max_new_tokens: new.or(old).map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
-            stop: fields.stop()?,
-            n: fields.whole("n", 1, TEXTS)?.unwrap_or(1) as usize,
+            max_new_tokens: new.or(old),
+            stop: stop(fields)?,
+            stop_tokens: match fields.take("stop_token_ids") {
+                None => Vec::new(),
+                Some(Value::Array(ids)) => token_ids("stop_token_ids", &ids, vocabulary)?,
+                Some(_) => return Err(ApiError::field("stop_token_ids", "must be a list of token ids")),
+            },
+            ignore_eos: fields.flag("ignore_eos")?,
+            choices,
+            n: fields.whole("n", 1, ANSWERS as i64)?.unwrap_or(1) as usize,
             stream,
             include_usage,
         })
@@ -174,6 +98,126 @@ impl Parameters {
 
     /// How the `number`-th text of the request is sampled.
     pub(super) fn sampling(&self, number: usize) -> Sampling {
-        Sampling { seed: self.sampling.seed.wrapping_add(number as u64), ..self.sampling }
+        Sampling { seed: self.sampling.seed.wrapping_add(number as u64), ..self.sampling.clone() }
     }
+}
+
+/// Who asks for an answer of a form gets one of another without a word otherwise.
+fn refuse_what_binds_answers(fields: &mut Fields) -> Result<(), ApiError> {
+    if let Some(format) = fields.take("response_format") {
+        match format.get("type").and_then(Value::as_str) {
+            Some("text") => {}
+            Some(kind) => {
+                let message = format!(
+                    "of type {kind} is not supported by this server, only text is: say in a message what you want, and check the answer"
+                );
+                return Err(ApiError::field("response_format", message));
+            }
+            None => return Err(ApiError::field("response_format", "must be an object with a `type`")),
+        }
+    }
+    for name in ["guided_json", "guided_regex", "guided_grammar", "structured_outputs"] {
+        fields.refuse(name, &[])?;
+    }
+    fields.refuse("use_beam_search", &[Value::Bool(false)])?;
+    fields.refuse("prompt_logprobs", &[])
+}
+
+/// `guided_choice`, or what vLLM calls the same by now.
+fn choices(fields: &mut Fields) -> Result<Option<Vec<String>>, ApiError> {
+    let (name, list) = match (fields.take("guided_choice"), fields.take("structured_outputs")) {
+        (Some(list), None) => ("guided_choice", list),
+        (None, None) => return Ok(None),
+        (None, Some(Value::Object(mut forms))) => {
+            forms.retain(|_, form| !form.is_null());
+            match forms.remove("choice") {
+                Some(list) if forms.is_empty() => ("structured_outputs.choice", list),
+                _ => return Err(ApiError::field("structured_outputs", "may only have `choice` on this server")),
+            }
+        }
+        _ => return Err(ApiError::field("structured_outputs", "must be an object, and not beside `guided_choice`")),
+    };
+    let texts: Option<Vec<String>> =
+        list.as_array().and_then(|list| list.iter().map(|text| text.as_str().map(str::to_owned)).collect());
+    match texts {
+        Some(texts) if (1..=CHOICES).contains(&texts.len()) && texts.iter().all(|text| !text.is_empty()) => {
+            Ok(Some(texts))
+        }
+        _ => Err(ApiError::field(name, format!("must be a list of 1 to {CHOICES} texts that are not empty"))),
+    }
+}
+
+/// A number of tokens; -1 is as many as there is room for.
+fn tokens(fields: &mut Fields, name: &str, least: u64) -> Result<Option<usize>, ApiError> {
+    match fields.whole(name, -1, i64::MAX)? {
+        None => Ok(None),
+        Some(-1) => Ok(Some(usize::MAX)),
+        Some(number) if number >= least as i64 => Ok(Some(usize::try_from(number).unwrap_or(usize::MAX))),
+        Some(_) => Err(ApiError::field(name, format!("must be at least {least}, or -1 for no limit"))),
+    }
+}
+
+/// Any number is a seed.
+fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
+    let Some(seed) = fields.take("seed") else { return Ok(None) };
+    let whole = seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned));
+    let fraction = || {
+        let number = seed.as_f64()?;
+        // 7.0 is 7, in languages that have one kind of number.
+        Some(if number.fract() == 0.0 && number.abs() < 9e18 {
+            (number as i64).cast_unsigned()
+        } else {
+            number.to_bits()
+        })
+    };
+    whole.or_else(fraction).map(Some).ok_or_else(|| ApiError::field("seed", "must be a number"))
+}
+
+fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let wrong = |message: &str| Err(ApiError::field("stop", message));
+    let mut stop = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(list)) => match list.iter().map(|value| value.as_str().map(str::to_owned)).collect() {
+            Some(texts) => texts,
+            None => return wrong("must be a text or a list of texts"),
+        },
+        Some(_) => return wrong("must be a text or a list of texts"),
+    };
+    // Forms of clients send fields that nobody filled in. An empty text would end every answer before it begins.
+    stop.retain(|text| !text.is_empty());
+    if stop.len() > STOPS.0 || stop.iter().any(|text| text.len() > STOPS.1) {
+        return wrong(&format!("must be at most {} texts of at most {} bytes", STOPS.0, STOPS.1));
+    }
+    Ok(stop)
+}
+
+/// Token ids with what is added to their logits.
+fn logit_bias(fields: &mut Fields, vocabulary: usize) -> Result<Arc<[(u32, f32)]>, ApiError> {
+    let map = match fields.take("logit_bias") {
+        None => return Ok(Arc::default()),
+        Some(Value::Object(map)) => map,
+        Some(_) => return Err(ApiError::field("logit_bias", "must be an object of token ids and numbers")),
+    };
+    let entry = |(id, bias): (&String, &Value)| {
+        let token = id.trim().parse::<u32>().ok().filter(|&token| (token as usize) < vocabulary);
+        let token = token.ok_or_else(|| {
+            ApiError::field("logit_bias", format!("has {id:?}, which is no token id below {vocabulary}"))
+        })?;
+        let bias = bias.as_f64().ok_or_else(|| {
+            ApiError::field("logit_bias", format!("has something for token {id} that is no number from -100 to 100"))
+        })?;
+        // vLLM does so too.
+        Ok((token, bias.clamp(-100.0, 100.0) as f32))
+    };
+    map.iter().map(entry).collect()
+}
+
+/// Ids of tokens that exist.
+pub(super) fn token_ids(field: &str, ids: &[Value], vocabulary: usize) -> Result<Vec<u32>, ApiError> {
+    let token = |id: &Value| {
+        let known = id.as_u64().filter(|&id| id < vocabulary as u64).and_then(|id| u32::try_from(id).ok());
+        known.ok_or_else(|| ApiError::field(field, format!("has {id}, which is no token of {vocabulary}")))
+    };
+    ids.iter().map(token).collect()
 }

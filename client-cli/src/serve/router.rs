@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 
 use super::app::App;
 use super::error::ApiError;
-use super::{chats, completions, guard, page};
+use super::{chats, completions, embeddings, guard, page, tokens};
 
 /// The whole server.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -22,10 +22,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*name}", get(model))
         .route("/v1/completions", post(complete))
         .route("/v1/chat/completions", post(chat))
+        .route("/v1/embeddings", post(embed))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn_with_state(app.guard.clone(), guard::key));
     api.route("/", get(page::page))
         .route("/health", get(health))
+        .route("/version", get(version))
         .method_not_allowed_fallback(|| async { ApiError::unknown_path(StatusCode::METHOD_NOT_ALLOWED) })
         .fallback(|| async { ApiError::unknown_path(StatusCode::NOT_FOUND) })
         .layer(middleware::from_fn_with_state(app.guard.clone(), guard::origin))
@@ -57,12 +61,34 @@ async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response,
     answer
 }
 
+async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let mut count = Count::new(&app, "embeddings");
+    let answer = async { embeddings::embed(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = answer.await;
+    count.answered(&answer);
+    answer
+}
+
+async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let body = guard::body(&app.guard, request).await?;
+    tokens::tokenize(&app, body).await
+}
+
+async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let body = guard::body(&app.guard, request).await?;
+    tokens::detokenize(&app, body).await
+}
+
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.engine.render_metrics()).into_response()
 }
 
 async fn health() -> Response {
     json(r#"{"status":"ok"}"#.to_owned())
+}
+
+async fn version() -> Response {
+    json(serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }).to_string())
 }
 
 fn json(body: String) -> Response {

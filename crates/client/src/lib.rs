@@ -30,7 +30,8 @@ pub use inference::generation::{
     Speculation, beam_search,
 };
 pub use inference::logits::{LogitsError, RemoteModel};
-pub use inference::sampler::{Sampler, Sampling, SamplingError};
+pub use inference::logprobs::TokenLogprobs;
+pub use inference::sampler::{Allowed, Constraint, Sampler, Sampling, SamplingError};
 pub use inference::session::InferenceSession;
 pub use inference::text_session::TextSession;
 pub use petals_model::{CheckpointError, Dtype};

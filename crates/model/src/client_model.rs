@@ -141,6 +141,17 @@ impl ClientModel {
         Ok(rows)
     }
 
+    /// The last block's output `hidden` `[R, d]` behind the final norm: what transformers calls the last hidden state.
+    ///
+    /// # Errors
+    /// If `hidden` is not a whole number of rows, or a value is not finite.
+    pub fn final_norm(&self, hidden: &[f32]) -> Result<Vec<f32>, HeadError> {
+        self.count_rows(hidden)?;
+        let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
+        finite("a hidden state", &normed)?;
+        Ok(normed)
+    }
+
     /// Logits `[R, vocab_size]` of the last block's output `hidden` `[R, d]`.
     ///
     /// # Errors

@@ -84,12 +84,24 @@ async fn speculation_changes_how_long_it_takes_and_not_the_text() -> anyhow::Res
     let samplings = [
         Sampling::default(),
         Sampling { temperature: 0.3, seed: 5, ..Sampling::default() },
-        Sampling { temperature: 1.1, top_k: 40, top_p: 0.9, min_p: 0.01, repetition_penalty: 1.1, seed: 6 },
+        Sampling {
+            temperature: 1.1,
+            top_k: 40,
+            top_p: 0.9,
+            min_p: 0.01,
+            repetition_penalty: 1.1,
+            seed: 6,
+            ..Sampling::default()
+        },
     ];
     for mode in ["bare", "add"] {
-        for sampling in samplings {
-            let config =
-                |speculation| GenerationConfig { sampling, max_new_tokens: 48, stop_tokens: Vec::new(), speculation };
+        for sampling in &samplings {
+            let config = |speculation| GenerationConfig {
+                sampling: sampling.clone(),
+                max_new_tokens: 48,
+                stop_tokens: Vec::new(),
+                speculation,
+            };
             let generator =
                 || anyhow::Ok(Generator::new(model(&goldens, &swarm, mode, SequenceConfig::default())?, 100));
             let plain = generate(&mut generator()?, &repeating, &config(Speculation::OFF)).await?;

@@ -80,6 +80,15 @@ fn the_openai_client_streams_a_tuned_adapter_while_sixteen_other_requests_run() 
     assert_eq!(seen["whole"], generated["text"]);
     let tokens = generated["token_ids"].as_array().map(Vec::len);
     assert_eq!(seen["usage"]["completion_tokens"].as_u64().map(|count| count as usize), tokens);
+    let scored = seen["scored"].as_array().context("no probabilities")?;
+    assert!(scored.len() == 4 && scored.iter().all(|place| place[1].as_f64() < Some(0.0) && place[3] == 2), "{seen}");
+    let vectors = seen["vectors"].as_array().context("no vectors")?;
+    assert!(vectors.len() == 2 && vectors[0] == vectors[1] && vectors[0].as_u64() > Some(8), "{seen}");
+    assert!(seen["packed"].as_f64().is_some_and(|difference| difference < 1e-6), "{seen}");
+    let (finish, total) = (&seen["told"][0], &seen["told"][1]);
+    assert!(finish == "stop" || total.as_u64() == Some(512), "cut to the model's positions: {seen}");
+    let echo = seen["echo"][1].as_array().context("no list")?;
+    assert!(seen["echo"][0] == "the cat" && echo.len() > 1 && echo[0].is_null() && echo[1].is_number(), "{seen}");
     assert_eq!(seen["errors"], json!(["NotFoundError", "BadRequestError", "AuthenticationError"]));
     api.stop()
 }

@@ -35,6 +35,7 @@ fn cases() -> anyhow::Result<Vec<Case>> {
                 min_p: number("min_p", 0.0),
                 repetition_penalty: number("repetition_penalty", 1.0),
                 seed: 1,
+                ..Sampling::default()
             },
             logits: floats(&golden["logits"][case["logits"].as_u64().unwrap_or(9) as usize]),
             text: floats(&golden["text"]).into_iter().map(|id| id as u32).collect(),

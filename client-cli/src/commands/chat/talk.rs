@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use petals_client::{Finish, GenerationConfig, Generator, PromptTables, RemoteModel, Sampling};
 
-use crate::chat::{ChatTemplate, Message};
+use crate::chat::{ChatTemplate, Conversation, Message, Variables};
 use crate::output::Answered;
 use crate::text::{TextStream, TextTokenizer};
 
@@ -43,6 +43,7 @@ pub(super) struct Talk {
     template: ChatTemplate,
     sampling: Sampling,
     limits: Limits,
+    variables: Variables,
     system: Option<String>,
     messages: Vec<Message>,
     adapter: Option<(String, Arc<PromptTables>)>,
@@ -58,8 +59,13 @@ impl Talk {
         sampling: Sampling,
         limits: Limits,
     ) -> Self {
-        let (system, messages, adapter, generator) = (None, Vec::new(), None, None);
-        Self { model, tokenizer, template, sampling, limits, system, messages, adapter, generator }
+        let (variables, system, messages, adapter, generator) = (Variables::new(), None, Vec::new(), None, None);
+        Self { model, tokenizer, template, sampling, limits, variables, system, messages, adapter, generator }
+    }
+
+    /// Sets variables of the chat template.
+    pub(super) fn set_variables(&mut self, variables: Variables) {
+        self.variables = variables;
     }
 
     /// Forgets what was said.
@@ -111,7 +117,8 @@ impl Talk {
         let refused = |error: &dyn std::fmt::Display| TalkError::Refused(error.to_string());
         let system = self.system.as_ref().map(|text| Message::new("system", text.clone()));
         let messages: Vec<Message> = system.into_iter().chain(self.messages.iter().cloned()).collect();
-        let text = self.template.render(&messages).map_err(|error| refused(&error))?;
+        let conversation = Conversation::new(&messages, &self.variables);
+        let text = self.template.render_conversation(&conversation).map_err(|error| refused(&error))?;
         let prompt = self.tokenizer.encode_continuation(&text).map_err(|error| refused(&error))?;
         let prefix = self.adapter.as_ref().map_or(0, |(_, tables)| tables.shape().prefix_len);
         let positions = self.limits.positions.saturating_sub(prefix);
@@ -130,7 +137,7 @@ impl Talk {
             Generator::new(self.model.clone().with_tables(tables), room)
         }));
         let config = GenerationConfig {
-            sampling: self.sampling,
+            sampling: self.sampling.clone(),
             max_new_tokens,
             stop_tokens: self.tokenizer.stop_tokens().to_vec(),
             ..GenerationConfig::default()

@@ -7,6 +7,7 @@ use petals_protocol::Span;
 use petals_swarm::PeerId;
 
 use super::logits::{LogitsError, RemoteModel};
+use super::logprobs::TokenLogprobs;
 use super::sampler::{Sampler, Sampling, SamplingError};
 use super::text_session::TextSession;
 use crate::planner::Hop;
@@ -18,6 +19,7 @@ mod draft;
 mod draft_model;
 mod lookup;
 mod pace;
+mod score;
 
 pub use beam::{BeamConfig, EarlyStopping, beam_search};
 pub use draft_model::DraftModel;
@@ -219,8 +221,32 @@ impl Generator {
         config: &GenerationConfig,
         mut on_tokens: impl FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<Generation, GenerationError> {
+        self.run(text, config, None, |tokens, _| on_tokens(tokens)).await
+    }
+
+    /// As [`Self::generate`]; `on_tokens` is told as well how probable each of the tokens was, with the `top` most probable ones of its place.
+    ///
+    /// # Errors
+    /// [`GenerationError`].
+    pub async fn generate_scored(
+        &mut self,
+        text: &[u32],
+        config: &GenerationConfig,
+        top: usize,
+        on_tokens: impl FnMut(&[u32], Vec<TokenLogprobs>) -> ControlFlow<()>,
+    ) -> Result<Generation, GenerationError> {
+        self.run(text, config, Some(top), on_tokens).await
+    }
+
+    async fn run(
+        &mut self,
+        text: &[u32],
+        config: &GenerationConfig,
+        top: Option<usize>,
+        mut on_tokens: impl FnMut(&[u32], Vec<TokenLogprobs>) -> ControlFlow<()>,
+    ) -> Result<Generation, GenerationError> {
         let started = Instant::now();
-        let mut sampler = Sampler::new(config.sampling)?;
+        let mut sampler = Sampler::new(config.sampling.clone())?.behind(text.len());
         let Some(last) = text.len().checked_sub(1) else { return Err(GenerationError::Empty) };
         let room = self.max_tokens.saturating_sub(text.len());
         if room == 0 {
@@ -252,7 +278,8 @@ impl Generator {
             }
             let new = &text[seen..];
             let Some(last) = new.last() else { break };
-            let enough = on_tokens(new).is_break();
+            let scores = top.map(|top| scores(&logits, draft.len() + 1, new, top));
+            let enough = on_tokens(new, scores.unwrap_or_default()).is_break();
             if config.stop_tokens.contains(last) {
                 generation.finish = Finish::StopToken;
                 break;
@@ -285,6 +312,12 @@ impl Generator {
         self.tokens.extend(new);
         Ok(logits)
     }
+}
+
+/// How probable `tokens` were at the first of `rows` places with these logits.
+fn scores(logits: &[f32], rows: usize, tokens: &[u32], top: usize) -> Vec<TokenLogprobs> {
+    let places = logits.chunks_exact((logits.len() / rows).max(1));
+    places.zip(tokens).map(|(logits, &token)| TokenLogprobs::of(logits, token, top)).collect()
 }
 
 /// Chooses tokens from rows of logits as long as they are the foreseen ones, and one more. Returns how many were foreseen.

@@ -67,17 +67,23 @@ impl RemoteModel {
         self.head(hidden, None).await
     }
 
+    /// Hidden states behind the final norm, of every text row or of each text's last one, `[rows, hidden]`.
+    ///
+    /// # Errors
+    /// [`LogitsError`].
+    pub async fn final_states(&self, texts: &[Vec<u32>], last: bool) -> Result<Vec<f32>, LogitsError> {
+        let hidden = self.pass(texts, last.then(|| last_rows(texts))).await?;
+        let local = self.local.clone();
+        let normed = tokio::task::spawn_blocking(move || local.final_norm(&hidden)).await;
+        Ok(normed.map_err(|_| LogitsError::Local)??)
+    }
+
     /// Logits of each text's last position, `[texts, vocab]`.
     ///
     /// # Errors
     /// [`LogitsError`].
     pub async fn next_token_logits(&self, texts: &[Vec<u32>]) -> Result<Vec<f32>, LogitsError> {
-        let mut end = 0;
-        let last = texts.iter().map(|text| {
-            end += text.len() as u32;
-            end.saturating_sub(1)
-        });
-        let hidden = self.pass(texts, Some(last.collect())).await?;
+        let hidden = self.pass(texts, Some(last_rows(texts))).await?;
         self.head(hidden, None).await
     }
 
@@ -100,4 +106,14 @@ impl RemoteModel {
     pub(crate) async fn head(&self, hidden: Vec<f32>, step: Option<UnderWay>) -> Result<Vec<f32>, LogitsError> {
         Ok(self.head.logits(hidden, step).await.ok_or(LogitsError::Local)??)
     }
+}
+
+/// The last row of each text.
+fn last_rows(texts: &[Vec<u32>]) -> Vec<u32> {
+    let mut end = 0;
+    let last = texts.iter().map(|text| {
+        end += text.len() as u32;
+        end.saturating_sub(1)
+    });
+    last.collect()
 }

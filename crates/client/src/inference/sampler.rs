@@ -1,17 +1,23 @@
 //! Choosing the next token from logits.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+pub use constraint::{Allowed, Constraint};
+pub(crate) use penalty::penalised;
 pub(crate) use ranked::Ranked;
 
+mod constraint;
+mod penalty;
 mod ranked;
 
 /// How tokens are chosen. What each parameter does and their order are those of transformers: the repetition penalty, then
-/// temperature, top-k, top-p, min-p.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// temperature, top-k, top-p, min-p. What only OpenAI's interface has stands where vLLM has it: biases come before the repetition
+/// penalty, the presence and frequency penalties behind it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 always takes the most probable token.
     pub temperature: f32,
@@ -24,6 +30,14 @@ pub struct Sampling {
     /// Logits of tokens that the text has already, prompt included, are divided by this where they are positive and multiplied
     /// where they are negative; 1 changes nothing.
     pub repetition_penalty: f32,
+    /// Taken from the logits of tokens that were generated before (the prompt's do not count), however often; 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Taken from the logits of tokens that were generated before, once for each time; 0 changes nothing.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Arc<[(u32, f32)]>,
+    /// Which tokens may come at all; all if there is none.
+    pub constraint: Option<Allowed>,
     /// Equal seeds choose equally.
     pub seed: u64,
 }
@@ -31,7 +45,18 @@ pub struct Sampling {
 impl Default for Sampling {
     /// Greedy.
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Arc::default(),
+            constraint: None,
+            seed: 0,
+        }
     }
 }
 
@@ -51,6 +76,9 @@ pub enum SamplingError {
     /// Not above 0, NaN or infinite.
     #[error("the repetition penalty {0} must be a number above 0")]
     RepetitionPenalty(f32),
+    /// NaN or infinite.
+    #[error("the {0} {1} must be a finite number")]
+    NotFinite(&'static str, f32),
 }
 
 /// Draws tokens, one after another. Each sampled token takes one random number.
@@ -58,6 +86,8 @@ pub enum SamplingError {
 pub struct Sampler {
     sampling: Sampling,
     rng: ChaCha8Rng,
+    /// Tokens in front of those that were generated.
+    prompt: usize,
 }
 
 impl Sampler {
@@ -67,6 +97,12 @@ impl Sampler {
     /// [`SamplingError`] for parameters out of range.
     pub fn new(sampling: Sampling) -> Result<Self, SamplingError> {
         let Sampling { temperature, top_p, min_p, repetition_penalty, .. } = sampling;
+        let biases = sampling.logit_bias.iter().map(|&(_, bias)| ("logit bias", bias));
+        let penalties =
+            [("presence penalty", sampling.presence_penalty), ("frequency penalty", sampling.frequency_penalty)];
+        if let Some((name, number)) = biases.chain(penalties).find(|(_, number)| !number.is_finite()) {
+            return Err(SamplingError::NotFinite(name, number));
+        }
         if !temperature.is_finite() || temperature < 0.0 {
             return Err(SamplingError::Temperature(temperature));
         }
@@ -79,18 +115,25 @@ impl Sampler {
         if !repetition_penalty.is_finite() || repetition_penalty <= 0.0 {
             return Err(SamplingError::RepetitionPenalty(repetition_penalty));
         }
-        Ok(Self { sampling, rng: ChaCha8Rng::seed_from_u64(sampling.seed) })
+        let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
+        Ok(Self { sampling, rng, prompt: 0 })
+    }
+
+    /// The same sampler, for texts whose first `prompt` tokens were given and not generated.
+    #[must_use]
+    pub fn behind(self, prompt: usize) -> Self {
+        Self { prompt, ..self }
     }
 
     /// Always takes the most probable token.
     pub fn greedy() -> Self {
-        Self { sampling: Sampling::default(), rng: ChaCha8Rng::seed_from_u64(0) }
+        Self { sampling: Sampling::default(), rng: ChaCha8Rng::seed_from_u64(0), prompt: 0 }
     }
 
     /// The token that continues `text`, whose next token has these `logits`; `None` if there are none. Of equal logits
     /// greedy choice takes the lowest token.
     pub fn choose(&mut self, logits: &[f32], text: &[u32]) -> Option<u32> {
-        let scores = penalised(logits, text, self.sampling.repetition_penalty);
+        let scores = self.scores(logits, text);
         if self.sampling.temperature == 0.0 {
             let best = (0..scores.len()).reduce(|best, at| if scores[at] > scores[best] { at } else { best })?;
             return u32::try_from(best).ok();
@@ -114,8 +157,18 @@ impl Sampler {
         if self.sampling.temperature == 0.0 {
             return self.clone().choose(logits, text).map(|token| (token, 1.0)).into_iter().collect();
         }
-        let (mut ranked, kept, total) = self.kept(&penalised(logits, text, self.sampling.repetition_penalty));
+        let (mut ranked, kept, total) = self.kept(&self.scores(logits, text));
         (0..kept).filter_map(|rank| ranked.get(rank)).map(|(token, weight)| (token, weight / total)).collect()
+    }
+
+    /// Logits with everything that depends on the text and on single tokens.
+    fn scores<'a>(&self, logits: &'a [f32], text: &[u32]) -> Cow<'a, [f32]> {
+        let generated = text.get(self.prompt..).unwrap_or_default();
+        let scores = penalty::scores(logits, text, generated, &self.sampling);
+        match self.sampling.constraint.as_ref().and_then(|constraint| constraint.0.allowed(generated)) {
+            Some(tokens) => constraint::only(&scores, &tokens),
+            None => scores,
+        }
     }
 
     /// The tokens by falling weight, how many of them remain, and the sum of their weights.
@@ -139,21 +192,6 @@ impl Sampler {
         }
         (ranked, kept, total)
     }
-}
-
-/// Logits after the repetition penalty.
-pub(crate) fn penalised<'a>(logits: &'a [f32], text: &[u32], penalty: f32) -> Cow<'a, [f32]> {
-    if penalty == 1.0 {
-        return Cow::Borrowed(logits);
-    }
-    let mut scores = logits.to_vec();
-    for &token in text {
-        // From the logit, so that a token counts once however often it is there.
-        if let Some((score, &logit)) = scores.get_mut(token as usize).zip(logits.get(token as usize)) {
-            *score = if logit < 0.0 { logit * penalty } else { logit / penalty };
-        }
-    }
-    Cow::Owned(scores)
 }
 
 #[cfg(test)]
@@ -210,11 +248,33 @@ mod tests {
     }
 
     #[test]
-    fn tokens_of_the_text_become_less_probable_once() {
-        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
-        let mut greedy = Sampler::new(sampling).unwrap();
-        assert_eq!(greedy.choose(&[3.0, 2.0, 1.0], &[0, 0, 0, 9]), Some(1), "1.5 remains of 3");
-        assert_eq!(greedy.choose(&[-1.0, -1.5, -4.0], &[0]), Some(1), "-1 becomes -2");
+    fn penalties_of_what_was_generated_leave_the_prompt_alone() {
+        let sampling = Sampling { presence_penalty: 2.0, ..Sampling::default() };
+        let mut greedy = Sampler::new(sampling).unwrap().behind(2);
+        assert_eq!(greedy.choose(&[3.0, 2.0], &[0, 0]), Some(0), "only the prompt has it");
+        assert_eq!(greedy.choose(&[3.0, 2.0], &[0, 0, 0]), Some(1), "3 - 2 < 2");
+    }
+
+    #[derive(Debug)]
+    struct Evens;
+
+    impl Constraint for Evens {
+        fn allowed(&self, generated: &[u32]) -> Option<Vec<u32>> {
+            (generated.len() < 2).then(|| vec![0, 2, 4])
+        }
+    }
+
+    #[test]
+    fn only_what_a_constraint_allows_is_chosen() {
+        let constraint = Some(Allowed::new(Arc::new(Evens)));
+        let logits = [0.0, 9.0, 1.0, 9.0, 2.0];
+        for temperature in [0.0, 1.0] {
+            let sampling = Sampling { temperature, constraint: constraint.clone(), ..Sampling::default() };
+            let mut sampler = Sampler::new(sampling).unwrap().behind(1);
+            assert!((0..50).all(|_| sampler.choose(&logits, &[7]).unwrap().is_multiple_of(2)));
+            assert!(sampler.distribution(&logits, &[7]).iter().all(|(token, _)| token.is_multiple_of(2)));
+            assert!([1, 3].contains(&sampler.choose(&[0.0, 99.0, 1.0, 99.0, 2.0], &[7, 2, 4]).unwrap()));
+        }
     }
 
     #[test]
@@ -233,5 +293,8 @@ mod tests {
         {
             assert!(Sampler::new(Sampling { min_p, repetition_penalty, ..Sampling::default() }).is_err());
         }
+        let bias = Arc::from([(3, f32::NAN)]);
+        assert!(Sampler::new(Sampling { logit_bias: bias, ..Sampling::default() }).is_err());
+        assert!(Sampler::new(Sampling { frequency_penalty: f32::INFINITY, ..Sampling::default() }).is_err());
     }
 }

@@ -19,6 +19,11 @@ impl TextSession {
         Self { model, session }
     }
 
+    /// Tokens that the model knows.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.model.local.config().vocab_size
+    }
+
     /// Tokens of each text.
     pub fn lengths(&self) -> &[usize] {
         self.session.lengths()

@@ -19,7 +19,9 @@ impl Ranked {
     /// The tokens with the `top_k` highest scores (0: all) and, as in transformers, those equal to the last of them.
     pub(crate) fn new(scores: &[f32], temperature: f32, top_k: usize) -> Self {
         let limit = if top_k == 0 { f32::NEG_INFINITY } else { nth_highest(scores, top_k) };
-        let tokens: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).filter(|(_, score)| *score >= limit).collect();
+        // What cannot be chosen has no place, not even the last one, where rounding would find it.
+        let possible = |(_, score): &(u32, f32)| *score >= limit && *score > f32::NEG_INFINITY;
+        let tokens: Vec<(u32, f32)> = (0..).zip(scores.iter().copied()).filter(possible).collect();
         let highest = tokens.iter().fold(f32::NEG_INFINITY, |highest, (_, score)| highest.max(*score));
         Self { tokens, sorted: 0, highest, temperature }
     }
