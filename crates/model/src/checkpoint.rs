@@ -91,7 +91,8 @@ impl Checkpoint {
         names.insert(EMBEDDINGS.into());
         names.insert(HEAD.into());
         // Buffers that some versions of transformers saved and others did not, and a tied head that need not be there.
-        names.retain(|name| !(tied && name == HEAD) && !name.ends_with("rotary_emb.inv_freq"));
+        let optional = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == HEAD);
+        names.retain(|name| !optional(name));
         let mut text = self.config.canonical();
         for name in names {
             text.push_str(&name);

@@ -9,6 +9,8 @@ use crate::device::DeviceError;
 
 const DOWNLOAD: &str = "download it again";
 const LFS: &str = "run `git lfs install` once and `git lfs pull` in its directory, or download the file itself";
+const LAYOUT: &str =
+    "use a checkpoint of plain weights in Hugging Face's layout, with the config.json that belongs to it";
 const SHARD: &str = "download it from where the rest of the model came from";
 const DTYPE: &str = "use a checkpoint whose weights are not quantised, or convert it to one of these";
 const HEAD: &str = "use a complete checkpoint, or, if the model's head is its embedding table, set `tie_word_embeddings` to true in \
@@ -51,7 +53,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// The index or a header does not say what it should.
-    #[error("{path} is malformed: {reason}")]
+    #[error("{path} is malformed: {reason}: {DOWNLOAD}")]
     Malformed {
         /// Which file.
         path: PathBuf,
@@ -77,7 +79,7 @@ pub enum CheckpointError {
         name: String,
     },
     /// The checkpoint has no such tensor.
-    #[error("{path} has no tensor `{name}`{hint}")]
+    #[error("{path} has no tensor `{name}`{hint}: {LAYOUT}")]
     MissingTensor {
         /// Index or file in which it was looked up.
         path: PathBuf,
@@ -95,7 +97,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// A tensor's shape is not what the configuration implies.
-    #[error("tensor `{name}` in {path} has shape {got:?}, the configuration asks for {expected:?}")]
+    #[error("tensor `{name}` in {path} has shape {got:?}, the configuration asks for {expected:?}: {LAYOUT}")]
     Shape {
         /// Which file.
         path: PathBuf,
@@ -139,9 +141,7 @@ impl CheckpointError {
             Self::LfsPointer { .. } => LFS,
             Self::Malformed { .. } | Self::Truncated { .. } => DOWNLOAD,
             Self::MissingShard { .. } => SHARD,
-            Self::MissingTensor { .. } | Self::Shape { .. } => {
-                "see that config.json and the safetensors are those of one model in Hugging Face's layout, and download it again"
-            }
+            Self::MissingTensor { .. } | Self::Shape { .. } => LAYOUT,
             Self::MissingHead { .. } => HEAD,
             Self::Dtype { .. } => DTYPE,
             Self::Device(_) => "choose another --device or --dtype",
