@@ -1,5 +1,7 @@
 //! Text to tokens and back, by a model's `tokenizer.json`.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
@@ -20,6 +22,13 @@ pub(crate) enum TextError {
     /// The model has no tokenizer.
     #[error("{} does not exist: the model directory needs the tokenizer.json of its Hugging Face repository", .0.display())]
     Missing(PathBuf),
+    /// What git leaves of a large file where git-lfs is not installed.
+    #[error(
+        "{} is a git-lfs pointer and not the file itself: run `git lfs install` once and `git lfs pull` in its directory, or \
+         download the file itself",
+        .0.display()
+    )]
+    LfsPointer(PathBuf),
     /// The tokenizer's file is malformed.
     #[error("{} is not a tokenizer", path.display())]
     Malformed {
@@ -52,11 +61,14 @@ impl TextTokenizer {
     /// Reads `tokenizer.json` and the end tokens of a model directory.
     ///
     /// # Errors
-    /// [`TextError::Missing`] and [`TextError::Malformed`].
+    /// [`TextError::Missing`], [`TextError::LfsPointer`] and [`TextError::Malformed`].
     pub(crate) fn load(model: &Path) -> Result<Self, TextError> {
         let path = model.join("tokenizer.json");
         if !path.is_file() {
             return Err(TextError::Missing(path));
+        }
+        if is_lfs_pointer(&path) {
+            return Err(TextError::LfsPointer(path));
         }
         let malformed = |source| TextError::Malformed { path: path.clone(), source };
         let mut tokenizer = Tokenizer::from_file(&path).map_err(malformed)?;
@@ -112,6 +124,14 @@ impl TextTokenizer {
     pub(crate) fn stop_tokens(&self) -> &[u32] {
         &self.ends.stop
     }
+}
+
+/// Whether a file begins as git-lfs pointers do. What cannot be read is an error of whoever reads it next.
+fn is_lfs_pointer(path: &Path) -> bool {
+    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
+    let mut start = Vec::with_capacity(START.len());
+    let read = File::open(path).and_then(|file| file.take(START.len() as u64).read_to_end(&mut start));
+    read.is_ok() && start == START
 }
 
 #[cfg(test)]

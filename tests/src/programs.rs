@@ -175,6 +175,14 @@ impl Node {
         events(output)
     }
 
+    /// Runs `petals-node` for people to an end of whatever kind.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn output(arguments: &[&str]) -> anyhow::Result<Output> {
+        Ok(Command::new(program("petals-node")?).args(arguments).output()?)
+    }
+
     /// Where it listens, as a socket.
     ///
     /// # Errors

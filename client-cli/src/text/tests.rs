@@ -68,3 +68,12 @@ fn a_missing_or_broken_tokenizer_is_named() {
     fs::write(root.path().join("tokenizer.json"), "{}").unwrap();
     assert!(matches!(TextTokenizer::load(root.path()), Err(TextError::Malformed { .. })));
 }
+
+#[test]
+fn a_git_lfs_pointer_is_called_so() {
+    let model = word_model();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 76399\n";
+    fs::write(model.path().join("tokenizer.json"), pointer).unwrap();
+    let error = TextTokenizer::load(model.path()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json is a git-lfs pointer") && error.contains("`git lfs pull`"), "{error}");
+}

@@ -9,17 +9,31 @@ use crate::config::ModelConfig;
 
 mod error;
 mod file;
+mod found;
 mod index;
+mod text;
 
 pub use error::CheckpointError;
 pub(crate) use file::{Located, TensorFile, decode, decode_row};
 use index::TensorIndex;
+
+const CONFIG: &str = "config.json";
+/// Longest configuration that is read, in bytes.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// The embedding table's name.
+pub(crate) const EMBEDDINGS: &str = "model.embed_tokens.weight";
+/// The head's name, if it is not the embedding table.
+pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// A checkpoint in Hugging Face's layout: `config.json` and `model.safetensors`, or shards with their index.
 ///
 /// Files are mapped, not read, and only those are opened that hold a tensor asked for: a server needs the shards of its
 /// span, a client those of embeddings, final norm and head. The files must not change while the checkpoint or a
 /// [`crate::ClientModel`] made from it is alive.
+///
+/// As with transformers the prefix `model.` of tensors' names is optional (whoever saves a model's base class leaves it out), tensors
+/// that the model does not have are ignored, and a tied head is read from whichever name it is stored under.
 #[derive(Debug)]
 pub struct Checkpoint {
     directory: PathBuf,
@@ -34,9 +48,11 @@ impl Checkpoint {
     /// A [`CheckpointError`] naming the file that is missing, malformed or not supported.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let dir = dir.as_ref();
-        let path: PathBuf = dir.join("config.json");
-        let text = std::fs::read_to_string(&path);
-        let text = text.map_err(|source| CheckpointError::Io { path: path.clone(), source })?;
+        let path: PathBuf = dir.join(CONFIG);
+        if dir.is_dir() && !path.is_file() {
+            return Err(found::instead(dir, &[CONFIG]));
+        }
+        let text = text::read(&path, MAX_CONFIG)?;
         let config = ModelConfig::from_json(&text).map_err(|source| CheckpointError::Config { path, source })?;
         Ok(Self { directory: dir.to_owned(), config, index: TensorIndex::open(dir)? })
     }
@@ -66,22 +82,35 @@ impl Checkpoint {
 
     /// Tells models apart: a hash over the configuration's architecture and the names of all tensors.
     ///
-    /// It is the same however the model is split into files and whatever dtype it is saved in. It says nothing of the
-    /// weights' values.
+    /// It is the same however the model is split into files, whatever dtype it is saved in, with and without the prefix of its
+    /// tensors' names, and with and without a head, which servers do not need. It says nothing of the weights' values.
     pub fn fingerprint(&self) -> Fingerprint {
-        let mut text = self.config.canonical();
+        let tied = self.config.tie_word_embeddings;
+        // What every client needs is counted whether it is there or not.
+        let mut names = self.index.canonical_names();
+        names.insert(EMBEDDINGS.into());
+        names.insert(HEAD.into());
         // Buffers that some versions of transformers saved and others did not, and a tied head that need not be there.
-        let counts = |name: &&str| {
-            let optional = self.config.tie_word_embeddings && *name == "lm_head.weight";
-            !optional && !name.ends_with("rotary_emb.inv_freq")
-        };
-        for name in self.index.names().filter(counts) {
-            text.push_str(name);
+        let optional = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == HEAD);
+        names.retain(|name| !optional(name));
+        let mut text = self.config.canonical();
+        for name in names {
+            text.push_str(&name);
             text.push('\n');
         }
         let mut short = [0; 8];
         short.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
         Fingerprint(short)
+    }
+
+    /// Whether a tensor is named in the checkpoint, with or without its prefix.
+    pub(crate) fn names(&self, name: &str) -> bool {
+        self.index.names(name)
+    }
+
+    /// The file of the tensors or their index.
+    pub(crate) fn tensors_path(&self) -> &Path {
+        self.index.path()
     }
 
     /// Finds a tensor of a given shape, opening its file if need be.

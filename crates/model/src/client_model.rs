@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Located, TensorFile, decode, decode_row};
+use crate::checkpoint::{Checkpoint, CheckpointError, EMBEDDINGS, HEAD, Located, TensorFile, decode, decode_row};
 use crate::config::ModelConfig;
 use crate::device::{Device, Dtype};
 use crate::engine::host::matmul::FrozenMatrix;
@@ -96,15 +96,21 @@ impl Checkpoint {
     /// `dtype` ([`Dtype::Auto`] is f32).
     ///
     /// # Errors
-    /// If a tensor is missing, misshapen or of a dtype that is not read.
+    /// If a tensor is missing, misshapen or of a dtype that is not read. [`CheckpointError::MissingHead`] if the head is neither there
+    /// nor tied to the embeddings.
     pub fn load_client(&self, dtype: Dtype) -> Result<ClientModel, CheckpointError> {
         let config = self.config().clone();
         let (vocab, d) = (config.vocab_size, config.hidden_size);
-        let embeddings = self.locate("model.embed_tokens.weight", &[vocab, d])?;
+        let tied = config.tie_word_embeddings;
+        if !tied && !self.names(HEAD) {
+            return Err(CheckpointError::MissingHead { path: self.tensors_path().to_owned() });
+        }
+        // Of a tied table either name may be the one that it is stored under.
+        let table = if tied && !self.names(EMBEDDINGS) && self.names(HEAD) { HEAD } else { EMBEDDINGS };
+        let embeddings = self.locate(table, &[vocab, d])?;
         let (file, norm) = self.locate("model.norm.weight", &[d])?;
         let norm = decode(&file, &norm);
-        let tied = config.tie_word_embeddings;
-        let (file, located) = if tied { embeddings.clone() } else { self.locate("lm_head.weight", &[vocab, d])? };
+        let (file, located) = if tied { embeddings.clone() } else { self.locate(HEAD, &[vocab, d])? };
         let column = |token: usize, values: &mut [f32]| decode_row(&file, &located, token, values);
         let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), column);
         // Embeddings are read from the file again, row by row.

@@ -4,10 +4,15 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+mod error;
 mod family;
 mod fields;
+mod foreign;
+mod json;
 mod rope;
+mod window;
 
+pub use error::ConfigError;
 use family::Family;
 use fields::Fields;
 pub use rope::RopeScaling;
@@ -61,64 +66,39 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
-/// Why a `config.json` was refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// Not a JSON object.
-    #[error("config.json is not a JSON object")]
-    Json(#[source] Option<serde_json::Error>),
-    /// A key that the model cannot be built without.
-    #[error("config.json has no `{0}`")]
-    Missing(&'static str),
-    /// A value of the wrong type or outside of its bounds.
-    #[error("config.json: `{key}` is {got}, expected {expected}")]
-    Invalid {
-        /// Which key.
-        key: &'static str,
-        /// The value found.
-        got: String,
-        /// What is accepted.
-        expected: String,
-    },
-    /// A sound configuration of something that this program does not compute.
-    #[error("config.json: `{key}` = {got} is not supported ({supported})")]
-    Unsupported {
-        /// Which key.
-        key: &'static str,
-        /// The value found.
-        got: String,
-        /// What is supported instead.
-        supported: &'static str,
-    },
-}
-
 impl ModelConfig {
-    /// Reads the text of a `config.json`.
+    /// Reads the text of a `config.json` as transformers does: keys that are missing have the value that the family's class
+    /// gives them (only sizes must be there), and `null` counts as missing where transformers takes it so.
+    ///
+    /// Where transformers 4.57 and 5 read different things, the goldens of `tests/goldens/configs` say which is followed.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key at fault.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let value: Value = serde_json::from_str(text).map_err(|e| ConfigError::Json(Some(e)))?;
-        let Value::Object(map) = value else { return Err(ConfigError::Json(None)) };
-        let fields = Fields(&map);
-        let family = Family::of(fields.text("model_type")?.ok_or(ConfigError::Missing("model_type"))?)?;
+        let Value::Object(map) = json::parse(text)? else { return Err(ConfigError::Json(None)) };
+        let fields = Fields::new(&map);
+        let model_type = fields.text("model_type")?.ok_or_else(|| ConfigError::Missing("model_type".to_owned()))?;
+        foreign::no_wrapper(&fields, model_type)?;
+        let family = Family::of(model_type)?;
+        foreign::not_quantised(&fields)?;
         fields.only_silu()?;
-        fields.full_attention(family)?;
         let hidden_size = fields.size("hidden_size", 1 << 16)?;
         let num_attention_heads = fields.size("num_attention_heads", 1 << 10)?;
-        let (rope_theta, rope_scaling) = rope::base_and_scaling(&fields)?;
+        let num_hidden_layers = fields.size("num_hidden_layers", 1 << 10)?;
+        let max_position_embeddings = fields.positions("max_position_embeddings", family.max_positions)?;
+        window::full_attention(&fields, family, num_hidden_layers, max_position_embeddings)?;
+        let (rope_theta, rope_scaling) = rope::base_and_scaling(&fields, max_position_embeddings)?;
         Ok(Self {
             model_type: family.model_type.to_owned(),
             vocab_size: fields.size("vocab_size", 1 << 22)?,
             hidden_size,
             intermediate_size: fields.size("intermediate_size", 1 << 20)?,
-            num_hidden_layers: fields.size("num_hidden_layers", 1 << 10)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads: fields.key_value_heads(family, num_attention_heads)?,
             head_dim: fields.head_dim(family, hidden_size, num_attention_heads)?,
-            max_position_embeddings: fields.size("max_position_embeddings", 1 << 24)?,
-            rms_norm_eps: fields.eps()?,
+            max_position_embeddings,
+            rms_norm_eps: fields.number_or("rms_norm_eps", 1e-6, 1e-12, 0.1)? as f32,
             rope_theta,
             rope_scaling,
             qkv_bias: family.qkv_bias.resolve(fields.flag("attention_bias")?),
@@ -126,9 +106,9 @@ impl ModelConfig {
             mlp_bias: family.mlp_bias.resolve(fields.flag("mlp_bias")?),
             qk_norm: family.qk_norm,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            initializer_range: fields.initializer_range()?,
-            bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
-            eos_token_ids: fields.token_ids("eos_token_id")?,
+            initializer_range: fields.number("initializer_range", 0.0, 1e3)?.unwrap_or(0.02) as f32,
+            bos_token_id: fields.token_ids("bos_token_id", family.bos_token_id)?.first().copied(),
+            eos_token_ids: fields.token_ids("eos_token_id", family.eos_token_id)?,
         })
     }
 

@@ -87,12 +87,17 @@ pub(crate) fn write_file(path: &Path, tensors: &BTreeMap<String, (Vec<usize>, Ve
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
+/// A model in a single file.
+pub(crate) fn model(config: &Value, tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Dir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    write_file(&dir.path().join("model.safetensors"), tensors);
+    dir
+}
+
 /// The model of [`config`] in a single file.
 pub(crate) fn single() -> Dir {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("config.json"), config().to_string()).unwrap();
-    write_file(&dir.path().join("model.safetensors"), &tensors());
-    dir
+    model(&config(), &tensors())
 }
 
 /// The same model, one file per block and one for the rest, with their index.

@@ -5,7 +5,7 @@ mod network;
 use std::path::Path;
 use std::time::Duration;
 
-use petals_model::{Checkpoint, Device, Dtype};
+use petals_model::{Checkpoint, CheckpointError, Device, Dtype};
 
 use super::events::{Check, CheckStatus, NodeEvent};
 use crate::args::DoctorArgs;
@@ -74,17 +74,31 @@ fn device(wanted: &str, tell: &mut impl FnMut(Check)) -> Device {
 
 fn checkpoint(model: &Path, tell: &mut impl FnMut(Check)) -> Option<Checkpoint> {
     const NAME: &str = "model";
-    match Checkpoint::open(model) {
+    let checked = Checkpoint::open(model).and_then(|checkpoint| {
+        checkpoint.check_span(checkpoint.blocks())?;
+        Ok(checkpoint)
+    });
+    match checked {
         Ok(checkpoint) => {
             tell(Check::ok(NAME, format!("{} blocks in {}", checkpoint.blocks().len(), model.display())));
             Some(checkpoint)
         }
         Err(error) => {
-            let remedy = "give --model the directory with config.json and the safetensors";
-            tell(Check::fail(NAME, error.to_string(), remedy));
+            tell(refused(NAME, error));
             None
         }
     }
+}
+
+/// The whole chain of causes, as `serve` says it, with what to do in its place.
+fn refused(name: &'static str, error: CheckpointError) -> Check {
+    let remedy = error.remedy().to_owned();
+    let mut detail = NodeError::input(error).to_string();
+    // Most errors end with their remedy, since elsewhere nobody asks for it.
+    if let Some(cause) = detail.strip_suffix(&remedy) {
+        detail = cause.trim_end_matches([':', ';', ' ']).to_owned();
+    }
+    Check::fail(name, detail, remedy)
 }
 
 fn memory(device: &Device, checkpoint: Option<&Checkpoint>, tell: &mut impl FnMut(Check)) {

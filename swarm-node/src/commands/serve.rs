@@ -148,7 +148,7 @@ async fn start(
     Ok(Server::start(swarm.clone(), incoming, checkpoint, config).await?)
 }
 
-/// Refuses blocks that the model does not have.
+/// Refuses blocks that the model does not have, and tensors that cannot be loaded, before anybody is told of them.
 pub(crate) fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Result<(), NodeError> {
     let held = checkpoint.blocks().end();
     match blocks {
@@ -156,7 +156,7 @@ pub(crate) fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Res
             let error = anyhow::anyhow!("--blocks {span} reaches beyond the model's {held} blocks (0..{held})");
             Err(NodeError::input(error))
         }
-        _ => Ok(()),
+        _ => checkpoint.check_span(blocks.unwrap_or(checkpoint.blocks())).map_err(NodeError::input),
     }
 }
 

@@ -22,6 +22,7 @@ mod misbehaving;
 mod narrow_wires;
 mod openai;
 mod placement;
+mod refusals;
 mod relay;
 mod relay_hostile;
 mod resume;

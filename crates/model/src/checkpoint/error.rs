@@ -1,4 +1,4 @@
-//! Why a checkpoint cannot be used.
+//! Why a checkpoint cannot be used, and what to do about it.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,15 @@ use petals_protocol::Span;
 
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+
+const DOWNLOAD: &str = "download it again";
+const LFS: &str = "run `git lfs install` once and `git lfs pull` in its directory, or download the file itself";
+const LAYOUT: &str =
+    "use a checkpoint of plain weights in Hugging Face's layout, with the config.json that belongs to it";
+const SHARD: &str = "download it from where the rest of the model came from";
+const DTYPE: &str = "use a checkpoint whose weights are not quantised, or convert it to one of these";
+const HEAD: &str = "use a complete checkpoint, or, if the model's head is its embedding table, set `tie_word_embeddings` to true in \
+                    config.json, on all servers and clients alike";
 
 /// Why a checkpoint, or a part of it, cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -27,27 +36,68 @@ pub enum CheckpointError {
         /// Why.
         source: ConfigError,
     },
-    /// No weights at all.
-    #[error("{0} has neither model.safetensors nor model.safetensors.index.json")]
-    NoWeights(PathBuf),
+    /// A directory lacks a file that every checkpoint has.
+    #[error("{path} has {missing}: {remedy}")]
+    Incomplete {
+        /// The directory.
+        path: PathBuf,
+        /// What is missing, and what lies there in its place.
+        missing: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// What git leaves of a large file where git-lfs is not installed.
+    #[error("{path} is a git-lfs pointer and not the file itself: {LFS}")]
+    LfsPointer {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The index or a header does not say what it should.
-    #[error("{path} is malformed: {reason}")]
+    #[error("{path} is malformed: {reason}: {DOWNLOAD}")]
     Malformed {
         /// Which file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
+    /// A file ends too early.
+    #[error("{path} has {length} of at least {expected} bytes, its download has not ended: {DOWNLOAD}")]
+    Truncated {
+        /// Which file.
+        path: PathBuf,
+        /// Bytes that it has.
+        length: u64,
+        /// Bytes that it must have, as far as it can be read.
+        expected: u64,
+    },
+    /// A file that the index names is not there.
+    #[error("{path} is not there, which has the tensor `{name}`: {SHARD}")]
+    MissingShard {
+        /// Which file.
+        path: PathBuf,
+        /// A tensor of it that is needed.
+        name: String,
+    },
     /// The checkpoint has no such tensor.
-    #[error("{path} has no tensor `{name}`")]
+    #[error("{path} has no tensor `{name}`{hint}: {LAYOUT}")]
     MissingTensor {
         /// Index or file in which it was looked up.
         path: PathBuf,
         /// Which tensor.
         name: String,
+        /// What there is in its place, if anything looks like it.
+        hint: String,
+    },
+    /// The checkpoint has no head, and its configuration does not say that the embeddings are one.
+    #[error(
+        "{path} has no head (`lm_head.weight`), and `tie_word_embeddings` is false or missing in config.json: {HEAD}"
+    )]
+    MissingHead {
+        /// Index or file in which it was looked up.
+        path: PathBuf,
     },
     /// A tensor's shape is not what the configuration implies.
-    #[error("tensor `{name}` in {path} has shape {got:?}, the configuration asks for {expected:?}")]
+    #[error("tensor `{name}` in {path} has shape {got:?}, the configuration asks for {expected:?}: {LAYOUT}")]
     Shape {
         /// Which file.
         path: PathBuf,
@@ -59,7 +109,7 @@ pub enum CheckpointError {
         expected: Vec<usize>,
     },
     /// A tensor's dtype cannot be read.
-    #[error("tensor `{name}` in {path} is {dtype}: only F32, BF16 and F16 are read")]
+    #[error("tensor `{name}` in {path} is {dtype}: only F32, BF16 and F16 are read: {DTYPE}")]
     Dtype {
         /// Which file.
         path: PathBuf,
@@ -79,4 +129,23 @@ pub enum CheckpointError {
         /// Blocks of the model.
         blocks: usize,
     },
+}
+
+impl CheckpointError {
+    /// What to do about it. Most messages end with it.
+    pub fn remedy(&self) -> &str {
+        match self {
+            Self::Io { .. } => "give --model the directory with config.json and the safetensors",
+            Self::Config { source, .. } => source.remedy(),
+            Self::Incomplete { remedy, .. } => remedy,
+            Self::LfsPointer { .. } => LFS,
+            Self::Malformed { .. } | Self::Truncated { .. } => DOWNLOAD,
+            Self::MissingShard { .. } => SHARD,
+            Self::MissingTensor { .. } | Self::Shape { .. } => LAYOUT,
+            Self::MissingHead { .. } => HEAD,
+            Self::Dtype { .. } => DTYPE,
+            Self::Device(_) => "choose another --device or --dtype",
+            Self::Span { .. } => "ask for blocks that the model has",
+        }
+    }
 }

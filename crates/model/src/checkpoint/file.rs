@@ -11,9 +11,13 @@ use memmap2::Mmap;
 use serde::Deserialize;
 
 use super::CheckpointError;
+use super::text::is_lfs_pointer;
 
 /// Longest header that is read; the format's own limit.
 const MAX_HEADER: usize = 100_000_000;
+
+/// Bytes of a file with an empty header.
+const SHORTEST: u64 = 10;
 
 /// A mapped file and what its header says.
 #[derive(Debug)]
@@ -80,18 +84,27 @@ impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
+        let malformed = |reason: String| CheckpointError::Malformed { path: path.to_owned(), reason };
+        let size = file.metadata().map_err(io)?.len();
+        let truncated = |expected| CheckpointError::Truncated { path: path.to_owned(), length: size, expected };
+        if size == 0 {
+            // An empty file cannot be mapped.
+            return Err(truncated(SHORTEST));
+        }
         // SAFETY: the map is read-only. Whoever truncates a model's file while a node serves from it can make reads fail
         // with SIGBUS, as with every program that maps its weights; the documentation says not to.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let malformed = |reason: String| CheckpointError::Malformed { path: path.to_owned(), reason };
-        let short = || malformed("it ends within its header".to_owned());
-        let length = map.first_chunk().map(|&bytes| u64::from_le_bytes(bytes)).ok_or_else(short)?;
-        let length = usize::try_from(length).ok().filter(|&n| n <= MAX_HEADER).ok_or_else(short)?;
-        let header = map.get(8..8 + length).ok_or_else(short)?;
-        let tensors = parse_header(header).map_err(|e| malformed(e.to_string()))?;
-        let available = map.len() - 8 - length;
-        if let Some((name, _)) = tensors.iter().find(|(_, entry)| entry.data_offsets.1 > available) {
-            return Err(malformed(format!("it ends before the end of `{}`", name.escape_default())));
+        if is_lfs_pointer(&map) {
+            return Err(CheckpointError::LfsPointer { path: path.to_owned() });
+        }
+        let length = map.first_chunk().map(|&bytes| u64::from_le_bytes(bytes)).ok_or_else(|| truncated(SHORTEST))?;
+        let length = usize::try_from(length).ok().filter(|&n| n <= MAX_HEADER && map.get(8).is_none_or(|&b| b == b'{'));
+        let length = length.ok_or_else(|| malformed(format!("it is no safetensors file, {}", begins(&map))))?;
+        let header = map.get(8..8 + length).ok_or_else(|| truncated(8 + length as u64))?;
+        let tensors = parse_header(header).map_err(|e| malformed(format!("its header is no JSON of tensors: {e}")))?;
+        let end = tensors.values().map(|entry| entry.data_offsets.1).max().unwrap_or(0);
+        if end > map.len() - 8 - length {
+            return Err(truncated((8 + length as u64).saturating_add(end as u64)));
         }
         Ok(Self { path: path.to_owned(), data_start: 8 + length, map, tensors })
     }
@@ -105,7 +118,11 @@ impl TensorFile {
         let path = || self.path.clone();
         let name_owned = || name.to_owned();
         let entry = self.tensors.get(name);
-        let entry = entry.ok_or_else(|| CheckpointError::MissingTensor { path: path(), name: name_owned() })?;
+        let entry = entry.ok_or_else(|| CheckpointError::MissingTensor {
+            path: path(),
+            name: name_owned(),
+            hint: String::new(),
+        })?;
         let dtype = match entry.dtype.as_str() {
             "F32" => FileDtype::F32,
             "BF16" => FileDtype::Bf16,
@@ -166,6 +183,17 @@ pub(crate) fn decode(file: &TensorFile, located: &Located) -> Vec<f32> {
     let mut values = vec![0.0; bytes.len() / located.dtype.size()];
     located.dtype.decode(bytes, &mut values);
     values
+}
+
+/// What a file that is not of the format seems to be.
+fn begins(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [b'<', ..] => "but a web page",
+        [b'P', b'K', ..] | [0x80, 2..=5, ..] => "but a pickle of PyTorch",
+        [b'G', b'G', b'U', b'F', ..] => "but GGUF",
+        [b'{', ..] => "but JSON",
+        _ => "as its first bytes say",
+    }
 }
 
 /// The tensors of a header; its `__metadata__` and whatever else is not a tensor are skipped.

@@ -1,16 +1,22 @@
 //! Which file holds which tensor.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 
-use super::CheckpointError;
 use super::file::{Located, TensorFile};
+use super::{CheckpointError, found, text};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// Longest index that is read, in bytes. Those of the largest models have a few million.
+const MAX_INDEX: u64 = 64 << 20;
+/// What names of tensors begin with that do not belong to the head; files saved from the base class leave it out.
+const PREFIX: &str = "model.";
 
 /// The tensors of a checkpoint by name. Files are opened when a tensor of theirs is asked for.
 #[derive(Debug)]
@@ -29,18 +35,18 @@ impl TensorIndex {
     /// Reads the names of `model.safetensors`, or else the index of a sharded checkpoint, without its shards.
     pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-        if single.exists() {
+        if single.is_file() {
             let file = TensorFile::open(&single)?;
             let files = file.names().map(|name| (name.to_owned(), single.clone())).collect();
             let open = Mutex::new(HashMap::from([(single.clone(), Arc::new(file))]));
             return Ok(Self { path: single, files, open });
         }
-        if !index.exists() {
-            return Err(CheckpointError::NoWeights(dir.to_owned()));
+        if !index.is_file() {
+            return Err(found::instead(dir, &[SINGLE, INDEX]));
         }
-        let text = std::fs::read(&index).map_err(|source| CheckpointError::Io { path: index.clone(), source })?;
+        let text = text::read(&index, MAX_INDEX)?;
         let malformed = |reason: String| CheckpointError::Malformed { path: index.clone(), reason };
-        let parsed: IndexFile = serde_json::from_slice(&text).map_err(|e| malformed(e.to_string()))?;
+        let parsed: IndexFile = serde_json::from_str(&text).map_err(|e| malformed(e.to_string()))?;
         let mut files = BTreeMap::new();
         for (name, file) in parsed.weight_map {
             if !is_plain_name(&file) {
@@ -51,17 +57,73 @@ impl TensorIndex {
         Ok(Self { path: index, files, open: Mutex::default() })
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.files.keys().map(String::as_str)
+    /// The index's file, or that of all tensors.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether there is a tensor of this name, or of the name without its prefix.
+    pub(super) fn names(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// All names, with the prefix where files were saved without.
+    pub(super) fn canonical_names(&self) -> BTreeSet<Cow<'_, str>> {
+        let names = || self.files.keys().map(String::as_str);
+        let base_class = !names().any(|name| name.starts_with(PREFIX));
+        let belongs =
+            |name: &str| ["embed_tokens.", "layers.", "norm.", "rotary_emb."].iter().any(|s| name.starts_with(s));
+        let canonical = |name| match base_class && belongs(name) {
+            true => Cow::Owned(format!("{PREFIX}{name}")),
+            false => Cow::Borrowed(name),
+        };
+        names().map(canonical).collect()
+    }
+
+    /// The name that a tensor is stored under, and its file. As in transformers 5 each name may lack its prefix.
+    fn find(&self, name: &str) -> Option<(&String, &PathBuf)> {
+        let bare = || name.strip_prefix(PREFIX).and_then(|bare| self.files.get_key_value(bare));
+        self.files.get_key_value(name).or_else(bare)
     }
 
     /// Finds a tensor of a given shape, opening its file if need be.
     pub(super) fn locate(&self, name: &str, shape: &[usize]) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
-        let missing = || CheckpointError::MissingTensor { path: self.path.clone(), name: name.to_owned() };
-        let path = self.files.get(name).ok_or_else(missing)?;
-        let file = self.file(path)?;
-        let located = file.locate(name, shape)?;
+        let Some((stored, path)) = self.find(name) else {
+            let hint = self.alike(name);
+            return Err(CheckpointError::MissingTensor { path: self.path.clone(), name: name.to_owned(), hint });
+        };
+        let file = self.file(path).map_err(|error| match error {
+            CheckpointError::Io { path, source } if source.kind() == ErrorKind::NotFound => {
+                CheckpointError::MissingShard { path, name: name.to_owned() }
+            }
+            other => other,
+        })?;
+        let located = file.locate(stored, shape)?;
         Ok((file, located))
+    }
+
+    /// What else there is that looks like a tensor which is missing.
+    fn alike(&self, name: &str) -> String {
+        let bare = name.strip_prefix(PREFIX).unwrap_or(name);
+        let with_prefix = |other: &&String| other.strip_suffix(bare).is_some_and(|prefix| prefix.ends_with('.'));
+        if let Some(other) = self.files.keys().find(with_prefix) {
+            return format!(", but `{}`: a prefix that such models do not have", other.escape_default());
+        }
+        let Some(stem) = name.strip_suffix("weight") else { return String::new() };
+        let bare = stem.strip_prefix(PREFIX).unwrap_or(stem);
+        let other_part = |other: &&String| {
+            let part = other.strip_prefix(stem).or_else(|| other.strip_prefix(bare));
+            part.is_some_and(|part| part != "bias")
+        };
+        match self.files.keys().find(other_part) {
+            Some(other) => {
+                format!(
+                    ", but `{}`: weights that are quantised or parts of an adapter are not read",
+                    other.escape_default()
+                )
+            }
+            None => String::new(),
+        }
     }
 
     fn file(&self, path: &Path) -> Result<Arc<TensorFile>, CheckpointError> {

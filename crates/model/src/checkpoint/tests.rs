@@ -6,6 +6,9 @@ use super::*;
 use crate::device::{Device, Dtype};
 use crate::fixture;
 
+mod found;
+mod layouts;
+
 fn span(start: u32, end: u32) -> Span {
     Span::new(start, end).unwrap()
 }
@@ -41,7 +44,7 @@ fn shards_that_are_not_needed_may_be_missing() {
     assert_eq!(stack.weight_bytes(), checkpoint.span_bytes(span(1, 2), Dtype::F32));
     assert!(checkpoint.load_client(Dtype::F32).is_ok());
     let error = checkpoint.load_span(span(0, 2), &Device::cpu(), Dtype::F32).unwrap_err().to_string();
-    assert!(error.contains("shard-0.safetensors"), "{error}");
+    assert!(error.contains("shard-0.safetensors is not there") && error.contains("download it"), "{error}");
 }
 
 #[test]
@@ -66,6 +69,26 @@ fn blocks_that_the_model_does_not_have_are_refused() {
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let error = checkpoint.load_span(span(2, 4), &Device::cpu(), Dtype::F32).unwrap_err();
     assert_eq!(error.to_string(), "the model has 3 blocks, so there is no span 2..4");
+}
+
+#[test]
+fn a_span_is_checked_by_the_tensors_that_it_is_loaded_from() {
+    let dir = fixture::single();
+    let all = fixture::tensors();
+    let path = dir.path().join("model.safetensors");
+    for name in all.keys().filter(|name| name.starts_with("model.layers.1.")) {
+        let mut tensors = all.clone();
+        tensors.remove(name);
+        fixture::write_file(&path, &tensors);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let loaded = checkpoint.load_span(span(1, 3), &Device::cpu(), Dtype::F32).unwrap_err().to_string();
+        assert_eq!(checkpoint.check_span(span(1, 3)).unwrap_err().to_string(), loaded, "{name}");
+        assert!(loaded.contains(name), "{loaded}");
+        assert!(checkpoint.check_span(span(2, 3)).is_ok(), "{name}");
+    }
+    let sharded = fixture::sharded();
+    fs::remove_file(sharded.path().join("shard-0.safetensors")).unwrap();
+    assert!(Checkpoint::open(sharded.path()).unwrap().check_span(span(0, 3)).is_ok());
 }
 
 #[test]

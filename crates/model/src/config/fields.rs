@@ -1,136 +1,208 @@
 //! Typed, bounded access to the keys of a `config.json`.
+//!
+//! Whether a key may be `null` is what transformers does with it: it has no default of its own then, only a missing key has.
 
 use serde_json::{Map, Value};
 
 use super::ConfigError;
 use super::family::Family;
 
-/// The object of the file, or one nested in it.
-pub(super) struct Fields<'a>(pub(super) &'a Map<String, Value>);
+/// Longest value that is repeated in an error.
+const SHOWN: usize = 80;
 
-fn invalid(key: &'static str, got: &Value, expected: impl Into<String>) -> ConfigError {
-    let mut got = got.to_string();
-    if got.len() > 80 {
-        got = got.chars().take(80).chain("...".chars()).collect();
-    }
-    ConfigError::Invalid { key, got, expected: expected.into() }
+/// The object of the file, or one nested in it.
+pub(super) struct Fields<'a> {
+    map: &'a Map<String, Value>,
+    /// The key that it is nested in.
+    place: Option<&'static str>,
 }
 
 impl<'a> Fields<'a> {
+    pub(super) fn new(map: &'a Map<String, Value>) -> Self {
+        Self { map, place: None }
+    }
+
+    /// The key that the object is nested in.
+    pub(super) fn place(&self) -> Option<&'static str> {
+        self.place
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The key as errors name it.
+    pub(super) fn name(&self, key: &str) -> String {
+        self.place.map_or_else(|| key.to_owned(), |place| format!("{place}.{key}"))
+    }
+
+    pub(super) fn missing(&self, key: &str) -> ConfigError {
+        ConfigError::Missing(self.name(key))
+    }
+
+    pub(super) fn invalid(&self, key: &str, got: impl Into<String>, expected: impl Into<String>) -> ConfigError {
+        ConfigError::Invalid { key: self.name(key), got: got.into(), expected: expected.into() }
+    }
+
+    /// The error for a value that is not what was expected.
+    pub(super) fn wrong(&self, key: &str, got: &Value, expected: impl Into<String>) -> ConfigError {
+        let mut got = got.to_string();
+        if got.chars().nth(SHOWN).is_some() {
+            got = got.chars().take(SHOWN).chain("...".chars()).collect();
+        }
+        self.invalid(key, got, expected)
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
     /// The value, with `null` counted as absent.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.0.get(key).filter(|value| !value.is_null())
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
     }
 
-    pub(super) fn text(&self, key: &'static str) -> Result<Option<&'a str>, ConfigError> {
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| invalid(key, value, "a string"))
+        value.as_str().map(Some).ok_or_else(|| self.wrong(key, value, "a string"))
     }
 
+    /// An object of the file itself.
     pub(super) fn object(&self, key: &'static str) -> Result<Option<Fields<'a>>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_object().map(|map| Some(Fields(map))).ok_or_else(|| invalid(key, value, "an object"))
+        let fields = |map| Fields { map, place: Some(key) };
+        value.as_object().map(|map| Some(fields(map))).ok_or_else(|| self.wrong(key, value, "an object"))
     }
 
-    pub(super) fn flag(&self, key: &'static str) -> Result<bool, ConfigError> {
+    pub(super) fn list(&self, key: &str) -> Result<Option<&'a [Value]>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_array().map(|list| Some(list.as_slice())).ok_or_else(|| self.wrong(key, value, "a list"))
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Result<bool, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(false) };
-        value.as_bool().ok_or_else(|| invalid(key, value, "true or false"))
+        value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
     }
 
-    /// An extent from 1 to `max`, if present.
-    pub(super) fn optional_size(&self, key: &'static str, max: usize) -> Result<Option<usize>, ConfigError> {
+    /// An extent from 1 to `max`, if present. A float is none, as torch takes integers alone.
+    fn optional_size(&self, key: &str, max: usize) -> Result<Option<usize>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let size = value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=max).contains(n));
-        size.map(Some).ok_or_else(|| invalid(key, value, format!("an integer from 1 to {max}")))
+        size.map(Some).ok_or_else(|| self.wrong(key, value, format!("an integer from 1 to {max}")))
     }
 
     /// An extent from 1 to `max`.
-    pub(super) fn size(&self, key: &'static str, max: usize) -> Result<usize, ConfigError> {
-        self.optional_size(key, max)?.ok_or(ConfigError::Missing(key))
+    pub(super) fn size(&self, key: &str, max: usize) -> Result<usize, ConfigError> {
+        self.optional_size(key, max)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A count of which transformers makes no extent, so that a float like `4096.0` will do.
+    pub(super) fn loose_size_or(
+        &self,
+        key: &str,
+        default: usize,
+        min: usize,
+        max: usize,
+    ) -> Result<usize, ConfigError> {
+        let Some(value) = self.map.get(key) else { return Ok(default) };
+        // Above 2^53 floats are not all integers any more.
+        let whole = value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..=9e15).contains(n)).map(|n| n as u64);
+        let size = value.as_u64().or(whole).and_then(|n| usize::try_from(n).ok());
+        size.filter(|n| (min..=max).contains(n)).ok_or_else(|| {
+            let least = if max == usize::MAX { format!("{min} or more") } else { format!("{min} to {max}") };
+            self.wrong(key, value, format!("an integer from {least}; without the key it is {default}"))
+        })
+    }
+
+    /// A number of positions.
+    pub(super) fn positions(&self, key: &str, default: usize) -> Result<usize, ConfigError> {
+        self.loose_size_or(key, default, 1, 1 << 24)
     }
 
     /// A number from `min` to `max`, if present.
-    pub(super) fn number(&self, key: &'static str, min: f64, max: f64) -> Result<Option<f64>, ConfigError> {
+    pub(super) fn number(&self, key: &str, min: f64, max: f64) -> Result<Option<f64>, ConfigError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = value.as_f64().filter(|n| (min..=max).contains(n));
-        number.map(Some).ok_or_else(|| invalid(key, value, format!("a number from {min:e} to {max:e}")))
+        number.map(Some).ok_or_else(|| self.wrong(key, value, format!("a number from {min:e} to {max:e}")))
     }
 
-    pub(super) fn eps(&self) -> Result<f32, ConfigError> {
-        let eps = self.number("rms_norm_eps", 1e-12, 0.1)?.ok_or(ConfigError::Missing("rms_norm_eps"))?;
-        Ok(eps as f32)
+    /// A number from `min` to `max`. `null` is refused: transformers computes with it.
+    pub(super) fn number_or(&self, key: &str, default: f64, min: f64, max: f64) -> Result<f64, ConfigError> {
+        if self.is_null(key) {
+            let expected = format!("a number from {min:e} to {max:e}; without the key it is {default:e}");
+            return Err(self.wrong(key, &Value::Null, expected));
+        }
+        Ok(self.number(key, min, max)?.unwrap_or(default))
     }
 
-    pub(super) fn initializer_range(&self) -> Result<f32, ConfigError> {
-        Ok(self.number("initializer_range", 0.0, 1e3)?.unwrap_or(0.02) as f32)
-    }
-
-    /// One id, a list of ids or nothing.
-    pub(super) fn token_ids(&self, key: &'static str) -> Result<Vec<u32>, ConfigError> {
-        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
-        let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-        let ids = match value.as_array() {
-            Some(list) => list.iter().map(id).collect(),
-            None => id(value).map(|id| vec![id]),
+    /// One id, a list of ids or nothing. Ids below zero stand for nothing too.
+    pub(super) fn token_ids(&self, key: &str, default: Option<u32>) -> Result<Vec<u32>, ConfigError> {
+        let Some(value) = self.map.get(key) else { return Ok(default.into_iter().collect()) };
+        let values = match value {
+            Value::Null => return Ok(Vec::new()),
+            Value::Array(list) => list.as_slice(),
+            one => std::slice::from_ref(one),
         };
-        ids.ok_or_else(|| invalid(key, value, "a token id or a list of them"))
+        let wrong = || self.wrong(key, value, "a token id or a list of them");
+        let mut ids = Vec::with_capacity(values.len());
+        for value in values {
+            let id = value.as_f64().filter(|id| id.fract() == 0.0 && *id <= f64::from(u32::MAX)).ok_or_else(wrong)?;
+            ids.extend((id >= 0.0).then_some(id as u32));
+        }
+        Ok(ids)
     }
 
     pub(super) fn key_value_heads(&self, family: &Family, heads: usize) -> Result<usize, ConfigError> {
         const KEY: &str = "num_key_value_heads";
-        let optional = self.optional_size(KEY, heads)?;
-        let found = match optional {
-            None if family.key_value_heads_optional => heads,
-            None => return Err(ConfigError::Missing(KEY)),
-            Some(found) => found,
+        let default = if self.has(KEY) { None } else { family.key_value_heads };
+        let found = match default {
+            Some(default) => default,
+            None => self.optional_size(KEY, heads)?.unwrap_or(heads),
         };
         if heads.is_multiple_of(found) {
             return Ok(found);
         }
-        Err(invalid(KEY, &Value::from(found), format!("a divisor of num_attention_heads = {heads}")))
+        let missing = if self.has(KEY) { "" } else { ", as the key is missing" };
+        let expected = format!("a divisor of num_attention_heads = {heads}");
+        Err(self.invalid(KEY, format!("{found}{missing}"), expected))
     }
 
     pub(super) fn head_dim(&self, family: &Family, hidden: usize, heads: usize) -> Result<usize, ConfigError> {
         const KEY: &str = "head_dim";
-        let head_dim = match self.optional_size(KEY, 1 << 10)? {
-            Some(found) => found,
-            None if !family.head_dim_optional => return Err(ConfigError::Missing(KEY)),
-            None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => {
+        let head_dim = match (self.optional_size(KEY, 1 << 10)?, family.head_dim) {
+            (Some(found), _) => found,
+            (None, Some(default)) if self.is_null(KEY) => {
+                let expected = format!("an integer; without the key it is {default}");
+                return Err(self.wrong(KEY, &Value::Null, expected));
+            }
+            (None, Some(default)) => default,
+            (None, None) if hidden.is_multiple_of(heads) => hidden / heads,
+            (None, None) => {
                 let expected = format!("a divisor of hidden_size = {hidden}, as `head_dim` is not given");
-                return Err(invalid("num_attention_heads", &Value::from(heads), expected));
+                return Err(self.invalid("num_attention_heads", heads.to_string(), expected));
             }
         };
         if head_dim.is_multiple_of(2) {
             return Ok(head_dim);
         }
-        Err(invalid(KEY, &Value::from(head_dim), "an even number, as halves of a head are rotated"))
+        Err(self.invalid(KEY, head_dim.to_string(), "an even number, as halves of a head are rotated"))
     }
 
     pub(super) fn only_silu(&self) -> Result<(), ConfigError> {
-        match self.text("hidden_act")? {
-            None | Some("silu" | "swish") => Ok(()),
-            Some(other) => Err(ConfigError::Unsupported {
-                key: "hidden_act",
-                got: format!("`{}`", other.escape_default()),
-                supported: "only silu is",
+        const KEY: &str = "hidden_act";
+        match self.text(KEY)? {
+            Some("silu" | "swish") => Ok(()),
+            None if !self.is_null(KEY) => Ok(()),
+            other => Err(ConfigError::Unsupported {
+                key: KEY.to_owned(),
+                got: other.map_or_else(|| "null".to_owned(), |other| format!("`{}`", other.escape_default())),
+                supported: "only silu is, under this name or as swish".to_owned(),
+                remedy: "use another model".to_owned(),
             }),
         }
-    }
-
-    /// Refuses a sliding window that could hide anything.
-    pub(super) fn full_attention(&self, family: &Family) -> Result<(), ConfigError> {
-        if family.window_needs_flag && !self.flag("use_sliding_window")? {
-            return Ok(());
-        }
-        let Some(window) = self.optional_size("sliding_window", usize::MAX)? else { return Ok(()) };
-        if window >= self.size("max_position_embeddings", 1 << 24)? {
-            return Ok(());
-        }
-        Err(ConfigError::Unsupported {
-            key: "sliding_window",
-            got: window.to_string(),
-            supported: "only windows of at least max_position_embeddings are",
-        })
     }
 }

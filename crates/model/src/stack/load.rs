@@ -21,6 +21,28 @@ impl Checkpoint {
         span.len() as u64 * self.config().block_weights().bytes(dtype)
     }
 
+    /// Looks for every tensor of `span` and checks its shape and dtype, without reading it. Files that are not there are passed over: a
+    /// machine needs those of its own blocks alone.
+    ///
+    /// # Errors
+    /// The first one that [`Self::load_span`] would have.
+    pub fn check_span(&self, span: Span) -> Result<(), CheckpointError> {
+        let count = self.config().num_hidden_layers;
+        if span.end() as usize > count {
+            return Err(CheckpointError::Span { span, blocks: count });
+        }
+        let tensors = block_tensors(self.config());
+        for number in span.blocks() {
+            for (name, shape) in &tensors {
+                match self.locate(&format!("model.layers.{number}.{name}"), shape) {
+                    Err(CheckpointError::MissingShard { .. }) => {}
+                    found => drop(found?),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Loads blocks onto a device.
     ///
     /// # Errors
@@ -89,6 +111,27 @@ impl Checkpoint {
         let blocks = span.blocks().map(block).collect::<Result<_, _>>()?;
         Ok(Blocks::new(engine, self.config().clone(), span, blocks))
     }
+}
+
+/// Names and shapes of the tensors of a block.
+fn block_tensors(c: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let (d, queries, keys, mlp) = (c.hidden_size, c.query_width(), c.key_width(), c.intermediate_size);
+    let norms = [("input_layernorm", d, true), ("post_attention_layernorm", d, true)];
+    let heads = [("self_attn.q_norm", c.head_dim, c.qk_norm), ("self_attn.k_norm", c.head_dim, c.qk_norm)];
+    let linears = [
+        ("self_attn.q_proj", [queries, d], c.qkv_bias),
+        ("self_attn.k_proj", [keys, d], c.qkv_bias),
+        ("self_attn.v_proj", [keys, d], c.qkv_bias),
+        ("self_attn.o_proj", [d, queries], c.output_bias),
+        ("mlp.gate_proj", [mlp, d], c.mlp_bias),
+        ("mlp.up_proj", [mlp, d], c.mlp_bias),
+        ("mlp.down_proj", [d, mlp], c.mlp_bias),
+    ];
+    let norm = |(name, width, there): (&str, usize, bool)| there.then(|| (format!("{name}.weight"), vec![width]));
+    let weights = linears.iter().map(|(name, shape, _)| (format!("{name}.weight"), shape.to_vec()));
+    let biases = linears.iter().filter(|(_, _, bias)| *bias);
+    let biases = biases.map(|(name, shape, _)| (format!("{name}.bias"), vec![shape[0]]));
+    norms.into_iter().chain(heads).filter_map(norm).chain(weights).chain(biases).collect()
 }
 
 /// Loads weights of one checkpoint to one engine.
