@@ -180,7 +180,7 @@ impl Engine {
             stop_tokens: self.tokenizer.stop_tokens().to_vec(),
             ..GenerationConfig::default()
         };
-        let mut text = TextStream::new(&self.tokenizer, job.stop.clone());
+        let mut text = TextStream::new(&self.tokenizer, &job.prompt, job.stop.clone());
         let mut last_token: Option<Instant> = None;
         let send = |piece: String| {
             if !piece.is_empty() {
