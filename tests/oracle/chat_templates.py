@@ -10,6 +10,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template as co
 
 import template_corpus
 from template_expressions import EXPRESSIONS, VARIABLES
+from template_talks import TOOL_TALKS
 
 OUT = Path(__file__).resolve().parents[1] / "goldens" / "data" / "chat-templates.json"
 
@@ -195,7 +196,7 @@ def rendered(template: str, variables: dict) -> dict:
 
 def main() -> None:
     talks = {name: {"messages": messages, "tools": None} for name, messages in CONVERSATIONS.items()}
-    talks |= template_corpus.TOOL_TALKS
+    talks |= TOOL_TALKS
     templates = TEMPLATES | template_corpus.TEMPLATES
     cases = []
     for name, template in templates.items():
