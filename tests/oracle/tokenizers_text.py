@@ -141,6 +141,10 @@ KINDS = {
 CLEANED = ["word-piece", "unigram", "words"]
 
 
+def cleaned(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    return PreTrainedTokenizerBase.clean_up_tokenization(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
 def behind(tokenizer: Tokenizer, prompt: list[int], ids: list[int], clean: bool) -> str:
     """What `ids` add to the text of `prompt`."""
 
@@ -175,7 +179,10 @@ def decoding() -> list[dict]:
                 face = [single[byte] for byte in "🙂é".encode()]
                 pairs.append((prompt, draw.choice([face, []]) + few + draw.choice([face, [], prompt])))
             cases += [
-                {"kind": name, "clean": clean, "prompt": p, "ids": i, "text": behind(tokenizer, p, i, clean)} for p, i in pairs
+                {"kind": name, "clean": clean, "prompt": p, "ids": i, "text": behind(tokenizer, p, i, clean)}
+                for p, i in pairs
+                # "did n" becomes "didn't" with what follows: there the text of the prompt is no longer that of the prompt.
+                if not clean or cleaned(tokenizer, p + i).startswith(cleaned(tokenizer, p))
             ]
     return cases
 

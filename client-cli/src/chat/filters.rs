@@ -1,9 +1,9 @@
 //! Filters that the engine does not have, or has otherwise than Jinja2.
 
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, State, Value};
 
-use super::methods;
+use super::{json, methods};
 
 /// Adds them.
 pub(super) fn install(environment: &mut Environment<'static>) {
@@ -17,6 +17,16 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter("float", |value: &Value, otherwise: Option<f64>| {
         let number = value.to_string().trim().parse().or_else(|_| f64::try_from(value.clone()));
         number.unwrap_or(otherwise.unwrap_or(0.0))
+    });
+    environment.add_filter("string", |value: &Value| match (value.kind(), f64::try_from(value.clone())) {
+        (ValueKind::Number, Ok(float)) if !value.is_integer() => Value::from(json::float(float)),
+        (ValueKind::String, _) => value.clone(),
+        _ => Value::from(value.to_string()),
+    });
+    // The keys of an object are no attributes of it.
+    environment.add_filter("attr", |value: &Value, name: String| match value.kind() {
+        ValueKind::Map => Value::UNDEFINED,
+        _ => value.get_attr(&name).unwrap_or_default(),
     });
     environment.add_filter("title", |text: &Value| title(&text.to_string()));
     environment.add_filter("center", |value: &Value, width: Option<usize>| {
@@ -51,8 +61,7 @@ fn int(value: &Value, otherwise: Option<Value>, base: Option<u32>) -> Value {
     let base = base.filter(|base| (2..=36).contains(base)).unwrap_or(10);
     let whole = i64::from_str_radix(text, base).ok();
     // What is cut off a float is its fraction, and floats too large for a number here are the largest.
-    let whole =
-        whole.or_else(|| value.is_true().then_some(1).filter(|_| value.kind() == minijinja::value::ValueKind::Bool));
+    let whole = whole.or_else(|| value.is_true().then_some(1).filter(|_| value.kind() == ValueKind::Bool));
     let whole = whole.or_else(|| text.parse::<f64>().ok().filter(|float| float.is_finite()).map(|float| float as i64));
     whole.map_or_else(|| otherwise.unwrap_or_else(|| Value::from(0)), Value::from)
 }

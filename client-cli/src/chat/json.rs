@@ -168,7 +168,7 @@ fn number(value: &Value) -> String {
 }
 
 /// A float as `json.dumps` writes it: the shortest digits that are this number, with an exponent where there would be many zeros.
-fn float(float: f64) -> String {
+pub(super) fn float(float: f64) -> String {
     if float.is_nan() {
         return "NaN".to_owned();
     }
