@@ -1,7 +1,13 @@
 //! Conversations as the text that a model was trained on: its chat template, as transformers renders it.
 
 mod conversation;
+mod dates;
+mod files;
+mod filters;
+mod json;
+mod methods;
 mod python;
+mod source;
 mod template;
 mod tool_format;
 

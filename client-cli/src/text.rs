@@ -1,16 +1,20 @@
-//! Text to tokens and back, by a model's `tokenizer.json`.
+//! Text to tokens and back, by a model's `tokenizer.json` and the files that transformers reads with it.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use tokenizers::Tokenizer;
+use serde_json::Value;
+use tokenizers::{ModelWrapper, Tokenizer};
 
+mod added;
+mod cleanup;
+mod ends;
+mod files;
 mod pieces;
 mod special;
 mod stop;
 mod stream;
 
+use files::TokenizerFiles;
 pub(crate) use pieces::Pieces;
 use special::EndTokens;
 pub(crate) use stream::TextStream;
@@ -22,13 +26,49 @@ pub(crate) enum TextError {
     /// The model has no tokenizer.
     #[error("{} does not exist: the model directory needs the tokenizer.json of its Hugging Face repository", .0.display())]
     Missing(PathBuf),
-    /// What git leaves of a large file where git-lfs is not installed.
+    /// The model has a tokenizer that has to be converted.
     #[error(
-        "{} is a git-lfs pointer and not the file itself: run `git lfs install` once and `git lfs pull` in its directory, or \
-         download the file itself",
+        "{} has no tokenizer.json, only {}; transformers converts it:\n\
+         from transformers import AutoTokenizer\n\
+         AutoTokenizer.from_pretrained({:?}).save_pretrained({:?})",
+        model.display(), found.file_name().unwrap_or_default().display(), model, model
+    )]
+    OtherKind {
+        /// The model's directory.
+        model: PathBuf,
+        /// The tokenizer that is there.
+        found: PathBuf,
+    },
+    /// Git left a note in place of the file.
+    #[error(
+        "{} is a git-lfs pointer, not the file itself: fetch it with `git lfs pull`, or download it again",
         .0.display()
     )]
-    LfsPointer(PathBuf),
+    Pointer(PathBuf),
+    /// A file could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file beside the tokenizer is no JSON.
+    #[error("{} is not JSON: download it again, or remove it if the model does not need it", path.display())]
+    NoJson {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A file beside the tokenizer says what cannot be.
+    #[error("{file} of the model cannot be used: {reason}")]
+    Unusable {
+        /// The file.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The tokenizer's file is malformed.
     #[error("{} is not a tokenizer", path.display())]
     Malformed {
@@ -50,32 +90,41 @@ pub(crate) enum TextError {
     NoEos,
 }
 
-/// A model's tokenizer: its own post-processor and nothing else, neither truncation nor padding.
+/// A model's tokenizer as transformers' fast tokenizers have it, with neither truncation nor padding.
 #[derive(Debug)]
 pub(crate) struct TextTokenizer {
     tokenizer: Tokenizer,
     ends: EndTokens,
+    /// Whether the decoder makes characters of tokens that are single bytes, like `<0xE2>`.
+    byte_fallback: bool,
+    /// Whether spaces in front of punctuation are taken away when tokens become text.
+    cleans_up: bool,
 }
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json` and the end tokens of a model directory.
+    /// Reads `tokenizer.json`, the files beside it, and the end tokens of a model directory.
     ///
     /// # Errors
-    /// [`TextError::Missing`], [`TextError::LfsPointer`] and [`TextError::Malformed`].
+    /// All but [`TextError::Encode`], [`TextError::Decode`] and [`TextError::NoEos`].
     pub(crate) fn load(model: &Path) -> Result<Self, TextError> {
-        let path = model.join("tokenizer.json");
-        if !path.is_file() {
-            return Err(TextError::Missing(path));
-        }
-        if is_lfs_pointer(&path) {
-            return Err(TextError::LfsPointer(path));
-        }
-        let malformed = |source| TextError::Malformed { path: path.clone(), source };
-        let mut tokenizer = Tokenizer::from_file(&path).map_err(malformed)?;
+        let bytes = files::tokenizer(model)?;
+        let files = TokenizerFiles::read(model)?;
+        let malformed = |source| TextError::Malformed { path: model.join("tokenizer.json"), source };
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(malformed)?;
         tokenizer.with_truncation(None).map_err(malformed)?;
         tokenizer.with_padding(None);
-        let ends = EndTokens::read(model, &tokenizer);
-        Ok(Self { tokenizer, ends })
+        added::complete(&mut tokenizer, &files)?;
+        ends::apply(&mut tokenizer, &files)?;
+        let ends = EndTokens::read(model, &files, &tokenizer);
+        let decoder = tokenizer.get_decoder().map(serde_json::to_value);
+        let byte_fallback =
+            decoder.is_some_and(|decoder| decoder.is_ok_and(|decoder| has_type(&decoder, "ByteFallback")));
+        let flag = |name| files.config.get(name) == Some(&Value::Bool(true));
+        // As transformers from version 5 on: what it does to the text of a BPE tokenizer is a mistake that many files ask for.
+        let cleans_up = flag("clean_up_tokenization_spaces")
+            && (!matches!(tokenizer.get_model(), ModelWrapper::BPE(_))
+                || flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"));
+        Ok(Self { tokenizer, ends, byte_fallback, cleans_up })
     }
 
     /// Tokens of a text, with what the post-processor adds.
@@ -104,7 +153,38 @@ impl TextTokenizer {
     /// # Errors
     /// [`TextError::Decode`].
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
+        let text = self.decode_raw(tokens)?;
+        Ok(if self.cleans_up { cleanup::clean(&text) } else { text })
+    }
+
+    /// What the decoder makes of tokens, special ones left out.
+    fn decode_raw(&self, tokens: &[u32]) -> Result<String, TextError> {
         self.tokenizer.decode(tokens, true).map_err(TextError::Decode)
+    }
+
+    /// Whether a token is seen in a text: special ones, those that end it, and those that nobody knows are not.
+    fn is_seen(&self, token: u32) -> bool {
+        let name = self.name(token);
+        name.is_some_and(|name| !self.tokenizer.get_added_vocabulary().is_special_token(&name))
+            && !self.ends.stop.contains(&token)
+    }
+
+    /// A token as the vocabulary has it.
+    fn name(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
+    }
+
+    /// Names of the tokens that are not seen in a text.
+    fn special_names(&self) -> Vec<String> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let special = added.into_values().filter(|token| token.special).map(|token| token.content);
+        special.chain(self.ends.stop.iter().filter_map(|&token| self.name(token))).collect()
+    }
+
+    /// Whether a token is one byte of a character.
+    fn is_byte(&self, token: u32) -> bool {
+        let name = if self.byte_fallback { self.name(token) } else { None };
+        name.is_some_and(|name| name.len() == 6 && name.starts_with("<0x") && name.ends_with('>'))
     }
 
     /// Whether the same texts are the same tokens, as far as the lists of tokens say.
@@ -126,12 +206,15 @@ impl TextTokenizer {
     }
 }
 
-/// Whether a file begins as git-lfs pointers do. What cannot be read is an error of whoever reads it next.
-fn is_lfs_pointer(path: &Path) -> bool {
-    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
-    let mut start = Vec::with_capacity(START.len());
-    let read = File::open(path).and_then(|file| file.take(START.len() as u64).read_to_end(&mut start));
-    read.is_ok() && start == START
+/// Whether a part of a tokenizer, or one inside of it, is of a type.
+fn has_type(part: &Value, name: &str) -> bool {
+    match part {
+        Value::Object(fields) => {
+            fields.get("type").and_then(Value::as_str) == Some(name) || fields.values().any(|part| has_type(part, name))
+        }
+        Value::Array(parts) => parts.iter().any(|part| has_type(part, name)),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

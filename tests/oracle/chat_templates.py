@@ -8,6 +8,10 @@ from pathlib import Path
 import jinja2
 from transformers.utils.chat_template_utils import _compile_jinja_template as compile_template
 
+import template_corpus
+from template_expressions import EXPRESSIONS, VARIABLES
+from template_talks import TOOL_TALKS
+
 OUT = Path(__file__).resolve().parents[1] / "goldens" / "data" / "chat-templates.json"
 
 TEMPLATES = {
@@ -179,25 +183,45 @@ CONVERSATIONS = {
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
-def rendered(template: str, messages: list[dict], answer: bool) -> dict:
-    """{"text"} or {"error"}."""
-    variables = {"tools": None, "documents": None, "add_generation_prompt": answer, **TOKENS}
+def rendered(template: str, variables: dict) -> dict:
+    """{"text"}, {"error"} if the template says so, {"failed"} if Python or Jinja does."""
     try:
-        return {"text": compile_template(template).render(messages=messages, **variables)}
+        return {"text": compile_template(template).render(**variables)}
     except jinja2.exceptions.TemplateError as error:
-        return {"error": str(error)}
+        own = type(error) is jinja2.exceptions.TemplateError
+        return {"error" if own else "failed": str(error)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def main() -> None:
-    cases = [
-        {"template": name, "conversation": talk, "answer": answer, **rendered(template, messages, answer)}
-        for name, template in TEMPLATES.items()
-        for talk, messages in CONVERSATIONS.items()
-        for answer in (True, False)
-    ]
-    golden = {"tokens": TOKENS, "templates": TEMPLATES, "conversations": CONVERSATIONS, "cases": cases}
+    talks = {name: {"messages": messages, "tools": None} for name, messages in CONVERSATIONS.items()}
+    talks |= TOOL_TALKS
+    templates = TEMPLATES | template_corpus.TEMPLATES
+    cases = []
+    for name, template in templates.items():
+        for talk, given in talks.items():
+            if name in TEMPLATES and talk not in CONVERSATIONS:
+                continue
+            for answer in (True, False):
+                variables = {"documents": None, "add_generation_prompt": answer, **TOKENS, **given}
+                cases.append({"template": name, "conversation": talk, "answer": answer, **rendered(template, variables)})
+    expressions = [{"source": source, **rendered(source, VARIABLES)} for source in EXPRESSIONS]
+    golden = {
+        "tokens": TOKENS,
+        "templates": templates,
+        "conversations": talks,
+        "cases": cases,
+        "variables": VARIABLES,
+        "expressions": expressions,
+    }
     OUT.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n")
-    print(f"{len(cases)} cases, {sum('error' in case for case in cases)} of them refused")
+    refused = sum("error" in case for case in cases)
+    failed = sum("failed" in case for case in cases)
+    print(f"{len(cases)} cases, {refused} refused, {failed} failed; {len(expressions)} expressions")
+    for case in cases:
+        if "failed" in case:
+            print(case["template"], case["conversation"], case["failed"])
 
 
 if __name__ == "__main__":

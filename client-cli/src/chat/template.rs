@@ -1,6 +1,5 @@
 //! Finding, compiling and rendering a chat template.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use minijinja::syntax::SyntaxConfig;
@@ -9,10 +8,13 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::python;
+use super::files::{self, Sources};
+use super::{python, source};
 
-/// The name under which the one template is compiled.
+/// The name under which the template is compiled.
 const NAME: &str = "chat";
+/// The name under which that for conversations with tools is compiled, if there is one.
+const WITH_TOOLS: &str = "tool_use";
 /// Steps that a template may take. Ten thousand messages take less; an endless loop ends.
 const FUEL: u64 = 20_000_000;
 /// Special tokens that templates use by name.
@@ -86,26 +88,21 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError::Missing`] if there is none, others if it cannot be used.
     pub(crate) fn load(model: &Path, file: Option<&Path>) -> Result<Self, TemplateError> {
-        let config = read_json(&model.join("tokenizer_config.json"))?;
-        let source = match file {
-            Some(path) => read(path)?,
-            None => of_model(model, &config)?,
+        let sources = match file {
+            Some(path) => files::read(path)?.into(),
+            None => files::of_model(model)?,
         };
-        let named = read_json(&model.join("special_tokens_map.json"))?;
-        let tokens = SPECIAL.iter().filter_map(|&name| {
-            let token = token_text(config.get(name)).or_else(|| token_text(named.get(name)))?;
-            Some((name.to_owned(), Value::String(token)))
-        });
-        Self::compile(source, tokens.collect())
+        let tokens = files::named_tokens(model, &SPECIAL)?;
+        Self::of_sources(sources, tokens)
     }
 
     /// Compiles a template; `tokens` are variables of it.
+    #[cfg(test)]
     pub(super) fn compile(source: String, tokens: Map<String, Value>) -> Result<Self, TemplateError> {
-        // Marks what the model itself said, for training; nothing of it is seen in the text.
-        let source = ["{% generation %}", "{%- generation %}", "{%- generation -%}", "{% generation -%}"]
-            .into_iter()
-            .fold(source, |source, tag| source.replace(tag, &tag.replace("generation", "if true")))
-            .replace("endgeneration", "endif");
+        Self::of_sources(source.into(), tokens)
+    }
+
+    fn of_sources(sources: Sources, tokens: Map<String, Value>) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
@@ -114,8 +111,13 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_fuel(Some(FUEL));
         python::install(&mut environment);
-        let compiled = environment.add_template_owned(NAME, source.clone());
-        compiled.map_err(|error| TemplateError::Syntax(one_line(&error)))?;
+        // The one for tools says which form calls have.
+        let source = sources.with_tools.clone().unwrap_or_else(|| sources.default.clone());
+        for (name, source) in [(NAME, Some(sources.default)), (WITH_TOOLS, sources.with_tools)] {
+            let Some(source) = source else { continue };
+            let compiled = environment.add_template_owned(name, source::normalised(&source));
+            compiled.map_err(|error| TemplateError::Syntax(one_line(&error)))?;
+        }
         Ok(Self { environment, source, tokens })
     }
 
@@ -141,7 +143,13 @@ impl ChatTemplate {
 
     /// The template's text, with these variables; special tokens by their names are variables too, unless others are given.
     pub(super) fn render_given(&self, given: minijinja::Value) -> Result<String, TemplateError> {
-        let template = self.environment.get_template(NAME).map_err(|error| TemplateError::Syntax(one_line(&error)))?;
+        // As transformers chooses: a template of its own for tools, if any are given, be it an empty list.
+        let tools = given.get_attr("tools").is_ok_and(|tools| !tools.is_undefined() && !tools.is_none());
+        let special = tools.then(|| self.environment.get_template(WITH_TOOLS).ok()).flatten();
+        let template = match special {
+            Some(template) => template,
+            None => self.environment.get_template(NAME).map_err(|error| TemplateError::Syntax(one_line(&error)))?,
+        };
         let tokens = minijinja::Value::from(Serde(&self.tokens));
         let missing = context! { tools => (), documents => () };
         template.render(context! { ..given, ..tokens, ..missing }).map_err(|error| match python::raised(&error) {
@@ -149,48 +157,6 @@ impl ChatTemplate {
             None => TemplateError::Failed(one_line(&error)),
         })
     }
-}
-
-/// The template in a model's directory, where transformers looks for it.
-fn of_model(model: &Path, config: &Value) -> Result<String, TemplateError> {
-    let path = model.join("chat_template.jinja");
-    if path.is_file() {
-        return read(&path);
-    }
-    let missing = || TemplateError::Missing(model.to_owned());
-    match config.get("chat_template") {
-        None | Some(Value::Null) => Err(missing()),
-        Some(Value::String(template)) => Ok(template.clone()),
-        // Several with names; the others are for tools and retrieval.
-        Some(Value::Array(named)) => {
-            let default = named.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
-            let template = default.and_then(|entry| entry.get("template")?.as_str());
-            template.map(str::to_owned).ok_or_else(missing)
-        }
-        Some(_) => Err(TemplateError::Malformed {
-            path: model.join("tokenizer_config.json"),
-            reason: "chat_template is neither a text nor a list of named texts".to_owned(),
-        }),
-    }
-}
-
-fn read(path: &Path) -> Result<String, TemplateError> {
-    fs::read_to_string(path).map_err(|source| TemplateError::Read { path: path.to_owned(), source })
-}
-
-/// A JSON file; null if there is none.
-fn read_json(path: &Path) -> Result<Value, TemplateError> {
-    if !path.is_file() {
-        return Ok(Value::Null);
-    }
-    let malformed =
-        |error: serde_json::Error| TemplateError::Malformed { path: path.to_owned(), reason: error.to_string() };
-    serde_json::from_str(&read(path)?).map_err(malformed)
-}
-
-fn token_text(token: Option<&Value>) -> Option<String> {
-    let token = token?;
-    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
 }
 
 /// An error's message with its place in the template.

@@ -59,12 +59,14 @@ pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliErr
         let longest = args.stop.iter().map(|stop| stop.len() + STOP_CONTEXT).max();
         let has_stopped = |tokens: &[u32]| {
             let Some(longest) = longest else { return false };
-            let mut stream = TextStream::new(&tokenizer, args.stop.clone());
+            let (before, end) = tokens.split_at(tokens.len().saturating_sub(longest));
+            let before = if before.is_empty() { &text } else { before };
+            let mut stream = TextStream::new(&tokenizer, before, args.stop.clone());
             // Tokens that cannot be decoded are reported with the text.
-            stream.push(&tokens[tokens.len().saturating_sub(longest)..]).is_ok() && stream.has_stopped()
+            stream.push(end).is_ok() && stream.has_stopped()
         };
         let generation = beam_search(model, &text, &beams, has_stopped).await.map_err(failed)?;
-        let mut stream = TextStream::new(&tokenizer, args.stop.clone());
+        let mut stream = TextStream::new(&tokenizer, &text, args.stop.clone());
         let text = stream.push(&generation.tokens)?;
         run.emit(None, text, stream, &generation)?;
     } else {
@@ -147,7 +149,7 @@ impl Run<'_> {
             speculation: self.args.speculation(),
         };
         let mut live = Live::new(self.output, self.args.num_return() > 1);
-        let mut stream = TextStream::new(self.tokenizer, self.args.stop.clone());
+        let mut stream = TextStream::new(self.tokenizer, self.text, self.args.stop.clone());
         let (mut text, mut error) = (String::new(), None);
         let generation = generator.generate(self.text, &config, |tokens| {
             match stream.push(tokens) {

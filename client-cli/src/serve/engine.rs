@@ -269,7 +269,7 @@ impl Engine {
             stop_tokens: plan.stop_tokens.clone(),
             ..GenerationConfig::default()
         };
-        let mut text = TextStream::new(&self.tokenizer, plan.stop.clone());
+        let mut text = TextStream::new(&self.tokenizer, &prompt, plan.stop.clone());
         let mut last_token: Option<Instant> = None;
         let mut logprob = plan.logprobs.map(|_| 0.0);
         let send = |piece: Piece| {

@@ -6,6 +6,9 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
+use super::added::role;
+use super::files::TokenizerFiles;
+
 /// End-of-sequence tokens of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct EndTokens {
@@ -16,27 +19,20 @@ pub(super) struct EndTokens {
 }
 
 impl EndTokens {
-    /// Reads `tokenizer_config.json`, `config.json` and `generation_config.json`. All are optional, and what is not there
-    /// or not understood names no token.
-    pub(super) fn read(model: &Path, tokenizer: &Tokenizer) -> Self {
-        let named = json(model, "tokenizer_config.json").and_then(|config| token_name(config.get("eos_token")?));
-        let by_name = named.and_then(|name| tokenizer.token_to_id(&name));
-        let ids = |file| json(model, file).map(|config| token_ids(config.get("eos_token_id"))).unwrap_or_default();
-        let (configured, generating) = (ids("config.json"), ids("generation_config.json"));
+    /// The token that the tokenizer's files name, with those of `config.json` and `generation_config.json`. All are optional.
+    pub(super) fn read(model: &Path, files: &TokenizerFiles, tokenizer: &Tokenizer) -> Self {
+        let by_name = role(files, "eos_token").and_then(|name| tokenizer.token_to_id(name));
+        // Whether the configuration is sound is a question for whoever loads the model.
+        let config = fs::read_to_string(model.join("config.json")).ok();
+        let config: Option<Value> = config.and_then(|text| serde_json::from_str(&text).ok());
+        let configured = token_ids(config.as_ref().and_then(|config| config.get("eos_token_id")));
+        let generating = token_ids(files.generation.get("eos_token_id"));
         let append = by_name.or(configured.first().copied()).or(generating.first().copied());
         let mut stop: Vec<u32> = by_name.into_iter().chain(configured).chain(generating).collect();
         stop.sort_unstable();
         stop.dedup();
         Self { append, stop }
     }
-}
-
-fn json(model: &Path, file: &str) -> Option<Value> {
-    serde_json::from_str(&fs::read_to_string(model.join(file)).ok()?).ok()
-}
-
-fn token_name(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
 fn token_ids(value: Option<&Value>) -> Vec<u32> {

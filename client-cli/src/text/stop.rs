@@ -2,23 +2,36 @@
 
 /// Looks for stop strings in a text that arrives in parts, and lets through what comes before them. The end of the text is held back as
 /// long as it may be the beginning of a stop string. How the text is cut into parts makes no difference.
+///
+/// Special tokens are no part of the text that is seen, but a stop string may name them: such strings are looked for in the text with
+/// its special tokens ([`StopScanner::push_hidden`]), all others in the text that is seen.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StopScanner {
     stops: Vec<String>,
+    /// Stop strings that special tokens belong to.
+    marked: Vec<String>,
     held: String,
+    /// Special tokens behind what is held, with their places in it.
+    hidden: Vec<(usize, String)>,
     found: bool,
 }
 
 impl StopScanner {
-    /// Empty strings stop nothing.
-    pub(crate) fn new(stops: impl IntoIterator<Item = String>) -> Self {
-        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
-        Self { stops, held: String::new(), found: false }
+    /// Empty strings stop nothing. `is_marked` says whether a stop string has a special token in it.
+    pub(crate) fn new(stops: impl IntoIterator<Item = String>, is_marked: impl Fn(&str) -> bool) -> Self {
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty());
+        let (marked, stops) = stops.partition(|stop| is_marked(stop));
+        Self { stops, marked, ..Self::default() }
     }
 
     /// Whether a stop string has come. Nothing is let through from then on.
     pub(crate) fn found(&self) -> bool {
         self.found
+    }
+
+    /// Whether a special token belongs to a stop string.
+    pub(crate) fn waits_for(&self, token: &str) -> bool {
+        !token.is_empty() && self.marked.iter().any(|stop| stop.contains(token))
     }
 
     /// Takes more of the text, and returns what is certain not to belong to a stop string.
@@ -27,22 +40,80 @@ impl StopScanner {
             return String::new();
         }
         self.held.push_str(text);
+        self.let_through()
+    }
+
+    /// Takes a special token, which is not seen.
+    pub(crate) fn push_hidden(&mut self, token: &str) -> String {
+        if self.found || self.marked.is_empty() {
+            return String::new();
+        }
+        self.hidden.push((self.held.len(), token.to_owned()));
+        self.let_through()
+    }
+
+    fn let_through(&mut self) -> String {
         // The one that is complete first; of those that end together the longest.
-        let ends = |stop: &String| self.held.find(stop.as_str()).map(|start| (start + stop.len(), start));
-        if let Some((_, start)) = self.stops.iter().filter_map(ends).min() {
+        let seen = first(&self.stops, &self.held);
+        let whole = self.whole();
+        let marked = first(&self.marked, &whole).map(|(end, start)| (self.seen(end), self.seen(start)));
+        if let Some((_, start)) = seen.into_iter().chain(marked).min() {
             self.found = true;
             self.held.truncate(start);
             return std::mem::take(&mut self.held);
         }
-        let free = self.held.len() - self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let free = self.held.len() - longest_overlap(&self.stops, &self.held);
+        let free = free.min(self.seen(whole.len() - longest_overlap(&self.marked, &whole)));
         let rest = self.held.split_off(free);
+        // A special token right behind what is let through may begin a stop string.
+        self.hidden.retain(|(at, _)| *at >= free);
+        self.hidden.iter_mut().for_each(|(at, _)| *at -= free);
+        if rest.is_empty() && longest_overlap(&self.marked, &whole) == 0 {
+            self.hidden.clear();
+        }
         std::mem::replace(&mut self.held, rest)
+    }
+
+    /// What is held, with its special tokens.
+    fn whole(&self) -> String {
+        let (mut whole, mut from) = (String::new(), 0);
+        for (at, token) in &self.hidden {
+            whole.push_str(self.held.get(from..*at).unwrap_or_default());
+            whole.push_str(token);
+            from = *at;
+        }
+        whole + self.held.get(from..).unwrap_or_default()
+    }
+
+    /// A place in the text with special tokens, as a place in what is held.
+    fn seen(&self, place: usize) -> usize {
+        let mut before = 0;
+        for (at, token) in &self.hidden {
+            if place <= at + before {
+                break;
+            }
+            if place < at + before + token.len() {
+                return *at;
+            }
+            before += token.len();
+        }
+        place - before
     }
 
     /// What was held back, when the text is over.
     pub(crate) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
+}
+
+/// Where the stop string that is complete first ends and starts.
+fn first(stops: &[String], text: &str) -> Option<(usize, usize)> {
+    stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|start| (start + stop.len(), start))).min()
+}
+
+/// Bytes at the end of `text` that may be the beginning of a stop string.
+fn longest_overlap(stops: &[String], text: &str) -> usize {
+    stops.iter().map(|stop| overlap(text, stop)).max().unwrap_or(0)
 }
 
 /// Bytes of the longest end of `text` that `stop` begins with.
@@ -56,7 +127,7 @@ mod tests {
     use super::*;
 
     fn scan(stops: &[&str], parts: &[&str]) -> (Vec<String>, String, bool) {
-        let mut scanner = StopScanner::new(stops.iter().map(|&stop| stop.to_owned()));
+        let mut scanner = StopScanner::new(stops.iter().map(|&stop| stop.to_owned()), |_| false);
         let shown = parts.iter().map(|part| scanner.push(part)).collect();
         (shown, scanner.finish(), scanner.found())
     }
@@ -87,5 +158,24 @@ mod tests {
     fn the_stop_string_that_is_complete_first_counts() {
         assert_eq!(scan(&["xaby", "ab"], &["1xaby"]).0, ["1x"]);
         assert_eq!(scan(&["b", "ab"], &["1xab"]).0, ["1x"]);
+    }
+
+    #[test]
+    fn a_stop_string_may_have_special_tokens_that_are_not_seen() {
+        let scanner = |stops: &[&str]| {
+            StopScanner::new(stops.iter().map(|&stop| stop.to_owned()), |stop: &str| stop.contains("<|end|>"))
+        };
+        let mut alone = scanner(&["<|end|>"]);
+        assert_eq!(alone.push("Hi <|e"), "Hi ");
+        assert_eq!((alone.push_hidden("<|end|>"), alone.found()), ("<|e".to_owned(), true));
+        let mut around = scanner(&[".<|end|>\n", "User:"]);
+        assert_eq!(around.push("a."), "a");
+        assert_eq!(around.push_hidden("<|end|>"), "");
+        assert_eq!(around.push(" b. U"), ". b. ");
+        assert_eq!(around.push_hidden("<|other|>"), "");
+        assert_eq!(around.push("s."), "Us", "a special token in the middle changes nothing");
+        assert_eq!(around.push_hidden("<|end|>") + &around.push("\n and"), "");
+        assert!(around.found());
+        assert_eq!(around.finish(), "");
     }
 }

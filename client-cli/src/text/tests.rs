@@ -5,6 +5,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod oracle;
+
 /// A model directory with a word tokenizer: `<bos>` 0, `<eos>` 1, `<unk>` 2, `a` 3, `b` 4, `c` 5; `<bos>` comes first.
 pub(crate) fn word_model() -> TempDir {
     let root = tempfile::tempdir().unwrap();
@@ -63,8 +65,16 @@ fn end_tokens_come_from_the_models_files() {
 #[test]
 fn a_missing_or_broken_tokenizer_is_named() {
     let root = tempfile::tempdir().unwrap();
-    let missing = TextTokenizer::load(root.path()).unwrap_err().to_string();
+    let refusal = || TextTokenizer::load(root.path()).unwrap_err().to_string();
+    let missing = refusal();
     assert!(missing.contains("tokenizer.json does not exist"), "{missing}");
+    fs::write(root.path().join("tokenizer.model"), "\x0a").unwrap();
+    let other = refusal();
+    assert!(other.contains("only tokenizer.model") && other.contains("AutoTokenizer.from_pretrained("), "{other}");
+    fs::write(root.path().join("tokenizer.json"), "version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+        .unwrap();
+    let pointer = refusal();
+    assert!(pointer.contains("tokenizer.json is a git-lfs pointer") && pointer.contains("git lfs pull"), "{pointer}");
     fs::write(root.path().join("tokenizer.json"), "{}").unwrap();
     assert!(matches!(TextTokenizer::load(root.path()), Err(TextError::Malformed { .. })));
 }
@@ -76,4 +86,41 @@ fn a_git_lfs_pointer_is_called_so() {
     fs::write(model.path().join("tokenizer.json"), pointer).unwrap();
     let error = TextTokenizer::load(model.path()).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json is a git-lfs pointer") && error.contains("`git lfs pull`"), "{error}");
+}
+
+#[test]
+fn what_is_wrong_with_a_file_beside_the_tokenizer_is_said() {
+    let model = word_model();
+    let refusal = |file: &str, content: &str| {
+        fs::write(model.path().join(file), content).unwrap();
+        let refusal = TextTokenizer::load(model.path()).map(drop).unwrap_err().to_string();
+        fs::remove_file(model.path().join(file)).unwrap();
+        refusal
+    };
+    assert!(refusal("tokenizer_config.json", "{").contains("tokenizer_config.json is not JSON"));
+    let pointer = "version https://git-lfs.github.com/spec/v1\n";
+    assert!(refusal("added_tokens.json", pointer).contains("added_tokens.json is a git-lfs pointer"));
+    for (file, content, reason) in [
+        ("tokenizer_config.json", r#"{"added_tokens_decoder": {"x": {"content": "a"}}}"#, "the id \"x\""),
+        ("tokenizer_config.json", r#"{"added_tokens_decoder": {"7": 3}}"#, "added_tokens_decoder has a token"),
+        ("tokenizer_config.json", r#"{"added_tokens_decoder": [1]}"#, "is not an object"),
+        ("tokenizer_config.json", r#"{"eos_token": 3}"#, "eos_token has a token"),
+        ("added_tokens.json", r#"{"<x>": -1}"#, "the id -1"),
+    ] {
+        let refusal = refusal(file, content);
+        assert!(refusal.contains(file) && refusal.contains(reason), "{refusal}");
+    }
+}
+
+#[test]
+fn end_tokens_are_not_seen_whether_special_or_not() {
+    let model = word_model();
+    let tokenizer = TextTokenizer::load(model.path()).unwrap();
+    let mut stream = TextStream::new(&tokenizer, &[0, 3], []);
+    // Token 4, "b", ends a text of this model, and no file calls it special.
+    assert_eq!(stream.push(&[5, 4]).unwrap() + &stream.finish().unwrap(), " c");
+    let mut stream = TextStream::new(&tokenizer, &[0, 3], ["<eos>".to_owned()]);
+    assert_eq!(stream.push(&[5, 1, 3]).unwrap() + &stream.finish().unwrap(), " c");
+    assert!(stream.has_stopped(), "a stop string may be a special token");
+    assert_eq!(stream.tokens(), [5, 1]);
 }

@@ -142,7 +142,7 @@ impl Talk {
             stop_tokens: self.tokenizer.stop_tokens().to_vec(),
             ..GenerationConfig::default()
         };
-        let mut stream = TextStream::new(&self.tokenizer, []);
+        let mut stream = TextStream::new(&self.tokenizer, &prompt, []);
         // Shared with the callback, which is dropped half-way if the answer is interrupted.
         let said = Mutex::new((String::new(), 0));
         let say = |piece: &str, tokens: usize| {
