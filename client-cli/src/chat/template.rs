@@ -9,7 +9,7 @@ use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::python;
+use super::{marks, python};
 
 /// The name under which the one template is compiled.
 const NAME: &str = "chat";
@@ -77,6 +77,8 @@ pub(crate) enum TemplateError {
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     tokens: Map<String, Value>,
+    /// Whether it has `generation` blocks.
+    marks: bool,
 }
 
 impl ChatTemplate {
@@ -100,11 +102,7 @@ impl ChatTemplate {
 
     /// Compiles a template; `tokens` are variables of it.
     pub(super) fn compile(source: String, tokens: Map<String, Value>) -> Result<Self, TemplateError> {
-        // Marks what the model itself said, for training; nothing of it is seen in the text.
-        let source = ["{% generation %}", "{%- generation %}", "{%- generation -%}", "{% generation -%}"]
-            .into_iter()
-            .fold(source, |source, tag| source.replace(tag, &tag.replace("generation", "if true")))
-            .replace("endgeneration", "endif");
+        let (source, marks) = marks::rewrite(&source);
         let mut environment = Environment::new();
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
@@ -113,9 +111,15 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_fuel(Some(FUEL));
         python::install(&mut environment);
+        marks::install(&mut environment);
         let compiled = environment.add_template_owned(NAME, source);
         compiled.map_err(|error| TemplateError::Syntax(one_line(&error)))?;
-        Ok(Self { environment, tokens })
+        Ok(Self { environment, tokens, marks })
+    }
+
+    /// Whether the template itself says what the assistant said.
+    pub(super) fn marks_answers(&self) -> bool {
+        self.marks
     }
 
     /// The text of a conversation, behind which the assistant's next answer begins.
@@ -128,6 +132,15 @@ impl ChatTemplate {
 
     /// The text of a conversation; `answer`: with what comes in front of the assistant's next answer.
     pub(super) fn render_with(&self, messages: &[Message], answer: bool) -> Result<String, TemplateError> {
+        self.render_any(messages, answer, false)
+    }
+
+    /// As [`Self::render_with`], of messages with everything that data has in them; `marked`: with marks around answers.
+    pub(super) fn render_json(&self, messages: &[Value], answer: bool, marked: bool) -> Result<String, TemplateError> {
+        self.render_any(messages, answer, marked)
+    }
+
+    fn render_any<M: Serialize>(&self, messages: &[M], answer: bool, marked: bool) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(|error| TemplateError::Syntax(one_line(&error)))?;
         let given = context! {
             messages => Serde(messages),
@@ -136,10 +149,11 @@ impl ChatTemplate {
             documents => (),
         };
         let tokens = minijinja::Value::from(Serde(&self.tokens));
-        template.render(context! { ..given, ..tokens }).map_err(|error| match python::raised(&error) {
+        let text = template.render(context! { ..given, ..tokens }).map_err(|error| match python::raised(&error) {
             Some(message) => TemplateError::Refused(message),
             None => TemplateError::Failed(one_line(&error)),
-        })
+        })?;
+        Ok(if self.marks && !marked { marks::take(&text).0 } else { text })
     }
 }
 
