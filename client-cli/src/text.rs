@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::Tokenizer;
 
+mod joined;
 mod special;
 mod stop;
 mod stream;

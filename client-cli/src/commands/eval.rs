@@ -17,8 +17,20 @@ pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> 
     let tokenizer = TextTokenizer::load(&args.swarm.model)?;
     let adapter = session::adapter(&files, &args.adapter)?;
     let manifest = &adapter.manifest;
-    let rules = DataRules { task: manifest.task, text: args.rules(manifest.text), labels: manifest.labels.as_ref() };
+    let positions = files.config.max_position_embeddings;
+    let text = args.text.rules(positions, manifest.prefix_len, Some(manifest.text)).map_err(CliError::Usage)?;
+    let rules = DataRules {
+        task: manifest.task,
+        text,
+        labels: manifest.labels.as_ref(),
+        columns: &args.text.columns(manifest.task).map_err(CliError::Usage)?,
+        templates: &args.text.templates(&args.swarm.model),
+        vocab_size: files.config.vocab_size,
+    };
     let dataset = Dataset::load(&args.data, &rules, &tokenizer)?;
+    if dataset.counts.left_out() > 0 {
+        tracing::warn!("{}: {}", args.data.display(), dataset.counts);
+    }
     let step = manifest.step;
     let is_classifier = manifest.labels.is_some();
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;

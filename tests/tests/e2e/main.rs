@@ -29,4 +29,5 @@ mod serve;
 mod sessions;
 mod stashes;
 mod strangers;
+mod training_data;
 mod vulkan;
