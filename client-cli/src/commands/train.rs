@@ -35,8 +35,12 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     let files = session::open(&args.swarm)?;
     let tokenizer = TextTokenizer::load(&args.swarm.model)?;
     let positions = files.config.max_position_embeddings;
-    let rules = args.text.rules(positions, args.prefix_len, None).map_err(CliError::Usage)?;
     out::check_writable(&args.out)?;
+    let saved = TrainingState::load(&args.out).map_err(CliError::input)?;
+    // A run that was told to cut shorter goes on to do so.
+    let earlier = saved.as_ref().filter(|_| args.start.resume).and_then(|saved| start::max_length(&saved.record));
+    let earlier = earlier.map(|max_length| TextRules { max_length: Some(max_length), append_eos: false });
+    let rules = args.text.rules(positions, args.prefix_len, earlier).map_err(CliError::Usage)?;
     let material = Material::load(&args, rules, files.config.vocab_size, &tokenizer)?;
     let mut plan = BatchPlan::new(material.data.lengths(), args.optimiser.step_size(), args.optimiser.order());
     let total = match args.optimiser.length() {
@@ -51,7 +55,8 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
         labels: material.data.labels.clone(),
         settings: args.settings(&material.data.digest, material.max_length()),
     };
-    let TrainingState { record, tables, optimizer } = start::state(&args, &files, &tokenizer, &material, fresh)?;
+    let TrainingState { record, tables, optimizer } =
+        start::state(&args, &files, &tokenizer, &material, (saved, fresh))?;
     output.emit(&material.planned(&args, positions, &record, &plan))?;
     if args.validate {
         return Ok(());

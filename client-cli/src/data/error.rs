@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use petals_client::LabelError;
+use petals_client::{Label, LabelError};
 
 use super::counts::Counts;
 use super::problem::Problem;
@@ -135,6 +135,14 @@ pub(crate) enum DataError {
         path: PathBuf,
         /// Why.
         source: LabelError,
+    },
+    /// Nothing to tell apart.
+    #[error("all labels in {} are {label}: a classifier needs at least two different ones", path.display())]
+    OneClass {
+        /// The file.
+        path: PathBuf,
+        /// The label.
+        label: Label,
     },
     /// More classes than a classifier has.
     #[error(

@@ -161,7 +161,7 @@ fn a_bad_row_is_named_with_what_is_wrong() {
         assert!(message.starts_with(&format!("d.jsonl:3: {problem}")), "{message}");
     }
     let named = fixture.refused("d.jsonl", r#"{"text": "a", "stars": 1}"#, &given(Task::SeqCls));
-    assert!(named.ends_with("the row has `text`, `stars`"), "{named}");
+    assert!(named.contains("; the row has ") && named.contains("`text`") && named.contains("`stars`"), "{named}");
     let causal = [
         (r#"{"completion": "a"}"#, "`prompt` is missing: expected "),
         (r#"{"prompt": "a"}"#, "`completion` is missing: expected "),

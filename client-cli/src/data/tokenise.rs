@@ -162,11 +162,15 @@ impl<'a> Examples<'a> {
 /// The given classes, or those of the records; `None` for records without labels.
 fn label_map(path: &Path, read: &Records, rules: &DataRules<'_>) -> Result<Option<LabelMap>, DataError> {
     let labels: Vec<Label> = read.records.iter().filter_map(|(_, record)| record.label().cloned()).collect();
-    let map = match rules.labels {
-        _ if labels.is_empty() => return Ok(None),
-        Some(known) => return Ok(Some(known.clone())),
-        None => LabelMap::from_labels(labels).map_err(|source| DataError::Labels { path: path.to_owned(), source })?,
-    };
+    let Some(first) = labels.first() else { return Ok(None) };
+    if let Some(known) = rules.labels {
+        return Ok(Some(known.clone()));
+    }
+    if labels.iter().all(|label| label == first) {
+        return Err(DataError::OneClass { path: path.to_owned(), label: first.clone() });
+    }
+    let failed = |source| DataError::Labels { path: path.to_owned(), source };
+    let map = LabelMap::from_labels(labels).map_err(failed)?;
     if map.len() > MAX_CLASSES {
         return Err(DataError::TooManyClasses { path: path.to_owned(), classes: map.len(), most: MAX_CLASSES });
     }

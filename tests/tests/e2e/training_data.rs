@@ -127,8 +127,11 @@ fn a_resumed_run_may_cut_shorter_and_batch_otherwise_but_not_longer() -> anyhow:
     let shorter = ["--batch-size", "2", "--accumulation", "2", "--resume", "--max-length", "100"];
     let (_, finished) = run(&shorter)?.watch(|event| event["step"] != 5)?;
     assert!(!finished, "stopped by the test");
-    refused(run(&["--batch-size", "4", "--resume"])?, &["--max-length was 100, is now 496"])?;
-    let losses = run(&["--batch-size", "4", "--resume", "--max-length", "99"])?.losses()?;
+    let longer = ["--batch-size", "4", "--resume", "--max-length", "101"];
+    refused(run(&longer)?, &["--max-length was 100, is now 101"])?;
+    let losses = run(&["--batch-size", "4", "--resume"])?.losses()?;
+    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("petals_adapter.json"))?)?;
+    assert_eq!(manifest["text"]["max_length"], 100, "without the flag as before");
     assert!(matches!(losses.len(), 1..=2), "steps 5 and 6, or 6 alone: {losses:?}");
     Ok(())
 }

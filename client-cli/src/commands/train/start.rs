@@ -11,15 +11,19 @@ use crate::commands::session;
 use crate::error::CliError;
 use crate::text::TextTokenizer;
 
-/// The saved run, if it is to be resumed, or a new one.
+/// The longest example of a saved run.
+pub(super) fn max_length(saved: &TrainingRecord) -> Option<usize> {
+    saved.settings.get("--max-length").and_then(|text| text.parse().ok())
+}
+
+/// The saved run, if there is one and it is to be resumed, or the fresh one.
 pub(super) fn state(
     args: &TrainArgs,
     files: &ModelFiles,
     tokenizer: &TextTokenizer,
     material: &Material,
-    fresh: TrainingRecord,
+    (saved, fresh): (Option<TrainingState>, TrainingRecord),
 ) -> Result<TrainingState, CliError> {
-    let saved = TrainingState::load(&args.out).map_err(CliError::input)?;
     match saved {
         Some(mut saved) if args.start.resume => {
             check_same_run(&saved.record, &fresh, material.data.counts.longest)?;

@@ -25,8 +25,8 @@ fn quoted_fields_have_commas_quotes_and_line_ends() {
     let fixture = Fixture::new();
     let csv = "prompt,completion\n\"a, \"\"b\"\"\",\"c\nc\"\n\n, b\n";
     let dataset = fixture.load("d.csv", csv, &given(Task::CausalLm)).unwrap();
-    // `a,` and `"b"c` are no words of the tokenizer.
-    assert_eq!(dataset.examples, [next(&[0, 2, 2, 5], 2), next(&[0, 4], 1)]);
+    // `a,` and `"b"c` are no words of the tokenizer, so that the border does not show between the second and `"b"`.
+    assert_eq!(dataset.examples, [next(&[0, 2, 2, 5], 3), next(&[0, 4], 1)]);
 }
 
 #[test]

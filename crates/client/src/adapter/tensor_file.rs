@@ -189,10 +189,6 @@ impl TensorFile {
     pub(crate) fn misshapen(&self, name: &str, got: Vec<usize>, expected: String) -> TensorFileError {
         TensorFileError::Shape { path: self.path.clone(), name: name.to_owned(), got, expected }
     }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 /// Whether these are the first bytes of what git leaves where git-lfs is not installed.
