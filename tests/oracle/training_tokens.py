@@ -33,12 +33,28 @@ TEMPLATES = {
     {%- endif %}
 {%- endfor %}
 """,
+    # Tags on lines of their own, what is assigned within a block, and a loop that is left there.
+    "blocks": """{% set seen = namespace(answers=0) %}
+{% for message in messages %}
+    {% if message.role == 'assistant' %}
+        {G}
+            {% set seen.answers = seen.answers + 1 %}
+            {% if seen.answers > 0 %}
+  {{ seen.answers }}: {{ message.content }}
+            {% endif %}
+<eos>
+        {E}
+    {% else %}
+[{{ message.role }}] {{ message.content }}
+    {% endif %}
+{% endfor %}
+""",
     "space": (
         "{% for message in messages %}{% if message.role == 'user' %}{{ '<bos>Q: ' + message.content + ' A:' }}"
         "{% else %}{G}{{ ' ' + message.content | trim + '<eos>' }}{E}{% endif %}{% endfor %}"
     ),
 }
-MARKS = [("{G}", "generation"), ("{E}", "endgeneration")]
+MARKS = [("{G}", "generation", "if true"), ("{E}", "endgeneration", "endif")]
 
 USER, OTHER = {"role": "user", "content": "who sat on the mat?"}, {"role": "user", "content": "and the dog? é 🙂"}
 CONVERSATIONS = [
@@ -64,11 +80,12 @@ COMPLETIONS = [
 
 def source(template: str, generation: bool) -> str:
     """The template with its blocks, or without them."""
-    for mark, tag in MARKS:
-        template = template.replace(mark, f"{{% {tag} %}}" if generation else "")
-    for mark, tag in [("{- G -}", "{%- generation -%}"), ("{%- E %}", "{%- endgeneration %}")]:
-        plain = tag.replace("endgeneration", "endif").replace("generation", "if true")
-        template = template.replace(mark, tag if generation else plain)
+    for mark, tag, plain in MARKS:
+        tag = tag if generation else plain
+        template = template.replace(mark, f"{{% {tag} %}}")
+        for open, close in [("{-", "-}"), ("{%-", "%}")]:
+            end = "-%}" if close == "-}" else "%}"
+            template = template.replace(f"{open} {mark[1]} {close}", f"{{%- {tag} {end}")
     return template
 
 

@@ -1,19 +1,15 @@
 //! `{% generation %}` blocks, in which templates put what the assistant said.
 //!
-//! Jinja does not know them; transformers adds them by an extension that is a call block, and so are they here: of a function that
-//! returns its body between two marks. They are taken out of what is rendered.
+//! Jinja does not know them; transformers adds them by an extension. Here each of the two tags becomes a mark, a character
+//! of the text around it, that is taken out of what is rendered. What a tag does to the space around it (Jinja's `-` and
+//! `+`, and the options `trim_blocks` and `lstrip_blocks`, which chat templates are rendered with) is done when the mark is put.
 
 use std::ops::Range;
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, State, Value};
-
-/// The function that blocks become calls of.
-const FUNCTION: &str = "petals_generation";
 /// Begin and end of an answer: noncharacters of Unicode, which no text has.
 const MARKS: [char; 2] = ['\u{fdd0}', '\u{fdd1}'];
 
-/// The template with calls in place of the blocks, and whether it had any.
+/// The template with marks in place of the tags, and whether it had any.
 pub(super) fn rewrite(source: &str) -> (String, bool) {
     let (mut text, mut rest, mut found) = (String::with_capacity(source.len()), source, false);
     while let Some(at) = rest.find("{%") {
@@ -25,35 +21,49 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
         };
         let (tag, after) = tag.split_at(end);
         let inside = &tag[2..end - 2];
-        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        let statement = match word {
-            "generation" => Some(format!("call {FUNCTION}()")),
-            "endgeneration" => Some("endcall".to_owned()),
-            _ => None,
-        };
-        found |= statement.is_some();
-        let control =
-            |edge: Option<char>| edge.filter(|c| matches!(c, '-' | '+')).map(String::from).unwrap_or_default();
-        match statement {
-            Some(statement) => {
-                let (open, close) = (control(inside.chars().next()), control(inside.chars().next_back()));
-                text.push_str(&format!("{{%{open} {statement} {close}%}}"));
+        let mark = match inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => MARKS[0],
+            "endgeneration" => MARKS[1],
+            _ => {
+                text.push_str(tag);
+                rest = after;
+                continue;
             }
-            None => text.push_str(tag),
-        }
-        rest = after;
+        };
+        found = true;
+        text.truncate(kept_before(&text, inside.chars().next()));
+        text.push(mark);
+        rest = kept_after(after, inside.chars().next_back());
     }
     text.push_str(rest);
     (text, found)
 }
 
-/// Adds the function.
-pub(super) fn install(environment: &mut Environment<'static>) {
-    environment.add_function(FUNCTION, |state: &mut State<'_, '_>, kwargs: Kwargs| -> Result<String, Error> {
-        let body = kwargs.get::<Value>("caller")?.call(state, &[])?;
-        let [open, close] = MARKS;
-        Ok(format!("{open}{body}{close}"))
-    });
+/// How much of the text before a tag with this control stays: all but the space that is taken off, or that begins its line.
+fn kept_before(text: &str, control: Option<char>) -> usize {
+    match control {
+        Some('-') => text.trim_end().len(),
+        Some('+') => text.len(),
+        _ => {
+            let line = text.rfind('\n').map_or(0, |end| end + 1);
+            if text[line..].chars().all(|c| matches!(c, ' ' | '\t')) { line } else { text.len() }
+        }
+    }
+}
+
+/// What of the text behind a tag with this control stays: all but the space that is taken off, or the end of its line. The
+/// next tag may begin the next line; the space before it goes as well, which a mark would keep.
+fn kept_after(text: &str, control: Option<char>) -> &str {
+    match control {
+        Some('-') => text.trim_start(),
+        Some('+') => text,
+        _ => {
+            let Some(next) = text.strip_prefix('\n').or_else(|| text.strip_prefix("\r\n")) else { return text };
+            let tag = next.trim_start_matches([' ', '\t']);
+            let is_tag = (tag.starts_with("{%") && !tag.starts_with("{%+")) || tag.starts_with("{#");
+            if is_tag { tag } else { next }
+        }
+    }
 }
 
 /// The first mark in a text.
@@ -80,13 +90,26 @@ pub(super) fn take(marked: &str) -> (String, Vec<Range<usize>>) {
 mod tests {
     use super::*;
 
+    /// The template with `<` and `>` for the marks.
+    fn rewritten(source: &str) -> String {
+        rewrite(source).0.replace(MARKS[0], "<").replace(MARKS[1], ">")
+    }
+
     #[test]
     fn only_generation_blocks_are_rewritten() {
         let plain = "{% if a %}{{ '{% generation' }}{# %} #}{% generations %} generation {% endif";
         assert_eq!(rewrite(plain), (plain.to_owned(), false));
-        let (text, found) = rewrite("a{%- generation -%}b{%+endgeneration%}c{% generation\n%}");
-        assert!(found);
-        assert_eq!(text, "a{%- call petals_generation() -%}b{%+ endcall %}c{% call petals_generation() %}");
+        assert!(rewrite("{%generation%}").1);
+    }
+
+    #[test]
+    fn space_around_the_tags_goes_as_around_those_of_jinja() {
+        assert_eq!(rewritten("a \n{%- generation -%}\n b \n{%- endgeneration -%} \n c"), "a<b>c");
+        assert_eq!(rewritten("a\n  {% generation %}\n b\n\t{% endgeneration %}\n\nc"), "a\n< b\n>\nc");
+        assert_eq!(rewritten("a {% generation %} b {% endgeneration %} c"), "a < b > c");
+        assert_eq!(rewritten("a\n {%+ generation +%}\n b"), "a\n <\n b");
+        assert_eq!(rewritten("{% generation %}\n  {% if a %}"), "<{% if a %}");
+        assert_eq!(rewritten("{% generation %}\n  {{ a }}"), "<  {{ a }}");
     }
 
     #[test]

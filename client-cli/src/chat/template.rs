@@ -111,7 +111,6 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_fuel(Some(FUEL));
         python::install(&mut environment);
-        marks::install(&mut environment);
         let compiled = environment.add_template_owned(NAME, source);
         compiled.map_err(|error| TemplateError::Syntax(one_line(&error)))?;
         Ok(Self { environment, tokens, marks })
