@@ -4,6 +4,7 @@
 //! For the others an answer is what its message adds: the conversation up to it is a text that goes on where the text of
 //! what was before it, with the begin of an answer behind it, ends.
 
+use std::iter;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -63,7 +64,10 @@ impl ChatTemplate {
             let answers = texts.into_iter().map(|(text, start)| start..text.len()).collect();
             return Ok(vec![Answered { text: whole, answers }]);
         }
-        let alone = texts.into_iter().map(|(text, start)| Answered { answers: vec![start..text.len()], text });
+        let alone = texts.into_iter().map(|(text, start)| {
+            let answers = iter::once(start..text.len()).collect();
+            Answered { text, answers }
+        });
         Ok(alone.collect())
     }
 

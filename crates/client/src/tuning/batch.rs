@@ -130,15 +130,15 @@ mod tests {
 
     #[test]
     fn answers_in_the_middle_are_read_and_what_follows_the_last_one_is_not_computed() {
-        let target = |spans: &[Range<usize>]| Target::Tokens(spans.to_vec());
-        let talk = Example { tokens: (5..13).collect(), target: target(&[0..2, 3..5, 6..7]) };
+        let target = |spans: &[(usize, usize)]| Target::Tokens(spans.iter().map(|&(start, end)| start..end).collect());
+        let talk = Example { tokens: (5..13).collect(), target: target(&[(0, 2), (3, 5), (6, 7)]) };
         assert_eq!((talk.labels(), talk.input_len()), (4, 6));
         let batch = MicroBatch::new(&[talk, text(&[1, 2], 1)]);
         assert_eq!(batch.lengths, [6, 1]);
         assert_eq!((batch.read_rows, batch.labels), (vec![0, 2, 3, 5, 6], vec![6, 8, 9, 11, 2]));
-        let cut = Example { tokens: vec![5, 6, 7], target: target(&[1..2, 2..9, 20..30]) };
+        let cut = Example { tokens: vec![5, 6, 7], target: target(&[(1, 2), (2, 9), (20, 30)]) };
         assert_eq!((cut.labels(), cut.input_len()), (2, 2));
-        let none = Example { tokens: vec![5, 6, 7], target: target(&[0..1]) };
+        let none = Example { tokens: vec![5, 6, 7], target: target(&[(0, 1)]) };
         assert_eq!((none.labels(), none.input_len()), (0, 0));
     }
 
