@@ -9,7 +9,7 @@ use super::session;
 use crate::args::EvalArgs;
 use crate::data::{DataRules, Dataset};
 use crate::error::CliError;
-use crate::output::{Eval, Output};
+use crate::output::{Eval, Measured, Output, ReadData};
 use crate::text::TextTokenizer;
 
 pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> {
@@ -28,9 +28,8 @@ pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> 
         vocab_size: files.config.vocab_size,
     };
     let dataset = Dataset::load(&args.data, &rules, &tokenizer)?;
-    if dataset.counts.left_out() > 0 {
-        tracing::warn!("{}: {}", args.data.display(), dataset.counts);
-    }
+    let read = ReadData::new(args.data.clone(), &dataset);
+    output.emit(&Measured { eval: read, max_length: text.max_length.unwrap_or(positions) })?;
     let step = manifest.step;
     let is_classifier = manifest.labels.is_some();
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;

@@ -38,6 +38,15 @@ pub(crate) struct Planned {
     pub(crate) validated_only: bool,
 }
 
+/// What an adapter is measured on.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Measured {
+    /// The data.
+    pub(crate) eval: ReadData,
+    /// Most tokens of an example.
+    pub(crate) max_length: usize,
+}
+
 /// What was read out of one file.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ReadData {
@@ -105,6 +114,16 @@ impl ReadData {
 
 impl Event for Planned {
     const NAME: &'static str = "data";
+}
+
+impl Event for Measured {
+    const NAME: &'static str = "data";
+}
+
+impl Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.eval.write(f, self.max_length)
+    }
 }
 
 impl Display for Planned {

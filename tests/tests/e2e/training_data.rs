@@ -107,6 +107,7 @@ fn text_that_is_longer_than_the_model_is_trained_on_with_the_usual_flags() -> an
     assert_eq!(manifest["text"]["max_length"], 496, "an evaluation cuts as training did");
     let evaluated = swarm.tune("eval")?.path("--adapter", &out).path("--data", &data).events()?;
     assert!(evaluated.iter().any(|event| event["event"] == "eval"), "{evaluated:?}");
+    assert!(evaluated.iter().any(|event| event["eval"]["cut"] == 1), "{evaluated:?}");
     Ok(())
 }
 
