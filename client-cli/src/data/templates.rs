@@ -11,12 +11,14 @@ pub(crate) struct Templates {
     model: PathBuf,
     file: Option<PathBuf>,
     read: OnceCell<ChatTemplate>,
+    /// Whether there is one, once that was asked.
+    exists: OnceCell<bool>,
 }
 
 impl Templates {
     /// The template in `file`, or else that of the model's directory.
     pub(crate) fn new(model: PathBuf, file: Option<PathBuf>) -> Self {
-        Self { model, file, read: OnceCell::new() }
+        Self { model, file, read: OnceCell::new(), exists: OnceCell::new() }
     }
 
     /// The template.
@@ -33,6 +35,6 @@ impl Templates {
 
     /// Whether the model has a template; one that is there and cannot be used counts.
     pub(super) fn exists(&self) -> bool {
-        !matches!(self.get(), Err(TemplateError::Missing(_)))
+        *self.exists.get_or_init(|| !matches!(self.get(), Err(TemplateError::Missing(_))))
     }
 }
