@@ -10,6 +10,7 @@ mod logits;
 mod route;
 mod serve;
 mod swarm;
+mod text;
 mod train;
 mod values;
 
@@ -21,6 +22,7 @@ pub(crate) use logits::LogitsArgs;
 pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
 pub(crate) use swarm::{PassArgs, SwarmArgs};
+pub(crate) use text::TextArgs;
 pub(crate) use train::{TrainArgs, TrainLength};
 
 /// Adapts a language model that a swarm of peers serves, by training prompts on this machine.

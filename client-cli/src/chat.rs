@@ -1,16 +1,19 @@
 //! Conversations as the text that a model was trained on: its chat template, as transformers renders it.
 
+mod answers;
 mod conversation;
 mod dates;
 mod files;
 mod filters;
 mod json;
+mod marks;
 mod methods;
 mod python;
 mod source;
 mod template;
 mod tool_format;
 
+pub(crate) use answers::AnswerError;
 pub(crate) use conversation::{Call, Conversation, Ending, Function, Json, Turn, Variables};
 pub(crate) use template::{ChatTemplate, Message, TemplateError};
 pub(crate) use tool_format::ToolFormat;

@@ -1,10 +1,13 @@
 //! Data files as tokenised examples.
 //!
-//! | file | task | a line |
-//! |---|---|---|
-//! | JSON lines | seq-cls | `{"text": …, "label": …}`, the label an integer or a text |
-//! | JSON lines | causal-lm | `{"text": …}`, or `{"prompt": …, "completion": …}` with the loss on the completion only |
-//! | `.txt` | causal-lm | any text; the whole file is tokenised and cut into chunks of `--max-length` tokens |
+//! | file | what it is |
+//! |---|---|
+//! | `.txt` | any text, for causal-lm: the whole file is tokenised and cut into windows of `--max-length` tokens |
+//! | `.csv`, `.tsv` | a header with the names of the columns, and a record for each example |
+//! | any other | JSON lines, an object for each example, or one JSON list of objects |
+//!
+//! What the columns mean is in `columns`; `source` reads rows of any format, `record` makes of a row what is to be learnt,
+//! `tokenise` the tokens of it.
 
 use std::path::Path;
 
@@ -13,25 +16,41 @@ use petals_client::{Example, LabelMap, Target, Task, TextRules};
 use crate::text::TextTokenizer;
 
 mod batches;
+mod columns;
+mod conversation;
+mod counts;
 mod error;
 mod input_ids;
+mod label;
 mod lines;
+mod problem;
 mod record;
+mod source;
+mod templates;
 mod tokenise;
 
 pub(crate) use batches::{BatchOrder, BatchPlan};
+pub(crate) use columns::Columns;
+pub(crate) use counts::Counts;
 pub(crate) use error::DataError;
 pub(crate) use input_ids::read_input_ids;
+pub(crate) use templates::Templates;
 
 /// What is read out of a data file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DataRules<'a> {
-    /// The task, which decides on the fields of a line.
+    /// The task, which decides on the columns.
     pub(crate) task: Task,
     /// How text becomes tokens.
     pub(crate) text: TextRules,
     /// The classes that labels must be among; `None` takes the classes from the file.
     pub(crate) labels: Option<&'a LabelMap>,
+    /// Columns with names of their own.
+    pub(crate) columns: &'a Columns,
+    /// The model's chat template, for conversations.
+    pub(crate) templates: &'a Templates,
+    /// Tokens that the model knows: a tokenizer of another model may make others.
+    pub(crate) vocab_size: usize,
 }
 
 /// A data file, tokenised.
@@ -41,24 +60,27 @@ pub(crate) struct Dataset {
     pub(crate) examples: Vec<Example>,
     /// The classes, for seq-cls.
     pub(crate) labels: Option<LabelMap>,
-    /// Lines left out because no token with a loss remained within the maximal length.
-    pub(crate) dropped: usize,
+    /// What became of the rows.
+    pub(crate) counts: Counts,
+    /// A digest of the examples as they are before anything is cut, by which a resumed run knows its data.
+    pub(crate) digest: String,
 }
 
 impl Dataset {
-    /// Reads and tokenises a file: plain text if its name ends in `.txt`, JSON lines otherwise.
+    /// Reads and tokenises a file, in the format that its name and its first bytes say.
     ///
     /// # Errors
     /// [`DataError`], with file, line and what is wrong.
     pub(crate) fn load(path: &Path, rules: &DataRules<'_>, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
-        let plain = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"));
-        let dataset = match (plain, rules.task) {
-            (true, Task::CausalLm) => tokenise::chunks(path, rules, tokenizer)?,
-            (true, Task::SeqCls) => return Err(DataError::PlainTextHasNoLabels { path: path.to_owned() }),
-            (false, _) => tokenise::lines(path, record::read(path, rules.task)?, rules, tokenizer)?,
+        let dataset = match (source::format(path)?, rules.task) {
+            (source::Format::PlainText, Task::CausalLm) => tokenise::windows(path, rules, tokenizer)?,
+            (source::Format::PlainText, Task::SeqCls) => {
+                return Err(DataError::PlainTextHasNoLabels { path: path.to_owned() });
+            }
+            (format, _) => tokenise::records(path, record::read(path, format, rules)?, rules, tokenizer)?,
         };
         if dataset.examples.is_empty() {
-            return Err(DataError::NoExamples { path: path.to_owned(), dropped: dataset.dropped });
+            return Err(DataError::NoExamples { path: path.to_owned(), counts: dataset.counts });
         }
         Ok(dataset)
     }
@@ -68,22 +90,17 @@ impl Dataset {
         self.examples.iter().map(|example| example.tokens.len()).collect()
     }
 
-    /// A digest of the examples, by which a resumed run knows its data.
-    pub(crate) fn digest(&self) -> String {
-        let mut hasher = blake3::Hasher::new();
+    /// Examples of each class, in the order of the classes; empty without classes.
+    pub(crate) fn of_each_class(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.labels.as_ref().map_or(0, LabelMap::len)];
         for example in &self.examples {
-            let (kind, number) = match example.target {
-                Target::NextToken { from } => (0u64, from),
-                Target::Class(class) => (1, class),
-            };
-            for field in [example.tokens.len() as u64, kind, number as u64] {
-                hasher.update(&field.to_le_bytes());
+            if let Target::Class(class) = example.target
+                && let Some(count) = counts.get_mut(class)
+            {
+                *count += 1;
             }
-            example.tokens.iter().for_each(|token| {
-                hasher.update(&token.to_le_bytes());
-            });
         }
-        hasher.finalize().to_hex()[..16].to_owned()
+        counts
     }
 }
 

@@ -12,12 +12,14 @@ use crate::terminal;
 
 mod bench;
 mod chat;
+mod data;
 mod explain;
 mod generated;
 mod swarm;
 
 pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
 pub(crate) use chat::{Answered, Notice, Serving};
+pub(crate) use data::{Measured, Planned, ReadData};
 pub(crate) use explain::{Considered, TrainingRoute};
 pub(crate) use generated::{Course, Generated};
 pub(crate) use swarm::{

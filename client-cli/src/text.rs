@@ -9,6 +9,7 @@ mod added;
 mod cleanup;
 mod ends;
 mod files;
+mod joined;
 mod pieces;
 mod special;
 mod stop;

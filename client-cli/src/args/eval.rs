@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use petals_client::TextRules;
 
-use super::values::at_least;
-use super::{PassArgs, SwarmArgs};
+use super::{PassArgs, SwarmArgs, TextArgs};
 
 /// Arguments of `eval`.
 #[derive(Debug, Clone, Args)]
@@ -22,24 +20,9 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
 
-    /// Most tokens of an example [default: as in training].
-    #[arg(long, value_name = "N", value_parser = at_least(2))]
-    max_length: Option<usize>,
-
-    /// Append the end-of-sequence token to every text [default: as in training].
-    #[arg(long)]
-    append_eos: bool,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
 
     #[command(flatten)]
     pub(crate) passes: PassArgs,
-}
-
-impl EvalArgs {
-    /// The rules of training, as far as no flag says otherwise.
-    pub(crate) fn rules(&self, trained: TextRules) -> TextRules {
-        TextRules {
-            max_length: self.max_length.or(trained.max_length),
-            append_eos: self.append_eos || trained.append_eos,
-        }
-    }
 }

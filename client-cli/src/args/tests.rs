@@ -1,6 +1,6 @@
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use petals_client::{Injection, TuningMode};
+use petals_client::{Injection, Task, TextRules, TuningMode};
 
 use super::*;
 use crate::data::BatchOrder;
@@ -44,7 +44,8 @@ fn every_command_is_understood_as_documented() {
                --no-shuffle --save-every 10 --resume --json";
     let args = train(all).unwrap();
     assert_eq!((args.injection(), args.optimiser.length()), (Injection::Add, TrainLength::Epochs(2)));
-    assert_eq!((args.optimiser.order(), args.text.rules().max_length), (BatchOrder::File, Some(64)));
+    let rules = args.text.rules(512, 4, None).unwrap();
+    assert_eq!((args.optimiser.order(), rules.max_length), (BatchOrder::File, Some(64)));
 }
 
 #[test]
@@ -88,8 +89,46 @@ fn bad_values_are_refused_with_status_2_and_named() {
 }
 
 #[test]
+fn the_longest_example_fits_with_its_prefix() {
+    let rules = |flags: &str, positions, prefix| train(flags).unwrap().text.rules(positions, prefix, None);
+    let longest = |flags: &str, positions, prefix| rules(flags, positions, prefix).map(|rules| rules.max_length);
+    assert_eq!(longest("", 4096, 16), Ok(Some(512)));
+    assert_eq!(longest("", 512, 16), Ok(Some(496)), "the default is cut to what fits");
+    assert_eq!(longest("--max-length 496", 512, 16), Ok(Some(496)));
+    let refused = rules("--max-length 497", 512, 16).unwrap_err();
+    assert!(refused.contains("--max-length 497") && refused.contains("at most 496"), "{refused}");
+    assert!(rules("", 17, 16).unwrap_err().contains("--prefix-len"));
+    let trained = |max_length| Some(TextRules { max_length, append_eos: true });
+    let text = train("").unwrap().text;
+    assert_eq!(text.rules(512, 16, trained(Some(64))), Ok(trained(Some(64)).unwrap()));
+    assert_eq!(text.rules(512, 16, trained(None)).unwrap().max_length, Some(496), "adapters of PEFT do not say");
+    assert_eq!(text.rules(512, 16, trained(Some(600))).unwrap().max_length, Some(496));
+}
+
+#[test]
+fn columns_belong_to_their_task() {
+    let columns = |flags: &str, task| train(flags).unwrap().text.columns(task);
+    assert!(columns("--label-column stars", Task::CausalLm).unwrap_err().contains("--label-column"));
+    assert!(columns("--prompt-column q --completion-column a", Task::SeqCls).unwrap_err().contains("--prompt-column"));
+    assert_eq!(
+        columns("--text-column review --label-column stars", Task::SeqCls).unwrap().label.as_deref(),
+        Some("stars")
+    );
+    assert!(train("--prompt-column q").unwrap_err().to_string().contains("--completion-column"));
+}
+
+#[test]
+fn only_a_validation_needs_no_swarm() {
+    let command = "petals-tune train --model m --mode ptune --prefix-len 4 --task seq-cls --data d.jsonl --out o";
+    assert!(parse(command).unwrap_err().to_string().contains("--peers"));
+    assert!(parse(&format!("{command} --validate")).is_ok());
+    let eval = parse("petals-tune eval --model m --adapter a --data d.jsonl").unwrap_err();
+    assert!(eval.to_string().contains("--peers"));
+}
+
+#[test]
 fn settings_change_with_the_flags_that_shape_the_curve_only() {
-    let settings = |flags: &str| train(flags).unwrap().settings("digest");
+    let settings = |flags: &str| train(flags).unwrap().settings("digest", 64);
     assert_eq!(settings(""), settings("--micro-batch-tokens 1 --save-every 1 --steps 9 --resume"));
     for flags in ["--lr 0.5", "--seed 1", "--clip 2", "--no-shuffle", "--injection add", "--batch-size 3"] {
         let flag = flags.split(' ').next().unwrap();

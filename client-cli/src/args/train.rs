@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use petals_client::{DeepInit, InitRule, Injection, Schedule, Task, TextRules, TuningMode};
+use petals_client::{DeepInit, InitRule, Injection, Schedule, Task, TuningMode};
 
 use super::values::{at_least, deep_init, injection, mode, not_negative, schedule, task};
-use super::{PassArgs, SwarmArgs};
+use super::{PassArgs, SwarmArgs, TextArgs};
 use crate::data::BatchOrder;
 use crate::text::{TextError, TextTokenizer};
 
@@ -15,11 +15,15 @@ const EXAMPLES: &str = "\
 Examples:
   petals-tune train --model ./Llama-3.2-1B --peers /ip4/192.0.2.1/tcp/31337/p2p/12D3Koo… \\
       --mode deep_ptune --prefix-len 16 --task seq-cls --data train.jsonl --eval dev.jsonl --out ./sst2-prompt
-  petals-tune train … --mode ptune --prefix-len 20 --task causal-lm --data notes.txt --steps 500 --out ./notes --resume";
+  petals-tune train … --mode ptune --prefix-len 20 --task causal-lm --data notes.txt --steps 500 --out ./notes --resume
+  petals-tune train … --mode ptune --prefix-len 20 --task causal-lm --data chats.jsonl --out ./chats --validate";
 
 /// Arguments of `train`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(
+    after_help = EXAMPLES,
+    mut_arg("peers", |peers| peers.required(false).required_unless_present("validate"))
+)]
 pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) swarm: SwarmArgs,
@@ -40,7 +44,9 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_parser = task())]
     pub(crate) task: Task,
 
-    /// Training data: JSON lines, or plain text (.txt) for causal-lm.
+    /// Training data: JSON lines, a JSON list, CSV or TSV with a header, or plain text (.txt) for causal-lm. Rows have `text` and
+    /// `label` for seq-cls; for causal-lm `text`, `prompt` and `completion`, `instruction`, `input` and `output`, or `messages`
+    /// or `conversations`, of which the assistant's turns are learnt.
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
 
@@ -51,6 +57,10 @@ pub(crate) struct TrainArgs {
     /// Directory for the adapter and the training state.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
+
+    /// Check flags, data and adapter, report what would be trained, and stop: no swarm is joined and nothing written.
+    #[arg(long)]
+    pub(crate) validate: bool,
 
     #[command(flatten)]
     pub(crate) optimiser: OptimiserArgs,
@@ -115,19 +125,6 @@ pub(crate) struct OptimiserArgs {
     /// Take consecutive lines in file order, wrapping round, instead of shuffled batches of similar lengths.
     #[arg(long)]
     no_shuffle: bool,
-}
-
-/// How text becomes tokens.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Text")]
-pub(crate) struct TextArgs {
-    /// Most tokens of an example; longer ones are cut.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least(2))]
-    max_length: usize,
-
-    /// Append the end-of-sequence token to every text.
-    #[arg(long)]
-    append_eos: bool,
 }
 
 /// Where the tables start.
@@ -206,8 +203,8 @@ impl TrainArgs {
     }
 
     /// The flags that shape the loss curve, for [`petals_client::TrainingRecord::settings`]; `data` is the digest of the
-    /// training data.
-    pub(crate) fn settings(&self, data: &str) -> BTreeMap<String, String> {
+    /// training data before it is cut to `max_length`.
+    pub(crate) fn settings(&self, data: &str, max_length: usize) -> BTreeMap<String, String> {
         let optimiser = &self.optimiser;
         let injection = format!("{:?}", self.injection()).to_lowercase();
         [
@@ -216,6 +213,8 @@ impl TrainArgs {
             ("--prefix-len", self.prefix_len.to_string()),
             ("--task", self.task.to_string()),
             ("--data", data.to_owned()),
+            ("--max-length", max_length.to_string()),
+            ("--append-eos", self.text.append_eos.to_string()),
             ("--batch-size", optimiser.batch_size.to_string()),
             ("--accumulation", optimiser.accumulation.to_string()),
             ("--lr", optimiser.lr.to_string()),
@@ -245,13 +244,6 @@ impl OptimiserArgs {
     /// The order of the examples.
     pub(crate) fn order(&self) -> BatchOrder {
         if self.no_shuffle { BatchOrder::File } else { BatchOrder::Shuffled { seed: self.seed } }
-    }
-}
-
-impl TextArgs {
-    /// The rules as an adapter's manifest keeps them.
-    pub(crate) fn rules(&self) -> TextRules {
-        TextRules { max_length: Some(self.max_length), append_eos: self.append_eos }
     }
 }
 

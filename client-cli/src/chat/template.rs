@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::files::{self, Sources};
-use super::{python, source};
+use super::{marks, python, source};
 
 /// The name under which the template is compiled.
 const NAME: &str = "chat";
 /// The name under which that for conversations with tools is compiled, if there is one.
 const WITH_TOOLS: &str = "tool_use";
+/// The name under which it is compiled with marks around answers, if it has `generation` blocks.
+const MARKED: &str = "marked";
 /// Steps that a template may take. Ten thousand messages take less; an endless loop ends.
 const FUEL: u64 = 20_000_000;
 /// Special tokens that templates use by name.
@@ -80,6 +82,8 @@ pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     tokens: Map<String, Value>,
+    /// Whether it has `generation` blocks.
+    marks: bool,
 }
 
 impl ChatTemplate {
@@ -113,12 +117,19 @@ impl ChatTemplate {
         python::install(&mut environment);
         // The one for tools says which form calls have.
         let source = sources.with_tools.clone().unwrap_or_else(|| sources.default.clone());
-        for (name, source) in [(NAME, Some(sources.default)), (WITH_TOOLS, sources.with_tools)] {
+        let (marked, marks) = marks::rewrite(&sources.default);
+        let marked = marks.then_some(marked);
+        for (name, source) in [(NAME, Some(sources.default)), (WITH_TOOLS, sources.with_tools), (MARKED, marked)] {
             let Some(source) = source else { continue };
             let compiled = environment.add_template_owned(name, source::normalised(&source));
             compiled.map_err(|error| TemplateError::Syntax(one_line(&error)))?;
         }
-        Ok(Self { environment, source, tokens })
+        Ok(Self { environment, source, tokens, marks })
+    }
+
+    /// Whether the template itself says what the assistant said.
+    pub(super) fn marks_answers(&self) -> bool {
+        self.marks
     }
 
     /// The template as it was written.
@@ -141,15 +152,23 @@ impl ChatTemplate {
         self.render_given(context! { messages => Serde(messages), add_generation_prompt => answer })
     }
 
+    /// The text of messages with everything that data has in them; `marked`: with marks around answers, if the template has
+    /// `generation` blocks.
+    pub(super) fn render_json(&self, messages: &[Value], answer: bool, marked: bool) -> Result<String, TemplateError> {
+        let given = context! { messages => Serde(messages), add_generation_prompt => answer };
+        self.render_named(if marked && self.marks { MARKED } else { NAME }, given)
+    }
+
     /// The template's text, with these variables; special tokens by their names are variables too, unless others are given.
     pub(super) fn render_given(&self, given: minijinja::Value) -> Result<String, TemplateError> {
         // As transformers chooses: a template of its own for tools, if any are given, be it an empty list.
         let tools = given.get_attr("tools").is_ok_and(|tools| !tools.is_undefined() && !tools.is_none());
-        let special = tools.then(|| self.environment.get_template(WITH_TOOLS).ok()).flatten();
-        let template = match special {
-            Some(template) => template,
-            None => self.environment.get_template(NAME).map_err(|error| TemplateError::Syntax(one_line(&error)))?,
-        };
+        let special = tools && self.environment.get_template(WITH_TOOLS).is_ok();
+        self.render_named(if special { WITH_TOOLS } else { NAME }, given)
+    }
+
+    fn render_named(&self, name: &str, given: minijinja::Value) -> Result<String, TemplateError> {
+        let template = self.environment.get_template(name).map_err(|error| TemplateError::Syntax(one_line(&error)))?;
         let tokens = minijinja::Value::from(Serde(&self.tokens));
         let missing = context! { tools => (), documents => () };
         template.render(context! { ..given, ..tokens, ..missing }).map_err(|error| match python::raised(&error) {

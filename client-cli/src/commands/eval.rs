@@ -9,7 +9,7 @@ use super::session;
 use crate::args::EvalArgs;
 use crate::data::{DataRules, Dataset};
 use crate::error::CliError;
-use crate::output::{Eval, Output};
+use crate::output::{Eval, Measured, Output, ReadData};
 use crate::text::TextTokenizer;
 
 pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> {
@@ -17,8 +17,19 @@ pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> 
     let tokenizer = TextTokenizer::load(&args.swarm.model)?;
     let adapter = session::adapter(&files, &args.adapter)?;
     let manifest = &adapter.manifest;
-    let rules = DataRules { task: manifest.task, text: args.rules(manifest.text), labels: manifest.labels.as_ref() };
+    let positions = files.config.max_position_embeddings;
+    let text = args.text.rules(positions, manifest.prefix_len, Some(manifest.text)).map_err(CliError::Usage)?;
+    let rules = DataRules {
+        task: manifest.task,
+        text,
+        labels: manifest.labels.as_ref(),
+        columns: &args.text.columns(manifest.task).map_err(CliError::Usage)?,
+        templates: &args.text.templates(&args.swarm.model),
+        vocab_size: files.config.vocab_size,
+    };
     let dataset = Dataset::load(&args.data, &rules, &tokenizer)?;
+    let read = ReadData::new(args.data.clone(), &dataset);
+    output.emit(&Measured { eval: read, max_length: text.max_length.unwrap_or(positions) })?;
     let step = manifest.step;
     let is_classifier = manifest.labels.is_some();
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;

@@ -1,40 +1,47 @@
 //! `petals-tune train`.
 
-use std::path::Path;
-
 use anyhow::{Context, Error};
 use petals_client::{
-    AdamW, Adapter, Example, LabelMap, LearningRate, ModelFiles, PromptTables, PromptTuner, TableInit, TableShape,
-    Task, TrainingRecord, TrainingState, TunerConfig,
+    Adapter, Example, LearningRate, ModelFiles, PromptTuner, Task, TextRules, TrainingRecord, TrainingState,
+    TunerConfig,
 };
 
 use super::{session, stop::StopSignal};
 use crate::args::{TrainArgs, TrainLength};
-use crate::data::{BatchPlan, DataRules, Dataset};
+use crate::data::BatchPlan;
 use crate::error::CliError;
 use crate::output::{Done, Eval, Output, Resumed, Saved, Step};
 use crate::progress::Progress;
 use crate::text::TextTokenizer;
 
-/// What a run learns from.
-struct Material {
-    data: Dataset,
-    eval: Option<Dataset>,
-}
+mod material;
+mod out;
+mod start;
+
+use material::Material;
 
 /// A run between two steps.
 struct Run<'a> {
     args: &'a TrainArgs,
     files: &'a ModelFiles,
     output: Output,
+    rules: TextRules,
     record: TrainingRecord,
     tuner: PromptTuner,
 }
 
 pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError> {
+    // Whatever can be known without the swarm is found out first: what is wrong at some later step costs all steps before it.
     let files = session::open(&args.swarm)?;
     let tokenizer = TextTokenizer::load(&args.swarm.model)?;
-    let material = Material::load(&args, &tokenizer)?;
+    let positions = files.config.max_position_embeddings;
+    out::check_writable(&args.out)?;
+    let saved = TrainingState::load(&args.out).map_err(CliError::input)?;
+    // A run that was told to cut shorter goes on to do so.
+    let earlier = saved.as_ref().filter(|_| args.start.resume).and_then(|saved| start::max_length(&saved.record));
+    let earlier = earlier.map(|max_length| TextRules { max_length: Some(max_length), append_eos: false });
+    let rules = args.text.rules(positions, args.prefix_len, earlier).map_err(CliError::Usage)?;
+    let material = Material::load(&args, rules, files.config.vocab_size, &tokenizer)?;
     let mut plan = BatchPlan::new(material.data.lengths(), args.optimiser.step_size(), args.optimiser.order());
     let total = match args.optimiser.length() {
         TrainLength::Epochs(epochs) => plan.steps_of(epochs),
@@ -46,18 +53,22 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
         total_steps: total,
         seed: args.optimiser.seed,
         labels: material.data.labels.clone(),
-        settings: args.settings(&material.data.digest()),
+        settings: args.settings(&material.data.digest, material.max_length()),
     };
-    let state = start(&args, &files, &tokenizer, fresh)?;
+    let TrainingState { record, tables, optimizer } =
+        start::state(&args, &files, &tokenizer, &material, (saved, fresh))?;
+    output.emit(&material.planned(&args, positions, &record, &plan))?;
+    if args.validate {
+        return Ok(());
+    }
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
     let tuning = TunerConfig {
         micro_batch_tokens: args.passes.micro_batch_tokens,
         in_flight: args.passes.in_flight,
         clip: args.optimiser.clip,
     };
-    let TrainingState { record, tables, optimizer } = state;
     let tuner = PromptTuner::new(sequence.clone(), files.local.clone(), tables, optimizer, tuning);
-    let mut run = Run { args: &args, files: &files, output, record, tuner };
+    let mut run = Run { args: &args, files: &files, output, rules, record, tuner };
     if run.record.step > 0 {
         output.emit(&Resumed { step: run.record.step })?;
     }
@@ -66,102 +77,6 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     swarm.shutdown().await;
     finished?;
     output.emit(&Done { adapter: args.out })
-}
-
-impl Material {
-    fn load(args: &TrainArgs, tokenizer: &TextTokenizer) -> Result<Self, CliError> {
-        let load = |path: &Path, labels: Option<&LabelMap>| {
-            let data = Dataset::load(path, &DataRules { task: args.task, text: args.text.rules(), labels }, tokenizer)?;
-            if data.dropped > 0 {
-                tracing::warn!("{}: {} examples have nothing to learn from, left out", path.display(), data.dropped);
-            }
-            Ok::<_, CliError>(data)
-        };
-        let data = load(&args.data, None)?;
-        let eval = args.eval.as_deref().map(|path| load(path, data.labels.as_ref())).transpose()?;
-        Ok(Self { data, eval })
-    }
-}
-
-/// The saved run, if it is to be resumed, or a new one.
-fn start(
-    args: &TrainArgs,
-    files: &ModelFiles,
-    tokenizer: &TextTokenizer,
-    fresh: TrainingRecord,
-) -> Result<TrainingState, CliError> {
-    let saved = TrainingState::load(&args.out).map_err(CliError::input)?;
-    match saved {
-        Some(mut saved) if args.start.resume => {
-            check_same_run(&saved.record, &fresh)?;
-            // More steps than planned are fine, they only change the schedule's end.
-            saved.record.total_steps = fresh.total_steps;
-            return Ok(saved);
-        }
-        Some(saved) if saved.record.step < saved.record.total_steps => {
-            let (step, total) = (saved.record.step, saved.record.total_steps);
-            let message = format!(
-                "{} has a run that stopped at step {step} of {total}: add --resume to go on with it, or choose another --out",
-                args.out.display()
-            );
-            return Err(CliError::Usage(message));
-        }
-        _ => {}
-    }
-    let tables = first_tables(args, files, tokenizer, fresh.labels.as_ref())?;
-    let optimizer = AdamW::new(tables.shape(), args.optimiser.weight_decay);
-    Ok(TrainingState { record: fresh, tables, optimizer })
-}
-
-fn check_same_run(saved: &TrainingRecord, now: &TrainingRecord) -> Result<(), CliError> {
-    if saved.model != now.model {
-        let message = format!("the saved run is of model {}, this one of {}", saved.model, now.model);
-        return Err(CliError::Usage(message));
-    }
-    let changes = saved.changed_settings(&now.settings);
-    if changes.is_empty() {
-        return Ok(());
-    }
-    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
-    Err(CliError::Usage(format!("cannot resume with other settings: {}", changes.join("; "))))
-}
-
-fn first_tables(
-    args: &TrainArgs,
-    files: &ModelFiles,
-    tokenizer: &TextTokenizer,
-    labels: Option<&LabelMap>,
-) -> Result<PromptTables, CliError> {
-    let config = &files.config;
-    let (prefix_len, longest) = (args.prefix_len, config.max_position_embeddings);
-    if prefix_len >= longest {
-        let message = format!("--prefix-len {prefix_len} leaves no room for text: the model has {longest} positions");
-        return Err(CliError::Usage(message));
-    }
-    let shape = TableShape {
-        injection: args.injection(),
-        blocks: config.num_hidden_layers,
-        prefix_len,
-        hidden: config.hidden_size,
-        labels: labels.filter(|_| args.task == Task::SeqCls).map(LabelMap::len),
-    };
-    let init = TableInit {
-        rule: args.start.init_rule(tokenizer)?,
-        deep: args.start.init_deep,
-        std: config.initializer_range,
-        vocab_size: config.vocab_size as u32,
-        seed: args.optimiser.seed,
-    };
-    let embed = |ids: &[u32]| files.local.embed(ids);
-    let mut tables = PromptTables::initialise(shape, &init, embed).map_err(CliError::input)?;
-    if let Some(directory) = &args.start.init_from {
-        let given = session::adapter(files, directory)?.tables;
-        let kept = tables.start_from(&given).map_err(CliError::input)?;
-        for table in kept {
-            tracing::warn!("--init-from has no `{}`: it starts as without --init-from", table.tensor_name());
-        }
-    }
-    Ok(tables)
 }
 
 impl Run<'_> {
@@ -254,7 +169,7 @@ impl Run<'_> {
         let (out, tables) = (&self.args.out, self.tuner.tables());
         self.record.save(out, tables, self.tuner.optimizer()).map_err(Error::from)?;
         let labels = self.record.labels.clone();
-        let (model, rules, step) = (&self.files.adapted, self.args.text.rules(), self.record.step);
+        let (model, rules, step) = (&self.files.adapted, self.rules, self.record.step);
         let adapter = Adapter::new(model, tables.clone(), labels, rules, step);
         adapter.save(out, model).map_err(Error::from)?;
         self.output.emit(&Saved { step })

@@ -4,14 +4,30 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use petals_client::{Label, LabelError, LabelMap, Task};
+use petals_client::{Label, LabelError};
 
+use super::counts::Counts;
+use super::problem::Problem;
+use crate::chat::AnswerError;
 use crate::text::TextError;
 
-/// Longest line in bytes. A longer one is not a line of examples but a file without line ends.
-pub(super) const MAX_LINE_LEN: usize = 16 << 20;
-/// Most labels listed in a message.
-const LABELS_SHOWN: usize = 10;
+/// Where in a file something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A line, counted from 1.
+    Line(usize),
+    /// An item of a list, counted from 1.
+    Item(usize),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => line.fmt(f),
+            Self::Item(item) => write!(f, "item {item}"),
+        }
+    }
+}
 
 /// Why a data file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,31 +41,92 @@ pub(crate) enum DataError {
         /// Why.
         source: io::Error,
     },
-    /// One line is wrong.
-    #[error("{}:{line}: {problem}", path.display())]
-    Line {
+    /// It has another format.
+    #[error("{} is {what}: {remedy}", path.display())]
+    Format {
         /// The file.
         path: PathBuf,
-        /// The line, counted from 1.
-        line: usize,
-        /// What is wrong with it.
-        problem: LineProblem,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
-    /// The text of a whole file, or of one line, cannot be tokenised.
-    #[error("{}: the text cannot be tokenised", path.display())]
-    Tokenise {
+    /// It is longer than what is read.
+    #[error("{} has {len} bytes, more than is read at once: split it", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
+    /// Its header names the columns wrongly.
+    #[error("{}: the header {problem}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A JSON list is malformed.
+    #[error("{} is not a JSON list of objects", path.display())]
+    List {
         /// The file.
         path: PathBuf,
         /// Why.
+        source: serde_json::Error,
+    },
+    /// One row is wrong.
+    #[error("{}:{place}: {problem}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// Which.
+        place: Place,
+        /// What is wrong with it.
+        problem: Problem,
+    },
+    /// A text cannot be tokenised.
+    #[error("{}:{place}: the text cannot be tokenised", path.display())]
+    Tokenise {
+        /// The file.
+        path: PathBuf,
+        /// Which row.
+        place: Place,
+        /// Why.
         source: TextError,
     },
+    /// A conversation cannot be made a text with known answers.
+    #[error("{}:{place}: the conversation cannot be used", path.display())]
+    Conversation {
+        /// The file.
+        path: PathBuf,
+        /// Which row.
+        place: Place,
+        /// Why.
+        source: AnswerError,
+    },
+    /// The tokenizer makes tokens that the model does not know.
+    #[error(
+        "{}:{place}: the tokenizer makes token {token} of the text, but the model's vocabulary has {vocab_size} entries: \
+         is tokenizer.json that of this model?", path.display()
+    )]
+    BeyondVocabulary {
+        /// The file.
+        path: PathBuf,
+        /// Which row.
+        place: Place,
+        /// The token.
+        token: u32,
+        /// Tokens that the model knows.
+        vocab_size: usize,
+    },
     /// Nothing to learn from.
-    #[error("{} has no usable examples ({dropped} lines left out: too short, or cut off by --max-length)", path.display())]
+    #[error("{} has no usable examples ({counts})", path.display())]
     NoExamples {
         /// The file.
         path: PathBuf,
-        /// Lines left out.
-        dropped: usize,
+        /// What became of its rows.
+        counts: Counts,
     },
     /// The labels are not classes.
     #[error("the labels in {} cannot be used", path.display())]
@@ -59,8 +136,32 @@ pub(crate) enum DataError {
         /// Why.
         source: LabelError,
     },
+    /// Nothing to tell apart.
+    #[error("all labels in {} are {label}: a classifier needs at least two different ones", path.display())]
+    OneClass {
+        /// The file.
+        path: PathBuf,
+        /// The label.
+        label: Label,
+    },
+    /// More classes than a classifier has.
+    #[error(
+        "the labels in {} are {classes} different ones, more than the {most} classes that a score head can have here: are they \
+         values to be predicted? Regression is not supported", path.display()
+    )]
+    TooManyClasses {
+        /// The file.
+        path: PathBuf,
+        /// Different labels.
+        classes: usize,
+        /// Most of them.
+        most: usize,
+    },
     /// A text file for classification.
-    #[error("{} is plain text, which has no labels: seq-cls needs JSON lines {{\"text\": …, \"label\": …}}", path.display())]
+    #[error(
+        "{} is plain text, which has no labels: seq-cls needs rows with `text` and `label`, as JSON lines or CSV",
+        path.display()
+    )]
     PlainTextHasNoLabels {
         /// The file.
         path: PathBuf,
@@ -83,74 +184,4 @@ pub(crate) enum DataError {
         /// What is wrong with it.
         problem: String,
     },
-}
-
-/// What is wrong with one line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub(crate) enum LineProblem {
-    /// Longer than [`MAX_LINE_LEN`].
-    TooLong,
-    /// Not UTF-8 from this byte of the line on.
-    NotUtf8(usize),
-    /// Not JSON.
-    NotJson(String),
-    /// JSON, but not an object.
-    NotAnObject,
-    /// A field is missing.
-    Missing(&'static str, Task),
-    /// A field is not a text.
-    NotText(&'static str),
-    /// A field is an empty text.
-    EmptyText(&'static str),
-    /// A label is neither an integer nor a text.
-    BadLabel(String),
-    /// Both kinds of causal-lm lines at once.
-    TextAndPrompt,
-    /// A label that the classes do not have.
-    UnknownLabel(Label, LabelMap),
-    /// A number among texts, or the reverse.
-    OtherKindOfLabel(Label, Label),
-}
-
-impl fmt::Display for LineProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLong => write!(f, "the line is longer than {MAX_LINE_LEN} bytes"),
-            Self::NotUtf8(at) => write!(f, "the line is not UTF-8 at byte {at}"),
-            Self::NotJson(error) => write!(f, "the line is not JSON: {error}"),
-            Self::NotAnObject => f.write_str("the line is not a JSON object"),
-            Self::Missing(field, task) => write!(f, "`{field}` is missing: expected {}", expected(*task)),
-            Self::NotText(field) => write!(f, "`{field}` is not a text"),
-            Self::EmptyText(field) => write!(f, "`{field}` is empty"),
-            Self::BadLabel(got) => write!(f, "`label` is {got}: expected an integer or a text"),
-            Self::TextAndPrompt => {
-                f.write_str("the line has `text` and `prompt`: give `text`, or `prompt` and `completion`")
-            }
-            Self::UnknownLabel(label, known) => {
-                write!(f, "the label {label} is not one of those trained on: {}", Shown(known))
-            }
-            Self::OtherKindOfLabel(label, first) => {
-                write!(f, "the label {label} is of another kind than {first} before it: use integers or texts only")
-            }
-        }
-    }
-}
-
-fn expected(task: Task) -> &'static str {
-    match task {
-        Task::CausalLm => r#"{"text": …} or {"prompt": …, "completion": …}"#,
-        Task::SeqCls => r#"{"text": …, "label": …}"#,
-    }
-}
-
-/// The first labels of a map.
-struct Shown<'a>(&'a LabelMap);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown: Vec<String> = self.0.labels().iter().take(LABELS_SHOWN).map(Label::to_string).collect();
-        f.write_str(&shown.join(", "))?;
-        if self.0.len() > LABELS_SHOWN { write!(f, " and {} more", self.0.len() - LABELS_SHOWN) } else { Ok(()) }
-    }
 }

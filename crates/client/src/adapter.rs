@@ -19,6 +19,7 @@ use petals_protocol::{Injection, ModelId};
 pub(crate) mod atomic_file;
 pub(crate) mod labels;
 mod manifest;
+mod missing;
 pub(crate) mod names;
 mod peft;
 pub(crate) mod tables;
@@ -71,8 +72,13 @@ pub struct Adapter {
 #[non_exhaustive]
 pub enum AdapterError {
     /// There is no adapter in the directory.
-    #[error("{} is not an adapter: it has no {TENSORS_FILE}", .0.display())]
-    NoAdapter(PathBuf),
+    #[error("{} is not an adapter: {found}", path.display())]
+    NoAdapter {
+        /// The directory.
+        path: PathBuf,
+        /// What is there instead, and what to do.
+        found: String,
+    },
     /// The tables' file is not usable, or could not be written.
     #[error(transparent)]
     Tensors(#[from] TensorFileError),
@@ -113,6 +119,18 @@ pub enum AdapterError {
     /// A PEFT adapter of a kind that has no prompt table.
     #[error("a PEFT adapter of type {0} cannot be used: only PROMPT_TUNING and P_TUNING have one prompt table")]
     PeftType(String),
+    /// PEFT's configuration says something that the model or the tables do not fit.
+    #[error("the adapter_config.json of {} has `{key}` {value}: {problem}", path.display())]
+    PeftConfig {
+        /// The adapter's directory.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// Why it cannot be used.
+        problem: String,
+    },
     /// The score head has no sensible number of classes.
     #[error("the score head does not fit its labels")]
     Labels(#[from] labels::LabelError),
@@ -179,12 +197,17 @@ impl Adapter {
     /// [`AdapterError`], naming the file, the tensor or the property that is wrong.
     pub fn load(directory: &Path, model: &AdaptedModel) -> Result<Self, AdapterError> {
         let path = directory.join(TENSORS_FILE);
+        let foreign = peft::read(directory)?;
+        peft::check(&foreign, directory, model)?;
         if !path.is_file() {
-            return Err(AdapterError::NoAdapter(directory.to_owned()));
+            return Err(AdapterError::NoAdapter {
+                path: directory.to_owned(),
+                found: missing::found(directory, &foreign),
+            });
         }
-        peft::check_type(directory)?;
         let file = TensorFile::read(&path)?;
         let tables = read_tables(&file, model)?;
+        peft::check_tables(&foreign, directory, tables.shape())?;
         let manifest = match manifest::read(directory, file.metadata(MANIFEST_KEY)?)? {
             Some(manifest) => manifest,
             None => manifest::of_foreign(tables.shape())?,
@@ -200,8 +223,7 @@ fn pretty(json: &serde_json::Value) -> String {
 
 fn read_tables(file: &TensorFile, model: &AdaptedModel) -> Result<PromptTables, TensorFileError> {
     let name = Table::Input.tensor_name();
-    let missing = || TensorFileError::Missing { path: file.path().to_owned(), name: name.to_owned() };
-    let input = file.find(name)?.ok_or_else(missing)?;
+    let input = file.find(name)?.ok_or_else(|| file.lacks(name))?;
     let prefix_len = match input.shape[..] {
         [rows, hidden] if rows > 0 && hidden == model.hidden => rows,
         _ => return Err(file.misshapen(name, input.shape, format!("[prefix length, {}]", model.hidden))),

@@ -32,4 +32,5 @@ mod serve;
 mod sessions;
 mod stashes;
 mod strangers;
+mod training_data;
 mod vulkan;

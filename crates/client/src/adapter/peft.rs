@@ -9,7 +9,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::names::{Task, TuningMode};
-use super::tensor_file::TensorFileError;
+use super::tables::TableShape;
+use super::tensor_file::{TensorFileError, is_lfs_pointer};
 use super::{AdaptedModel, AdapterError, AdapterManifest};
 
 /// Name of PEFT's configuration file.
@@ -19,6 +20,9 @@ pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 const DEEP_TYPE: &str = "PETALS_DEEP_PROMPT_TUNING";
 /// Types whose tensor `prompt_embeddings` is all that matters at inference.
 const KNOWN_TYPES: [&str; 3] = ["PROMPT_TUNING", "P_TUNING", DEEP_TYPE];
+
+/// What a prompt table can be trained for here.
+const KNOWN_TASKS: [&str; 2] = ["CAUSAL_LM", "SEQ_CLS"];
 
 /// The configuration that makes PEFT load a `ptune` adapter, and refuse a deep one by its type.
 pub(super) fn config(manifest: &AdapterManifest, model: &AdaptedModel) -> Value {
@@ -46,20 +50,67 @@ pub(super) fn config(manifest: &AdapterManifest, model: &AdaptedModel) -> Value 
     })
 }
 
-/// Refuses adapters whose configuration says that they are something else than a prompt table.
-pub(super) fn check_type(directory: &Path) -> Result<(), AdapterError> {
+/// The configuration in an adapter's directory; null if there is none.
+pub(super) fn read(directory: &Path) -> Result<Value, AdapterError> {
     let path = directory.join(CONFIG_FILE);
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // A path of which a part is no directory has no such file either.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Value::Null);
+        }
         Err(source) => return Err(TensorFileError::Read { path, source }.into()),
     };
-    let malformed = |source| AdapterError::Json { what: CONFIG_FILE, path: directory.to_owned(), source };
-    let config: Value = serde_json::from_str(&text).map_err(malformed)?;
-    match config.get("peft_type").and_then(Value::as_str) {
-        Some(unknown) if !KNOWN_TYPES.contains(&unknown) => Err(AdapterError::PeftType(unknown.to_owned())),
-        _ => Ok(()),
+    if is_lfs_pointer(text.as_bytes()) {
+        return Err(TensorFileError::LfsPointer { path }.into());
     }
+    let malformed = |source| AdapterError::Json { what: CONFIG_FILE, path: directory.to_owned(), source };
+    serde_json::from_str(&text).map_err(malformed)
+}
+
+/// Refuses adapters whose configuration says that they are something else than a prompt table, or of another model. PEFT
+/// keeps no identity of the model: `base_model_name_or_path` is where it was on some machine. Its extents are kept.
+pub(super) fn check(config: &Value, directory: &Path, model: &AdaptedModel) -> Result<(), AdapterError> {
+    match config.get("peft_type").and_then(Value::as_str) {
+        Some(unknown) if !KNOWN_TYPES.contains(&unknown) => return Err(AdapterError::PeftType(unknown.to_owned())),
+        _ => {}
+    }
+    let wrong = |key, value: String, problem: String| {
+        Err(AdapterError::PeftConfig { path: directory.to_owned(), key, value, problem })
+    };
+    if let Some(task) = config.get("task_type").and_then(Value::as_str).filter(|task| !KNOWN_TASKS.contains(task)) {
+        return wrong("task_type", task.to_owned(), "only CAUSAL_LM and SEQ_CLS can be used".to_owned());
+    }
+    let number = |key| config.get(key).and_then(Value::as_u64);
+    if let Some(submodules) = number("num_transformer_submodules").filter(|&submodules| submodules > 1) {
+        let problem = "it is of a model with an encoder and a decoder, which have a table each".to_owned();
+        return wrong("num_transformer_submodules", submodules.to_string(), problem);
+    }
+    for (key, what, ours) in [("token_dim", "width", model.hidden), ("num_layers", "number of blocks", model.blocks)] {
+        if let Some(theirs) = number(key).filter(|&theirs| theirs != ours as u64) {
+            let base = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("another model");
+            let problem = format!("it was trained on {base}, the model given has a {what} of {ours}");
+            return wrong(key, theirs.to_string(), problem);
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a configuration that is not that of the tables beside it.
+pub(super) fn check_tables(config: &Value, directory: &Path, shape: &TableShape) -> Result<(), AdapterError> {
+    let wrong = |key, value: String, problem: String| {
+        Err(AdapterError::PeftConfig { path: directory.to_owned(), key, value, problem })
+    };
+    let rows = shape.prefix_len;
+    if let Some(tokens) = config.get("num_virtual_tokens").and_then(Value::as_u64).filter(|&n| n != rows as u64) {
+        let problem = format!("the table beside it has {rows} rows, so the two files are of different adapters");
+        return wrong("num_virtual_tokens", tokens.to_string(), problem);
+    }
+    if config.get("task_type").and_then(Value::as_str) == Some("SEQ_CLS") && shape.labels.is_none() {
+        let problem = "the tables beside it have no score head: save it with modules_to_save".to_owned();
+        return wrong("task_type", "SEQ_CLS".to_owned(), problem);
+    }
+    Ok(())
 }
 
 /// A short model card.

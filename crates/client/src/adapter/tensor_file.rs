@@ -41,13 +41,24 @@ pub enum TensorFileError {
         /// Why.
         source: SafeTensorError,
     },
+    /// A note of git-lfs in place of the file.
+    #[error(
+        "{} is not the file itself but a pointer of git-lfs to it: run `git lfs pull` there, or download the file",
+        path.display()
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// A tensor is not there.
-    #[error("{} has no tensor `{name}`", path.display())]
+    #[error("{} has no tensor `{name}`{has}", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
+        /// What it has instead, in words.
+        has: String,
     },
     /// A tensor has another type than numbers with a fraction.
     #[error("tensor `{name}` in {} has dtype {dtype:?}: use f32, f16 or bf16", path.display())]
@@ -113,6 +124,9 @@ impl TensorFile {
         if len > MAX_FILE_LEN {
             return Err(TensorFileError::TooLong { path: path.to_owned(), len });
         }
+        if is_lfs_pointer(&bytes) {
+            return Err(TensorFileError::LfsPointer { path: path.to_owned() });
+        }
         let file = Self { path: path.to_owned(), bytes };
         file.parse()?;
         Ok(file)
@@ -149,21 +163,37 @@ impl TensorFile {
     /// As [`TensorFile::find`], with exactly these extents.
     pub(crate) fn expect(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TensorFileError> {
         let found = self.find(name)?;
-        let missing = || TensorFileError::Missing { path: self.path.clone(), name: name.to_owned() };
-        let tensor = found.ok_or_else(missing)?;
+        let tensor = found.ok_or_else(|| self.lacks(name))?;
         if tensor.shape != shape {
             return Err(self.misshapen(name, tensor.shape, format!("{shape:?}")));
         }
         Ok(tensor.values)
     }
 
+    /// The error of a file without this tensor, with what it has.
+    pub(crate) fn lacks(&self, name: &str) -> TensorFileError {
+        let names: Vec<String> = match self.parse() {
+            Ok(tensors) => tensors.names().into_iter().map(str::to_owned).collect(),
+            Err(_) => Vec::new(),
+        };
+        let has = match names.iter().min() {
+            Some(lora) if names.iter().any(|name| name.contains("lora_")) => {
+                format!(": it is a LoRA adapter (`{lora}`), and only prompt tables can be used")
+            }
+            Some(first) => format!(": it has {} others, `{first}` for example", names.len()),
+            None => ": it is empty".to_owned(),
+        };
+        TensorFileError::Missing { path: self.path.clone(), name: name.to_owned(), has }
+    }
+
     pub(crate) fn misshapen(&self, name: &str, got: Vec<usize>, expected: String) -> TensorFileError {
         TensorFileError::Shape { path: self.path.clone(), name: name.to_owned(), got, expected }
     }
+}
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
+/// Whether these are the first bytes of what git leaves where git-lfs is not installed.
+pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"version https://git-lfs.github.com/spec/")
 }
 
 /// Writes tensors (name, extents, values) and texts atomically, as f32 in the form that PEFT reads.

@@ -12,13 +12,16 @@ pub struct Example {
 }
 
 /// The labels of an example.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Each token from this index on (at least 1) is predicted from those before it.
     NextToken {
         /// First token with a loss.
         from: usize,
     },
+    /// Each token in these ranges, ascending and disjoint, is predicted from those before it: the answers of a conversation.
+    /// The first token of a text is not, whatever the ranges say.
+    Tokens(Vec<Range<usize>>),
     /// The class of the whole text, predicted at its last token.
     Class(usize),
 }
@@ -33,21 +36,34 @@ pub(crate) struct MicroBatch {
 }
 
 impl Example {
-    /// Tokens that go through the blocks. The last token of a text has no successor, so no prediction is read there, and
-    /// nothing before it depends on it.
+    /// Tokens that go through the blocks. What comes behind the last prediction is not needed: nothing before it depends on
+    /// it. So the last token of a text, which has no successor, never is.
     pub(crate) fn input_len(&self) -> usize {
-        match self.target {
+        match &self.target {
             Target::NextToken { .. } => self.tokens.len().saturating_sub(1),
+            Target::Tokens(_) => self.predicted().last().map_or(0, |span| span.end.saturating_sub(1)),
             Target::Class(_) => self.tokens.len(),
         }
     }
 
     /// Number of labels.
     pub fn labels(&self) -> usize {
-        match self.target {
-            Target::NextToken { from } => self.tokens.len().saturating_sub(from.max(1)),
+        match &self.target {
+            Target::NextToken { .. } | Target::Tokens(_) => self.predicted().map(|span| span.len()).sum(),
             Target::Class(_) => usize::from(!self.tokens.is_empty()),
         }
+    }
+
+    /// Where tokens are predicted, without ranges that are empty.
+    fn predicted(&self) -> impl Iterator<Item = Range<usize>> {
+        let end = self.tokens.len();
+        let (from, spans) = match &self.target {
+            Target::NextToken { from } => (Some(*from..end), [].as_slice()),
+            Target::Tokens(spans) => (None, spans.as_slice()),
+            Target::Class(_) => (None, [].as_slice()),
+        };
+        let all = from.into_iter().chain(spans.iter().cloned());
+        all.map(move |span| span.start.max(1)..span.end.min(end)).filter(|span| !span.is_empty())
     }
 }
 
@@ -58,16 +74,16 @@ impl MicroBatch {
         for example in examples.iter().filter(|example| example.labels() > 0) {
             let offset = batch.tokens.len();
             let input = &example.tokens[..example.input_len()];
-            match example.target {
-                Target::NextToken { from } => {
-                    for at in from.max(1)..example.tokens.len() {
+            match &example.target {
+                Target::NextToken { .. } | Target::Tokens(_) => {
+                    for at in example.predicted().flatten() {
                         batch.read_rows.push((offset + at - 1) as u32);
                         batch.labels.push(example.tokens[at]);
                     }
                 }
                 Target::Class(class) => {
                     batch.read_rows.push((offset + input.len() - 1) as u32);
-                    batch.labels.push(class as u32);
+                    batch.labels.push(*class as u32);
                 }
             }
             batch.lengths.push(input.len() as u32);
@@ -110,6 +126,20 @@ mod tests {
         assert_eq!(batch.lengths, [2, 3]);
         assert_eq!(batch.tokens, [5, 6, 8, 9, 10]);
         assert_eq!((batch.read_rows, batch.labels), (vec![0, 1, 4], vec![6, 7, 11]));
+    }
+
+    #[test]
+    fn answers_in_the_middle_are_read_and_what_follows_the_last_one_is_not_computed() {
+        let target = |spans: &[(usize, usize)]| Target::Tokens(spans.iter().map(|&(start, end)| start..end).collect());
+        let talk = Example { tokens: (5..13).collect(), target: target(&[(0, 2), (3, 5), (6, 7)]) };
+        assert_eq!((talk.labels(), talk.input_len()), (4, 6));
+        let batch = MicroBatch::new(&[talk, text(&[1, 2], 1)]);
+        assert_eq!(batch.lengths, [6, 1]);
+        assert_eq!((batch.read_rows, batch.labels), (vec![0, 2, 3, 5, 6], vec![6, 8, 9, 11, 2]));
+        let cut = Example { tokens: vec![5, 6, 7], target: target(&[(1, 2), (2, 9), (20, 30)]) };
+        assert_eq!((cut.labels(), cut.input_len()), (2, 2));
+        let none = Example { tokens: vec![5, 6, 7], target: target(&[(0, 1)]) };
+        assert_eq!((none.labels(), none.input_len()), (0, 0));
     }
 
     #[test]

@@ -1,0 +1,129 @@
+//! What a run learns from, and what is said of it before it begins.
+
+use std::path::Path;
+
+use petals_client::{LabelMap, TextRules, TrainingRecord};
+
+use crate::args::TrainArgs;
+use crate::data::{BatchPlan, DataRules, Dataset};
+use crate::error::CliError;
+use crate::output::{Planned, ReadData};
+use crate::text::TextTokenizer;
+
+/// Fewest classes that are doubted to be classes, if there are hardly more examples.
+const DOUBTED_CLASSES: usize = 20;
+
+/// The data of a run.
+pub(super) struct Material {
+    pub(super) data: Dataset,
+    pub(super) eval: Option<Dataset>,
+    rules: TextRules,
+}
+
+impl Material {
+    /// Reads and checks training and held-out data.
+    pub(super) fn load(
+        args: &TrainArgs,
+        rules: TextRules,
+        vocab_size: usize,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Self, CliError> {
+        let columns = args.text.columns(args.task).map_err(CliError::Usage)?;
+        let templates = args.text.templates(&args.swarm.model);
+        let load = |path: &Path, labels: Option<&LabelMap>| {
+            let rules = DataRules {
+                task: args.task,
+                text: rules,
+                labels,
+                columns: &columns,
+                templates: &templates,
+                vocab_size,
+            };
+            let data = Dataset::load(path, &rules, tokenizer)?;
+            warnings(&data).iter().for_each(|warning| tracing::warn!("{}: {warning}", path.display()));
+            Ok::<_, CliError>(data)
+        };
+        let data = load(&args.data, None)?;
+        let eval = args.eval.as_deref().map(|path| load(path, data.labels.as_ref())).transpose()?;
+        Ok(Self { data, eval, rules })
+    }
+
+    /// Most tokens of an example.
+    pub(super) fn max_length(&self) -> usize {
+        self.rules.max_length.unwrap_or(usize::MAX)
+    }
+
+    /// What the run is going to do, for its report.
+    pub(super) fn planned(
+        &self,
+        args: &TrainArgs,
+        positions: usize,
+        record: &TrainingRecord,
+        plan: &BatchPlan,
+    ) -> Planned {
+        let left = record.total_steps.saturating_sub(record.step);
+        let tokens: usize = self.data.lengths().iter().sum();
+        let per_step = tokens as f64 / plan.steps_per_epoch() as f64;
+        Planned {
+            train: ReadData::new(args.data.clone(), &self.data),
+            eval: args.eval.clone().zip(self.eval.as_ref()).map(|(path, data)| ReadData::new(path, data)),
+            max_length: self.max_length(),
+            prefix_len: args.prefix_len,
+            positions,
+            step_examples: args.optimiser.step_size(),
+            steps: record.total_steps,
+            steps_done: record.step,
+            tokens_left: (per_step * left as f64).round() as u64,
+            validated_only: args.validate,
+        }
+    }
+}
+
+/// What a person should look at, though it can be trained on.
+fn warnings(data: &Dataset) -> Vec<String> {
+    let (counts, mut warnings) = (&data.counts, Vec::new());
+    if counts.left_out() > 0 {
+        warnings.push(counts.to_string());
+    }
+    if counts.trimmed_labels > 0 {
+        warnings.push(format!("{} labels have space around them, which was taken off", counts.trimmed_labels));
+    }
+    let classes = data.labels.as_ref().map_or(0, LabelMap::len);
+    let used = data.of_each_class().iter().filter(|&&examples| examples > 0).count();
+    if used >= DOUBTED_CLASSES && 2 * used > data.examples.len() {
+        warnings.push(format!(
+            "{} examples have {used} different labels: are they classes? Regression is not supported",
+            data.examples.len()
+        ));
+    }
+    if classes > 1 && used == 1 {
+        warnings.push("all examples have the same label".to_owned());
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use petals_client::{Example, Target};
+
+    use super::*;
+    use crate::data::Counts;
+
+    fn data(classes: usize, examples: usize) -> Dataset {
+        let class = |at: usize| Example { tokens: vec![1], target: Target::Class(at % classes) };
+        let labels = LabelMap::numbered(classes).unwrap();
+        let examples = (0..examples).map(class).collect();
+        Dataset { examples, labels: Some(labels), counts: Counts::default(), digest: String::new() }
+    }
+
+    #[test]
+    fn labels_that_are_hardly_ever_the_same_are_doubted() {
+        assert!(warnings(&data(30, 40)).concat().contains("30 different labels"));
+        assert_eq!(warnings(&data(30, 90)), Vec::<String>::new());
+        assert_eq!(warnings(&data(3, 4)), Vec::<String>::new());
+        let mut trimmed = data(2, 4);
+        trimmed.counts.trimmed_labels = 3;
+        assert!(warnings(&trimmed).concat().starts_with("3 labels have space"));
+        assert!(warnings(&data(2, 1)).concat().contains("the same label"), "of held-out data");
+    }
+}

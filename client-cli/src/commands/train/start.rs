@@ -1,0 +1,155 @@
+//! Where a run starts: at its first step, or where it was saved.
+
+use petals_client::{
+    AdamW, LabelMap, ModelFiles, PromptTables, SettingChange, TableInit, TableShape, Task, TrainingRecord,
+    TrainingState,
+};
+
+use super::material::Material;
+use crate::args::TrainArgs;
+use crate::commands::session;
+use crate::error::CliError;
+use crate::text::TextTokenizer;
+
+/// The longest example of a saved run.
+pub(super) fn max_length(saved: &TrainingRecord) -> Option<usize> {
+    saved.settings.get("--max-length").and_then(|text| text.parse().ok())
+}
+
+/// The saved run, if there is one and it is to be resumed, or the fresh one.
+pub(super) fn state(
+    args: &TrainArgs,
+    files: &ModelFiles,
+    tokenizer: &TextTokenizer,
+    material: &Material,
+    (saved, fresh): (Option<TrainingState>, TrainingRecord),
+) -> Result<TrainingState, CliError> {
+    match saved {
+        Some(mut saved) if args.start.resume => {
+            check_same_run(&saved.record, &fresh, material.data.counts.longest)?;
+            // More steps than planned are fine, they only change the schedule's end.
+            saved.record.total_steps = fresh.total_steps;
+            saved.record.settings = fresh.settings;
+            return Ok(saved);
+        }
+        Some(saved) if saved.record.step < saved.record.total_steps => {
+            let (step, total) = (saved.record.step, saved.record.total_steps);
+            let message = format!(
+                "{} has a run that stopped at step {step} of {total}: add --resume to go on with it, or choose another --out",
+                args.out.display()
+            );
+            return Err(CliError::Usage(message));
+        }
+        _ => {}
+    }
+    let tables = first_tables(args, files, tokenizer, fresh.labels.as_ref())?;
+    let optimizer = AdamW::new(tables.shape(), args.optimiser.weight_decay);
+    Ok(TrainingState { record: fresh, tables, optimizer })
+}
+
+/// Checks that a run goes on with what it began with. `longest` is the longest example before it is cut.
+fn check_same_run(saved: &TrainingRecord, now: &TrainingRecord, longest: usize) -> Result<(), CliError> {
+    if saved.model != now.model {
+        let message = format!("the saved run is of model {}, this one of {}", saved.model, now.model);
+        return Err(CliError::Usage(message));
+    }
+    let step = |record: &TrainingRecord| {
+        let number = |flag: &str| record.settings.get(flag).and_then(|text| text.parse::<u64>().ok());
+        number("--batch-size").zip(number("--accumulation")).map(|(batch, times)| batch.saturating_mul(times))
+    };
+    let same_step = step(saved) == step(now);
+    let changes = saved.changed_settings(&now.settings);
+    let other: Vec<String> = changes
+        .iter()
+        .filter(|change| match change.flag.as_str() {
+            "--max-length" => !is_shorter(change, longest),
+            // Runs saved before it was written down: if it is another one, so is the data.
+            "--append-eos" => change.was.is_some(),
+            // A step is the mean over all of its batches, however many they are.
+            "--batch-size" | "--accumulation" => !same_step,
+            _ => true,
+        })
+        .map(description)
+        .collect();
+    if other.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::Usage(format!(
+        "cannot resume with other settings: {}. Give them as they were, or start anew with another --out (a smaller \
+         --max-length, more --steps or --epochs, and other --batch-size and --accumulation with the same product may change)",
+        other.join("; ")
+    )))
+}
+
+/// Whether a change of `--max-length` only shortens examples, or changes none.
+fn is_shorter(change: &SettingChange, longest: usize) -> bool {
+    let number = |value: &Option<String>| value.as_deref().and_then(|text| text.parse::<usize>().ok());
+    match (number(&change.was), number(&change.now)) {
+        (Some(was), Some(now)) => now <= was || longest <= was,
+        // Runs saved before it was written down had their data cut already, so that it would be other data now.
+        (None, Some(_)) => true,
+        _ => false,
+    }
+}
+
+fn description(change: &SettingChange) -> String {
+    match (change.flag.as_str(), &change.was, &change.now) {
+        ("--data", Some(was), Some(now)) => {
+            format!(
+                "--data was {was}, is now {now} (digests of the examples: the file, the tokenizer or the columns changed)"
+            )
+        }
+        _ => change.to_string(),
+    }
+}
+
+fn first_tables(
+    args: &TrainArgs,
+    files: &ModelFiles,
+    tokenizer: &TextTokenizer,
+    labels: Option<&LabelMap>,
+) -> Result<PromptTables, CliError> {
+    let config = &files.config;
+    let shape = TableShape {
+        injection: args.injection(),
+        blocks: config.num_hidden_layers,
+        prefix_len: args.prefix_len,
+        hidden: config.hidden_size,
+        labels: labels.filter(|_| args.task == Task::SeqCls).map(LabelMap::len),
+    };
+    let init = TableInit {
+        rule: args.start.init_rule(tokenizer)?,
+        deep: args.start.init_deep,
+        std: config.initializer_range,
+        vocab_size: config.vocab_size as u32,
+        seed: args.optimiser.seed,
+    };
+    let embed = |ids: &[u32]| files.local.embed(ids);
+    let mut tables = PromptTables::initialise(shape, &init, embed).map_err(CliError::input)?;
+    if let Some(directory) = &args.start.init_from {
+        let given = session::adapter(files, directory)?.tables;
+        let kept = tables.start_from(&given).map_err(CliError::input)?;
+        for table in kept {
+            tracing::warn!("--init-from has no `{}`: it starts as without --init-from", table.tensor_name());
+        }
+    }
+    Ok(tables)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(was: Option<&str>, now: &str) -> SettingChange {
+        let text = |text: &str| text.to_owned();
+        SettingChange { flag: text("--max-length"), was: was.map(text), now: Some(text(now)) }
+    }
+
+    #[test]
+    fn examples_may_become_shorter_but_not_longer() {
+        assert!(is_shorter(&change(Some("512"), "496"), 600));
+        assert!(!is_shorter(&change(Some("496"), "512"), 600));
+        assert!(is_shorter(&change(Some("496"), "512"), 496), "nothing was cut, and nothing is");
+        assert!(is_shorter(&change(None, "512"), 600));
+    }
+}

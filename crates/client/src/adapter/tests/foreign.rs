@@ -1,0 +1,96 @@
+//! Directories that PEFT or git left, and what is said of them.
+
+use serde_json::json;
+
+use super::*;
+
+/// What PEFT 0.17 writes for prompt tuning of [`model`].
+fn peft_config() -> Value {
+    json!({
+        "auto_mapping": null, "base_model_name_or_path": "org/tiny", "inference_mode": true, "num_attention_heads": 2,
+        "num_layers": 3, "num_transformer_submodules": 1, "num_virtual_tokens": 5, "peft_type": "PROMPT_TUNING",
+        "peft_version": "0.17.1", "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "Classify:",
+        "revision": null, "task_type": "CAUSAL_LM", "token_dim": 4, "tokenizer_kwargs": null,
+        "tokenizer_name_or_path": "org/tiny"
+    })
+}
+
+/// What loading says of a table of five rows beside this configuration.
+fn load_with(change: impl FnOnce(&mut Value)) -> Result<Adapter, AdapterError> {
+    let root = tempfile::tempdir().unwrap();
+    let mut config = peft_config();
+    change(&mut config);
+    write_foreign(root.path(), &[("prompt_embeddings", &[5, 4])]);
+    fs::write(root.path().join("adapter_config.json"), config.to_string()).unwrap();
+    Adapter::load(root.path(), &model())
+}
+
+#[test]
+fn prompt_tuning_of_any_version_of_peft_loads() {
+    assert_eq!(load_with(|_| ()).unwrap().manifest.prefix_len, 5);
+    assert!(load_with(|config| config["num_transformer_submodules"] = Value::Null).is_ok());
+    assert!(load_with(|config| config["inference_mode"] = false.into()).is_ok());
+    assert!(load_with(|config| config["peft_type"] = "P_TUNING".into()).is_ok());
+    assert!(load_with(|config| config["base_model_name_or_path"] = "/somewhere/else".into()).is_ok());
+    assert!(load_with(|config| config["a_key_of_later"] = json!({"with": ["anything"]})).is_ok());
+    assert!(load_with(|config| *config = json!({})).is_ok());
+}
+
+#[test]
+fn other_kinds_of_peft_adapters_are_refused_by_type() {
+    for kind in ["LORA", "PREFIX_TUNING", "IA3", "MULTITASK_PROMPT_TUNING"] {
+        let error = load_with(|config| config["peft_type"] = kind.into()).unwrap_err();
+        assert!(matches!(&error, AdapterError::PeftType(name) if name == kind), "{error}");
+    }
+}
+
+#[test]
+fn a_configuration_that_does_not_fit_is_refused_by_its_key() {
+    let cases: [(&str, Value, &str); 6] = [
+        ("token_dim", 8.into(), "org/tiny"),
+        ("num_layers", 4.into(), "number of blocks of 3"),
+        ("num_transformer_submodules", 2.into(), "an encoder and a decoder"),
+        ("num_virtual_tokens", 6.into(), "has 5 rows"),
+        ("task_type", "SEQ_2_SEQ_LM".into(), "only CAUSAL_LM and SEQ_CLS"),
+        ("task_type", "SEQ_CLS".into(), "no score head"),
+    ];
+    for (key, value, words) in cases {
+        let message = load_with(|config| config[key] = value).unwrap_err().to_string();
+        assert!(message.contains(&format!("`{key}`")) && message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn a_pickle_is_not_opened_but_comes_with_the_line_that_converts_it() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("adapter_model.bin"), b"PK\x03\x04 not even a pickle").unwrap();
+    fs::write(root.path().join("adapter_config.json"), peft_config().to_string()).unwrap();
+    let message = Adapter::load(root.path(), &model()).unwrap_err().to_string();
+    for words in ["adapter_model.bin", "AutoModelForCausalLM", "'org/tiny'", "safe_serialization=True"] {
+        assert!(message.contains(words), "{words}: {message}");
+    }
+    let lora = json!({"peft_type": "LORA"});
+    fs::write(root.path().join("adapter_config.json"), lora.to_string()).unwrap();
+    let error = Adapter::load(root.path(), &model()).unwrap_err();
+    assert!(matches!(error, AdapterError::PeftType(_)), "converting would not help: {error}");
+}
+
+#[test]
+fn what_is_no_adapter_is_said_to_be_what_it_is() {
+    let root = tempfile::tempdir().unwrap();
+    let refused = |path: &Path| Adapter::load(path, &model()).unwrap_err().to_string();
+    assert!(refused(root.path()).contains("no adapter_model.safetensors"));
+    assert!(refused(&root.path().join("none")).contains("no such directory"));
+    fs::write(root.path().join("config.json"), "{}").unwrap();
+    assert!(refused(root.path()).contains("a whole model"));
+    let tables = root.path().join(TENSORS_FILE);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n";
+    fs::write(&tables, pointer).unwrap();
+    assert!(refused(root.path()).contains("git lfs pull"));
+    assert!(refused(&tables).contains("give the directory"));
+    write_foreign(root.path(), &[("base_model.model.layers.0.q_proj.lora_A.weight", &[2, 4])]);
+    assert!(refused(root.path()).contains("LoRA"));
+    write_foreign(root.path(), &[("prompt_embeddings", &[5, 4])]);
+    fs::write(root.path().join("adapter_config.json"), pointer).unwrap();
+    assert!(refused(root.path()).contains("git lfs pull"));
+}
