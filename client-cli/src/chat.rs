@@ -3,6 +3,7 @@
 mod answers;
 mod conversation;
 mod dates;
+mod error;
 mod files;
 mod filters;
 mod json;
@@ -15,7 +16,8 @@ mod tool_format;
 
 pub(crate) use answers::AnswerError;
 pub(crate) use conversation::{Call, Conversation, Ending, Function, Json, Turn, Variables};
-pub(crate) use template::{ChatTemplate, Message, TemplateError};
+pub(crate) use error::TemplateError;
+pub(crate) use template::{ChatTemplate, Message};
 pub(crate) use tool_format::ToolFormat;
 
 #[cfg(test)]

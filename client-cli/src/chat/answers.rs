@@ -9,8 +9,9 @@ use std::ops::Range;
 
 use serde_json::Value;
 
+use super::error::TemplateError;
 use super::marks;
-use super::template::{ChatTemplate, TemplateError};
+use super::template::ChatTemplate;
 
 /// A conversation's text, and where the answers to be learnt are in it, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,8 @@ use minijinja::context;
 use minijinja::value::Serde;
 use serde::Serialize;
 
-use super::template::{ChatTemplate, Message, TemplateError};
+use super::error::TemplateError;
+use super::template::{ChatTemplate, Message};
 
 /// JSON whose objects keep the order of their keys, which models see.
 pub(crate) type Json = minijinja::Value;
