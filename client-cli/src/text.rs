@@ -150,6 +150,7 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// [`TextError::Decode`].
+    #[cfg(test)]
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
         let text = self.decode_raw(tokens)?;
         Ok(if self.cleans_up { cleanup::clean(&text) } else { text })

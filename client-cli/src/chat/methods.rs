@@ -133,7 +133,7 @@ fn of_text(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Er
         }
         "istitle" => is(text == title(text) && text.chars().any(char::is_alphabetic)),
         "isspace" => is(text.chars().all(is_space)),
-        "isdecimal" => is(text.chars().all(|c| c.is_numeric() && c.to_digit(10).is_some())),
+        "isdecimal" => is(text.chars().all(|c| c.is_ascii_digit())),
         "isdigit" => is(text.chars().all(|c| c.is_ascii_digit() || "²³¹".contains(c))),
         "isascii" => from_args::<()>(args).map(|()| Some(Value::from(text.is_ascii()))),
         "isidentifier" => {
