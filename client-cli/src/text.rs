@@ -153,6 +153,7 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// [`TextError::Decode`].
+    #[cfg(test)]
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
         let text = self.decode_raw(tokens)?;
         Ok(if self.cleans_up { cleanup::clean(&text) } else { text })
@@ -160,14 +161,21 @@ impl TextTokenizer {
 
     /// What the decoder makes of tokens, special ones left out.
     fn decode_raw(&self, tokens: &[u32]) -> Result<String, TextError> {
+        // Some decoders panic where there is nothing to decode.
+        if !tokens.iter().any(|&token| self.is_text(token)) {
+            return Ok(String::new());
+        }
         self.tokenizer.decode(tokens, true).map_err(TextError::Decode)
+    }
+
+    /// Whether a token is neither special nor unknown.
+    fn is_text(&self, token: u32) -> bool {
+        self.name(token).is_some_and(|name| !self.tokenizer.get_added_vocabulary().is_special_token(&name))
     }
 
     /// Whether a token is seen in a text: special ones, those that end it, and those that nobody knows are not.
     fn is_seen(&self, token: u32) -> bool {
-        let name = self.name(token);
-        name.is_some_and(|name| !self.tokenizer.get_added_vocabulary().is_special_token(&name))
-            && !self.ends.stop.contains(&token)
+        self.is_text(token) && !self.ends.stop.contains(&token)
     }
 
     /// A token as the vocabulary has it.

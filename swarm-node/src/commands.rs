@@ -17,3 +17,4 @@ pub(crate) mod keygen;
 mod network;
 pub(crate) mod serve;
 mod signals;
+mod watch;

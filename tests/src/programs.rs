@@ -119,6 +119,16 @@ impl Node {
         Self::start_by(command, LOOPBACK, arguments)
     }
 
+    /// As [`Self::start`], on a machine whose clock is off, such as by `+3m`.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and without the program `faketime`.
+    pub fn start_at(offset: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new("faketime");
+        command.args(["-f", offset]).arg(program("petals-node")?);
+        Self::start_by(command, LOOPBACK, arguments)
+    }
+
     fn start_by(mut command: Command, listen: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         command.args(arguments).args(["--json", "--listen", listen]);
         // What a loaded machine measures must not be what the user's own nodes announce.
@@ -181,6 +191,18 @@ impl Node {
     /// If it cannot be started.
     pub fn output(arguments: &[&str]) -> anyhow::Result<Output> {
         Ok(Command::new(program("petals-node")?).args(arguments).output()?)
+    }
+
+    /// Runs `petals-node` to an end that is not successful, and returns what it wrote.
+    ///
+    /// # Errors
+    /// If it succeeds.
+    pub fn refused(arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Self::output(arguments)?;
+        let written = [output.stdout, output.stderr].concat();
+        let written = String::from_utf8_lossy(&written).into_owned();
+        anyhow::ensure!(!output.status.success(), "it succeeded: {written}");
+        Ok(written)
     }
 
     /// Where it listens, as a socket.

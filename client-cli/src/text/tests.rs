@@ -124,3 +124,16 @@ fn end_tokens_are_not_seen_whether_special_or_not() {
     assert!(stream.has_stopped(), "a stop string may be a special token");
     assert_eq!(stream.tokens(), [5, 1]);
 }
+
+#[test]
+fn nothing_to_decode_is_an_empty_text_whatever_the_decoder() {
+    let model = word_model();
+    let path = model.path().join("tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    json["decoder"] = json!({ "type": "BPEDecoder", "suffix": "</w>" });
+    fs::write(&path, json.to_string()).unwrap();
+    let tokenizer = TextTokenizer::load(model.path()).unwrap();
+    for tokens in [&[][..], &[0, 1], &[999]] {
+        assert_eq!(tokenizer.decode(tokens).unwrap(), "");
+    }
+}

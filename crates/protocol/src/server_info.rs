@@ -44,6 +44,10 @@ pub struct ServerInfo {
     pub state: ServerState,
     /// Unix time in milliseconds at which this was written; of two records of one server the later one counts.
     pub written_ms: u64,
+    /// Unix time in milliseconds at which the node started that wrote this, by its own clock. Of two nodes under one identity it
+    /// tells which came later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<u64>,
     /// Tokens per second of forward through the whole span, if measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forward_tokens_per_s: Option<f32>,
@@ -100,6 +104,7 @@ impl ServerInfo {
             moving_to: None,
             state,
             written_ms: 0,
+            started_ms: None,
             forward_tokens_per_s: None,
             decode_tokens_per_s: None,
             network_bytes_per_s: None,

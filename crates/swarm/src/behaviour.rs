@@ -89,13 +89,22 @@ impl Behaviour {
                 .map(|()| relay::Behaviour::new(local, relay_config(&config.relay_limits)))
                 .into(),
             hole_punching: dcutr::Behaviour::new(local),
-            probes: on(config.probes()).map(|()| autonat::v2::client::Behaviour::default()).into(),
+            probes: on(config.probes() || config.probes_announced())
+                .map(|()| autonat::v2::client::Behaviour::default())
+                .into(),
             probed: on(is_server).map(|()| autonat::v2::server::Behaviour::default()).into(),
             upnp: on(is_server && config.upnp && config.leaves_machine())
                 .map(|()| upnp::tokio::Behaviour::default())
                 .into(),
             mdns: mdns.into(),
         }
+    }
+}
+
+impl Behaviour {
+    /// What asks others whether they reach this node, if it does.
+    pub(crate) fn probes_mut(&mut self) -> Option<&mut autonat::v2::client::Behaviour> {
+        self.probes.as_mut()
     }
 }
 

@@ -63,7 +63,7 @@ pub struct SwarmConfig {
     /// Where to listen as well if this machine can: a machine without IPv6 starts all the same.
     pub listen_if_possible: Vec<Multiaddr>,
     /// What to tell others instead of the listen addresses, for nodes behind a forwarded port. Such a node takes itself for
-    /// reachable and does not probe.
+    /// reachable; peers try these addresses, and what came of it is only told.
     pub announce: Vec<Multiaddr>,
     /// Known members of the swarm, each ending in `/p2p/` and its id. Tried again and again until one answers.
     pub peers: Vec<Multiaddr>,
@@ -176,6 +176,12 @@ impl SwarmConfig {
     pub(crate) fn probes(&self) -> bool {
         let listens = !(self.listen.is_empty() && self.listen_if_possible.is_empty());
         self.mode == SwarmMode::Server && self.announce.is_empty() && (self.leaves_machine() || !listens)
+    }
+
+    /// Whether others are asked if they reach this node where it says it is. It is taken for reachable all the same, but the operator
+    /// is told.
+    pub(crate) fn probes_announced(&self) -> bool {
+        self.mode == SwarmMode::Server && !self.announce.is_empty()
     }
 }
 

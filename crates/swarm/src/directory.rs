@@ -10,6 +10,7 @@ use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
+use crate::clock::{ClockOffset, WrongClock};
 use crate::keys::MAX_BLOCKS;
 use crate::node::{DirectoryQuery, SwarmHandle};
 use crate::record::{SignedRecord, unix_ms};
@@ -66,6 +67,15 @@ impl SwarmHandle {
     /// [`LookupError`] if nothing was found and the reason is not that there is nothing.
     pub async fn lookup(&self, model: &ModelId, blocks: Span) -> Result<Vec<DirectoryEntry>, LookupError> {
         lookup(self, model, blocks, self.lookup_timeout()).await
+    }
+
+    /// Servers of `blocks` whose records are refused because one of the clocks is wrong: those that say themselves, now, what is not of
+    /// this time.
+    ///
+    /// # Errors
+    /// [`LookupError::Closed`], and [`LookupError::Span`].
+    pub async fn wrong_clocks(&self, model: &ModelId, blocks: Span) -> Result<Vec<WrongClock>, LookupError> {
+        wrong_clocks(self, model, blocks, self.lookup_timeout()).await
     }
 }
 
@@ -135,7 +145,7 @@ async fn describe_servers(
 ) -> Result<(Vec<DirectoryEntry>, bool), LookupError> {
     let of_peer = |peer| async move {
         let (found, answers) = mpsc::channel(ANSWERS);
-        if !swarm.query(DirectoryQuery::Record { model: model.clone(), peer, found }).await {
+        if !swarm.query(DirectoryQuery::Record { model: model.clone(), peer, own: false, found }).await {
             return Err(LookupError::Closed);
         }
         let mut latest: Option<SignedRecord> = None;
@@ -167,6 +177,63 @@ async fn describe_servers(
         }));
     }
     Ok((entries, complete))
+}
+
+/// Servers of any of `blocks` whose own record, as they have it now, is not of this time.
+async fn wrong_clocks(
+    swarm: &SwarmHandle,
+    model: &ModelId,
+    blocks: Span,
+    within: Duration,
+) -> Result<Vec<WrongClock>, LookupError> {
+    if blocks.end() > MAX_BLOCKS {
+        return Err(LookupError::Span(blocks.end()));
+    }
+    let start = Instant::now();
+    let (peers, _) = find_servers(swarm, model, blocks, start + within / 2).await?;
+    let of_peer = |peer| async move {
+        let (found, answers) = mpsc::channel(ANSWERS);
+        if !swarm.query(DirectoryQuery::Record { model: model.clone(), peer, own: true, found }).await {
+            return Err(LookupError::Closed);
+        }
+        let mut wrong = None;
+        let first = collect(answers, start + within, 1, |bytes: Vec<u8>| {
+            wrong = SignedRecord::clock_offset(&bytes, &peer, unix_ms());
+            true
+        });
+        first.await;
+        Ok(wrong.map(|ahead_ms| WrongClock { peer, offset: ClockOffset { ahead_ms, witnesses: 1 } }))
+    };
+    let mut results = stream::iter(peers).map(of_peer).buffer_unordered(PARALLEL);
+    let mut wrong = Vec::new();
+    while let Some(result) = results.next().await {
+        wrong.extend(result?);
+    }
+    Ok(wrong)
+}
+
+/// What the hash table knows of this node's own identity, if another node wrote it.
+pub(crate) async fn namesake(swarm: &SwarmHandle, model: &ModelId) -> Option<SignedRecord> {
+    let (found, answers) = mpsc::channel(ANSWERS);
+    let local = swarm.local_peer();
+    if !swarm.query(DirectoryQuery::Record { model: model.clone(), peer: local, own: false, found }).await {
+        return None;
+    }
+    let mut latest: Option<SignedRecord> = None;
+    let deadline = Instant::now() + swarm.lookup_timeout();
+    let all = collect(answers, deadline, WITNESSES, |bytes: Vec<u8>| {
+        let record = SignedRecord::open(&bytes, unix_ms()).ok().filter(|record| record.peer == local);
+        let other = record.filter(|record| {
+            record.info.state != ServerState::Offline && record.info.started_ms != Some(swarm.started_ms())
+        });
+        let known = latest.as_ref().map_or(0, |known| known.info.written_ms);
+        if let Some(other) = other.filter(|other| other.info.written_ms >= known) {
+            latest = Some(other);
+        }
+        true
+    });
+    all.await;
+    latest
 }
 
 /// Takes answers until there are no more, `enough` were useful, or [`SETTLE`] has passed since the first useful one (`true`);

@@ -1,8 +1,9 @@
 //! A node's key: who it is, and what its records are signed with.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libp2p::PeerId;
 use libp2p::identity::{DecodingError, KeyType, Keypair};
@@ -14,6 +15,8 @@ const MAX_KEY_FILE_LEN: u64 = 1024;
 #[derive(Clone)]
 pub struct Identity {
     keypair: Keypair,
+    /// The key file, locked as long as the identity is in use.
+    lock: Option<Arc<File>>,
 }
 
 /// Why there is no identity.
@@ -44,6 +47,15 @@ pub enum IdentityError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Another node on this machine has the identity.
+    #[error(
+        "the identity file {path} is in use by another node on this machine, and two nodes under one identity overwrite each other's \
+         announcements: stop the other one, or give this one an --identity of its own"
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is something else.
     #[error("{path} is not an identity file: give another path, or delete it to get a new identity")]
     NotAKey {
@@ -57,7 +69,7 @@ pub enum IdentityError {
 impl Identity {
     /// A fresh key that is kept nowhere: for clients and tests.
     pub fn generate() -> Self {
-        Self { keypair: Keypair::generate_ed25519() }
+        Self { keypair: Keypair::generate_ed25519(), lock: None }
     }
 
     /// Reads the key in `path` (libp2p's protobuf encoding of a key pair), or creates the file, readable by its owner
@@ -72,6 +84,30 @@ impl Identity {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::create(path),
             Err(source) => Err(IdentityError::Read { path: path.into(), source }),
         }
+    }
+
+    /// As [`Self::load_or_create`], for one node alone: as long as this or a clone of it lives, no other process of this machine gets
+    /// the key this way. Where files cannot be locked, as on some network file systems, nobody is held off.
+    ///
+    /// # Errors
+    /// As [`Self::load_or_create`], and [`IdentityError::InUse`].
+    pub fn load_or_create_locked(path: impl AsRef<Path>) -> Result<Self, IdentityError> {
+        let path = path.as_ref();
+        let identity = Self::load_or_create(path)?;
+        let file = File::open(path).map_err(|source| IdentityError::Read { path: path.into(), source })?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { lock: Some(Arc::new(file)), ..identity }),
+            Err(TryLockError::WouldBlock) => Err(IdentityError::InUse { path: path.into() }),
+            Err(TryLockError::Error(error)) => {
+                tracing::debug!(%error, "the identity file cannot be locked");
+                Ok(identity)
+            }
+        }
+    }
+
+    /// Whether no other process of this machine can have the key at the same time.
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
     }
 
     /// The public name of this node.
@@ -96,7 +132,7 @@ impl Identity {
         if keypair.key_type() != KeyType::Ed25519 {
             return Err(IdentityError::NotAKey { path: path.into(), source: None });
         }
-        Ok(Self { keypair })
+        Ok(Self { keypair, lock: None })
     }
 
     fn create(path: &Path) -> Result<Self, IdentityError> {

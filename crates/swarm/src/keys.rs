@@ -33,6 +33,11 @@ pub(crate) fn server_key(model: &ModelId, peer: &PeerId) -> RecordKey {
     RecordKey::from(format!("{SERVER_PREFIX}{model}/{peer}").into_bytes())
 }
 
+/// The key under which every member of the hash table answers with its own time, see `clock.rs`.
+pub(crate) fn clock_key() -> RecordKey {
+    RecordKey::new(&"/petals-rs/clock")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@
 
 mod addresses;
 mod behaviour;
+mod clock;
 mod config;
 mod directory;
 #[doc(hidden)]
@@ -16,6 +17,7 @@ pub mod fuzzing;
 mod guard;
 mod identity;
 mod keys;
+mod namesake;
 mod node;
 mod rates;
 mod record;
@@ -25,10 +27,12 @@ mod streams;
 mod swarm_key;
 
 pub use addresses::{AddressError, parse_address, parse_addresses, parse_peers};
+pub use clock::{ClockOffset, WrongClock};
 pub use config::{RelayLimits, SwarmConfig, SwarmMode};
 pub use directory::{DirectoryEntry, LookupError};
 pub use identity::{Identity, IdentityError};
 pub use libp2p::{Multiaddr, PeerId};
+pub use namesake::Namesake;
 pub use node::{AnnounceError, ConnectError, DirectoryTraffic, Reachability, StartError, SwarmHandle, SwarmNode};
 pub use requests::{Exchange, RequestError, RequestStream};
 pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, StreamPath, Traffic};

@@ -95,9 +95,10 @@ impl SwarmNode {
         event_loop.listen().await?;
 
         let tasks = TaskTracker::new();
+        let started_ms = event_loop.started_ms;
         tasks.spawn(event_loop.run());
         tasks.close();
-        let handle = SwarmHandle::new(local, commands, view, admission, shutdown, tasks, lookup_timeout);
+        let handle = SwarmHandle::new(local, commands, view, admission, shutdown, tasks, (lookup_timeout, started_ms));
         Ok((handle, Incoming::new(incoming)))
     }
 }

@@ -114,6 +114,26 @@ impl SignedRecord {
     }
 }
 
+impl SignedRecord {
+    /// By how many milliseconds the clock of a server is ahead that answered with this record of its own just now, if that is why others
+    /// refuse it. Servers renew their records in half of their life, so an older one shows a clock that is behind.
+    pub(crate) fn clock_offset(bytes: &[u8], server: &PeerId, now_ms: u64) -> Option<i64> {
+        let envelope: Envelope = decode(bytes.get(..bytes.len().min(MAX_RECORD_LEN))?).ok()?;
+        let key = PublicKey::try_decode_protobuf(&envelope.public_key).ok()?;
+        if key.to_peer_id() != *server || !key.verify(&signed_bytes(&envelope.payload), &envelope.signature) {
+            return None;
+        }
+        let payload: Payload = decode(&envelope.payload).ok()?;
+        let info = ServerInfo::from_json(payload.info.as_bytes()).ok()?;
+        let ttl = Duration::from_millis(payload.ttl_ms.into()).min(MAX_TTL);
+        let ahead_ms = (info.written_ms as i64).checked_sub_unsigned(now_ms)?;
+        match remaining_life(info.written_ms, ttl, now_ms) {
+            Err(SignedRecordError::Future | SignedRecordError::Expired) => Some(ahead_ms),
+            _ => None,
+        }
+    }
+}
+
 /// Puts a payload into a signed envelope.
 pub(crate) fn sign(identity: &Identity, payload: Vec<u8>) -> Result<Vec<u8>, SignedRecordError> {
     let signature = identity.keypair().sign(&signed_bytes(&payload)).map_err(|_| SignedRecordError::Sign)?;
@@ -150,6 +170,16 @@ fn remaining_life(written_ms: u64, ttl: Duration, now_ms: u64) -> Result<Duratio
 /// Unix time in milliseconds.
 pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A time, as members of the hash table tell it to those who ask.
+pub(crate) fn written_time(unix_ms: u64) -> Vec<u8> {
+    unix_ms.to_le_bytes().to_vec()
+}
+
+/// Reads a [`written_time`].
+pub(crate) fn read_time(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_le_bytes)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::events::NodeEvent;
 use super::network;
 use super::signals::StopSignals;
+use super::watch;
 use crate::args::BootstrapArgs;
 use crate::error::NodeError;
 
@@ -14,7 +15,7 @@ pub(crate) async fn run(args: BootstrapArgs) -> Result<(), NodeError> {
     let start = network::start(identity, config, args.network.json);
     if let Some(started) = signals.unless_stopped(start).await {
         let (handle, _) = started?;
-        signals.next().await;
+        let _ = signals.unless_stopped(watch::watch(&handle, None, args.network.json)).await;
         handle.shutdown().await;
     }
     NodeEvent::Stopped.emit(args.network.json);

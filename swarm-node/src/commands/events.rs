@@ -54,6 +54,18 @@ pub enum NodeEvent {
         /// Bytes of their weights.
         weight_bytes: u64,
     },
+    /// This machine's clock is so far from those of others that records are refused.
+    ClockOff {
+        /// Seconds by which it is ahead; negative if it is behind.
+        ahead_s: f64,
+        /// Members of the swarm that it was compared with.
+        witnesses: usize,
+    },
+    /// A peer dialled an announced address in vain.
+    AnnouncedUnreachable {
+        /// The address.
+        address: String,
+    },
     /// Requests are finished, nothing new is taken.
     Draining,
     /// The node has left the swarm.
@@ -104,6 +116,18 @@ impl NodeEvent {
             Self::Moved { blocks, weight_bytes } => {
                 format!("moved: blocks {blocks}, {:.1} MiB", *weight_bytes as f64 / f64::from(1 << 20))
             }
+            Self::ClockOff { ahead_s, witnesses } => {
+                let side = if *ahead_s < 0.0 { "behind" } else { "ahead of" };
+                format!(
+                    "warning: this machine's clock is {:.0} s {side} the swarm's ({witnesses} asked): records whose time is off by more than \
+                     a minute are refused, and others do not find this node; set the clock, best by NTP",
+                    ahead_s.abs()
+                )
+            }
+            Self::AnnouncedUnreachable { address } => format!(
+                "warning: a peer dialled the announced address {address} in vain: clients will not reach this node there; see that \
+                 --announce is right and that the port is open and forwarded"
+            ),
             Self::Draining => "draining: finishing what runs, a second signal quits at once".into(),
             Self::Stopped => "stopped".into(),
             Self::Key { peer_id, file } => format!("{peer_id} written to {file}"),

@@ -64,9 +64,12 @@ pub(crate) fn allowed(peers: &[String], file: Option<&Path>) -> Result<Option<Ha
     ids.collect::<Result<_, _>>().map(Some)
 }
 
-/// The identity in `file`, or a new one for this run.
+/// The identity in `file`, which no other node of this machine gets as long as this one runs, or a new one for this run.
 pub(crate) fn identity(file: Option<&Path>) -> Result<Identity, NodeError> {
-    file.map_or_else(|| Ok(Identity::generate()), |file| Identity::load_or_create(file).map_err(NodeError::input))
+    file.map_or_else(
+        || Ok(Identity::generate()),
+        |file| Identity::load_or_create_locked(file).map_err(NodeError::input),
+    )
 }
 
 /// Starts the node and tells where it listens.

@@ -13,6 +13,7 @@ use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 use super::events::NodeEvent;
 use super::network;
 use super::signals::StopSignals;
+use super::watch;
 use crate::args::ServeArgs;
 use crate::error::NodeError;
 use crate::executor::ExecutorConfig;
@@ -49,6 +50,15 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         stop_early(json);
     };
     let (swarm, incoming) = joined?;
+    match signals.unless_stopped(watch::refuse_namesake(&swarm, &model)).await {
+        Some(Ok(())) => {}
+        Some(Err(error)) => {
+            // Nothing was announced, so there is nothing to take back: a goodbye would be the other node's.
+            swarm.shutdown().await;
+            return Err(error);
+        }
+        None => stop_early(json),
+    }
     let start = start(&args, &swarm, incoming, checkpoint, model, device, dtype);
     let Some(server) = signals.unless_stopped(start).await else {
         let leave = async {
@@ -70,7 +80,14 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     }
     .emit(json);
 
-    signals.unless_stopped(tell_moves(&server, json)).await;
+    let watching = watch::watch(&swarm, Some(&info.model), json);
+    let found = async {
+        tokio::select! {
+            () = tell_moves(&server, json) => None,
+            found = watching => Some(found),
+        }
+    };
+    let found = signals.unless_stopped(found).await.flatten();
     NodeEvent::Draining.emit(json);
     let mut shutdown = pin!(server.shutdown(DRAIN_TIMEOUT));
     // The shutdown is only borrowed: dropping it drops the server, which waits for the pass that is running.
@@ -80,7 +97,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         std::process::exit(1);
     }
     NodeEvent::Stopped.emit(json);
-    Ok(())
+    found.map_or(Ok(()), Err)
 }
 
 /// Prints where the server moves, for ever.

@@ -20,6 +20,7 @@ mod load;
 mod logits;
 mod misbehaving;
 mod narrow_wires;
+mod oneself;
 mod openai;
 mod placement;
 mod refusals;

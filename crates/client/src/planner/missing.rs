@@ -28,12 +28,14 @@ pub struct MissingBlocks {
     pub spans: Vec<Span>,
     /// Servers that hold some of them.
     pub excluded: Vec<Excluded>,
+    /// Why servers may be there that are not seen.
+    pub note: Option<String>,
 }
 
 impl MissingBlocks {
     /// All of `span`, of whose holders nothing is known.
     pub(crate) fn all(span: Span) -> Self {
-        Self { spans: vec![span], excluded: Vec::new() }
+        Self { spans: vec![span], excluded: Vec::new(), note: None }
     }
 
     /// `blocks` in ascending order, with why each of their holders may not run them.
@@ -41,7 +43,7 @@ impl MissingBlocks {
         blocks: impl Iterator<Item = u32>,
         excluded: impl Fn(u32) -> I,
     ) -> Self {
-        let mut missing = Self { spans: Vec::new(), excluded: Vec::new() };
+        let mut missing = Self { spans: Vec::new(), excluded: Vec::new(), note: None };
         let grown =
             |span: Span, block: u32| (span.end() == block).then(|| Span::new(span.start(), block + 1).ok()).flatten();
         for block in blocks {
@@ -69,16 +71,18 @@ impl fmt::Display for MissingBlocks {
         let one = |span: &Span| if span.len() == 1 { span.start().to_string() } else { span.to_string() };
         let plural = if self.spans.iter().map(|span| span.len()).sum::<usize>() > 1 { "s" } else { "" };
         let list = self.spans.iter().map(one).collect::<Vec<_>>().join(", ");
+        let note = self.note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
         if self.excluded.is_empty() {
-            return write!(f, "no server holds block{plural} {list}");
+            return write!(f, "no server holds block{plural} {list}{note}");
         }
         write!(f, "no server may run block{plural} {list}: ")?;
         for (number, Excluded { peer, span, why }) in self.excluded.iter().take(LISTED).enumerate() {
             write!(f, "{}{peer} holds {} but {why}", if number == 0 { "" } else { "; " }, one(span))?;
         }
         match self.excluded.len().saturating_sub(LISTED) {
-            0 => Ok(()),
-            more => write!(f, "; and {more} more"),
+            0 => {}
+            more => write!(f, "; and {more} more")?,
         }
+        f.write_str(&note)
     }
 }

@@ -82,7 +82,10 @@ impl RemoteSequence {
         let considered = self.view.considered(pass, direct, &|_| None);
         let candidates: Vec<Candidate> = considered.iter().map(|c| c.candidate.clone()).collect();
         let planner = Planner::new(&candidates, rules, self.blocks);
-        let route = planner.fastest(self.blocks);
+        let mut route = planner.fastest(self.blocks);
+        if let Err(missing) = &mut route {
+            missing.note = self.view.clock_note().await;
+        }
         let hops = route.as_ref().map_or(&[][..], |route| &route.hops);
         let mut compared = 0;
         let mut verdict = |candidate: &Candidate| {

@@ -27,7 +27,7 @@ impl RemoteSequence {
         retry: &mut Retry,
     ) -> Result<Vec<Hop>, SequenceError> {
         loop {
-            let missing = match self.view.ready().await {
+            let mut missing = match self.view.ready().await {
                 Ok(()) => match self.plan_now(span, pass, way, retry) {
                     Ok(hops) => return Ok(hops),
                     Err(missing) => missing,
@@ -37,6 +37,7 @@ impl RemoteSequence {
                 Err(_) => MissingBlocks::all(span),
             };
             let Some(wait) = retry.next_wait(Instant::now()) else {
+                missing.note = self.view.clock_note().await;
                 return Err(SequenceError::Missing { missing, waited: retry.elapsed(Instant::now()) });
             };
             self.tell(SwarmEvent::BlocksMissing { missing, wait, patience_left: retry.left(Instant::now()) });

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
-use petals_swarm::{DirectoryEntry, LookupError, PeerId, SwarmHandle};
+use petals_swarm::{ClockOffset, DirectoryEntry, LookupError, PeerId, SwarmHandle};
 
 use super::hop::{HopConnection, HopError, ServerWork, Traffic, TrafficCount};
 use super::peers::{CostEstimate, Measurement, PassSize, PeerTable};
@@ -136,6 +136,23 @@ impl SwarmView {
         *refreshed = Some(Instant::now());
         self.changed();
         Ok(())
+    }
+
+    /// What to say if servers may be there that are not seen because a clock is wrong.
+    pub(crate) async fn clock_note(&self) -> Option<String> {
+        if let Some(offset) = self.swarm.clock_offset().await.filter(ClockOffset::is_too_large) {
+            return Some(format!(
+                "this machine's clock is {offset} of those of the swarm, so that it takes records of servers for old or not yet written: set \
+                 the clock"
+            ));
+        }
+        let wrong = self.swarm.wrong_clocks(&self.model, self.blocks).await.ok()?;
+        let (first, more) = wrong.split_first()?;
+        let others = if more.is_empty() { String::new() } else { format!(" (as are those of {} others)", more.len()) };
+        Some(format!(
+            "the clock of server {} is {} of this machine's{others}, so that its record is refused: set the clock there",
+            first.peer, first.offset
+        ))
     }
 
     /// Servers that are online, as planning `pass` needs them. Those in `without` are excluded for the reason given. With

@@ -1,6 +1,7 @@
 //! The task that owns the network: what it is asked to do, and when. `network.rs` has what happens to it.
 
 mod network;
+mod probing;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use super::view::{DirectoryTraffic, View};
 use crate::behaviour::Behaviour;
 use crate::config::SwarmConfig;
 use crate::identity::Identity;
-use crate::keys::{MAX_BLOCKS, block_key, server_key};
+use crate::keys::{MAX_BLOCKS, block_key, clock_key, server_key};
 use crate::rates::Rates;
 use crate::record::{SignedRecord, SignedRecordError, unix_ms};
 
@@ -58,6 +59,9 @@ pub(super) struct EventLoop {
     directory: DirectoryTraffic,
     /// The other end of each connection.
     remotes: HashMap<ConnectionId, Remote>,
+    meetings: probing::Meetings,
+    /// When this node started, by its own clock.
+    pub(super) started_ms: u64,
     housekeeping: Instant,
 }
 
@@ -83,7 +87,10 @@ impl EventLoop {
     ) -> Self {
         let dialler = Dialler::new(identity.peer_id(), &config.peers, config.redial_pause);
         view.send_modify(|view| view.wanted = dialler.peers());
-        let reach = Reach::new(!config.probes(), config.auto_relay, &config.relay_via, Instant::now());
+        let mut reach = Reach::new(!config.probes(), config.auto_relay, &config.relay_via, Instant::now());
+        if config.probes_announced() {
+            reach.expect(&config.announce);
+        }
         let mut event_loop = Self {
             swarm,
             identity,
@@ -98,9 +105,12 @@ impl EventLoop {
             reach,
             keeping: Rates::new(KEEP_BURST, KEPT_PER_SECOND),
             remotes: HashMap::new(),
+            meetings: probing::Meetings::default(),
+            started_ms: unix_ms(),
             housekeeping: Instant::now() + HOUSEKEEPING,
             config,
         };
+        event_loop.try_announced();
         event_loop.refresh_addresses();
         event_loop.refresh_reachability();
         event_loop
@@ -160,6 +170,7 @@ impl EventLoop {
             self.close_silent_connections(now);
             self.close_superfluous_connections();
             self.ask_relays(now);
+            self.settle_meetings(now);
             self.announce_to_newcomers();
             let directory = self.directory;
             self.view.send_if_modified(|view| {
@@ -185,6 +196,7 @@ impl EventLoop {
             }
             Command::Withdraw { done } => self.withdraw(done),
             Command::Query(query) => self.query(query),
+            Command::MeetSelf { address, reply } => self.meet_self(address, reply),
             Command::Open { peer, addresses, request } => {
                 self.swarm.behaviour_mut().streams.open(peer, addresses, request);
             }
@@ -197,9 +209,11 @@ impl EventLoop {
             DirectoryQuery::Providers { model, block, found } => {
                 (kad.get_providers(block_key(&model, block)), Query::Providers(found))
             }
-            DirectoryQuery::Record { model, peer, found } => {
-                (kad.get_record(server_key(&model, &peer)), Query::Record(found))
+            DirectoryQuery::Record { model, peer, own, found } => {
+                let query = if own { Query::OwnRecord(peer, found) } else { Query::Record(found) };
+                (kad.get_record(server_key(&model, &peer)), query)
             }
+            DirectoryQuery::Clock { found } => (kad.get_record(clock_key()), Query::Clock(found)),
         };
         self.queries.insert(id, query);
     }
@@ -237,7 +251,8 @@ impl EventLoop {
 
     fn seal(&self, info: &ServerInfo) -> Result<Vec<u8>, AnnounceError> {
         let addresses = self.external();
-        let info = ServerInfo { relayed: self.reach.is_relayed(), ..info.clone() };
+        let (relayed, started_ms) = (self.reach.is_relayed(), Some(self.started_ms));
+        let info = ServerInfo { relayed, started_ms, ..info.clone() };
         SignedRecord::seal(&self.identity, &info, &addresses, self.config.record_ttl()).map_err(|error| match error {
             SignedRecordError::TooLong(_) => AnnounceError::TooLong,
             other => AnnounceError::Record(other.to_string()),

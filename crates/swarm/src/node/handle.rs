@@ -34,6 +34,7 @@ struct Inner {
     shutdown: CancellationToken,
     tasks: TaskTracker,
     lookup_timeout: Duration,
+    started_ms: u64,
 }
 
 /// What handles ask of the event loop.
@@ -42,6 +43,7 @@ pub(crate) enum Command {
     Announce { info: Box<ServerInfo>, reply: oneshot::Sender<Result<(), AnnounceError>> },
     Withdraw { done: oneshot::Sender<()> },
     Query(DirectoryQuery),
+    MeetSelf { address: Multiaddr, reply: oneshot::Sender<bool> },
     Open { peer: PeerId, addresses: Vec<Multiaddr>, request: OpenRequest },
 }
 
@@ -49,8 +51,22 @@ pub(crate) enum Command {
 /// if the channel closes before that, some did not answer. Dropping the receiver ends the query.
 #[derive(Debug)]
 pub(crate) enum DirectoryQuery {
-    Providers { model: ModelId, block: u32, found: mpsc::Sender<Option<PeerId>> },
-    Record { model: ModelId, peer: PeerId, found: mpsc::Sender<Option<Vec<u8>>> },
+    Providers {
+        model: ModelId,
+        block: u32,
+        found: mpsc::Sender<Option<PeerId>>,
+    },
+    /// With `own`, only what the server itself answers.
+    Record {
+        model: ModelId,
+        peer: PeerId,
+        own: bool,
+        found: mpsc::Sender<Option<Vec<u8>>>,
+    },
+    /// The time that others have.
+    Clock {
+        found: mpsc::Sender<Option<Vec<u8>>>,
+    },
 }
 
 /// Why the node is not part of a swarm.
@@ -78,9 +94,10 @@ impl SwarmHandle {
         admission: Arc<Admission>,
         shutdown: CancellationToken,
         tasks: TaskTracker,
-        lookup_timeout: Duration,
+        (lookup_timeout, started_ms): (Duration, u64),
     ) -> Self {
-        Self { inner: Arc::new(Inner { local, commands, view, admission, shutdown, tasks, lookup_timeout }) }
+        let inner = Inner { local, commands, view, admission, shutdown, tasks, lookup_timeout, started_ms };
+        Self { inner: Arc::new(inner) }
     }
 
     /// This node's id.
@@ -101,6 +118,20 @@ impl SwarmHandle {
     /// Whether others reach this node directly, as far as it knows.
     pub fn reachability(&self) -> Reachability {
         self.inner.view.borrow().reachability
+    }
+
+    /// The announced addresses, and whether a peer that tried reached this node there; `None` if nobody has tried yet.
+    pub fn announced(&self) -> Vec<(Multiaddr, Option<bool>)> {
+        self.inner.view.borrow().announced.clone()
+    }
+
+    /// Asks whether another node answers at `address` under this node's identity: `true` only if one does.
+    pub(crate) async fn meets_namesake(&self, address: Multiaddr, timeout: Duration) -> bool {
+        let (reply, answer) = oneshot::channel();
+        if self.inner.commands.send(Command::MeetSelf { address, reply }).await.is_err() {
+            return false;
+        }
+        matches!(tokio::time::timeout(timeout, answer).await, Ok(Ok(true)))
     }
 
     /// The peers connected now.
@@ -212,6 +243,11 @@ impl SwarmHandle {
             Err(_) if self.inner.commands.is_closed() => Err(OpenError::Closed),
             Err(_) => Err(OpenError::ConnectionLost(peer)),
         }
+    }
+
+    /// When this node started, by its own clock, in Unix milliseconds.
+    pub(crate) fn started_ms(&self) -> u64 {
+        self.inner.started_ms
     }
 
     /// How long a lookup may take.

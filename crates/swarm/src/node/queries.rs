@@ -17,6 +17,10 @@ const STALL: Duration = Duration::from_secs(2);
 pub(super) enum Query {
     Providers(mpsc::Sender<Option<PeerId>>),
     Record(mpsc::Sender<Option<Vec<u8>>>),
+    /// What one server itself answers.
+    OwnRecord(PeerId, mpsc::Sender<Option<Vec<u8>>>),
+    /// What others than this node answer.
+    Clock(mpsc::Sender<Option<Vec<u8>>>),
     /// What this server says of itself, or its name on the list of a block.
     Announcement,
     /// The last words of a server.
@@ -27,7 +31,7 @@ impl Query {
     fn is_abandoned(&self) -> bool {
         match self {
             Self::Providers(sink) => sink.is_closed(),
-            Self::Record(sink) => sink.is_closed(),
+            Self::Record(sink) | Self::OwnRecord(_, sink) | Self::Clock(sink) => sink.is_closed(),
             Self::Announcement | Self::Withdrawal(_) => false,
         }
     }
@@ -38,7 +42,7 @@ impl Query {
             Self::Providers(sink) => {
                 let _ = sink.try_send(None);
             }
-            Self::Record(sink) => {
+            Self::Record(sink) | Self::OwnRecord(_, sink) | Self::Clock(sink) => {
                 let _ = sink.try_send(None);
             }
             Self::Announcement => {}
@@ -80,6 +84,16 @@ impl Queries {
                 }
             }
             (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::Record(sink))) => {
+                let _ = sink.try_send(Some(found.record.value));
+            }
+            (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::OwnRecord(server, sink)))
+                if found.peer == Some(*server) =>
+            {
+                let _ = sink.try_send(Some(found.record.value));
+            }
+            (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::Clock(sink)))
+                if found.peer.is_some() =>
+            {
                 let _ = sink.try_send(Some(found.record.value));
             }
             // All nodes near the key are asked to keep a record, and a small swarm has fewer: some is enough.

@@ -41,6 +41,8 @@ pub(super) struct Reach {
     given: bool,
     /// Whether relays are asked when nobody reaches this node.
     auto_relay: bool,
+    /// Addresses that the operator announces, and what became of their probes.
+    announced: Vec<(Multiaddr, Option<bool>)>,
     /// What became of probes, by address.
     probes: HashMap<Multiaddr, bool>,
     /// Addresses that a router or a probe confirmed.
@@ -73,6 +75,16 @@ impl Reach {
             Some((peer, Relay { address, preference: NAMED, pause: FIRST_PAUSE, due: now }))
         };
         Self { given, auto_relay, relays: named.iter().filter_map(relay).collect(), ..Self::default() }
+    }
+
+    /// Addresses at which others are to be asked for this node.
+    pub(super) fn expect(&mut self, announced: &[Multiaddr]) {
+        self.announced = announced.iter().take(MAX_KNOWN).map(|address| (without_peer(address), None)).collect();
+    }
+
+    /// The announced addresses, and whether others reached this node there.
+    pub(super) fn announced(&self) -> Vec<(Multiaddr, Option<bool>)> {
+        self.announced.clone()
     }
 
     pub(super) fn reachability(&self) -> Reachability {
@@ -114,11 +126,18 @@ impl Reach {
         self.confirmed.iter()
     }
 
-    /// A peer tried to dial one of this node's addresses.
-    pub(super) fn on_probe(&mut self, address: &Multiaddr, reached: bool) {
-        if !is_circuit(address) && (self.probes.len() < MAX_KNOWN || self.probes.contains_key(address)) {
-            self.probes.insert(without_peer(address), reached);
+    /// A peer tried to dial one of this node's addresses. Returns whether it is an announced one.
+    pub(super) fn on_probe(&mut self, address: &Multiaddr, reached: bool) -> bool {
+        let bare = without_peer(address);
+        let announced = self.announced.iter_mut().find(|(known, _)| *known == bare);
+        if let Some((_, outcome)) = announced {
+            *outcome = Some(reached);
+            return true;
         }
+        if !is_circuit(address) && (self.probes.len() < MAX_KNOWN || self.probes.contains_key(address)) {
+            self.probes.insert(bare, reached);
+        }
+        false
     }
 
     pub(super) fn on_confirmed(&mut self, address: &Multiaddr) {
@@ -232,6 +251,17 @@ mod tests {
         reach.on_expired(&address(PUBLIC));
         assert_eq!(reach.reachability(), Reachability::Unreachable);
         assert_eq!(Reach::new(true, true, &[], Instant::now()).reachability(), Reachability::Direct);
+    }
+
+    #[test]
+    fn the_word_of_the_operator_counts_and_what_others_find_is_kept_beside_it() {
+        let mut reach = Reach::new(true, true, &[], Instant::now());
+        reach.expect(&[address(PUBLIC)]);
+        assert_eq!(reach.announced(), [(address(PUBLIC), None)]);
+        assert!(!reach.on_probe(&address(PRIVATE), true), "nobody announced it");
+        assert!(reach.on_probe(&address(PUBLIC).with(Protocol::P2p(PeerId::random())), false));
+        assert_eq!(reach.announced(), [(address(PUBLIC), Some(false))]);
+        assert_eq!(reach.reachability(), Reachability::Direct);
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub(super) struct View {
     pub(super) external: Vec<Multiaddr>,
     /// Whether others reach it.
     pub(super) reachability: Reachability,
+    /// Announced addresses, and whether others reached it there.
+    pub(super) announced: Vec<(Multiaddr, Option<bool>)>,
     /// Messages of the hash table that came in, as of a second ago.
     pub(super) directory: DirectoryTraffic,
     /// Connected peers and their last round trip.

@@ -4,6 +4,7 @@
 
 mod directory;
 mod many;
+mod oneself;
 mod private;
 mod reach;
 mod streams;

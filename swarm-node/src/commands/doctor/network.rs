@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use petals_protocol::{ModelId, Span};
-use petals_swarm::{Reachability, SwarmHandle, SwarmNode};
+use petals_swarm::{ClockOffset, Multiaddr, Reachability, SwarmHandle, SwarmNode};
 use tokio::time::{Instant, sleep};
 
 use crate::args::DoctorArgs;
@@ -19,6 +19,9 @@ const PROBES: Duration = Duration::from_secs(25);
 const RECORD_PERIOD_MS: i64 = 60_000;
 /// Clocks that differ by more make records be refused.
 const MOST_SKEW_MS: i64 = 60_000;
+
+/// What to do about a clock.
+const CLOCK_REMEDY: &str = "set the clock, best by NTP: records whose time is off by more than a minute are refused";
 
 /// Starts a node as `serve` would, and asks others about it.
 pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) -> Result<Vec<Check>, NodeError> {
@@ -39,9 +42,14 @@ pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) ->
                 let with = private.map_or(String::new(), |key| format!(", with the swarm key {key}"));
                 checks.push(Check::ok("peers", format!("{} connected{with}", swarm.connected_peers().len())));
                 checks.push(port(&swarm).await);
-                if let Some((model, blocks)) = model {
-                    checks.push(clock(&swarm, &model, blocks).await);
-                }
+                checks.push(match swarm.clock_offset().await {
+                    Some(offset) => compared(offset),
+                    // Members of an older version do not tell the time, but their records do.
+                    None => match model {
+                        Some((model, blocks)) => clock(&swarm, &model, blocks).await,
+                        None => Check::warn("clock", "nobody told the time", CLOCK_REMEDY),
+                    },
+                });
             }
             Err(error) => checks.push(Check::fail("peers", error.to_string(), remedy_for_peers(&error.to_string()))),
         }
@@ -66,6 +74,12 @@ fn remedy_for_peers(error: &str) -> &'static str {
 async fn port(swarm: &SwarmHandle) -> Check {
     const NAME: &str = "port";
     let deadline = Instant::now() + PROBES;
+    if !swarm.announced().is_empty() {
+        while Instant::now() < deadline && swarm.announced().iter().any(|(_, reached)| reached.is_none()) {
+            sleep(Duration::from_millis(200)).await;
+        }
+        return announced(&swarm.announced());
+    }
     let relay = || swarm.external_addresses().into_iter().find(|address| address.to_string().contains("/p2p-circuit"));
     while Instant::now() < deadline {
         match (swarm.reachability(), relay()) {
@@ -95,16 +109,49 @@ async fn port(swarm: &SwarmHandle) -> Check {
     }
 }
 
+/// What became of the addresses that are announced.
+fn announced(outcomes: &[(Multiaddr, Option<bool>)]) -> Check {
+    const NAME: &str = "port";
+    const REMEDY: &str = "see that --announce is the address at which the world sees this machine, and that the port is open and forwarded";
+    let with = |wanted: Option<bool>| {
+        let addresses =
+            outcomes.iter().filter(|(_, outcome)| *outcome == wanted).map(|(address, _)| address.to_string());
+        addresses.collect::<Vec<_>>().join(" ")
+    };
+    let (reached, failed, untried) = (with(Some(true)), with(Some(false)), with(None));
+    if !failed.is_empty() {
+        return Check::fail(NAME, format!("a peer dialled the announced address {failed} in vain"), REMEDY);
+    }
+    if !untried.is_empty() {
+        let remedy = "ask a peer that runs `serve` or `bootstrap` of this version, or try from another machine";
+        return Check::warn(NAME, format!("no peer tried the announced address {untried}"), remedy);
+    }
+    Check::ok(NAME, format!("a peer reached this machine at {reached}"))
+}
+
+/// What others' clocks say of this one.
+fn compared(offset: ClockOffset) -> Check {
+    const NAME: &str = "clock";
+    let (seconds, witnesses) = (offset.ahead_ms.unsigned_abs() / 1000, offset.witnesses);
+    if offset.is_too_large() {
+        let remedy = format!("{CLOCK_REMEDY}; if this one is right, theirs is wrong");
+        Check::fail(NAME, format!("this clock is {offset} of the swarm's ({witnesses} asked)"), remedy)
+    } else if seconds > 1 {
+        Check::warn(NAME, format!("this clock is {offset} of the swarm's ({witnesses} asked)"), CLOCK_REMEDY)
+    } else {
+        Check::ok(NAME, "agrees with the swarm's")
+    }
+}
+
 async fn clock(swarm: &SwarmHandle, model: &ModelId, blocks: Span) -> Check {
     const NAME: &str = "clock";
-    const REMEDY: &str = "set the clock, best by NTP: records whose time is off by more than a minute are refused";
     let latest = match swarm.lookup(model, blocks).await {
         Ok(servers) => servers.into_iter().map(|server| server.info.written_ms).max(),
-        Err(error) => return Check::warn(NAME, format!("no records to compare with: {error}"), REMEDY),
+        Err(error) => return Check::warn(NAME, format!("no records to compare with: {error}"), CLOCK_REMEDY),
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     match latest {
-        None => Check::warn(NAME, "no server of this model to compare with", REMEDY),
+        None => Check::warn(NAME, "no server of this model to compare with", CLOCK_REMEDY),
         Some(latest) => judge(now as i64 - latest as i64),
     }
 }
@@ -112,12 +159,11 @@ async fn clock(swarm: &SwarmHandle, model: &ModelId, blocks: Span) -> Check {
 /// How old the latest record of the swarm looks from here, in milliseconds.
 fn judge(age_ms: i64) -> Check {
     const NAME: &str = "clock";
-    const REMEDY: &str = "set the clock, best by NTP: records whose time is off by more than a minute are refused";
     let seconds = |ms: i64| ms as f64 / 1000.0;
     if age_ms < -1000 {
-        Check::warn(NAME, format!("this clock is {:.0} s behind a server's", seconds(-age_ms)), REMEDY)
+        Check::warn(NAME, format!("this clock is {:.0} s behind a server's", seconds(-age_ms)), CLOCK_REMEDY)
     } else if age_ms > RECORD_PERIOD_MS + MOST_SKEW_MS {
-        Check::fail(NAME, format!("this clock is {:.0} s ahead", seconds(age_ms - RECORD_PERIOD_MS)), REMEDY)
+        Check::fail(NAME, format!("this clock is {:.0} s ahead", seconds(age_ms - RECORD_PERIOD_MS)), CLOCK_REMEDY)
     } else {
         Check::ok(NAME, "agrees with the swarm's")
     }
@@ -134,5 +180,25 @@ mod tests {
         assert_eq!(judge(-200).status, CheckStatus::Ok);
         assert_eq!(judge(-20_000).status, CheckStatus::Warn);
         assert_eq!(judge(400_000).status, CheckStatus::Fail);
+    }
+
+    #[test]
+    fn an_announced_address_that_nobody_reaches_fails_the_check() {
+        let address = |text: &str| -> Multiaddr { text.parse().unwrap() };
+        let (good, bad) = (address("/ip4/8.8.4.4/tcp/1"), address("/ip4/203.0.113.99/tcp/1"));
+        assert_eq!(announced(&[(good.clone(), Some(true))]).status, CheckStatus::Ok);
+        assert_eq!(announced(&[(good.clone(), None)]).status, CheckStatus::Warn);
+        let failed = announced(&[(good, Some(true)), (bad, Some(false))]);
+        assert_eq!(failed.status, CheckStatus::Fail);
+        assert!(failed.to_string().contains("203.0.113.99"), "{failed}");
+    }
+
+    #[test]
+    fn a_clock_is_compared_with_those_of_members() {
+        let status = |ahead_ms| compared(ClockOffset { ahead_ms, witnesses: 2 }).status;
+        assert_eq!(status(300), CheckStatus::Ok);
+        assert_eq!(status(-20_000), CheckStatus::Warn);
+        assert_eq!(status(180_000), CheckStatus::Fail);
+        assert!(compared(ClockOffset { ahead_ms: -180_000, witnesses: 2 }).to_string().contains("180 s behind"));
     }
 }

@@ -4,8 +4,8 @@ use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::DialOpts;
-use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, autonat, dcutr, identify, kad, mdns, ping, relay, upnp};
+use libp2p::swarm::{ConnectionId, DialError, ListenError, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, dcutr, identify, kad, mdns, ping, relay, upnp};
 use tokio::time::Instant;
 
 use super::{EventLoop, Remote};
@@ -49,7 +49,11 @@ impl EventLoop {
                     self.on_connection_lost(peer_id);
                 }
             }
-            SwarmEvent::OutgoingConnectionError { peer_id, error, .. } => self.on_dial_error(peer_id, &error),
+            SwarmEvent::OutgoingConnectionError { peer_id, connection_id, error, .. } => {
+                self.on_meeting_failed(connection_id, &error, Instant::now());
+                self.on_dial_error(peer_id, &error);
+            }
+            SwarmEvent::IncomingConnectionError { error: ListenError::LocalPeerId { .. }, .. } => self.on_own_call(),
             SwarmEvent::NewListenAddr { address, .. } => {
                 tracing::info!(%address, "listening");
                 self.refresh_addresses();
@@ -63,6 +67,7 @@ impl EventLoop {
     }
 
     fn on_connected(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
+        self.on_met(connection);
         tracing::debug!(peer = short(&peer), address = %endpoint.get_remote_address(), "connected");
         let address = without_peer(endpoint.get_remote_address());
         // One that comes in while there is a circuit to the same peer may have been made by hole punching.
@@ -238,7 +243,9 @@ impl EventLoop {
         }
         let local = self.identity.peer_id();
         let with_peer = |address: &Multiaddr| without_peer(address).with(Protocol::P2p(local));
+        let announced = self.reach.announced();
         self.view.send_modify(|view| {
+            view.announced = announced;
             view.listen = listening.iter().map(with_peer).collect();
             view.external = external.iter().map(with_peer).collect();
         });
@@ -263,13 +270,6 @@ impl EventLoop {
         let mut found = self.listening();
         found.extend(self.reach.confirmed().cloned());
         external_addresses(&self.config.announce, &found)
-    }
-
-    fn on_probe(&mut self, event: &autonat::v2::client::Event) {
-        self.reach.on_probe(&event.tested_addr, event.result.is_ok());
-        let (address, reached) = (&event.tested_addr, event.result.is_ok());
-        tracing::debug!(%address, reached, by = short(&event.server), "a peer tried to dial this node");
-        self.refresh_reachability();
     }
 
     pub(super) fn refresh_reachability(&mut self) {

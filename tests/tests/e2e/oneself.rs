@@ -1,0 +1,64 @@
+//! What a server learns about itself from others: another one under its identity, an address where nobody reaches it, a wrong clock.
+
+use std::process::Command;
+
+use petals_e2e::{Goldens, Node, ProcessSwarm};
+
+#[test]
+fn a_second_server_under_one_identity_refuses_to_start() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &[])?;
+    let directory = tempfile::tempdir()?;
+    let (key, copy) = (directory.path().join("same.key"), directory.path().join("copy.key"));
+    let path = |file: &std::path::Path| file.to_str().unwrap_or_default().to_owned();
+    let first = swarm.spawn_server(&["--blocks", "0..2", "--identity", &path(&key)])?;
+    first.event("ready")?;
+    let model = path(&goldens.model());
+    let serve = |key: &str| {
+        let peers = ["serve", "--model", &model, "--device", "cpu", "--peers", &swarm.bootstrap.address];
+        Node::refused(
+            &[&peers[..], &["--blocks", "2..4", "--identity", key, "--listen", "/ip4/127.0.0.1/tcp/0"]].concat(),
+        )
+    };
+    let refused = serve(&path(&key))?;
+    assert!(refused.contains("same.key is in use") && refused.contains("--identity"), "{refused}");
+    // On another machine there is no lock; there the directory knows, and the other one answers.
+    std::fs::copy(&key, &copy)?;
+    let refused = serve(&path(&copy))?;
+    assert!(refused.contains("in use by another node") && refused.contains("0..2"), "{refused}");
+    let events = swarm.tune("route")?.output()?;
+    assert!(String::from_utf8_lossy(&events.stderr).contains("2..4"), "the first one serves on");
+    Ok(())
+}
+
+#[test]
+fn doctor_does_not_believe_an_announced_address_that_nobody_reaches() -> anyhow::Result<()> {
+    let bootstrap = Node::start(&["bootstrap"])?;
+    let announce =
+        ["doctor", "--no-upnp", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0", "--peers", &bootstrap.address];
+    // A port that nothing listens on.
+    let refused = Node::refused(&[&announce[..], &["--announce", "/ip4/127.0.0.1/tcp/9", "--json"]].concat())?;
+    assert!(refused.contains("announced address /ip4/127.0.0.1/tcp/9"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn a_clock_that_is_minutes_off_is_said_by_server_and_client() -> anyhow::Result<()> {
+    if Command::new("faketime").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no faketime here");
+        return Ok(());
+    }
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &[])?;
+    let model = goldens.model();
+    let model = model.to_str().unwrap_or_default();
+    let serve = ["serve", "--model", model, "--device", "cpu", "--blocks", "0..4", "--peers", &swarm.bootstrap.address];
+    let server = Node::start_at("+3m", &serve)?;
+    let off = server.event("clock_off")?;
+    let ahead = off["ahead_s"].as_f64().unwrap_or_default();
+    assert!((170.0..190.0).contains(&ahead), "{off}");
+    let output = swarm.tune("route")?.args(&["--give-up-after", "5s"]).output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("the clock of server") && stderr.contains("ahead"), "{stderr}");
+    Ok(())
+}
