@@ -153,7 +153,6 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// [`TextError::Decode`].
-    #[cfg(test)]
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
         let text = self.decode_raw(tokens)?;
         Ok(if self.cleans_up { cleanup::clean(&text) } else { text })

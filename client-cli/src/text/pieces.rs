@@ -89,6 +89,10 @@ impl Pieces {
     /// # Errors
     /// [`TextError::Decode`].
     pub(crate) fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
+        // Some decoders panic where there is nothing to decode.
+        if tokens.is_empty() {
+            return Ok(String::new());
+        }
         self.tokenizer.tokenizer.decode(tokens, false).map_err(TextError::Decode)
     }
 }
