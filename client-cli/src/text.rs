@@ -15,6 +15,7 @@ mod special;
 mod stop;
 mod stream;
 
+pub(crate) use files::LFS_POINTER;
 use files::TokenizerFiles;
 pub(crate) use pieces::Pieces;
 use special::EndTokens;

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::error::TemplateError;
+use crate::text::LFS_POINTER;
 
 /// A model's templates.
 #[derive(Debug)]
@@ -82,7 +83,7 @@ pub(super) fn named_tokens(model: &Path, roles: &[&str]) -> Result<Map<String, V
 /// A text file.
 pub(super) fn read(path: &Path) -> Result<String, TemplateError> {
     let text = fs::read_to_string(path).map_err(|source| TemplateError::Read { path: path.to_owned(), source })?;
-    if text.starts_with("version https://git-lfs.github.com/spec/") {
+    if text.as_bytes().starts_with(LFS_POINTER) {
         let reason = "it is a git-lfs pointer, not the file itself: fetch it with `git lfs pull`".to_owned();
         return Err(TemplateError::Malformed { path: path.to_owned(), reason });
     }

@@ -12,6 +12,7 @@ use std::path::Path;
 use super::columns::Fields;
 use super::error::{DataError, Place};
 use super::problem::Problem;
+use crate::text::LFS_POINTER;
 
 mod json;
 mod table;
@@ -44,11 +45,7 @@ const OTHERS: [(&[u8], &str, &str); 8] = [
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or save the sheet as CSV"),
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
-    (
-        b"version https://git-lfs.github.com/spec/",
-        "not the file itself but a pointer of git-lfs to it",
-        "run git lfs pull",
-    ),
+    (LFS_POINTER, "not the file itself but a pointer of git-lfs to it", "run git lfs pull"),
 ];
 const PARQUET: &str = "convert it to JSON lines, for example with python -c \"import pandas as p; \
                        p.read_parquet('in.parquet').to_json('out.jsonl', orient='records', lines=True)\"";

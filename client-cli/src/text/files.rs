@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::TextError;
 
 /// How the text file begins that git leaves in place of a large one.
-const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+pub(crate) const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Tokenizers of other kinds, which transformers converts.
 const CONVERTIBLE: [&str; 5] = ["tokenizer.model", "spiece.model", "tekken.json", "vocab.json", "vocab.txt"];
 
