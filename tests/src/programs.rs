@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -133,7 +134,8 @@ impl Node {
         command.args(arguments).args(["--json", "--listen", listen]);
         // What a loaded machine measures must not be what the user's own nodes announce.
         command.env("XDG_CACHE_HOME", std::env::temp_dir().join("petals-e2e"));
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        // A group of its own, because `faketime` starts the node as its child, which would outlive it.
+        let mut child = command.process_group(0).stdout(Stdio::piped()).spawn()?;
         let lines = lines(child.stdout.take().context("no stdout")?);
         let mut node = Self { child, lines, address: String::new(), ready: Value::Null };
         let event = node.event("listening")?;
@@ -225,8 +227,16 @@ impl Node {
     /// # Errors
     /// If the process is gone already.
     pub fn kill(&mut self) -> anyhow::Result<()> {
-        self.child.kill()?;
+        anyhow::ensure!(self.child.try_wait()?.is_none(), "the node has ended");
+        self.kill_group()?;
         self.child.wait()?;
+        Ok(())
+    }
+
+    fn kill_group(&self) -> anyhow::Result<()> {
+        let group = format!("-{}", self.child.id());
+        let status = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status()?;
+        anyhow::ensure!(status.success(), "kill -KILL failed");
         Ok(())
     }
 
@@ -256,7 +266,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _ = self.kill_group();
+        }
         let _ = self.child.wait();
     }
 }

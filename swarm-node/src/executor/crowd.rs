@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn who_comes_within_the_lull_is_gathered_and_nobody_waits_for_ever() {
         let mut crowd = Crowd::default();
-        crowd.computed(2, 0, Duration::from_millis(200));
+        crowd.computed(2, 0, Duration::from_secs(2));
         let queue = Arc::new((Mutex::new(0), Condvar::new()));
         let (comers, end) = (queue.clone(), Arc::new(Mutex::new(false)));
         let ended = end.clone();
