@@ -14,10 +14,10 @@ mod source;
 mod template;
 mod tool_format;
 
-pub(crate) use answers::AnswerError;
+pub(crate) use answers::{AnswerError, Answered};
 pub(crate) use conversation::{Call, Conversation, Ending, Function, Json, Turn, Variables};
 pub(crate) use error::TemplateError;
-pub(crate) use template::{ChatTemplate, Message};
+pub(crate) use template::{ChatTemplate, Message, Told};
 pub(crate) use tool_format::ToolFormat;
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! | `.csv`, `.tsv` | a header with the names of the columns, and a record for each example |
 //! | any other | JSON lines, an object for each example, or one JSON list of objects |
 //!
-//! What the columns mean is in `columns`; `source` reads rows of any format, `record` makes of a row what is to be learnt,
-//! `tokenise` the tokens of it.
+//! Each of them may be compressed by gzip, and `-` is standard input. What the columns mean is in `columns`; `input` opens files,
+//! `source` reads rows of any format, `record` makes of a row what is to be learnt, `tokenise` the tokens of it.
 
 use std::path::Path;
 
@@ -20,6 +20,7 @@ mod columns;
 mod conversation;
 mod counts;
 mod error;
+mod input;
 mod input_ids;
 mod label;
 mod lines;
@@ -28,12 +29,14 @@ mod record;
 mod source;
 mod templates;
 mod tokenise;
+mod tools;
 
 pub(crate) use batches::{BatchOrder, BatchPlan};
 pub(crate) use columns::Columns;
 pub(crate) use counts::Counts;
 pub(crate) use error::DataError;
 pub(crate) use input_ids::read_input_ids;
+use source::{Format, Source};
 pub(crate) use templates::Templates;
 
 /// What is read out of a data file.
@@ -67,17 +70,18 @@ pub(crate) struct Dataset {
 }
 
 impl Dataset {
-    /// Reads and tokenises a file, in the format that its name and its first bytes say.
+    /// Reads and tokenises a file, in the format that its name and its first bytes say; `-` is standard input.
     ///
     /// # Errors
     /// [`DataError`], with file, line and what is wrong.
     pub(crate) fn load(path: &Path, rules: &DataRules<'_>, tokenizer: &TextTokenizer) -> Result<Self, DataError> {
-        let dataset = match (source::format(path)?, rules.task) {
-            (source::Format::PlainText, Task::CausalLm) => tokenise::windows(path, rules, tokenizer)?,
-            (source::Format::PlainText, Task::SeqCls) => {
+        let source = Source::open(path)?;
+        let dataset = match (source.format(), rules.task) {
+            (Format::PlainText, Task::CausalLm) => tokenise::windows(path, &source.text()?, rules, tokenizer)?,
+            (Format::PlainText, Task::SeqCls) => {
                 return Err(DataError::PlainTextHasNoLabels { path: path.to_owned() });
             }
-            (format, _) => tokenise::records(path, record::read(path, format, rules)?, rules, tokenizer)?,
+            _ => tokenise::records(path, record::read(source, rules)?, rules, tokenizer)?,
         };
         if dataset.examples.is_empty() {
             return Err(DataError::NoExamples { path: path.to_owned(), counts: dataset.counts });

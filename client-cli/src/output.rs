@@ -16,6 +16,7 @@ mod data;
 mod explain;
 mod generated;
 mod swarm;
+mod time;
 
 pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
 pub(crate) use chat::{Answered, Notice, Serving};
@@ -25,6 +26,8 @@ pub(crate) use generated::{Course, Generated};
 pub(crate) use swarm::{
     Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
 };
+
+pub(crate) use time::{Estimated, Left};
 
 /// Something a command tells on stdout: readable, and as JSON under a fixed name.
 pub(crate) trait Event: Display + Serialize {
@@ -101,6 +104,8 @@ pub(crate) struct Step {
     /// What crossed the network, and the blocks that were run for it.
     #[serde(flatten)]
     pub(crate) traffic: TrafficCount,
+    /// Seconds that the steps still to be made will take, as the last ones went.
+    pub(crate) left_s: f64,
 }
 
 /// A measurement on held-out data.
@@ -234,9 +239,9 @@ mod tests {
     fn events_have_the_documented_json() {
         let json = Output::new(true);
         let traffic = TrafficCount { sent: 5, received: 4, requests: 2, block_forwards: 8, block_backwards: 8 };
-        let step = Step { step: 3, loss: 0.25, lr: 0.01, tokens_per_s: 100.0, grad_norm: 2.0, traffic };
+        let step = Step { step: 3, loss: 0.25, lr: 0.01, tokens_per_s: 100.0, grad_norm: 2.0, traffic, left_s: 7.5 };
         let line = r#"{"event":"step","step":3,"loss":0.25,"lr":0.01,"tokens_per_s":100.0,"grad_norm":2.0,"#;
-        let rest = r#""sent":5,"received":4,"requests":2,"block_forwards":8,"block_backwards":8}"#;
+        let rest = r#""sent":5,"received":4,"requests":2,"block_forwards":8,"block_backwards":8,"left_s":7.5}"#;
         assert_eq!(json.line(&step).unwrap(), format!("{line}{rest}"));
         let eval = |accuracy| Eval { step: 3, loss: 0.5, accuracy };
         assert_eq!(json.line(&eval(Some(0.75))).unwrap(), r#"{"event":"eval","step":3,"loss":0.5,"accuracy":0.75}"#);

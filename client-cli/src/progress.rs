@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::CliError;
-use crate::output::{Output, Step};
+use crate::output::{Left, Output, Step};
 use crate::terminal;
 
 /// Time between two lines where there is no terminal: often enough to see life, rare enough for a log file.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Weight of the latest step in the mean that tells what is left. The first ones open connections and try out how to cut batches.
+const NEW_WEIGHT: f64 = 0.2;
 
 /// Progress of a training run.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(crate) struct Progress {
     output: Output,
     log_every: u64,
     total: u64,
+    /// Seconds of a step, a running mean.
+    step_s: Option<f64>,
     shown: Shown,
 }
 
@@ -32,7 +37,16 @@ impl Progress {
     /// Progress of a run of `total` steps of which `done` are made. With JSON output every `log_every`-th step is an
     /// event, and lines are printed for nobody.
     pub(crate) fn new(output: Output, total: u64, done: u64, log_every: u64) -> Self {
-        Self { output, log_every: log_every.max(1), total, shown: Shown::new(output, "steps", total, done) }
+        let shown = Shown::new(output, "steps", total, done);
+        Self { output, log_every: log_every.max(1), total, step_s: None, shown }
+    }
+
+    /// Seconds that `steps` more steps will take if they go as the last ones did, the latest of which took `elapsed`.
+    pub(crate) fn left(&mut self, elapsed: Duration, steps: u64) -> f64 {
+        let last = elapsed.as_secs_f64();
+        let mean = self.step_s.map_or(last, |mean| mean + NEW_WEIGHT * (last - mean));
+        self.step_s = Some(mean);
+        mean * steps as f64
     }
 
     /// Shows a step.
@@ -42,7 +56,10 @@ impl Progress {
     pub(crate) fn step(&mut self, step: &Step) -> Result<(), CliError> {
         let is_last = step.step == self.total;
         let short = || format!("loss {:.4}, {:.0} tokens/s", step.loss, step.tokens_per_s);
-        let line = || format!("{step} ({} of {})", step.step, self.total);
+        let line = || match is_last {
+            true => format!("{step} ({} of {})", step.step, self.total),
+            false => format!("{step} ({} of {}, about {} left)", step.step, self.total, Left(step.left_s)),
+        };
         self.shown.show(step.step, is_last, short, line);
         if self.output.is_json() && (is_last || step.step.is_multiple_of(self.log_every)) {
             self.output.emit(step)?;
@@ -146,4 +163,20 @@ fn bar(unit: &str, total: u64, done: u64) -> ProgressBar {
     bar.reset_eta();
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_follows_the_last_steps() {
+        let mut progress = Progress::new(Output::new(true), 100, 0, 1);
+        assert_eq!(progress.left(Duration::from_secs(2), 10), 20.0);
+        for _ in 0..50 {
+            progress.left(Duration::from_secs(1), 10);
+        }
+        assert!((progress.left(Duration::from_secs(1), 10) - 10.0).abs() < 0.01);
+        assert_eq!(progress.left(Duration::from_secs(1), 0), 0.0);
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use petals_client::ModelConfig;
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer};
 
@@ -87,7 +88,8 @@ pub(crate) enum TextError {
     Decode(#[source] tokenizers::Error),
     /// An end-of-sequence token was asked for.
     #[error(
-        "the model names no end-of-sequence token (eos_token in tokenizer_config.json, eos_token_id in config.json)"
+        "the model names no end-of-sequence token (eos_token in tokenizer_config.json, eos_token_id in generation_config.json, or in \
+         config.json if that is not there)"
     )]
     NoEos,
 }
@@ -104,7 +106,8 @@ pub(crate) struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json`, the files beside it, and the end tokens of a model directory.
+    /// Reads `tokenizer.json` of a model directory and the files beside it. What `config.json` says of end tokens is not among
+    /// them: see [`Self::ending_as`].
     ///
     /// # Errors
     /// All but [`TextError::Encode`], [`TextError::Decode`] and [`TextError::NoEos`].
@@ -117,7 +120,7 @@ impl TextTokenizer {
         tokenizer.with_padding(None);
         added::complete(&mut tokenizer, &files)?;
         ends::apply(&mut tokenizer, &files)?;
-        let ends = EndTokens::read(model, &files, &tokenizer);
+        let ends = EndTokens::read(&files, &tokenizer);
         let decoder = tokenizer.get_decoder().map(serde_json::to_value);
         let byte_fallback =
             decoder.is_some_and(|decoder| decoder.is_ok_and(|decoder| has_type(&decoder, "ByteFallback")));
@@ -127,6 +130,11 @@ impl TextTokenizer {
             && (!matches!(tokenizer.get_model(), ModelWrapper::BPE(_))
                 || flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"));
         Ok(Self { tokenizer, ends, byte_fallback, cleans_up })
+    }
+
+    /// With the end tokens of the model's configuration, its family's if it names none.
+    pub(crate) fn ending_as(self, config: &ModelConfig) -> Self {
+        Self { ends: self.ends.with_configured(&config.eos_token_ids), ..self }
     }
 
     /// Tokens of a text, with what the post-processor adds.

@@ -100,7 +100,8 @@ pub struct ServeArgs {
     /// Directory with config.json and model.safetensors (or its shards and index).
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Name of the model in the swarm; clients must use the same. Default: the directory's name.
+    /// Name of the model in the swarm; clients must use the same. Default: the directory's name, or in
+    /// Hugging Face's cache the repository's.
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
     /// Blocks to host, for example 0..12. Default: as many as fit into memory, where the swarm is weakest.
@@ -174,7 +175,8 @@ pub struct DoctorArgs {
     /// Directory of a model, to see how many of its blocks fit.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// Name of the model in the swarm. Default: the directory's name.
+    /// Name of the model in the swarm. Default: the directory's name, or in
+    /// Hugging Face's cache the repository's.
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
     /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. It is asked whether it reaches this machine.

@@ -94,13 +94,13 @@ def common_prefix_length(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
-def learnt_by_prefix(tokenizer, template: str, messages: list[dict], ids: list[int]) -> list[int]:
-    """A mask of the answers, each as TRL takes it for a completion of what is before it."""
+def learnt_by_prefix(tokenizer, template: str, messages: list[dict], ids: list[int], **beside) -> list[int]:
+    """A mask of the answers, each as TRL takes it for a completion of what is before it. `beside`: tools, and variables."""
     learnt = [0] * len(ids)
     for at, message in enumerate(messages):
         if message["role"] == "assistant":
-            asked = tokenizer.apply_chat_template(messages[:at], chat_template=template, add_generation_prompt=True)
-            answered = tokenizer.apply_chat_template(messages[: at + 1], chat_template=template)
+            asked = tokenizer.apply_chat_template(messages[:at], chat_template=template, add_generation_prompt=True, **beside)
+            answered = tokenizer.apply_chat_template(messages[: at + 1], chat_template=template, **beside)
             assert ids[: len(answered)] == answered
             start = common_prefix_length(asked, answered)
             learnt[start : len(answered)] = [1] * (len(answered) - start)

@@ -16,7 +16,8 @@ pub(crate) struct SwarmArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
 
-    /// Name of the model in the swarm [default: the directory's name].
+    /// Name of the model in the swarm [default: the directory's name, or in Hugging Face's cache the
+    /// repository's].
     #[arg(long, value_name = "NAME")]
     pub(crate) model_name: Option<String>,
 

@@ -25,7 +25,7 @@ pub(crate) struct TextArgs {
     #[arg(long)]
     pub(super) append_eos: bool,
 
-    /// Column with the text [default: text or sentence].
+    /// Column with the text [default: text, sentence or content].
     #[arg(long, value_name = "NAME")]
     text_column: Option<String>,
 

@@ -46,7 +46,8 @@ pub(crate) struct TrainArgs {
 
     /// Training data: JSON lines, a JSON list, CSV or TSV with a header, or plain text (.txt) for causal-lm. Rows have `text` and
     /// `label` for seq-cls; for causal-lm `text`, `prompt` and `completion`, `instruction`, `input` and `output`, or `messages`
-    /// or `conversations`, of which the assistant's turns are learnt.
+    /// or `conversations`, of which the assistant's turns are learnt, with `tools` beside them. Compressed by gzip or not; `-` is
+    /// standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
 

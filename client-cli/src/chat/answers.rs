@@ -7,11 +7,9 @@
 use std::iter;
 use std::ops::Range;
 
-use serde_json::Value;
-
 use super::error::TemplateError;
 use super::marks;
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, Told};
 
 /// A conversation's text, and where the answers to be learnt are in it, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,18 +47,18 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`AnswerError`].
-    pub(crate) fn with_answers(&self, messages: &[Value], learnt: &[bool]) -> Result<Vec<Answered>, AnswerError> {
-        let wanted: Vec<usize> = (0..messages.len()).filter(|&at| learnt.get(at) == Some(&true)).collect();
+    pub(crate) fn with_answers(&self, told: Told<'_>, learnt: &[bool]) -> Result<Vec<Answered>, AnswerError> {
+        let wanted: Vec<usize> = (0..told.messages.len()).filter(|&at| learnt.get(at) == Some(&true)).collect();
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        if self.marks_answers()
-            && let Some(answered) = self.marked(messages, &wanted)?
+        if self.marks_answers(told)
+            && let Some(answered) = self.marked(told, &wanted)?
         {
             return Ok(vec![answered]);
         }
-        let texts = wanted.iter().map(|&at| self.up_to(messages, at)).collect::<Result<Vec<_>, _>>()?;
-        let whole = self.render_json(messages, false, false)?;
+        let texts = wanted.iter().map(|&at| self.up_to(told, at)).collect::<Result<Vec<_>, _>>()?;
+        let whole = self.render_told(told, false, false)?;
         if texts.iter().all(|(text, _)| whole.starts_with(text)) {
             let answers = texts.into_iter().map(|(text, start)| start..text.len()).collect();
             return Ok(vec![Answered { text: whole, answers }]);
@@ -73,12 +71,15 @@ impl ChatTemplate {
     }
 
     /// By the template's own marks; `None` if there are not as many as there are answers, and not all of them are wanted.
-    fn marked(&self, messages: &[Value], wanted: &[usize]) -> Result<Option<Answered>, AnswerError> {
-        let foreign = messages.iter().find_map(|message| marks::first(&message.to_string()));
+    fn marked(&self, told: Told<'_>, wanted: &[usize]) -> Result<Option<Answered>, AnswerError> {
+        let messages = told.messages;
+        // What is beside the messages may be shown as well.
+        let beside = told.tools.into_iter().chain(told.variables.values());
+        let foreign = messages.iter().chain(beside).find_map(|value| marks::first(&value.to_string()));
         if let Some(mark) = foreign {
             return Err(AnswerError::Mark(mark));
         }
-        let (text, answers) = marks::take(&self.render_json(messages, false, true)?);
+        let (text, answers) = marks::take(&self.render_told(told, false, true)?);
         let of_assistant = (0..messages.len()).filter(|&at| messages[at]["role"] == "assistant");
         let of_assistant: Vec<usize> = of_assistant.collect();
         if of_assistant == wanted {
@@ -92,14 +93,15 @@ impl ChatTemplate {
     }
 
     /// The text of a conversation up to a message, and where that message begins behind what introduces it.
-    fn up_to(&self, messages: &[Value], at: usize) -> Result<(String, usize), AnswerError> {
-        let text = self.render_json(&messages[..=at], false, false)?;
-        let asked = self.render_json(&messages[..at], true, false)?;
+    fn up_to(&self, told: Told<'_>, at: usize) -> Result<(String, usize), AnswerError> {
+        let first = |count: usize| Told { messages: told.messages.get(..count).unwrap_or(told.messages), ..told };
+        let text = self.render_told(first(at + 1), false, false)?;
+        let asked = self.render_told(first(at), true, false)?;
         if text.starts_with(&asked) {
             return Ok((text, asked.len()));
         }
         // Some templates begin an answer in a way that is not kept, with an open thought for instance.
-        let before = self.render_json(&messages[..at], false, false)?;
+        let before = self.render_told(first(at), false, false)?;
         if !text.starts_with(&before) {
             return Err(AnswerError::NotContinued { message: at + 1 });
         }
@@ -110,7 +112,7 @@ impl ChatTemplate {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Map, json};
+    use serde_json::{Map, Value, json};
 
     use super::*;
 
@@ -124,7 +126,9 @@ mod tests {
 
     /// What is learnt of each text that a conversation becomes.
     fn learnt(source: &str, turns: &[(&str, &str)], learnt: &[bool]) -> Result<Vec<Vec<String>>, AnswerError> {
-        let answered = template(source).with_answers(&talk(turns), learnt)?;
+        let (messages, variables) = (talk(turns), Map::new());
+        let told = Told { messages: &messages, tools: None, variables: &variables };
+        let answered = template(source).with_answers(told, learnt)?;
         let parts = |one: Answered| one.answers.iter().map(|part| one.text[part.clone()].to_owned()).collect();
         Ok(answered.into_iter().map(parts).collect())
     }
@@ -139,7 +143,9 @@ mod tests {
     fn marks_of_the_template_say_what_the_answers_are() {
         assert_eq!(learnt(MARKED, &TURNS, &ANSWERS).unwrap(), [["é2$", "4$"]]);
         assert_eq!(learnt(MARKED, &TURNS, &LAST).unwrap(), [["4$"]]);
-        let rendered = template(MARKED).render_json(&talk(&TURNS), false, false).unwrap();
+        let (messages, variables) = (talk(&TURNS), Map::new());
+        let told = Told { messages: &messages, tools: None, variables: &variables };
+        let rendered = template(MARKED).render_told(told, false, false).unwrap();
         assert_eq!(rendered, "[user]1[assistant]é2$[user]3[assistant]4$", "nothing of the marks is seen");
         assert!(matches!(learnt(MARKED, &[("assistant", "\u{fdd1}")], &[true]), Err(AnswerError::Mark('\u{fdd1}'))));
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use petals_client::parse_json;
 use serde_json::{Map, Value};
 
 use super::error::TemplateError;
@@ -97,7 +98,7 @@ fn read_json(path: &Path) -> Result<Value, TemplateError> {
     }
     let malformed =
         |error: serde_json::Error| TemplateError::Malformed { path: path.to_owned(), reason: error.to_string() };
-    serde_json::from_str(&read(path)?).map_err(malformed)
+    parse_json(&read(path)?).map_err(malformed)
 }
 
 fn token_text(token: Option<&Value>) -> Option<String> {

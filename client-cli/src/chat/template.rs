@@ -16,8 +16,9 @@ use super::{marks, python, source};
 const NAME: &str = "chat";
 /// The name under which that for conversations with tools is compiled, if there is one.
 const WITH_TOOLS: &str = "tool_use";
-/// The name under which it is compiled with marks around answers, if it has `generation` blocks.
+/// The names under which the two are compiled with marks around answers, if they have `generation` blocks.
 const MARKED: &str = "marked";
+const MARKED_WITH_TOOLS: &str = "marked_tool_use";
 /// Steps that a template may take. Ten thousand messages take less; an endless loop ends.
 const FUEL: u64 = 20_000_000;
 /// Special tokens that templates use by name.
@@ -39,14 +40,23 @@ impl Message {
     }
 }
 
+/// Messages with everything that data has in them, and what is beside them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told<'a> {
+    /// Objects with `role` and mostly `content`.
+    pub(crate) messages: &'a [Value],
+    /// A list of tools.
+    pub(crate) tools: Option<&'a Value>,
+    /// Variables of the template's own.
+    pub(crate) variables: &'a Map<String, Value>,
+}
+
 /// A compiled chat template with the special tokens that it may name.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     tokens: Map<String, Value>,
-    /// Whether it has `generation` blocks.
-    marks: bool,
 }
 
 impl ChatTemplate {
@@ -80,19 +90,33 @@ impl ChatTemplate {
         python::install(&mut environment);
         // The one for tools says which form calls have.
         let source = sources.with_tools.clone().unwrap_or_else(|| sources.default.clone());
-        let (marked, marks) = marks::rewrite(&sources.default);
-        let marked = marks.then_some(marked);
-        for (name, source) in [(NAME, Some(sources.default)), (WITH_TOOLS, sources.with_tools), (MARKED, marked)] {
+        let marked = |source: &str| Some(marks::rewrite(source)).filter(|(_, found)| *found).map(|(marked, _)| marked);
+        let variants = [
+            (MARKED, marked(&sources.default)),
+            (MARKED_WITH_TOOLS, sources.with_tools.as_deref().and_then(marked)),
+            (NAME, Some(sources.default)),
+            (WITH_TOOLS, sources.with_tools),
+        ];
+        for (name, source) in variants {
             let Some(source) = source else { continue };
             let compiled = environment.add_template_owned(name, source::normalised(&source));
             compiled.map_err(|error| TemplateError::Syntax(one_line(&error)))?;
         }
-        Ok(Self { environment, source, tokens, marks })
+        Ok(Self { environment, source, tokens })
     }
 
-    /// Whether the template itself says what the assistant said.
-    pub(super) fn marks_answers(&self) -> bool {
-        self.marks
+    /// Whether the template itself says what the assistant said, if it is `told` this.
+    pub(super) fn marks_answers(&self, told: Told<'_>) -> bool {
+        self.has(if self.is_for_tools(told.tools.is_some()) { MARKED_WITH_TOOLS } else { MARKED })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.environment.get_template(name).is_ok()
+    }
+
+    /// As transformers chooses: a template of its own for tools, if any are given, be it an empty list.
+    fn is_for_tools(&self, tools: bool) -> bool {
+        tools && self.has(WITH_TOOLS)
     }
 
     /// The template as it was written.
@@ -115,19 +139,27 @@ impl ChatTemplate {
         self.render_given(context! { messages => Serde(messages), add_generation_prompt => answer })
     }
 
-    /// The text of messages with everything that data has in them; `marked`: with marks around answers, if the template has
-    /// `generation` blocks.
-    pub(super) fn render_json(&self, messages: &[Value], answer: bool, marked: bool) -> Result<String, TemplateError> {
-        let given = context! { messages => Serde(messages), add_generation_prompt => answer };
-        self.render_named(if marked && self.marks { MARKED } else { NAME }, given)
+    /// The text of messages; `marked`: with marks around answers, if the template has `generation` blocks.
+    pub(super) fn render_told(&self, told: Told<'_>, answer: bool, marked: bool) -> Result<String, TemplateError> {
+        let name = match (self.is_for_tools(told.tools.is_some()), marked && self.marks_answers(told)) {
+            (false, false) => NAME,
+            (false, true) => MARKED,
+            (true, false) => WITH_TOOLS,
+            (true, true) => MARKED_WITH_TOOLS,
+        };
+        let given = context! {
+            messages => Serde(told.messages),
+            add_generation_prompt => answer,
+            tools => told.tools.map(Serde),
+        };
+        let variables = minijinja::Value::from(Serde(told.variables));
+        self.render_named(name, context! { ..given, ..variables })
     }
 
     /// The template's text, with these variables; special tokens by their names are variables too, unless others are given.
     pub(super) fn render_given(&self, given: minijinja::Value) -> Result<String, TemplateError> {
-        // As transformers chooses: a template of its own for tools, if any are given, be it an empty list.
         let tools = given.get_attr("tools").is_ok_and(|tools| !tools.is_undefined() && !tools.is_none());
-        let special = tools && self.environment.get_template(WITH_TOOLS).is_ok();
-        self.render_named(if special { WITH_TOOLS } else { NAME }, given)
+        self.render_named(if self.is_for_tools(tools) { WITH_TOOLS } else { NAME }, given)
     }
 
     fn render_named(&self, name: &str, given: minijinja::Value) -> Result<String, TemplateError> {

@@ -29,7 +29,7 @@ Ctrl-C stops an answer; twice leaves.";
 
 pub(crate) async fn run(args: ChatArgs, output: Output) -> Result<(), CliError> {
     let files = session::open(&args.swarm)?;
-    let tokenizer = Arc::new(TextTokenizer::load(&args.swarm.model)?);
+    let tokenizer = Arc::new(TextTokenizer::load(&args.swarm.model)?.ending_as(&files.config));
     let template = ChatTemplate::load(&args.swarm.model, args.chat_template.as_deref()).map_err(CliError::input)?;
     let mut adapters: Vec<(String, Arc<PromptTables>)> = Vec::new();
     for (name, directory) in &args.adapter {

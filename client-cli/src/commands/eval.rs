@@ -14,7 +14,7 @@ use crate::text::TextTokenizer;
 
 pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> {
     let files = session::open(&args.swarm)?;
-    let tokenizer = TextTokenizer::load(&args.swarm.model)?;
+    let tokenizer = TextTokenizer::load(&args.swarm.model)?.ending_as(&files.config);
     let adapter = session::adapter(&files, &args.adapter)?;
     let manifest = &adapter.manifest;
     let positions = files.config.max_position_embeddings;

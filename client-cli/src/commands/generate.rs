@@ -32,7 +32,7 @@ type Sampled<'a> = (String, TextStream<'a>, Generation);
 
 pub(crate) async fn run(args: GenerateArgs, output: Output) -> Result<(), CliError> {
     let files = session::open(&args.swarm)?;
-    let tokenizer = TextTokenizer::load(&args.swarm.model)?;
+    let tokenizer = TextTokenizer::load(&args.swarm.model)?.ending_as(&files.config);
     let text = if args.chat { asked(&args, &tokenizer)? } else { tokenizer.encode(&args.prompt)? };
     if text.is_empty() {
         return Err(CliError::Usage("--prompt has no tokens".into()));

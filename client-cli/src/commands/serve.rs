@@ -26,7 +26,7 @@ const EXPIRY: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError> {
     let files = session::open(&args.swarm)?;
-    let tokenizer = Arc::new(TextTokenizer::load(&args.swarm.model)?);
+    let tokenizer = Arc::new(TextTokenizer::load(&args.swarm.model)?.ending_as(&files.config));
     let template = match ChatTemplate::load(&args.swarm.model, args.chat_template.as_deref()) {
         Ok(template) => Ok(template),
         // Completions do not need it.

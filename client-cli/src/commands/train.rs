@@ -10,7 +10,7 @@ use super::{session, stop::StopSignal};
 use crate::args::{TrainArgs, TrainLength};
 use crate::data::BatchPlan;
 use crate::error::CliError;
-use crate::output::{Done, Eval, Output, Resumed, Saved, Step};
+use crate::output::{Done, Estimated, Eval, Output, Resumed, Saved, Step};
 use crate::progress::Progress;
 use crate::text::TextTokenizer;
 
@@ -33,7 +33,7 @@ struct Run<'a> {
 pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError> {
     // Whatever can be known without the swarm is found out first: what is wrong at some later step costs all steps before it.
     let files = session::open(&args.swarm)?;
-    let tokenizer = TextTokenizer::load(&args.swarm.model)?;
+    let tokenizer = TextTokenizer::load(&args.swarm.model)?.ending_as(&files.config);
     let positions = files.config.max_position_embeddings;
     out::check_writable(&args.out)?;
     let saved = TrainingState::load(&args.out).map_err(CliError::input)?;
@@ -71,6 +71,12 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     let mut run = Run { args: &args, files: &files, output, rules, record, tuner };
     if run.record.step > 0 {
         output.emit(&Resumed { step: run.record.step })?;
+    }
+    // Whoever cannot be found now is waited for when the first step is made.
+    let left = total.saturating_sub(run.record.step);
+    let estimate = run.tuner.estimate(material.tokens_per_step(&plan).ceil() as usize).await;
+    if let Some(step) = estimate.ok().flatten().filter(|_| left > 0) {
+        output.emit(&Estimated::new(step, left))?;
     }
     let finished = run.steps(&material, &mut plan).await;
     session::verified(&sequence, &args.swarm, output)?;
@@ -113,7 +119,8 @@ impl Run<'_> {
             let step = self.record.step;
             let tokens_per_s = report.tokens as f64 / report.elapsed.as_secs_f64().max(1e-9);
             let (loss, grad_norm, traffic) = (report.loss, report.grad_norm, report.traffic);
-            progress.step(&Step { step, loss, lr, tokens_per_s, grad_norm, traffic })?;
+            let left_s = progress.left(report.elapsed, total - step);
+            progress.step(&Step { step, loss, lr, tokens_per_s, grad_norm, traffic, left_s })?;
             if due(step, reports.save_every) {
                 self.save()?;
             }

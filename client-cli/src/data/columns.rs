@@ -2,11 +2,11 @@
 //!
 //! | task | columns, the first that are there |
 //! |---|---|
-//! | seq-cls | `text` or `sentence`, and `label` |
+//! | seq-cls | `text`, `sentence` or `content`, and `label` |
 //! | causal-lm | `messages` or `conversations` (conversations, see `conversation`) |
 //! | | `prompt` and `completion`: two texts, or two lists of messages |
 //! | | `instruction`, `input` (may be missing) and `output` |
-//! | | `text` or `sentence` |
+//! | | `text`, `sentence` or `content` |
 
 use serde_json::{Map, Value};
 
@@ -40,7 +40,7 @@ pub(super) enum Shape {
 }
 
 /// Usual names of the column with the text.
-pub(super) const TEXT: [&str; 2] = ["text", "sentence"];
+pub(super) const TEXT: [&str; 3] = ["text", "sentence", "content"];
 /// Usual names of the column with the class.
 pub(super) const LABEL: [&str; 2] = ["label", "labels"];
 /// Columns with conversations.

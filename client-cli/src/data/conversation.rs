@@ -5,24 +5,33 @@
 //! | `messages` | `{"role": …, "content": …}`, as chat templates take them |
 //! | `conversations` | `{"from": "human", "value": …}`, as ShareGPT has them; the other form too |
 //!
-//! A column `system` beside them comes first. Everything else in a message is handed to the template as it is.
+//! A column `system` beside them comes first; `tools` has what beside them is for the template. Everything else in a message is handed to
+//! the template as it is, but what is null: data sets have that for what is not there, and TRL leaves it out too.
 
 use serde_json::{Map, Value, json};
 
 use super::columns::Fields;
 use super::problem::Problem;
+use super::tools;
+use crate::chat::{AnswerError, Answered, ChatTemplate, Told};
 
 /// A conversation, and which of its messages are to be learnt.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Conversation {
-    /// Objects with `role` and `content`.
+    /// Objects with `role` and `content`, and calls with their arguments as objects.
     pub(super) messages: Vec<Value>,
     /// For each message whether it is learnt: the assistant's, unless they are part of a prompt or have the weight 0.
     pub(super) learnt: Vec<bool>,
+    /// The messages with the arguments of calls as the data has them, if there are any calls.
+    with_calls: Option<Vec<Value>>,
+    /// A list of tools.
+    tools: Option<Value>,
+    /// Variables of the template's own.
+    variables: Map<String, Value>,
 }
 
 /// Names of roles in ShareGPT's form, and what they are.
-const FROM: [(&str, &str); 11] = [
+const FROM: [(&str, &str); 12] = [
     ("human", "user"),
     ("user", "user"),
     ("gpt", "assistant"),
@@ -30,18 +39,21 @@ const FROM: [(&str, &str); 11] = [
     ("chatgpt", "assistant"),
     ("model", "assistant"),
     ("bot", "assistant"),
+    (CALL, "assistant"),
     ("system", "system"),
     ("tool", "tool"),
     ("observation", "tool"),
     ("function_response", "tool"),
 ];
+/// Who says a call of a tool in ShareGPT's form.
+const CALL: &str = "function_call";
 
 impl Conversation {
-    /// The conversation in a column of a row, with the row's `system`.
+    /// The conversation in a column of a row, with what is beside it.
     pub(super) fn of(column: &str, fields: &Fields) -> Result<Self, Problem> {
         let messages = messages(column, fields.get(column).unwrap_or(&Value::Null))?;
         let has_system = messages.first().is_some_and(|message| message["role"] == "system");
-        let mut conversation = Self { learnt: messages.iter().map(is_learnt).collect(), messages };
+        let mut conversation = Self::new(messages, |_| true);
         match fields.get("system") {
             Some(Value::String(system)) if !has_system && !system.trim().is_empty() => {
                 conversation.messages.insert(0, json!({"role": "system", "content": system}));
@@ -49,26 +61,40 @@ impl Conversation {
             }
             _ => {}
         }
-        if fields.get("tools").is_some_and(|tools| !matches!(tools, Value::Null) && *tools != json!([])) {
-            let problem = "the row has `tools`, which are not supported in training: take the column out".to_owned();
-            return Err(Problem::Messages { column: column.to_owned(), problem });
-        }
-        Ok(conversation)
+        conversation.with_row(fields)
     }
 
-    /// A prompt and its completion, both lists of messages. What the assistant said in the prompt is not learnt.
-    pub(super) fn of_completion(names: (&str, &str), prompt: &Value, completion: &Value) -> Result<Self, Problem> {
-        let (mut all, answer) = (messages(names.0, prompt)?, messages(names.1, completion)?);
-        let learnt = all.iter().map(|_| false).chain(answer.iter().map(is_learnt)).collect();
+    /// A prompt and its completion, both lists of messages in these columns. What the assistant said in the prompt is not learnt.
+    pub(super) fn of_completion(columns: (&str, &str), fields: &Fields) -> Result<Self, Problem> {
+        let of = |column: &str| messages(column, fields.get(column).unwrap_or(&Value::Null));
+        let (mut all, answer) = (of(columns.0)?, of(columns.1)?);
+        let asked = all.len();
         all.extend(answer);
-        Ok(Self { messages: all, learnt })
+        Self::new(all, |at| at >= asked).with_row(fields)
     }
 
     /// A question and its answer.
     pub(super) fn of_question(question: String, answer: String) -> Self {
         let messages = [("user", question), ("assistant", answer)];
-        let messages = messages.map(|(role, content)| json!({"role": role, "content": content}));
-        Self { messages: messages.into(), learnt: vec![false, true] }
+        Self::new(messages.map(|(role, content)| json!({"role": role, "content": content})).into(), |_| true)
+    }
+
+    /// `may`: whether the assistant's message at a place may be learnt.
+    fn new(messages: Vec<Value>, may: impl Fn(usize) -> bool) -> Self {
+        let learnt = messages.iter().enumerate().map(|(at, message)| may(at) && is_learnt(message)).collect();
+        Self { messages, learnt, with_calls: None, tools: None, variables: Map::new() }
+    }
+
+    /// With the tools and variables of its row.
+    fn with_row(mut self, fields: &Fields) -> Result<Self, Problem> {
+        self.tools = tools::of_row(fields)?;
+        self.variables = tools::variables(fields)?;
+        if self.messages.iter().any(|message| message.get("tool_calls").is_some()) {
+            let given = self.messages;
+            self.messages = given.iter().cloned().map(tools::with_objects).collect();
+            self.with_calls = Some(given);
+        }
+        Ok(self)
     }
 
     /// Whether nothing is said in it.
@@ -79,6 +105,23 @@ impl Conversation {
             _ => true,
         };
         !self.messages.iter().any(says)
+    }
+
+    /// Its text with the answers that are to be learnt.
+    ///
+    /// Arguments of calls are objects to most templates; those that ask which they are get what the data has, and those that fail on
+    /// objects get texts.
+    pub(super) fn rendered(&self, template: &ChatTemplate) -> Result<Vec<Answered>, AnswerError> {
+        let (tools, variables) = (self.tools.as_ref(), &self.variables);
+        let render = |messages: &[Value]| template.with_answers(Told { messages, tools, variables }, &self.learnt);
+        match &self.with_calls {
+            None => render(&self.messages),
+            Some(given) if template.source().contains("arguments is ") => render(given),
+            Some(given) => render(&self.messages).or_else(|error| {
+                let texts: Vec<Value> = given.iter().cloned().map(tools::with_text).collect();
+                render(&texts).map_err(|_| error)
+            }),
+        }
     }
 }
 
@@ -102,27 +145,42 @@ fn messages(column: &str, value: &Value) -> Result<Vec<Value>, Problem> {
 
 /// A message in the form of chat templates.
 fn message(fields: &Map<String, Value>) -> Result<Value, String> {
-    let mut message = fields.clone();
-    if !fields.contains_key("role") {
-        let from = fields.get("from").and_then(Value::as_str).ok_or("has neither `role` nor `from`")?;
-        let role = FROM.iter().find(|(name, _)| name.eq_ignore_ascii_case(from)).map(|(_, role)| *role);
-        let role = role.ok_or_else(|| format!("is from \"{from}\": expected human, gpt, system or tool"))?;
-        message.remove("from");
-        let content = message.remove("value").unwrap_or(Value::Null);
-        message.insert("role".to_owned(), role.into());
-        message.insert("content".to_owned(), content);
-    } else if !fields.get("role").is_some_and(Value::is_string) {
-        return Err("has a `role` that is not a text".to_owned());
+    let mut message = tools::without_nulls(fields);
+    match message.get("role") {
+        None => from_share_gpt(&mut message)?,
+        // The name that results of tools had before.
+        Some(role) if role == "function" => {
+            message.insert("role".to_owned(), "tool".into());
+        }
+        Some(Value::String(_)) => {}
+        Some(_) => return Err("has a `role` that is not a text".to_owned()),
     }
+    tools::calls(&mut message)?;
     let content = match message.get("content") {
-        None | Some(Value::Null) if message.contains_key("tool_calls") => Value::Null,
-        None | Some(Value::Null) => return Err("has no `content`".to_owned()),
-        Some(Value::String(text)) => Value::String(text.clone()),
-        Some(Value::Array(parts)) => Value::String(joined(parts)?),
+        None if message.contains_key("tool_calls") => return Ok(Value::Object(message)),
+        None => return Err("has no `content`".to_owned()),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => joined(parts)?,
         Some(_) => return Err("has a `content` that is not a text".to_owned()),
     };
-    message.insert("content".to_owned(), content);
+    message.insert("content".to_owned(), content.into());
     Ok(Value::Object(message))
+}
+
+/// Gives `from` and `value` their names in chat templates.
+fn from_share_gpt(message: &mut Map<String, Value>) -> Result<(), String> {
+    let from = message.remove("from").unwrap_or_default();
+    let from = from.as_str().ok_or("has neither `role` nor `from`")?;
+    let role = FROM.iter().find(|(name, _)| name.eq_ignore_ascii_case(from)).map(|(_, role)| *role);
+    let role = role.ok_or_else(|| format!("is from \"{from}\": expected human, gpt, system, tool or {CALL}"))?;
+    let value = message.remove("value");
+    message.insert("role".to_owned(), role.into());
+    if from.eq_ignore_ascii_case(CALL) {
+        message.insert("tool_calls".to_owned(), tools::calls_of_text(value.as_ref())?);
+    } else if let Some(value) = value {
+        message.insert("content".to_owned(), value);
+    }
+    Ok(())
 }
 
 /// Parts of a content, as data for models that also see pictures have them, as one text.
@@ -166,7 +224,8 @@ mod tests {
     fn only_the_assistant_is_learnt_and_of_a_prompt_nothing() {
         let message = |role: &str, content: &str| json!({"role": role, "content": content});
         let prompt = json!([message("user", "a"), message("assistant", "b"), message("user", "c")]);
-        let got = Conversation::of_completion(("prompt", "completion"), &prompt, &json!([message("assistant", "d")]));
+        let row = json!({"prompt": prompt, "completion": [message("assistant", "d")]});
+        let got = Conversation::of_completion(("prompt", "completion"), row.as_object().unwrap());
         assert_eq!(got.unwrap().learnt, [false, false, false, true]);
         let skipped = json!({"role": "assistant", "content": "b", "weight": 0});
         let got = of(json!({"messages": [skipped, message("assistant", "c")]})).unwrap();
@@ -190,7 +249,7 @@ mod tests {
         assert!(refused(json!({"messages": [{"role": "user"}]})).contains("has no `content`"));
         assert!(refused(json!({"messages": [{"role": "user", "content": 3}]})).contains("not a text"));
         assert!(refused(json!({"conversations": [{"from": "alien", "value": "x"}]})).contains("\"alien\""));
-        assert!(refused(json!({"messages": [], "tools": [{"type": "function"}]})).contains("`tools`"));
+        assert!(refused(json!({"messages": [], "tools": {"type": "function"}})).contains("`tools`"));
         let calls = json!({"role": "assistant", "content": null, "tool_calls": []});
         assert!(of(json!({"messages": [calls]})).is_ok());
         assert!(of(json!({"messages": []})).unwrap().is_empty());

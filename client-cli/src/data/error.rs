@@ -52,12 +52,51 @@ pub(crate) enum DataError {
         remedy: &'static str,
     },
     /// It is longer than what is read.
-    #[error("{} has {len} bytes, more than is read at once: split it", path.display())]
+    #[error("{} has more than {most} bytes, which is the most that is read at once: split it", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
-        /// Its length.
-        len: u64,
+        /// Most bytes.
+        most: u64,
+    },
+    /// It is a folder.
+    #[error(
+        "{} is a folder: give one file. Those in it can be read as one: cat {}/*.jsonl | petals-tune … --data -",
+        path.display(), path.display()
+    )]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// It is not there, and looks like a pattern for several.
+    #[error(
+        "there is no file {}, and patterns are not expanded here. Several files can be read as one: cat {} | petals-tune … --data -",
+        path.display(), path.display()
+    )]
+    Pattern {
+        /// The pattern.
+        path: PathBuf,
+    },
+    /// It is compressed, and cannot be unpacked.
+    #[error(
+        "{} is compressed by gzip, and damaged or cut off: make or download it again (gzip -t tests it)", path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is compressed, and becomes longer than what is read.
+    #[error(
+        "{} has more than {most} bytes when it is unpacked, which is the most that is read of an archive: split it",
+        path.display()
+    )]
+    UnpacksTooLong {
+        /// The file.
+        path: PathBuf,
+        /// Most bytes.
+        most: u64,
     },
     /// Its header names the columns wrongly.
     #[error("{}: the header {problem}", path.display())]

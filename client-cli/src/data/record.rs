@@ -1,7 +1,5 @@
 //! Rows as records: what is to be learnt of each.
 
-use std::path::Path;
-
 use petals_client::{Label, Task};
 use serde_json::Value;
 
@@ -12,7 +10,7 @@ use super::counts::Counts;
 use super::error::{DataError, Place};
 use super::label;
 use super::problem::Problem;
-use super::source::{self, Format};
+use super::source::{Format, Source};
 
 /// What is learnt of one row, before tokenisation.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,12 +33,12 @@ pub(super) struct Records {
 }
 
 /// Reads every row. Columns that the task does not know are ignored; rows without text are left out and counted.
-pub(super) fn read(path: &Path, format: Format, rules: &DataRules<'_>) -> Result<Records, DataError> {
+pub(super) fn read(source: Source, rules: &DataRules<'_>) -> Result<Records, DataError> {
     let mut read = Records::default();
     // Tables have texts alone, so the kind of their labels shows when all of them are known.
-    let typed = !matches!(format, Format::Table { .. });
+    let typed = !matches!(source.format(), Format::Table { .. });
     let mut first_label: Option<Label> = None;
-    source::for_each(path, format, |place, fields| {
+    source.for_each(|place, fields| {
         read.counts.rows += 1;
         let record = match rules.task {
             Task::SeqCls => labelled(&fields, rules, &mut read.counts)?,
@@ -103,6 +101,9 @@ fn labelled(fields: &Fields, rules: &DataRules<'_>, counts: &mut Counts) -> Resu
 fn causal(fields: &Fields, rules: &DataRules<'_>) -> Result<Option<Record>, Problem> {
     let (columns, task) = (rules.columns, rules.task);
     let none = || Problem::NoColumns { task, has: names(fields) };
+    if columns.prompt.is_none() && columns.text.is_none() {
+        no_preferences(fields)?;
+    }
     let record = match columns.shape(fields).ok_or_else(none)? {
         Shape::Messages(column) => talk(Conversation::of(column, fields)?),
         Shape::Completion(..) if columns.prompt.is_none() && fields.contains_key("text") => {
@@ -111,9 +112,13 @@ fn causal(fields: &Fields, rules: &DataRules<'_>) -> Result<Option<Record>, Prob
         Shape::Completion(prompt, completion) => {
             let value = |name: &str| fields.get(name).ok_or_else(|| missing(name, fields, task));
             match (value(&prompt)?, value(&completion)?) {
-                (before @ Value::Array(_), after) => {
-                    talk(Conversation::of_completion((&prompt, &completion), before, after)?)
+                (Value::Array(_), Value::String(_)) => {
+                    return Err(Problem::TextAndMessages { text: completion, messages: prompt });
                 }
+                (Value::String(_), Value::Array(_)) => {
+                    return Err(Problem::TextAndMessages { text: prompt, messages: completion });
+                }
+                (Value::Array(_), _) => talk(Conversation::of_completion((&prompt, &completion), fields)?),
                 _ => self::completion(text_of(&prompt, fields, task)?, text_of(&completion, fields, task)?),
             }
         }
@@ -127,6 +132,24 @@ fn causal(fields: &Fields, rules: &DataRules<'_>) -> Result<Option<Record>, Prob
         }
     };
     Ok(record)
+}
+
+/// Refuses rows that say how good answers are: whoever learns all of them alike learns the bad ones too.
+fn no_preferences(fields: &Fields) -> Result<(), Problem> {
+    let has = |name: &str| fields.contains_key(name);
+    if has("chosen") && has("rejected") && !has("messages") && !has("completion") {
+        return Err(Problem::Preferences);
+    }
+    let is_truth = |label: &Value| match label {
+        Value::Bool(_) => true,
+        // As tables have it.
+        Value::String(text) => ["true", "false"].contains(&text.trim().to_ascii_lowercase().as_str()),
+        _ => false,
+    };
+    if has("prompt") && has("completion") && fields.get("label").is_some_and(is_truth) {
+        return Err(Problem::Ratings);
+    }
+    Ok(())
 }
 
 fn talk(conversation: Conversation) -> Option<Record> {

@@ -8,10 +8,12 @@ use super::problem::MAX_LINE_LEN;
 use super::*;
 use crate::text::tests::word_model;
 
+mod archives;
 mod conversations;
 mod formats;
 mod labels;
 mod oracle;
+mod wild;
 
 /// A model directory with the word tokenizer, and a place for data files.
 struct Fixture {

@@ -7,7 +7,6 @@ use petals_client::{Example, Label, LabelMap, Target};
 use super::conversation::Conversation;
 use super::counts::Counts;
 use super::error::{DataError, Place};
-use super::lines as text_lines;
 use super::problem::Problem;
 use super::record::{Record, Records};
 use super::{DataRules, Dataset};
@@ -41,15 +40,19 @@ pub(super) fn records(
     Ok(examples.finish(labels))
 }
 
-/// Tokenises a whole file and cuts it into windows of the maximal length (or one window without).
-pub(super) fn windows(path: &Path, rules: &DataRules<'_>, tokenizer: &TextTokenizer) -> Result<Dataset, DataError> {
-    let text = text_lines::whole(path)?;
+/// Tokenises the text of a whole file and cuts it into windows of the maximal length (or one window without).
+pub(super) fn windows(
+    path: &Path,
+    text: &str,
+    rules: &DataRules<'_>,
+    tokenizer: &TextTokenizer,
+) -> Result<Dataset, DataError> {
     let mut examples = Examples::new(path, rules, tokenizer, Counts::default());
     if text.trim().is_empty() {
         return Ok(examples.finish(None));
     }
     let place = Place::Line(1);
-    let tokens = tokenizer.encode(&text).and_then(|tokens| examples.ended(tokens));
+    let tokens = tokenizer.encode(text).and_then(|tokens| examples.ended(tokens));
     let tokens = tokens.map_err(|source| DataError::Tokenise { path: path.to_owned(), place, source })?;
     let target = Target::NextToken { from: 1 };
     let whole = Example { tokens, target: target.clone() };
@@ -106,7 +109,7 @@ impl<'a> Examples<'a> {
     fn talk(&mut self, place: Place, talk: &Conversation) -> Result<(), DataError> {
         let refused = |source| DataError::Conversation { path: self.path.to_owned(), place, source };
         let template = self.rules.templates.get().map_err(|error| refused(error.into()))?;
-        let rendered = template.with_answers(&talk.messages, &talk.learnt).map_err(refused)?;
+        let rendered = talk.rendered(template).map_err(refused)?;
         self.counts.split_conversations += usize::from(rendered.len() > 1);
         if rendered.is_empty() {
             self.counts.without_label += 1;

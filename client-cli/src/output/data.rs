@@ -28,6 +28,8 @@ pub(crate) struct Planned {
     pub(crate) positions: usize,
     /// Examples of a step.
     pub(crate) step_examples: usize,
+    /// Steps in which every example is taken once.
+    pub(crate) steps_per_epoch: u64,
     /// Steps of the whole run.
     pub(crate) steps: u64,
     /// Steps made before, by the run that is resumed.
@@ -134,18 +136,19 @@ impl Display for Planned {
             eval.write(f, self.max_length)?;
         }
         let Self { max_length, prefix_len, positions, step_examples, steps, steps_done, tokens_left, .. } = self;
+        let epoch = self.steps_per_epoch;
         write!(
             f,
             "\nexamples have at most {max_length} tokens; with the prefix of {prefix_len} the model has {positions} positions"
         )?;
-        write!(f, "\n{steps} steps of {step_examples} examples")?;
+        write!(f, "\n{steps} steps of {step_examples} examples, {epoch} an epoch")?;
         if *steps_done > 0 {
             write!(f, ", {steps_done} of them made")?;
         }
-        write!(f, "; about {tokens_left} tokens to go")?;
+        write!(f, "; about {tokens_left} tokens to go, nothing is padded")?;
         if self.validated_only {
             f.write_str(
-                "\nnothing was trained; how long it takes depends on the swarm, and is shown when steps are made",
+                "\nnothing was trained; how long it takes depends on the swarm, and is estimated when it is joined",
             )?;
         }
         Ok(())
@@ -171,6 +174,7 @@ mod tests {
             prefix_len: 5,
             positions: 8,
             step_examples: 2,
+            steps_per_epoch: 2,
             steps: 4,
             steps_done: 1,
             tokens_left: 20,
@@ -196,7 +200,7 @@ mod tests {
             "3 examples, 9 tokens; 1 cut to 3 tokens, the longest had 9",
             "6 rows, 3 left out: 1 empty, 2 too short or cut off by --max-length",
             "classes \"no\": 1, \"yes\": 2",
-            "4 steps of 2 examples, 1 of them made; about 20 tokens to go",
+            "4 steps of 2 examples, 2 an epoch, 1 of them made; about 20 tokens to go",
         ] {
             assert!(text.contains(words), "{words}: {text}");
         }

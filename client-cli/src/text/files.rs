@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::string::FromUtf8Error;
 
+use petals_client::parse_json;
 use serde_json::Value;
 
 use super::TextError;
@@ -69,9 +71,9 @@ fn json(path: &Path) -> Result<Value, TextError> {
     if !path.is_file() {
         return Ok(Value::Null);
     }
-    let bytes = bytes(path)?;
     let no_json = |source| TextError::NoJson { path: path.to_owned(), source };
-    serde_json::from_slice(bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes)).map_err(no_json)
+    let no_text = |error: FromUtf8Error| no_json(serde::de::Error::custom(error));
+    parse_json(&String::from_utf8(bytes(path)?).map_err(no_text)?).map_err(no_json)
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, TextError> {

@@ -1,7 +1,4 @@
-//! Which tokens end a text, as the model's configuration files say.
-
-use std::fs;
-use std::path::Path;
+//! Which tokens end a text, as the model's files say.
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
@@ -16,22 +13,33 @@ pub(super) struct EndTokens {
     pub(super) append: Option<u32>,
     /// Those that end generation, ascending. An instruction-tuned model has several.
     pub(super) stop: Vec<u32>,
+    /// Whether `generation_config.json` is there, so that nobody asks `config.json`.
+    has_generation: bool,
 }
 
 impl EndTokens {
-    /// The token that the tokenizer's files name, with those of `config.json` and `generation_config.json`. All are optional.
-    pub(super) fn read(model: &Path, files: &TokenizerFiles, tokenizer: &Tokenizer) -> Self {
+    /// The token that the tokenizer's files name, with those of `generation_config.json`. All are optional.
+    pub(super) fn read(files: &TokenizerFiles, tokenizer: &Tokenizer) -> Self {
         let by_name = role(files, "eos_token").and_then(|name| tokenizer.token_to_id(name));
-        // Whether the configuration is sound is a question for whoever loads the model.
-        let config = fs::read_to_string(model.join("config.json")).ok();
-        let config: Option<Value> = config.and_then(|text| serde_json::from_str(&text).ok());
-        let configured = token_ids(config.as_ref().and_then(|config| config.get("eos_token_id")));
         let generating = token_ids(files.generation.get("eos_token_id"));
-        let append = by_name.or(configured.first().copied()).or(generating.first().copied());
-        let mut stop: Vec<u32> = by_name.into_iter().chain(configured).chain(generating).collect();
-        stop.sort_unstable();
-        stop.dedup();
-        Self { append, stop }
+        let append = by_name.or(generating.first().copied());
+        let stop = by_name.into_iter().chain(generating).collect();
+        Self { append, stop, has_generation: files.generation.is_object() }.sorted()
+    }
+
+    /// With those of the model's configuration, which count, as in transformers, if there is no `generation_config.json`.
+    pub(super) fn with_configured(mut self, configured: &[u32]) -> Self {
+        if !self.has_generation {
+            self.append = self.append.or(configured.first().copied());
+            self.stop.extend(configured);
+        }
+        self.sorted()
+    }
+
+    fn sorted(mut self) -> Self {
+        self.stop.sort_unstable();
+        self.stop.dedup();
+        self
     }
 }
 

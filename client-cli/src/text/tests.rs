@@ -35,7 +35,7 @@ pub(crate) fn word_model() -> TempDir {
         }
     });
     fs::write(root.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    fs::write(root.path().join("config.json"), r#"{"eos_token_id": [1, 4]}"#).unwrap();
+    fs::write(root.path().join("generation_config.json"), r#"{"eos_token_id": [1, 4]}"#).unwrap();
     root
 }
 
@@ -49,14 +49,14 @@ fn text_gets_what_the_post_processor_adds_and_is_not_truncated() {
 }
 
 #[test]
-fn end_tokens_come_from_the_models_files() {
+fn the_tokenizers_own_end_token_is_one_whatever_else_is_said() {
     let model = word_model();
     let ends = || TextTokenizer::load(model.path()).map(|t| (t.eos().ok(), t.stop_tokens().to_vec())).unwrap();
     assert_eq!(ends(), (Some(1), vec![1, 4]));
     fs::write(model.path().join("tokenizer_config.json"), r#"{"eos_token": {"content": "c"}}"#).unwrap();
     fs::write(model.path().join("generation_config.json"), r#"{"eos_token_id": 2}"#).unwrap();
-    assert_eq!(ends(), (Some(5), vec![1, 2, 4, 5]));
-    for file in ["config.json", "tokenizer_config.json", "generation_config.json"] {
+    assert_eq!(ends(), (Some(5), vec![2, 5]));
+    for file in ["tokenizer_config.json", "generation_config.json"] {
         fs::remove_file(model.path().join(file)).unwrap();
     }
     assert!(matches!(TextTokenizer::load(model.path()).unwrap().eos(), Err(TextError::NoEos)));

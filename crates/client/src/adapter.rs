@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use petals_protocol::{Injection, ModelId};
 
 pub(crate) mod atomic_file;
+mod base;
 pub(crate) mod labels;
 mod manifest;
 mod missing;
@@ -116,6 +117,16 @@ pub enum AdapterError {
         /// Model given.
         model: ModelId,
     },
+    /// The adapter was made for another model, and does not fit.
+    #[error("the adapter was made for {base}, and its tables do not fit {model}")]
+    OtherBase {
+        /// Model of the adapter.
+        base: String,
+        /// Model given.
+        model: String,
+        /// What does not fit.
+        source: TensorFileError,
+    },
     /// A PEFT adapter of a kind that has no prompt table.
     #[error("a PEFT adapter of type {0} cannot be used: only PROMPT_TUNING and P_TUNING have one prompt table")]
     PeftType(String),
@@ -191,7 +202,8 @@ impl Adapter {
     /// Reads an adapter for `model`: one of ours, one of PEFT's prompt tuning, or the tables' file alone.
     ///
     /// Without a manifest the shapes tell what the tables are: as many deep prompts as blocks are added, one less
-    /// replaces; labels are `0..classes`.
+    /// replaces; labels are `0..classes`. An adapter that fits, though it was made for a model of another name, is loaded with a
+    /// warning: it may be the same model under that name.
     ///
     /// # Errors
     /// [`AdapterError`], naming the file, the tensor or the property that is wrong.
@@ -206,13 +218,24 @@ impl Adapter {
             });
         }
         let file = TensorFile::read(&path)?;
-        let tables = read_tables(&file, model)?;
+        let manifest = manifest::read(directory, file.metadata(MANIFEST_KEY)?)?;
+        let other = base::other(manifest.as_ref(), &foreign, model);
+        let tables = read_tables(&file, model);
+        let tables = tables.map_err(|error| base::explained(error.into(), other.as_ref(), model))?;
         peft::check_tables(&foreign, directory, tables.shape())?;
-        let manifest = match manifest::read(directory, file.metadata(MANIFEST_KEY)?)? {
+        let manifest = match manifest {
             Some(manifest) => manifest,
             None => manifest::of_foreign(tables.shape())?,
         };
         manifest.check(tables.shape(), model)?;
+        if let Some(base) = other {
+            tracing::warn!(
+                "the adapter in {} was made for {base}, and the model given is {}: prompts mean nothing to another model, even if \
+                 they fit. If it is the same model under another name, nothing is wrong",
+                directory.display(),
+                model.id.name()
+            );
+        }
         Ok(Self { manifest, tables })
     }
 }

@@ -34,7 +34,7 @@ pub use inference::logprobs::TokenLogprobs;
 pub use inference::sampler::{Allowed, Constraint, Sampler, Sampling, SamplingError};
 pub use inference::session::InferenceSession;
 pub use inference::text_session::TextSession;
-pub use petals_model::{CheckpointError, Dtype};
+pub use petals_model::{CheckpointError, Dtype, ModelConfig, parse_json};
 pub use petals_protocol::{Injection, ServerState, Span, WireDtype};
 pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
 pub use planner::{
@@ -51,4 +51,4 @@ pub use tuning::batch::{Example, Target};
 pub use tuning::optimizer::AdamW;
 pub use tuning::schedule::{LearningRate, Schedule};
 pub use tuning::training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};
-pub use tuning::tuner::{PromptTuner, Score, StepReport, TuneError, TunerConfig, evaluate};
+pub use tuning::tuner::{PromptTuner, Score, StepEstimate, StepReport, TuneError, TunerConfig, evaluate};

@@ -67,7 +67,8 @@ impl Checkpoint {
         Span::new(0, self.config.num_hidden_layers as u32).expect("a configuration has at least one block")
     }
 
-    /// The model's identity in a swarm: `name`, or the directory's own name, and the fingerprint.
+    /// The model's identity in a swarm: `name`, or the directory's own name, and the fingerprint. A revision in Hugging Face's cache has
+    /// the name of its repository, such as `org/name`.
     ///
     /// # Errors
     /// [`ModelIdError`] if the name cannot be used.
@@ -75,7 +76,8 @@ impl Checkpoint {
         let own = || {
             // Of links and of `.` the name that people know is that of the target.
             let path = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
-            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+            let own = || path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            repository(&path).unwrap_or_else(own)
         };
         ModelId::new(name.map_or_else(own, str::to_owned), self.fingerprint())
     }
@@ -117,6 +119,13 @@ impl Checkpoint {
     pub(crate) fn locate(&self, name: &str, shape: &[usize]) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
         self.index.locate(name, shape)
     }
+}
+
+/// The repository whose revision a directory is in Hugging Face's cache: `…/models--org--name/snapshots/REVISION`.
+fn repository(path: &Path) -> Option<String> {
+    let snapshots = path.parent().filter(|parent| parent.file_name().is_some_and(|name| name == "snapshots"))?;
+    let folder = snapshots.parent()?.file_name()?.to_str()?;
+    folder.strip_prefix("models--").filter(|name| !name.is_empty()).map(|name| name.replacen("--", "/", 1))
 }
 
 #[cfg(test)]

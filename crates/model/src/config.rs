@@ -15,6 +15,7 @@ mod window;
 pub use error::ConfigError;
 use family::Family;
 use fields::Fields;
+pub use json::parse_json;
 pub use rope::RopeScaling;
 
 /// What the blocks, embeddings and head of a model look like.
@@ -75,7 +76,8 @@ impl ModelConfig {
     /// # Errors
     /// A [`ConfigError`] that names the key at fault.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let Value::Object(map) = json::parse(text)? else { return Err(ConfigError::Json(None)) };
+        let parsed = parse_json(text).map_err(|error| ConfigError::Json(Some(error)))?;
+        let Value::Object(map) = parsed else { return Err(ConfigError::Json(None)) };
         let fields = Fields::new(&map);
         let model_type = fields.text("model_type")?.ok_or_else(|| ConfigError::Missing("model_type".to_owned()))?;
         foreign::no_wrapper(&fields, model_type)?;

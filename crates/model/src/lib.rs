@@ -17,7 +17,7 @@ mod stack;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput};
-pub use config::{ConfigError, ModelConfig, RopeScaling};
+pub use config::{ConfigError, ModelConfig, RopeScaling, parse_json};
 pub use device::{Device, DeviceError, Dtype};
 pub use engine::shapes::PAGE_TOKENS;
 pub use engine::{DeviceFailure, KvMeter};

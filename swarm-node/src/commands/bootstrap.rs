@@ -15,7 +15,7 @@ pub(crate) async fn run(args: BootstrapArgs) -> Result<(), NodeError> {
     let start = network::start(identity, config, args.network.json);
     if let Some(started) = signals.unless_stopped(start).await {
         let (handle, _) = started?;
-        let _ = signals.unless_stopped(watch::watch(&handle, None, args.network.json)).await;
+        let _ = signals.unless_stopped(watch::watch(&handle, None, args.network.json, watch::Periods::default())).await;
         handle.shutdown().await;
     }
     NodeEvent::Stopped.emit(args.network.json);

@@ -1,6 +1,7 @@
 //! `petals-node doctor`: what works on this machine, and what to do about the rest.
 
 mod network;
+mod running;
 
 use std::path::Path;
 use std::time::Duration;

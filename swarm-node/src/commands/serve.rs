@@ -80,7 +80,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     }
     .emit(json);
 
-    let watching = watch::watch(&swarm, Some(&info.model), json);
+    let watching = watch::watch(&swarm, Some(&info.model), json, watch::Periods::default());
     let found = async {
         tokio::select! {
             () = tell_moves(&server, json) => None,

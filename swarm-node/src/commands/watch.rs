@@ -22,6 +22,23 @@ const CLOCK_PERIOD: Duration = Duration::from_secs(300);
 /// The first time that it is asked for: a little after the start, when there is somebody to ask.
 const FIRST_CLOCK: Duration = Duration::from_secs(1);
 
+/// How often what is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Periods {
+    /// What peers found.
+    look: Duration,
+    /// Others of the same identity.
+    namesake: Duration,
+    /// The time.
+    clock: Duration,
+}
+
+impl Default for Periods {
+    fn default() -> Self {
+        Self { look: LOOK, namesake: NAMESAKE_PERIOD, clock: CLOCK_PERIOD }
+    }
+}
+
 /// Refuses to start if another node has this one's identity.
 pub(super) async fn refuse_namesake(swarm: &SwarmHandle, model: &ModelId) -> Result<(), NodeError> {
     match swarm.namesake(model).await {
@@ -31,11 +48,11 @@ pub(super) async fn refuse_namesake(swarm: &SwarmHandle, model: &ModelId) -> Res
 }
 
 /// Tells what others find, for ever; ends only if another node that came before this one has its identity. `model`: what is served.
-pub(super) async fn watch(swarm: &SwarmHandle, model: Option<&ModelId>, json: bool) -> NodeError {
+pub(super) async fn watch(swarm: &SwarmHandle, model: Option<&ModelId>, json: bool, periods: Periods) -> NodeError {
     let (mut told, mut written) = (HashSet::new(), None);
-    let (mut clock, mut namesake) = (Instant::now() + FIRST_CLOCK, Instant::now() + NAMESAKE_PERIOD);
+    let (mut clock, mut namesake) = (Instant::now() + FIRST_CLOCK, Instant::now() + periods.namesake);
     loop {
-        sleep(LOOK.min(clock.saturating_duration_since(Instant::now()))).await;
+        sleep(periods.look.min(clock.saturating_duration_since(Instant::now()))).await;
         for (address, reached) in swarm.announced() {
             let address = address.to_string();
             if reached == Some(false) && told.insert(address.clone()) {
@@ -44,7 +61,7 @@ pub(super) async fn watch(swarm: &SwarmHandle, model: Option<&ModelId>, json: bo
         }
         if clock <= Instant::now() {
             tell_clock(swarm, json).await;
-            clock = Instant::now() + CLOCK_PERIOD;
+            clock = Instant::now() + periods.clock;
         }
         if namesake <= Instant::now()
             && let Some(model) = model
@@ -60,7 +77,7 @@ pub(super) async fn watch(swarm: &SwarmHandle, model: Option<&ModelId>, json: bo
                     tracing::warn!("another node has started under the identity of this one, and should stop");
                 }
             }
-            namesake = Instant::now() + NAMESAKE_PERIOD;
+            namesake = Instant::now() + periods.namesake;
         }
     }
 }
@@ -82,3 +99,6 @@ fn in_use(other: &Namesake) -> NodeError {
         if addresses.is_empty() { "an unknown address".to_owned() } else { addresses.join(" ") }
     ))
 }
+
+#[cfg(test)]
+mod tests;

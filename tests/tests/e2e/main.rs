@@ -34,4 +34,5 @@ mod sessions;
 mod stashes;
 mod strangers;
 mod training_data;
+mod training_forms;
 mod vulkan;

@@ -43,6 +43,24 @@ fn doctor_does_not_believe_an_announced_address_that_nobody_reaches() -> anyhow:
 }
 
 #[test]
+fn doctor_tells_of_the_server_that_runs_with_its_identity() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &[])?;
+    let directory = tempfile::tempdir()?;
+    let (key, model) = (directory.path().join("node.key"), goldens.model());
+    let (key, model) = (key.to_str().unwrap_or_default(), model.to_str().unwrap_or_default());
+    let server = swarm.spawn_server(&["--blocks", "1..3", "--identity", key])?;
+    server.event("ready")?;
+    let peers = ["doctor", "--model", model, "--device", "cpu", "--peers", &swarm.bootstrap.address, "--identity", key];
+    let doctor = Node::output(&[&peers[..], &["--listen", "/ip4/127.0.0.1/tcp/0"]].concat())?;
+    let text = String::from_utf8_lossy(&doctor.stdout);
+    assert!(doctor.status.success(), "{text}");
+    assert!(text.contains("a node runs with it on this machine"), "{text}");
+    assert!(text.contains("the swarm knows it: blocks 1..3, online"), "{text}");
+    Ok(())
+}
+
+#[test]
 fn a_clock_that_is_minutes_off_is_said_by_server_and_client() -> anyhow::Result<()> {
     if Command::new("faketime").arg("--version").output().is_err() {
         eprintln!("skipped: there is no faketime here");

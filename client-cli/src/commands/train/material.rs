@@ -1,8 +1,9 @@
 //! What a run learns from, and what is said of it before it begins.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use petals_client::{LabelMap, TextRules, TrainingRecord};
+use petals_client::{Label, LabelMap, TextRules, TrainingRecord};
 
 use crate::args::TrainArgs;
 use crate::data::{BatchPlan, DataRules, Dataset};
@@ -29,6 +30,9 @@ impl Material {
         tokenizer: &TextTokenizer,
     ) -> Result<Self, CliError> {
         let columns = args.text.columns(args.task).map_err(CliError::Usage)?;
+        if args.data == Path::new("-") && args.eval.as_deref() == Some(Path::new("-")) {
+            return Err(CliError::Usage("--data and --eval cannot both be read from standard input".to_owned()));
+        }
         let templates = args.text.templates(&args.swarm.model);
         let load = |path: &Path, labels: Option<&LabelMap>| {
             let rules = DataRules {
@@ -53,6 +57,12 @@ impl Material {
         self.rules.max_length.unwrap_or(usize::MAX)
     }
 
+    /// Tokens of a step, on the average.
+    pub(super) fn tokens_per_step(&self, plan: &BatchPlan) -> f64 {
+        let tokens: usize = self.data.lengths().iter().sum();
+        tokens as f64 / plan.steps_per_epoch() as f64
+    }
+
     /// What the run is going to do, for its report.
     pub(super) fn planned(
         &self,
@@ -62,8 +72,6 @@ impl Material {
         plan: &BatchPlan,
     ) -> Planned {
         let left = record.total_steps.saturating_sub(record.step);
-        let tokens: usize = self.data.lengths().iter().sum();
-        let per_step = tokens as f64 / plan.steps_per_epoch() as f64;
         Planned {
             train: ReadData::new(args.data.clone(), &self.data),
             eval: args.eval.clone().zip(self.eval.as_ref()).map(|(path, data)| ReadData::new(path, data)),
@@ -71,9 +79,10 @@ impl Material {
             prefix_len: args.prefix_len,
             positions,
             step_examples: args.optimiser.step_size(),
+            steps_per_epoch: plan.steps_per_epoch(),
             steps: record.total_steps,
             steps_done: record.step,
-            tokens_left: (per_step * left as f64).round() as u64,
+            tokens_left: (self.tokens_per_step(plan) * left as f64).round() as u64,
             validated_only: args.validate,
         }
     }
@@ -89,6 +98,10 @@ fn warnings(data: &Dataset) -> Vec<String> {
         warnings.push(format!("{} labels have space around them, which was taken off", counts.trimmed_labels));
     }
     let classes = data.labels.as_ref().map_or(0, LabelMap::len);
+    let labels = data.labels.as_ref().map_or(&[][..], LabelMap::labels);
+    if let Some((one, other)) = alike(labels) {
+        warnings.push(format!("the labels {one} and {other} differ in case or space alone, and are two classes"));
+    }
     let used = data.of_each_class().iter().filter(|&&examples| examples > 0).count();
     if used >= DOUBTED_CLASSES && 2 * used > data.examples.len() {
         warnings.push(format!(
@@ -100,6 +113,16 @@ fn warnings(data: &Dataset) -> Vec<String> {
         warnings.push("all examples have the same label".to_owned());
     }
     warnings
+}
+
+/// Two labels that a person may have meant to be one.
+fn alike(labels: &[Label]) -> Option<(&Label, &Label)> {
+    let mut known: HashMap<String, &Label> = HashMap::new();
+    labels.iter().find_map(|label| {
+        let Label::Text(text) = label else { return None };
+        let words: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
+        known.insert(words.join(" "), label).map(|first| (first, label))
+    })
 }
 
 #[cfg(test)]
@@ -114,6 +137,17 @@ mod tests {
         let labels = LabelMap::numbered(classes).unwrap();
         let examples = (0..examples).map(class).collect();
         Dataset { examples, labels: Some(labels), counts: Counts::default(), digest: String::new() }
+    }
+
+    #[test]
+    fn labels_that_differ_in_case_or_space_are_doubted() {
+        let of = |labels: [&str; 3]| {
+            let labels = LabelMap::from_labels(labels.map(|label| Label::Text(label.into()))).unwrap();
+            warnings(&Dataset { labels: Some(labels), ..data(3, 9) }).concat()
+        };
+        assert!(of(["Positive", "negative", "positive"]).contains("\"Positive\" and \"positive\" differ in case"));
+        assert!(of(["not  sure", "no", "not sure"]).contains("differ in case or space"));
+        assert_eq!(of(["a", "b", "c"]), "");
     }
 
     #[test]

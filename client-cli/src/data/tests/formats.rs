@@ -14,6 +14,8 @@ fn rows_are_the_same_in_every_format() {
         ("d.csv", "text;label\na b;1\nc;0\n"),
         ("d.CSV", "text,label\n\"a\nb\",1.0\nc,0.0\n"),
         ("d.tsv", "text\tlabel\na b\t1\nc\t0\n"),
+        ("d.csv", "text\tlabel\r\na b\t1\r\nc\t0\r\n"),
+        ("d.csv", "text,label,,\na b,1,,\nc,0,,\n"),
     ];
     for (name, content) in files {
         assert_eq!(load(name, content), lines, "{content}");
@@ -63,7 +65,9 @@ fn files_that_are_no_data_are_refused() {
     assert!(fixture.refused("d.csv", "text\n", &causal).starts_with("d.csv has no usable examples"));
     assert!(fixture.refused("t.txt", "a", &given(Task::SeqCls)).contains("has no labels"));
     let absent = fixture.root.path().join("none.jsonl");
-    assert!(matches!(source::format(&absent), Err(DataError::Read { .. })));
+    assert!(matches!(Source::open(&absent), Err(DataError::Read { .. })));
+    assert!(matches!(Source::open(fixture.root.path()), Err(DataError::Folder { .. })));
+    assert!(matches!(Source::open(&fixture.root.path().join("*.jsonl")), Err(DataError::Pattern { .. })));
 }
 
 #[test]
@@ -71,7 +75,12 @@ fn other_formats_are_named_with_the_way_out() {
     let fixture = Fixture::new();
     let refused = |name: &str, content: &[u8]| fixture.refused(name, content, &given(Task::CausalLm));
     assert!(refused("d.parquet", b"PAR1\x15\x04").contains("orient='records', lines=True"));
-    assert!(refused("d.jsonl", b"\x1f\x8b\x08\x00").contains("gunzip"));
+    assert!(refused("d.jsonl.zst", b"\x28\xb5\x2f\xfd\x04").contains("compressed by zstd: unpack it with unzstd"));
+    assert!(refused("d.jsonl", b"BZh91AY").contains("bunzip2"));
+    assert!(
+        refused("d.csv", "text,label\na,1\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>().as_slice())
+            .contains("UTF-16")
+    );
     assert!(refused("d.csv", b"PK\x03\x04\x14").contains("save the sheet as CSV"));
     assert!(refused("t.txt", b"\xff\xfea\x00").contains("UTF-8"));
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n";

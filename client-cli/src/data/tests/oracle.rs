@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::*;
 
 const GOLDENS: &str = include_str!("../../../../tests/goldens/data/training-tokens.json");
+const TOOLS: &str = include_str!("../../../../tests/goldens/data/training-tools.json");
 
 /// A model directory with the tokenizer of the goldens, and a chat template.
 fn fixture(template: Option<&str>) -> Fixture {
@@ -54,10 +55,28 @@ fn answers_are_those_of_transformers_with_generation_blocks_and_of_trl_without()
         for (template, learnt) in [("template", "learnt"), ("plain", "learnt_by_prefix")] {
             let example = only_example(&fixture(case[template].as_str()), &json!({"messages": case["messages"]}));
             assert_eq!(example.tokens, numbers(&case["ids"]), "{case}");
-            let Target::Tokens(spans) = &example.target else { panic!("{:?}", example.target) };
-            let mask: Vec<u32> =
-                (0..example.tokens.len()).map(|at| spans.iter().any(|span| span.contains(&at)).into()).collect();
-            assert_eq!(mask, numbers(&case[learnt]), "{learnt}: {}", case["messages"]);
+            assert_eq!(mask(&example), numbers(&case[learnt]), "{learnt}: {}", case["messages"]);
+        }
+    }
+}
+
+/// For each token whether it is learnt.
+fn mask(example: &Example) -> Vec<u32> {
+    let Target::Tokens(spans) = &example.target else { panic!("{:?}", example.target) };
+    (0..example.tokens.len()).map(|at| spans.iter().any(|span| span.contains(&at)).into()).collect()
+}
+
+#[test]
+fn tools_calls_and_variables_are_rendered_as_by_transformers() {
+    let goldens: Value = serde_json::from_str(TOOLS).unwrap();
+    let cases = goldens["cases"].as_array().unwrap();
+    assert!(cases.len() > 15);
+    for case in cases {
+        for (template, learnt) in [("marked", "learnt"), ("plain", "learnt_by_prefix")] {
+            let source = &goldens["templates"][case["template"].as_str().unwrap()][template];
+            let example = only_example(&fixture(source.as_str()), &case["row"]);
+            assert_eq!(example.tokens, numbers(&case["ids"]), "{template} {}: {}", case["template"], case["row"]);
+            assert_eq!(mask(&example), numbers(&case[learnt]), "{learnt} {}: {}", case["template"], case["row"]);
         }
     }
 }

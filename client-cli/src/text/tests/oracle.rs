@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::*;
 
 const GOLDENS: &str = include_str!("../../../../tests/goldens/data/tokenizers.json");
+const ENDS: &str = include_str!("../../../../tests/goldens/configs/end-tokens.json");
 
 fn goldens() -> Value {
     serde_json::from_str(GOLDENS).unwrap()
@@ -67,6 +68,34 @@ fn tokens_that_other_files_name_are_those_of_transformers() {
             assert_eq!(encoded, ids(&text["ids"]), "{what}: {written}");
             assert_eq!(tokenizer.encode_continuation(written).unwrap(), ids(&text["bare"]), "{what}: {written}");
             assert_eq!(tokenizer.decode(&encoded).unwrap(), text["decoded"].as_str().unwrap(), "{what}: {written}");
+        }
+    }
+}
+
+#[test]
+fn texts_end_where_they_do_in_transformers() {
+    let goldens: Value = serde_json::from_str(ENDS).unwrap();
+    let cases = goldens["cases"].as_array().unwrap();
+    assert!(cases.len() > 100);
+    for (number, case) in cases.iter().enumerate() {
+        let root = tests::word_model();
+        let path = root.path().join("generation_config.json");
+        match case["generation"].as_str() {
+            // Python reads neither a mark in front nor what has one; both happens to files that were edited by hand.
+            Some(text) if number % 2 == 1 => fs::write(path, format!("\u{feff}{text}")).unwrap(),
+            Some(text) => fs::write(path, text).unwrap(),
+            None => fs::remove_file(path).unwrap(),
+        }
+        let config = ModelConfig::from_json(case["config"].as_str().unwrap()).unwrap();
+        let tokenizer = TextTokenizer::load(root.path()).unwrap().ending_as(&config);
+        for version in ["4", "5"] {
+            // An id below zero stands for none.
+            let mut expected: Vec<u32> =
+                case[version].as_array().unwrap().iter().filter_map(Value::as_u64).map(|id| id as u32).collect();
+            let first = expected.first().copied();
+            expected.sort_unstable();
+            assert_eq!(tokenizer.stop_tokens(), expected, "{}", case["name"]);
+            assert_eq!(tokenizer.eos().ok(), first, "{}", case["name"]);
         }
     }
 }

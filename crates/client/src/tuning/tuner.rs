@@ -20,8 +20,10 @@ use crate::lock::lock;
 use crate::sequence::{RemoteSequence, SequenceError};
 use crate::servers::hop::TrafficCount;
 
+mod estimate;
 mod passes;
 
+pub use estimate::StepEstimate;
 use passes::{MicroGradients, Passes, Task};
 
 /// Results that wait for those in front of them, for each micro-batch under way: one that is repeated elsewhere must not

@@ -98,8 +98,32 @@ impl TensorIndex {
             }
             other => other,
         })?;
-        let located = file.locate(stored, shape)?;
-        Ok((file, located))
+        match file.locate(stored, shape) {
+            Err(CheckpointError::MissingTensor { path, name, .. }) => {
+                let hint = format!(", though {} says so, and no other file that it names has it", self.name());
+                let missing = CheckpointError::MissingTensor { path, name, hint };
+                self.elsewhere(stored, shape).unwrap_or(Err(missing))
+            }
+            located => Ok((file, located?)),
+        }
+    }
+
+    /// Finds a tensor in another shard than the index says. transformers takes from each shard whatever is in it, so that an index
+    /// which mixes them up goes unnoticed there. `None`: no shard that is there has it.
+    fn elsewhere(&self, stored: &str, shape: &[usize]) -> Option<Result<(Arc<TensorFile>, Located), CheckpointError>> {
+        let shards: BTreeSet<&PathBuf> = self.files.values().collect();
+        shards.into_iter().find_map(|path| {
+            let file = self.file(path).ok()?;
+            match file.locate(stored, shape) {
+                Err(CheckpointError::MissingTensor { .. }) => None,
+                located => Some(located.map(|located| (file, located))),
+            }
+        })
+    }
+
+    /// The name of the index's file.
+    fn name(&self) -> Cow<'_, str> {
+        self.path.file_name().unwrap_or_default().to_string_lossy()
     }
 
     /// What else there is that looks like a tensor which is missing.

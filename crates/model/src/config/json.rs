@@ -1,17 +1,18 @@
 //! JSON as Python writes and reads it.
 
-use serde_json::Value;
-
-use super::ConfigError;
+use serde_json::{Error, Value};
 
 /// Parses a text that may begin with a byte order mark and hold `NaN`, `Infinity` and `-Infinity`, which Python writes for such
 /// numbers though JSON has none. They come out as strings of these names: a key that nobody reads does no harm, one that is read is
 /// refused with its name and value.
-pub(super) fn parse(text: &str) -> Result<Value, ConfigError> {
+///
+/// # Errors
+/// What is wrong with the text as JSON.
+pub fn parse_json(text: &str) -> Result<Value, Error> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     serde_json::from_str(text).or_else(|error| {
-        let quoted = quote_constants(text).ok_or(ConfigError::Json(Some(error)))?;
-        serde_json::from_str(&quoted).map_err(|error| ConfigError::Json(Some(error)))
+        let quoted = quote_constants(text).ok_or(error)?;
+        serde_json::from_str(&quoted)
     })
 }
 
@@ -55,8 +56,8 @@ mod tests {
 
     #[test]
     fn constants_of_python_are_read_outside_of_strings_only() {
-        let value =
-            parse("\u{feff}{\"a\": [NaN, -Infinity, Infinity, -1], \"NaN \\\" NaN\": \"-Infinity \\\\\"}").unwrap();
+        let value = parse_json("\u{feff}{\"a\": [NaN, -Infinity, Infinity, -1], \"NaN \\\" NaN\": \"-Infinity \\\\\"}")
+            .unwrap();
         assert_eq!(value["a"], serde_json::json!(["NaN", "-Infinity", "Infinity", -1]));
         assert_eq!(value["NaN \" NaN"], "-Infinity \\");
     }
@@ -64,7 +65,7 @@ mod tests {
     #[test]
     fn what_is_no_json_stays_an_error() {
         for text in ["", "{", "NaNN", "{\"a\": NaN", "{\"a", "{\"a\\", "-", "nan"] {
-            assert!(parse(text).is_err(), "{text}");
+            assert!(parse_json(text).is_err(), "{text}");
         }
     }
 }

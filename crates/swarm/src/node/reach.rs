@@ -43,6 +43,8 @@ pub(super) struct Reach {
     auto_relay: bool,
     /// Addresses that the operator announces, and what became of their probes.
     announced: Vec<(Multiaddr, Option<bool>)>,
+    /// Those of them that somebody dialled in vain, and that are tried a second time.
+    again: HashSet<Multiaddr>,
     /// What became of probes, by address.
     probes: HashMap<Multiaddr, bool>,
     /// Addresses that a router or a probe confirmed.
@@ -126,18 +128,21 @@ impl Reach {
         self.confirmed.iter()
     }
 
-    /// A peer tried to dial one of this node's addresses. Returns whether it is an announced one.
-    pub(super) fn on_probe(&mut self, address: &Multiaddr, reached: bool) -> bool {
+    /// A peer tried to dial one of this node's addresses. Returns an announced one that another peer should try as well: one that does not
+    /// get there says more of itself, without IPv6 for instance, than of the address.
+    pub(super) fn on_probe(&mut self, address: &Multiaddr, reached: bool) -> Option<Multiaddr> {
         let bare = without_peer(address);
-        let announced = self.announced.iter_mut().find(|(known, _)| *known == bare);
-        if let Some((_, outcome)) = announced {
-            *outcome = Some(reached);
-            return true;
+        if let Some((_, outcome)) = self.announced.iter_mut().find(|(known, _)| *known == bare) {
+            if reached || *outcome == Some(false) || !self.again.insert(bare.clone()) {
+                *outcome = Some(reached);
+                return None;
+            }
+            return Some(bare);
         }
         if !is_circuit(address) && (self.probes.len() < MAX_KNOWN || self.probes.contains_key(address)) {
             self.probes.insert(bare, reached);
         }
-        false
+        None
     }
 
     pub(super) fn on_confirmed(&mut self, address: &Multiaddr) {
@@ -258,10 +263,24 @@ mod tests {
         let mut reach = Reach::new(true, true, &[], Instant::now());
         reach.expect(&[address(PUBLIC)]);
         assert_eq!(reach.announced(), [(address(PUBLIC), None)]);
-        assert!(!reach.on_probe(&address(PRIVATE), true), "nobody announced it");
-        assert!(reach.on_probe(&address(PUBLIC).with(Protocol::P2p(PeerId::random())), false));
+        assert_eq!(reach.on_probe(&address(PRIVATE), true), None, "nobody announced it");
+        let named = address(PUBLIC).with(Protocol::P2p(PeerId::random()));
+        assert_eq!(reach.on_probe(&named, false), Some(address(PUBLIC)));
+        assert_eq!(reach.announced(), [(address(PUBLIC), None)], "one that failed may be to blame itself");
+        assert_eq!(reach.on_probe(&address(PUBLIC), false), None);
         assert_eq!(reach.announced(), [(address(PUBLIC), Some(false))]);
         assert_eq!(reach.reachability(), Reachability::Direct);
+        assert_eq!(reach.on_probe(&named, true), None);
+        assert_eq!(reach.announced(), [(address(PUBLIC), Some(true))], "one that gets there is proof");
+    }
+
+    #[test]
+    fn an_announced_address_that_the_second_one_reaches_is_reached() {
+        let mut reach = Reach::new(true, true, &[], Instant::now());
+        reach.expect(&[address(PUBLIC)]);
+        assert_eq!(reach.on_probe(&address(PUBLIC), false), Some(address(PUBLIC)));
+        assert_eq!(reach.on_probe(&address(PUBLIC), true), None);
+        assert_eq!(reach.announced(), [(address(PUBLIC), Some(true))]);
     }
 
     #[test]

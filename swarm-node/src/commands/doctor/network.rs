@@ -6,6 +6,7 @@ use petals_protocol::{ModelId, Span};
 use petals_swarm::{ClockOffset, Multiaddr, Reachability, SwarmHandle, SwarmNode};
 use tokio::time::{Instant, sleep};
 
+use super::running::{self, Role};
 use crate::args::DoctorArgs;
 use crate::commands::events::Check;
 use crate::commands::network;
@@ -25,14 +26,21 @@ const CLOCK_REMEDY: &str = "set the clock, best by NTP: records whose time is of
 
 /// Starts a node as `serve` would, and asks others about it.
 pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) -> Result<Vec<Check>, NodeError> {
-    let config = network::config(&args.network, &args.peers)?;
+    let Role { identity, running, check } = Role::of(args.network.identity.as_deref());
+    let mut checks: Vec<Check> = check.into_iter().collect();
+    let arguments = if running.is_some() { running::beside(&args.network) } else { args.network.clone() };
+    let config = network::config(&arguments, &args.peers)?;
     let private = config.swarm_key.map(|key| key.fingerprint());
-    let identity = network::identity(args.network.identity.as_deref())?;
     let (swarm, _streams) = match SwarmNode::start(identity, config).await {
         Ok(started) => started,
-        Err(error) => return Ok(vec![Check::fail("listen", error.to_string(), "give another --listen address")]),
+        Err(error) => {
+            checks.push(Check::fail("listen", error.to_string(), "give another --listen address"));
+            return Ok(checks);
+        }
     };
-    let mut checks = vec![Check::ok("listen", list(&swarm))];
+    if running.is_none() {
+        checks.push(Check::ok("listen", list(&swarm)));
+    }
     if args.peers.is_empty() {
         let remedy = "give --peers: only others can tell whether they reach this machine";
         checks.push(Check::warn("port", "not tried", remedy));
@@ -41,7 +49,11 @@ pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) ->
             Ok(()) => {
                 let with = private.map_or(String::new(), |key| format!(", with the swarm key {key}"));
                 checks.push(Check::ok("peers", format!("{} connected{with}", swarm.connected_peers().len())));
-                checks.push(port(&swarm).await);
+                match running {
+                    // Others would try the running node's port and meet that one.
+                    Some(peer) => checks.push(running::seen(&swarm, peer, model.clone()).await),
+                    None => checks.push(port(&swarm).await),
+                }
                 checks.push(match swarm.clock_offset().await {
                     Some(offset) => compared(offset),
                     // Members of an older version do not tell the time, but their records do.

@@ -94,3 +94,20 @@ fn what_is_no_adapter_is_said_to_be_what_it_is() {
     fs::write(root.path().join("adapter_config.json"), pointer).unwrap();
     assert!(refused(root.path()).contains("git lfs pull"));
 }
+
+#[test]
+fn an_adapter_of_another_model_that_does_not_fit_names_both() {
+    let root = tempfile::tempdir().unwrap();
+    let mut config = peft_config();
+    (config["base_model_name_or_path"], config["token_dim"]) = ("org/large".into(), Value::Null);
+    write_foreign(root.path(), &[("prompt_embeddings", &[5, 8])]);
+    fs::write(root.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let error = Adapter::load(root.path(), &model()).unwrap_err();
+    assert!(
+        matches!(&error, AdapterError::OtherBase { base, model, .. } if base == "org/large" && model == "tiny"),
+        "{error}"
+    );
+    config["base_model_name_or_path"] = "org/tiny".into();
+    fs::write(root.path().join("adapter_config.json"), config.to_string()).unwrap();
+    assert!(matches!(Adapter::load(root.path(), &model()).unwrap_err(), AdapterError::Tensors(_)));
+}

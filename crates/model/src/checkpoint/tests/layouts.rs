@@ -125,6 +125,50 @@ fn of_a_tensor_in_two_shards_the_one_that_the_index_names_counts() {
     assert_eq!(logits(&dir), logits(&fixture::single()));
 }
 
+#[test]
+fn a_tensor_is_found_in_another_shard_than_the_index_says() {
+    let dir = fixture::sharded();
+    let path = dir.path().join("model.safetensors.index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let map = index["weight_map"].as_object_mut().unwrap();
+    let files: std::collections::BTreeSet<String> =
+        map.values().map(|file| file.as_str().unwrap().to_owned()).collect();
+    assert!(files.len() > 1);
+    // Each name points to the file behind that which has it.
+    for file in map.values_mut() {
+        let next = files.iter().cycle().skip_while(|other| *file != **other).nth(1).unwrap();
+        *file = json!(next);
+    }
+    fs::write(&path, index.to_string()).unwrap();
+    assert_eq!(logits(&dir), logits(&fixture::single()));
+    assert!(open(&dir).check_span(span(0, 3)).is_ok());
+    index["weight_map"]["model.layers.0.extra.weight"] = json!(files.first());
+    fs::write(&path, index.to_string()).unwrap();
+    let error = open(&dir).locate("model.layers.0.extra.weight", &[4, 4]).unwrap_err().to_string();
+    assert!(
+        error.contains("no tensor `model.layers.0.extra.weight`, though model.safetensors.index.json says"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_revision_in_the_cache_has_the_name_of_its_repository() {
+    let cache = tempfile::tempdir().unwrap();
+    let named = |folder: &str| {
+        let path = cache.path().join(folder);
+        fs::create_dir_all(&path).unwrap();
+        for entry in fs::read_dir(fixture::single().path()).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
+        }
+        Checkpoint::open(&path).unwrap().model_id(None).unwrap().name().to_owned()
+    };
+    assert_eq!(named("models--org--some-model/snapshots/0123abcd"), "org/some-model");
+    assert_eq!(named("models--gpt2/snapshots/0123abcd"), "gpt2");
+    assert_eq!(named("org/snapshots/0123abcd"), "0123abcd");
+    assert_eq!(named("some-model"), "some-model");
+}
+
 #[cfg(unix)]
 #[test]
 fn files_may_be_links_to_blobs_with_hashes_for_names() {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError, FromSwarm, NetworkBehaviour, NewExternalAddrCandidate};
 use libp2p::{Multiaddr, autonat};
@@ -36,19 +37,28 @@ struct Meeting {
 impl EventLoop {
     /// Lets peers try the announced addresses. They are no candidates by themselves: the operator says that they are right.
     pub(super) fn try_announced(&mut self) {
-        if self.config.probes_announced()
-            && let Some(probes) = self.swarm.behaviour_mut().probes_mut()
-        {
-            for address in self.config.announce.iter().map(without_peer) {
-                let candidate = NewExternalAddrCandidate { addr: &address };
-                probes.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
+        if self.config.probes_announced() {
+            for address in self.config.announce.iter().map(without_peer).collect::<Vec<_>>() {
+                self.let_try(&address);
             }
+        }
+    }
+
+    /// Lets a peer try an address.
+    fn let_try(&mut self, address: &Multiaddr) {
+        if let Some(probes) = self.swarm.behaviour_mut().probes_mut() {
+            let candidate = NewExternalAddrCandidate { addr: address };
+            probes.on_swarm_event(FromSwarm::NewExternalAddrCandidate(candidate));
         }
     }
 
     pub(super) fn on_probe(&mut self, event: &autonat::v2::client::Event) {
         let (address, reached) = (&event.tested_addr, event.result.is_ok());
-        self.reach.on_probe(address, reached);
+        if let Some(again) = self.reach.on_probe(address, reached) {
+            // An address that failed is never tried again; with this node's name behind it, it is another one.
+            let named = again.with(Protocol::P2p(*self.swarm.local_peer_id()));
+            self.let_try(&named);
+        }
         tracing::debug!(%address, reached, by = short(&event.server), "a peer tried to dial this node");
         let announced = self.reach.announced();
         self.view.send_modify(|view| view.announced = announced);

@@ -1,0 +1,86 @@
+//! The model that an adapter was made for, by its name. Prompts mean something to one model only, and nothing but names tells models of one
+//! shape apart: a fingerprint says nothing of the weights' values, and PEFT keeps only where the model was.
+
+use serde_json::Value;
+
+use super::manifest::AdapterManifest;
+use super::tensor_file::TensorFileError;
+use super::{AdaptedModel, AdapterError};
+
+/// The name of the model that an adapter was made for, if it is another one than that of the model at hand. Names are compared as far as
+/// they can be the same on two machines: without the folders or the organisation in front, whatever their case.
+pub(super) fn other(manifest: Option<&AdapterManifest>, config: &Value, model: &AdaptedModel) -> Option<String> {
+    let trained = manifest.and_then(|manifest| manifest.model.as_ref());
+    let base = match trained {
+        Some(id) => id.name(),
+        None => config.get("base_model_name_or_path").and_then(Value::as_str)?,
+    };
+    let name = last(base);
+    let is = |other: &str| last(other).eq_ignore_ascii_case(name);
+    let same = name.is_empty() || is(model.id.name()) || is(&model.name_or_path);
+    (!same).then(|| base.to_owned())
+}
+
+/// The part of a name or path that is a model's own: the last one, but for revisions in Hugging Face's cache.
+fn last(path: &str) -> &str {
+    let mut parts = path.split(['/', '\\']).filter(|part| !part.is_empty() && *part != ".").rev();
+    let last = parts.next().unwrap_or_default();
+    match (parts.next(), parts.next().and_then(|folder| folder.strip_prefix("models--"))) {
+        (Some("snapshots"), Some(repository)) => repository.rsplit("--").next().unwrap_or(repository),
+        _ => last,
+    }
+}
+
+/// An error of tables, as that of an adapter of another model if it is one.
+pub(super) fn explained(error: AdapterError, base: Option<&String>, model: &AdaptedModel) -> AdapterError {
+    match (error, base) {
+        (AdapterError::Tensors(source @ TensorFileError::Shape { .. }), Some(base)) => {
+            AdapterError::OtherBase { base: base.clone(), model: model.id.name().to_owned(), source }
+        }
+        (error, _) => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use petals_protocol::{Fingerprint, ModelId};
+    use serde_json::json;
+
+    use super::*;
+
+    fn other_than(name: &str, path: &str, base: &str) -> Option<String> {
+        let model = AdaptedModel {
+            id: ModelId::new(name, Fingerprint([1; 8])).unwrap(),
+            name_or_path: path.to_owned(),
+            blocks: 3,
+            hidden: 4,
+            attention_heads: 2,
+        };
+        other(None, &json!({"base_model_name_or_path": base}), &model)
+    }
+
+    #[test]
+    fn names_are_the_same_wherever_the_model_lies() {
+        let same = [
+            "org/Llama-3.2-1B",
+            "/home/someone/models/llama-3.2-1b/",
+            "C:\\models\\Llama-3.2-1B",
+            "./Llama-3.2-1B",
+            "/cache/hub/models--org--Llama-3.2-1B/snapshots/0123abcd",
+            "",
+        ];
+        for base in same {
+            assert_eq!(other_than("Llama-3.2-1B", "/data/Llama-3.2-1B", base), None, "{base}");
+        }
+        assert_eq!(other_than("served-name", "models/Llama-3.2-1B/", "org/Llama-3.2-1B"), None, "--model-name");
+        let snapshot = "/c/models--org--Llama-3.2-1B/snapshots/ff00";
+        assert_eq!(other_than("org/Llama-3.2-1B", snapshot, "Llama-3.2-1B"), None);
+    }
+
+    #[test]
+    fn another_model_is_named() {
+        for base in ["org/Llama-3.2-1B-Instruct", "/m/models--org--other/snapshots/ff00", "Llama-3.2"] {
+            assert_eq!(other_than("Llama-3.2-1B", "/data/Llama-3.2-1B", base).as_deref(), Some(base));
+        }
+    }
+}
