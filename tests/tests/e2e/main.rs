@@ -33,5 +33,6 @@ mod serve;
 mod sessions;
 mod stashes;
 mod strangers;
+mod structured;
 mod training_data;
 mod vulkan;
