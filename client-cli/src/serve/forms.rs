@@ -266,7 +266,7 @@ mod tests {
             (json!({"guided_choice": ["a", ""]}), "guided_choice"),
             (json!({"guided_grammar": "  "}), "guided_grammar"),
             (json!({"guided_grammar": format!("start: \"a\"{}", " ".repeat(GRAMMAR.0))}), "guided_grammar"),
-            (json!({"grammar": format!("start: \"a\"{}", "\n".repeat(GRAMMAR.1))}), "grammar"),
+            (json!({"grammar": format!("start: \"a\"{}", "\n".repeat(GRAMMAR.1 + 1))}), "grammar"),
             (json!({"guided_json": {}, "guided_regex": "a"}), "guided_regex"),
             (
                 json!({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}),

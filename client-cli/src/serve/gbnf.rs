@@ -177,8 +177,8 @@ mod tests {
         let grammar = "# a comment\nroot ::= \"a\\n\\\"\" item-List? | (item-List\n  | [^a-z\\]-]{2,3})+ # more\nitem-List ::= [\\x41-Z] .*\n";
         assert!(is_gbnf(grammar));
         let lark = to_lark(grammar).unwrap();
-        let expected = "\nstart: \"a\\n\\\"\" r14_item_list? | ( r14_item_list | /[^\\x{61}-\\x{7a}\\x{5d}\\x{2d}]/{2,3} )+\n\
-                        r14_item_list: /[\\x{41}-\\x{5a}]/ /(?s:.)/*\n";
+        let expected = "\nstart: \"a\\n\\\"\" r13_item_list? | ( r13_item_list | /[^\\x{61}-\\x{7a}\\x{5d}\\x{2d}]/{2,3} )+\n\
+                        r13_item_list: /[\\x{41}-\\x{5a}]/ /(?s:.)/*\n";
         assert_eq!(lark, expected);
         assert!(!is_gbnf("start: \"::=\"") && !is_gbnf("start ::\n") && !is_gbnf(""));
     }

@@ -93,7 +93,7 @@ async fn whatever_is_drawn_is_json_of_the_schema() {
             let keys: Vec<&str> = fields.keys().map(String::as_str).filter(|key| *key != "note").collect();
             assert_eq!(keys, ["name", "count", "tags", "kind"], "in the schema's order");
             assert!((1..=6).contains(&value["name"].as_str().unwrap().chars().count()), "{text}");
-            assert!((-3..=250).contains(&value["count"].as_i64().unwrap()), "{text}");
+            assert!((-3.0..=250.0).contains(&value["count"].as_f64().unwrap()), "{text}");
             let tags = value["tags"].as_array().unwrap();
             let known = [json!("ä"), json!("b\"c"), json!(7), json!(null)];
             assert!((1..=3).contains(&tags.len()) && tags.iter().all(|tag| known.contains(tag)), "{text}");
@@ -142,7 +142,7 @@ async fn what_may_come_does_not_depend_on_what_was_asked_before() {
         let grammar = model.compile(rule).await.unwrap();
         let mut random = ChaCha8Rng::seed_from_u64(7);
         let mut checked = 0;
-        for _ in 0..10 {
+        for _ in 0..30 {
             let walk = grammar.walk(&[STOP]);
             let mut tokens: Vec<u32> = Vec::new();
             while tokens.len() < 40 {
@@ -248,7 +248,7 @@ async fn a_form_ends_where_nothing_may_follow_whether_a_token_ends_it_or_not() {
 async fn forms_that_cannot_be_are_refused_with_the_reason_and_in_time() {
     let model = bytes();
     let nested = |depth: usize| (0..depth).fold(json!({"type": "null"}), |inner, _| json!({"items": inner}));
-    let many: Vec<Value> = (0..30_000).map(|number| json!(format!("{number}"))).collect();
+    let many: Vec<Value> = (0..40_000).map(|number| json!(format!("{number}"))).collect();
     let chain: String = (0..9000).map(|number| format!("a{number}:a{}\n", number + 1)).collect();
     let schemas: serde_json::Map<String, Value> = (0..3000)
         .map(|number| {

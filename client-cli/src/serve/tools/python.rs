@@ -164,26 +164,29 @@ impl Reader<'_> {
 
     fn escape(&mut self, text: &mut String) -> Option<()> {
         let digits = match self.chars.next()? {
-            '\n' => return Some(()),
-            c @ ('\\' | '\'' | '"') => return Some(text.push(c)),
-            'n' => return Some(text.push('\n')),
-            'r' => return Some(text.push('\r')),
-            't' => return Some(text.push('\t')),
-            'b' => return Some(text.push('\u{8}')),
-            'f' => return Some(text.push('\u{c}')),
-            'v' => return Some(text.push('\u{b}')),
-            'a' => return Some(text.push('\u{7}')),
             'x' => 2,
             'u' => 4,
             'U' => 8,
-            // Python leaves what it does not know.
             other => {
-                text.push('\\');
-                return Some(text.push(other));
+                match other {
+                    '\n' => {}
+                    '\\' | '\'' | '"' => text.push(other),
+                    'n' => text.push('\n'),
+                    'r' => text.push('\r'),
+                    't' => text.push('\t'),
+                    'b' => text.push('\u{8}'),
+                    'f' => text.push('\u{c}'),
+                    'v' => text.push('\u{b}'),
+                    'a' => text.push('\u{7}'),
+                    // Python leaves what it does not know.
+                    _ => text.extend(['\\', other]),
+                }
+                return Some(());
             }
         };
         let hex: String = self.chars.by_ref().take(digits).collect();
-        Some(text.push(char::from_u32(u32::from_str_radix(&hex, 16).ok()?)?))
+        text.push(char::from_u32(u32::from_str_radix(&hex, 16).ok()?)?);
+        Some(())
     }
 
     fn word(&mut self) -> Option<Value> {
