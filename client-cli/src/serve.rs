@@ -6,7 +6,8 @@
 //! | `router`, `guard` | which path does what, and for whom |
 //! | `app` | what the endpoints share |
 //! | `fields`, `parameters`, `prompts`, `room` | what requests have in common |
-//! | `completions`, `chats`, `conversation`, `tools`, `choices` | texts and conversations to be continued |
+//! | `completions`, `chats`, `conversation`, `tools` | texts and conversations to be continued |
+//! | `forms`, `gbnf`, `grammar` | what answers must be like |
 //! | `embeddings`, `tokens` | texts as vectors and as tokens |
 //! | `reply`, `error` | answers |
 //! | `engine`, `gate`, `pool` | texts that grow, how many at a time, and what is kept of them |
@@ -14,14 +15,16 @@
 
 mod app;
 mod chats;
-mod choices;
 mod completions;
 mod conversation;
 mod embeddings;
 mod engine;
 mod error;
 mod fields;
+mod forms;
 mod gate;
+mod gbnf;
+mod grammar;
 mod guard;
 mod http;
 mod metrics;

@@ -84,12 +84,16 @@ impl ToolFormatChoice {
 
 /// `auto`, `none` or a format.
 fn tool_format() -> impl TypedValueParser<Value = ToolFormatChoice> {
-    PossibleValuesParser::new(["auto", "none", "hermes", "llama", "mistral"]).map(|text| match text.as_str() {
-        "auto" => ToolFormatChoice::Auto,
-        "hermes" => ToolFormatChoice::Given(Some(ToolFormat::Hermes)),
-        "llama" => ToolFormatChoice::Given(Some(ToolFormat::Llama)),
-        "mistral" => ToolFormatChoice::Given(Some(ToolFormat::Mistral)),
-        _ => ToolFormatChoice::Given(None),
+    PossibleValuesParser::new(["auto", "none", "hermes", "llama", "mistral", "qwen3-coder", "pythonic"]).map(|text| {
+        match text.as_str() {
+            "auto" => ToolFormatChoice::Auto,
+            "hermes" => ToolFormatChoice::Given(Some(ToolFormat::Hermes)),
+            "llama" => ToolFormatChoice::Given(Some(ToolFormat::Llama)),
+            "mistral" => ToolFormatChoice::Given(Some(ToolFormat::Mistral)),
+            "pythonic" => ToolFormatChoice::Given(Some(ToolFormat::Pythonic)),
+            "qwen3-coder" => ToolFormatChoice::Given(Some(ToolFormat::QwenXml)),
+            _ => ToolFormatChoice::Given(None),
+        }
     })
 }
 

@@ -8,7 +8,6 @@ use axum::response::Response;
 use serde_json::Value;
 
 use super::app::{App, blocking};
-use super::choices::Choices;
 use super::conversation;
 use super::engine::{Job, Plan};
 use super::error::ApiError;
@@ -29,29 +28,30 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
     fields.refuse("modalities", &[Value::from(vec!["text"])])?;
     fields.refuse("best_of", &[Value::from(1), Value::from(parameters.n)])?;
     let logprobs = logprobs(&mut fields)?;
-    let Tools { told, reading } = Tools::take(&mut fields, app.tool_format)?;
-    if parameters.choices.is_some() && reading.as_ref().is_some_and(|reading| !reading.opening.is_empty()) {
-        return Err(ApiError::field("tool_choice", "cannot be met together with `guided_choice`"));
-    }
-    let conversation = conversation::take(&mut fields, &body, told, app.tool_format)?;
-    drop(body);
-    let reading = reading.map(Arc::new);
-    let opening = reading.as_ref().map(|reading| reading.opening.clone()).unwrap_or_default();
-    let prompt = Arc::new(prompt(app, conversation, opening).await?);
-    let max_new_tokens =
-        room(app, &served, parameters.max_new_tokens, prompt.len(), "messages", app.default_new_tokens)?;
+    let Tools { told, reading, form } = Tools::take(&mut fields, app.tool_format)?;
+    let must = reading.as_ref().is_some_and(|reading| !reading.opening.is_empty());
     // Where the mark of calls is a special token, it would not be seen in the text.
     let mark = reading.as_ref().and_then(|reading| {
         let token = app.engine.pieces().token(reading.mark())?;
         app.engine.pieces().is_hidden(token).then(|| (token, reading.mark().to_owned()))
     });
-    let choices = match &reading {
-        Some(reading) if !reading.names.is_empty() => {
-            let pieces = app.engine.pieces().clone();
-            Some(Arc::new(Choices::new(reading.names.clone(), false, &[], pieces)))
+    let form = match parameters.form.clone() {
+        Some(other) if must => {
+            let message = format!("cannot be met together with `{}`: leave one of them out", other.field);
+            return Err(ApiError::field("tool_choice", message));
         }
-        _ => app.engine.choices(&parameters),
+        Some(other) => Some(other),
+        // Forms are found in text.
+        None => form.filter(|_| must || mark.is_none()),
     };
+    let conversation = conversation::take(&mut fields, &body, told, app.tool_format)?;
+    drop(body);
+    let grammar = app.engine.grammar(form).await?;
+    let reading = reading.map(Arc::new);
+    let opening = reading.as_ref().map(|reading| reading.opening.clone()).unwrap_or_default();
+    let prompt = Arc::new(prompt(app, conversation, opening).await?);
+    let max_new_tokens =
+        room(app, &served, parameters.max_new_tokens, prompt.len(), "messages", app.default_new_tokens)?;
     let plan = Arc::new(Plan {
         model: served.clone(),
         stop: parameters.stop.clone(),
@@ -60,7 +60,7 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         arrived,
         logprobs,
         prompt_logprobs: None,
-        choices,
+        grammar,
         marks: mark.into_iter().collect(),
     });
     let jobs = (0..parameters.n).map(|number| Job {

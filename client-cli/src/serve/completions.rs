@@ -83,7 +83,7 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         // To find the best texts their probabilities are needed.
         logprobs: logprobs.or_else(|| (best_of > parameters.n).then_some(0)),
         prompt_logprobs: logprobs.filter(|_| echo),
-        choices: app.engine.choices(&parameters),
+        grammar: app.engine.grammar(parameters.form.clone()).await?,
         marks: Vec::new(),
     });
     let mut jobs = Vec::new();

@@ -6,13 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use petals_client::{
-    Allowed, Finish, Generation, GenerationConfig, GenerationError, Generator, RemoteModel, Sampling, TokenLogprobs,
-};
+use petals_client::{Allowed, Finish, Generation, GenerationConfig, Generator, RemoteModel, Sampling, TokenLogprobs};
 use tokio::sync::mpsc;
 
-use super::choices::Choices;
 use super::error::ApiError;
+use super::grammar::{Form, Grammar, Grammars};
 use super::metrics::{Metrics, Now};
 use super::models::ServedModel;
 use super::parameters::Parameters;
@@ -35,6 +33,7 @@ pub(crate) struct Engine {
     model: RemoteModel,
     tokenizer: Arc<TextTokenizer>,
     pieces: Arc<Pieces>,
+    grammars: Grammars,
     gate: Gate,
     pool: Pool,
     metrics: Metrics,
@@ -57,8 +56,8 @@ pub(super) struct Plan {
     pub(super) logprobs: Option<usize>,
     /// The same for the tokens of the prompts.
     pub(super) prompt_logprobs: Option<usize>,
-    /// What the texts must begin with, or be.
-    pub(super) choices: Option<Arc<Choices>>,
+    /// What the texts must be like.
+    pub(super) grammar: Option<Arc<Grammar>>,
     /// Special tokens that are to be seen in the text, and as what.
     pub(super) marks: Vec<(u32, String)>,
 }
@@ -117,7 +116,8 @@ impl Engine {
     /// An engine over a connected model.
     pub(crate) fn new(model: RemoteModel, tokenizer: Arc<TextTokenizer>, gate: Gate, pool: Pool) -> Self {
         let pieces = Arc::new(Pieces::new(tokenizer.clone()));
-        Self { model, tokenizer, pieces, gate, pool, metrics: Metrics::default() }
+        let grammars = Grammars::new(pieces.clone(), model.local.config().vocab_size);
+        Self { model, tokenizer, pieces, grammars, gate, pool, metrics: Metrics::default() }
     }
 
     /// What single tokens stand for.
@@ -156,10 +156,15 @@ impl Engine {
         own.iter().chain(&parameters.stop_tokens).copied().collect()
     }
 
-    /// What the texts of a request must be, if it says.
-    pub(super) fn choices(&self, parameters: &Parameters) -> Option<Arc<Choices>> {
-        let texts = parameters.choices.clone()?;
-        Some(Arc::new(Choices::new(texts, true, &self.stop_tokens(parameters), self.pieces.clone())))
+    /// What the texts of a request must be like, made ready, if it says.
+    ///
+    /// # Errors
+    /// 400 and 503, see [`Grammars::compile`].
+    pub(super) async fn grammar(&self, form: Option<Form>) -> Result<Option<Arc<Grammar>>, ApiError> {
+        match form {
+            None => Ok(None),
+            Some(form) => self.grammars.compile(form).await.map(Some),
+        }
     }
 
     /// Figures.
@@ -222,7 +227,7 @@ impl Engine {
         };
         let (last, how) = match outcome {
             Ok(done) => (Progress::Done(done), done.finish),
-            Err(error) => (Progress::Failed(ApiError::of_generation(error)), "failed"),
+            Err(error) => (Progress::Failed(error), "failed"),
         };
         self.metrics.text(&model.name, how);
         let _ = sender.try_send((number, last));
@@ -244,7 +249,7 @@ impl Engine {
         job: Job,
         sender: &mpsc::Sender<(usize, Progress)>,
         waiting: &AtomicBool,
-    ) -> Result<Done, GenerationError> {
+    ) -> Result<Done, ApiError> {
         let Job { number, plan, prompt, sampling, max_new_tokens } = job;
         let model = &plan.model;
         let needed = prompt.len() + max_new_tokens;
@@ -255,14 +260,15 @@ impl Engine {
             Generator::new(self.model.clone().with_tables(model.tables.clone()), room)
         });
         if let Some(top) = plan.prompt_logprobs {
-            let scores = generator.score(&prompt, top).await?;
+            let scores = generator.score(&prompt, top).await.map_err(ApiError::of_generation)?;
             waiting.store(false, Ordering::Relaxed);
             let _ = sender.try_send((number, Progress::Prompt(scores)));
         }
         if max_new_tokens == 0 {
             return Ok(Done { finish: "length", tokens: 0, reused: 0, logprob: None });
         }
-        let constraint = plan.choices.clone().map(|choices| Allowed::new(choices));
+        let walk = plan.grammar.as_ref().map(|grammar| Arc::new(grammar.walk(&plan.stop_tokens)));
+        let constraint = walk.clone().map(|walk| Allowed::new(walk));
         let config = GenerationConfig {
             sampling: Sampling { constraint, ..sampling },
             max_new_tokens,
@@ -272,6 +278,7 @@ impl Engine {
         let mut text = TextStream::new(&self.tokenizer, &prompt, plan.stop.clone());
         let mut last_token: Option<Instant> = None;
         let mut logprob = plan.logprobs.map(|_| 0.0);
+        let mut complete = false;
         let send = |piece: Piece| {
             if !piece.text.is_empty() || !piece.logprobs.is_empty() {
                 let _ = sender.try_send((number, Progress::Grew(piece)));
@@ -284,24 +291,33 @@ impl Engine {
                 Some(before) => self.metrics.tokens(&model.name, tokens.len(), before.elapsed()),
             }
             let before = text.tokens().len();
+            // Foreseen tokens may come behind the end.
+            let end = walk.as_ref().and_then(|walk| walk.end(&[text.tokens(), tokens].concat()));
+            let tokens = tokens.get(..end.map_or(tokens.len(), |end| end.saturating_sub(before))).unwrap_or(tokens);
             let new = grow(&mut text, tokens, &plan.marks);
             // Tokens behind a stop string, which may come with it in one step, do not count.
             logprobs.truncate(text.tokens().len() - before);
             if let Some(sum) = &mut logprob {
                 *sum += logprobs.iter().map(|token| f64::from(token.logprob)).sum::<f64>();
             }
+            if walk.as_ref().is_some_and(|walk| walk.failure().is_some()) {
+                return ControlFlow::Break(());
+            }
             send(Piece { text: new, logprobs });
-            let complete = plan.choices.as_ref().is_some_and(|choices| choices.is_complete(text.tokens()));
+            complete = end.is_some();
             if complete || text.has_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let generation = match plan.logprobs {
-            Some(top) => generator.generate_scored(&prompt, &config, top, &mut on_tokens).await?,
-            None => generator.generate(&prompt, &config, |tokens| on_tokens(tokens, Vec::new())).await?,
+            Some(top) => generator.generate_scored(&prompt, &config, top, &mut on_tokens).await,
+            None => generator.generate(&prompt, &config, |tokens| on_tokens(tokens, Vec::new())).await,
         };
+        let generation = generation.map_err(ApiError::of_generation)?;
+        if let Some((grammar, failure)) = plan.grammar.as_ref().zip(walk.and_then(|walk| walk.failure())) {
+            return Err(grammar.failed(&failure));
+        }
         send(Piece { text: text.finish().unwrap_or_default(), logprobs: Vec::new() });
         self.metrics.generation(&model.name, prompt.len(), &generation);
         let Generation { tokens, finish, reused, .. } = generation;
-        let complete = plan.choices.as_ref().is_some_and(|choices| choices.is_complete(text.tokens()));
         let cut_off = finish == Finish::Length && !text.has_stopped() && !complete;
         let finish = if cut_off { "length" } else { "stop" };
         let done = Done { finish, tokens: text.tokens().len(), reused, logprob };

@@ -7,13 +7,13 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
+use super::forms;
+use super::grammar::Form;
 
 /// Most answers to a prompt.
 const ANSWERS: u64 = 128;
 /// Most stop strings of a request, and bytes of each.
 const STOPS: (usize, usize) = (16, 256);
-/// Most texts of which an answer must be one.
-const CHOICES: usize = 1000;
 /// Most tokens whose probabilities are told for each place.
 pub(super) const TOP: u64 = 20;
 
@@ -32,8 +32,8 @@ pub(super) struct Parameters {
     pub(super) stop_tokens: Vec<u32>,
     /// Whether the model's own end tokens do not end it.
     pub(super) ignore_eos: bool,
-    /// The texts of which the answer must be one.
-    pub(super) choices: Option<Vec<String>>,
+    /// What the answer must be like.
+    pub(super) form: Option<Form>,
     /// Answers to each prompt.
     pub(super) n: usize,
     /// Whether pieces are wanted as they come.
@@ -49,8 +49,9 @@ impl Parameters {
     /// 400, naming the field.
     pub(super) fn take(fields: &mut Fields, vocabulary: usize, least: u64) -> Result<Self, ApiError> {
         let model = fields.text("model")?.ok_or_else(|| ApiError::field("model", "is missing"))?;
-        let choices = choices(fields)?;
-        refuse_what_binds_answers(fields)?;
+        let form = forms::take(fields)?;
+        fields.refuse("use_beam_search", &[Value::Bool(false)])?;
+        fields.refuse("prompt_logprobs", &[])?;
         let (old, new) = (tokens(fields, "max_tokens", least)?, tokens(fields, "max_completion_tokens", least)?);
         let top_p = fields.number("top_p", 0.0, 1.0)?.unwrap_or(1.0);
         // As OpenAI does it, and not as `petals-tune generate`: who says nothing gets samples at temperature 1.
@@ -89,7 +90,7 @@ impl Parameters {
                 Some(_) => return Err(ApiError::field("stop_token_ids", "must be a list of token ids")),
             },
             ignore_eos: fields.flag("ignore_eos")?,
-            choices,
+            form,
             n: fields.whole("n", 1, ANSWERS as i64)?.unwrap_or(1) as usize,
             stream,
             include_usage,
@@ -99,51 +100,6 @@ impl Parameters {
     /// How the `number`-th text of the request is sampled.
     pub(super) fn sampling(&self, number: usize) -> Sampling {
         Sampling { seed: self.sampling.seed.wrapping_add(number as u64), ..self.sampling.clone() }
-    }
-}
-
-/// Who asks for an answer of a form gets one of another without a word otherwise.
-fn refuse_what_binds_answers(fields: &mut Fields) -> Result<(), ApiError> {
-    if let Some(format) = fields.take("response_format") {
-        match format.get("type").and_then(Value::as_str) {
-            Some("text") => {}
-            Some(kind) => {
-                let message = format!(
-                    "of type {kind} is not supported by this server, only text is: say in a message what you want, and check the answer"
-                );
-                return Err(ApiError::field("response_format", message));
-            }
-            None => return Err(ApiError::field("response_format", "must be an object with a `type`")),
-        }
-    }
-    for name in ["guided_json", "guided_regex", "guided_grammar", "structured_outputs"] {
-        fields.refuse(name, &[])?;
-    }
-    fields.refuse("use_beam_search", &[Value::Bool(false)])?;
-    fields.refuse("prompt_logprobs", &[])
-}
-
-/// `guided_choice`, or what vLLM calls the same by now.
-fn choices(fields: &mut Fields) -> Result<Option<Vec<String>>, ApiError> {
-    let (name, list) = match (fields.take("guided_choice"), fields.take("structured_outputs")) {
-        (Some(list), None) => ("guided_choice", list),
-        (None, None) => return Ok(None),
-        (None, Some(Value::Object(mut forms))) => {
-            forms.retain(|_, form| !form.is_null());
-            match forms.remove("choice") {
-                Some(list) if forms.is_empty() => ("structured_outputs.choice", list),
-                _ => return Err(ApiError::field("structured_outputs", "may only have `choice` on this server")),
-            }
-        }
-        _ => return Err(ApiError::field("structured_outputs", "must be an object, and not beside `guided_choice`")),
-    };
-    let texts: Option<Vec<String>> =
-        list.as_array().and_then(|list| list.iter().map(|text| text.as_str().map(str::to_owned)).collect());
-    match texts {
-        Some(texts) if (1..=CHOICES).contains(&texts.len()) && texts.iter().all(|text| !text.is_empty()) => {
-            Ok(Some(texts))
-        }
-        _ => Err(ApiError::field(name, format!("must be a list of 1 to {CHOICES} texts that are not empty"))),
     }
 }
 

@@ -1,24 +1,45 @@
 //! Tools that a chat may call: which there are, which must be called, and how calls look in the answer.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
+use super::grammar::{Form, bounded};
 use crate::chat::ToolFormat;
-pub(super) use parser::{Parser, Part};
+use calls::Must;
+pub(super) use found::Part;
+pub(super) use parser::Parser;
 
+mod calls;
+mod found;
 mod parser;
+mod python;
+mod xml;
 
 /// Longest name of a tool.
 const NAME: usize = 64;
 
 /// What a request says of tools.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Tools {
     /// Whether the template is told of them.
     pub(super) told: bool,
     /// How calls are read, if the answer is looked through for them.
     pub(super) reading: Option<Reading>,
+    /// What the answer must be like behind its opening, if that is not free.
+    pub(super) form: Option<Form>,
+}
+
+/// A tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tool {
+    name: String,
+    /// The schema of its arguments, as the request has it.
+    parameters: Option<Value>,
+    /// Whether its arguments must follow the schema whenever it is called.
+    strict: bool,
 }
 
 /// How calls are read out of an answer.
@@ -27,8 +48,8 @@ pub(super) struct Reading {
     format: ToolFormat,
     /// What the answer is made to begin with, so that it is a call.
     pub(super) opening: String,
-    /// How it may go on, if that is not free.
-    pub(super) names: Vec<String>,
+    /// The tools, whose schemas say what values are of.
+    tools: Arc<[Tool]>,
     /// Whether there may be more than one call.
     pub(super) parallel: bool,
 }
@@ -36,7 +57,7 @@ pub(super) struct Reading {
 impl Reading {
     /// A reader of one answer.
     pub(super) fn parser(&self) -> Parser {
-        Parser::new(self.format, &self.opening)
+        Parser::new(self.format, &self.opening, self.tools.clone())
     }
 
     /// The text of a special token, if calls begin with it.
@@ -65,34 +86,38 @@ impl Tools {
         }
         fields.refuse("function_call", &[Value::from("none"), Value::from("auto")])?;
         let parallel = fields.choice("parallel_tool_calls")?.unwrap_or(true);
-        let names = names(fields.take("tools"))?;
+        let tools = tools(fields.take("tools"))?;
         let wrong = |message: String| Err(ApiError::field("tool_choice", message));
-        let named = match fields.take("tool_choice") {
+        let unknown = || wrong("must be none, auto, required, or an object that names a function".to_owned());
+        let must = match fields.take("tool_choice") {
             None => None,
             Some(Value::String(word)) => match word.as_str() {
                 "auto" => None,
                 "none" => return Ok(Self::default()),
-                "required" => Some(if names.len() == 1 { names.first().cloned() } else { None }),
-                _ => return wrong("must be none, auto, required, or an object that names a function".to_owned()),
+                "required" => Some(if parallel { Must::CallSome } else { Must::CallOne }),
+                _ => return unknown(),
             },
             Some(choice) => {
                 match choice.pointer("/function/name").or_else(|| choice.get("name")).and_then(Value::as_str) {
-                    Some(name) if names.iter().any(|known| known == name) => Some(Some(name.to_owned())),
-                    Some(name) => return wrong(format!("names {name:?}, which is not among the `tools`")),
-                    None => {
-                        return wrong("must be none, auto, required, or an object that names a function".to_owned());
-                    }
+                    Some(name) => match tools.iter().find(|known| known.name == name) {
+                        Some(tool) => Some(Must::Call(tool)),
+                        None => return wrong(format!("names {name:?}, which is not among the `tools`")),
+                    },
+                    None => return unknown(),
                 }
             }
         };
-        if names.is_empty() {
-            return if named.is_some() { wrong("needs `tools`".to_owned()) } else { Ok(Self::default()) };
+        if tools.is_empty() {
+            return if must.is_some() { wrong("needs `tools`".to_owned()) } else { Ok(Self::default()) };
         }
-        let (opening, names) = match (named, format) {
-            (None, _) => (String::new(), Vec::new()),
-            (Some(Some(name)), Some(format)) => (format.opening().to_owned() + &format.name(&name), Vec::new()),
-            (Some(None), Some(format)) => {
-                (format.opening().to_owned(), names.iter().map(|name| format.name(name)).collect())
+        let (opening, form) = match (must, format) {
+            (None, Some(format)) if tools.iter().any(|tool| tool.strict) => {
+                (String::new(), calls::strict(format, &tools))
+            }
+            (None, _) => (String::new(), None),
+            (Some(must), Some(format)) => {
+                let (opening, form) = calls::forced(format, &tools, must);
+                (opening, Some(form))
             }
             (Some(_), None) => {
                 return wrong(
@@ -102,18 +127,20 @@ impl Tools {
                 );
             }
         };
-        Ok(Self { told: true, reading: format.map(|format| Reading { format, opening, names, parallel }) })
+        let tools: Arc<[Tool]> = tools.into();
+        let reading = format.map(|format| Reading { format, opening, tools, parallel });
+        Ok(Self { told: true, reading, form })
     }
 }
 
-/// The names of the tools.
-fn names(tools: Option<Value>) -> Result<Vec<String>, ApiError> {
+/// The tools of a request.
+fn tools(tools: Option<Value>) -> Result<Vec<Tool>, ApiError> {
     let list = match tools {
         None => return Ok(Vec::new()),
         Some(Value::Array(list)) => list,
         Some(_) => return Err(ApiError::field("tools", "must be a list of tools")),
     };
-    let name = |(number, tool): (usize, &Value)| {
+    let tool = |(number, tool): (usize, &Value)| {
         let wrong = |field: &str, message: String| Err(ApiError::field(format!("tools[{number}]{field}"), message));
         match tool.get("type").and_then(Value::as_str) {
             Some("function") => {}
@@ -121,12 +148,26 @@ fn names(tools: Option<Value>) -> Result<Vec<String>, ApiError> {
             None => return wrong("", "must be an object with the type function".to_owned()),
         }
         let sane = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
-        match tool.pointer("/function/name").and_then(Value::as_str) {
-            Some(name) if (1..=NAME).contains(&name.len()) && name.chars().all(sane) => Ok(name.to_owned()),
-            _ => wrong(".function.name", format!("must be 1 to {NAME} letters, digits, _ and -")),
-        }
+        let name = match tool.pointer("/function/name").and_then(Value::as_str) {
+            Some(name) if (1..=NAME).contains(&name.len()) && name.chars().all(sane) => name.to_owned(),
+            _ => return wrong(".function.name", format!("must be 1 to {NAME} letters, digits, _ and -")),
+        };
+        let parameters = match tool.pointer("/function/parameters") {
+            None | Some(Value::Null) => None,
+            Some(schema @ Value::Object(_)) => match bounded(schema) {
+                Ok(()) => Some(schema.clone()),
+                Err(reason) => return wrong(".function.parameters", reason),
+            },
+            Some(_) => return wrong(".function.parameters", "must be a JSON schema: an object".to_owned()),
+        };
+        let strict = match tool.pointer("/function/strict") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(strict)) => *strict,
+            Some(_) => return wrong(".function.strict", "must be true or false".to_owned()),
+        };
+        Ok(Tool { name, parameters, strict })
     };
-    list.iter().enumerate().map(name).collect()
+    list.iter().enumerate().map(tool).collect()
 }
 
 #[cfg(test)]
@@ -155,15 +196,12 @@ mod tests {
         assert_eq!(opening(json!("auto")), Ok(Some(String::new())));
         assert_eq!(opening(json!("none")), Ok(None));
         assert_eq!(opening(json!("required")), Ok(Some("<tool_call>\n{\"name\": ".to_owned())));
-        let required = taken(&json!({"tools": tools, "tool_choice": "required"}), hermes).unwrap();
-        let names = required.reading.map(|reading| reading.names);
-        assert_eq!(names, Some(vec!["\"look\", \"arguments\":".to_owned(), "\"go\", \"arguments\":".to_owned()]));
         let named = json!({"type": "function", "function": {"name": "go"}});
         assert_eq!(opening(named.clone()), Ok(Some("<tool_call>\n{\"name\": \"go\", \"arguments\":".to_owned())));
         assert_eq!(opening(json!({"type": "function", "function": {"name": "fly"}})), Err("tool_choice".to_owned()));
         assert_eq!(opening(json!("perhaps")), Err("tool_choice".to_owned()));
         // Models that know of no tools are only told of them.
-        assert_eq!(taken(&json!({"tools": tools}), None), Ok(Tools { told: true, reading: None }));
+        assert_eq!(taken(&json!({"tools": tools}), None), Ok(Tools { told: true, ..Tools::default() }));
         assert_eq!(taken(&json!({"tools": tools, "tool_choice": named}), None), Err("tool_choice".to_owned()));
         assert_eq!(taken(&json!({"tools": []}), hermes), Ok(Tools::default()));
         assert_eq!(taken(&json!({"tool_choice": "required"}), hermes), Err("tool_choice".to_owned()));
@@ -177,6 +215,11 @@ mod tests {
             (json!([{"type": "web_search"}]), "tools[0].type"),
             (json!([{"type": "function", "function": {"name": "a b"}}]), "tools[0].function.name"),
             (json!([{"type": "function"}]), "tools[0].function.name"),
+            (
+                json!([{"type": "function", "function": {"name": "a", "parameters": [1]}}]),
+                "tools[0].function.parameters",
+            ),
+            (json!([{"type": "function", "function": {"name": "a", "strict": "yes"}}]), "tools[0].function.strict"),
         ] {
             assert_eq!(taken(&json!({"tools": tools}), None), Err(field.to_owned()), "{tools}");
         }

@@ -1,14 +1,11 @@
 //! What single tokens stand for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::{TextError, TextTokenizer};
-
-/// Bytes of the longest token that is looked for.
-const LONGEST: usize = 128;
 
 /// How a tokenizer writes bytes in the names of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +23,6 @@ enum Alphabet {
 pub(crate) struct Pieces {
     tokenizer: Arc<TextTokenizer>,
     alphabet: Alphabet,
-    /// Ordinary tokens by their bytes, once somebody asked.
-    by_bytes: OnceLock<HashMap<Vec<u8>, u32>>,
     /// Tokens that stand for their names, and whether texts leave them out.
     added: HashMap<u32, bool>,
 }
@@ -37,7 +32,7 @@ impl Pieces {
     pub(crate) fn new(tokenizer: Arc<TextTokenizer>) -> Self {
         let added = tokenizer.tokenizer.get_added_tokens_decoder().into_iter();
         let added = added.map(|(id, token)| (id, token.special)).collect();
-        Self { alphabet: Alphabet::of(&tokenizer), tokenizer, by_bytes: OnceLock::new(), added }
+        Self { alphabet: Alphabet::of(&tokenizer), tokenizer, added }
     }
 
     /// The bytes that a token stands for in the middle of a text, a special one its name. Nothing of a token that does not exist.
@@ -58,15 +53,9 @@ impl Pieces {
         }
     }
 
-    /// The tokens that a text of these bytes may begin with.
-    pub(crate) fn beginnings(&self, text: &[u8]) -> Vec<u32> {
-        let by_bytes = self.by_bytes.get_or_init(|| {
-            let ids = 0..u32::try_from(self.tokenizer.tokenizer.get_vocab_size(true)).unwrap_or(u32::MAX);
-            let ordinary = ids.filter(|id| !self.added.contains_key(id));
-            ordinary.map(|id| (self.bytes(id), id)).filter(|(bytes, _)| !bytes.is_empty()).collect()
-        });
-        let longest = text.len().min(LONGEST);
-        (1..=longest).filter_map(|end| by_bytes.get(text.get(..end)?).copied()).collect()
+    /// Whether a token is seen in texts: those that end one, special ones and those that do not exist are not.
+    pub(crate) fn is_seen(&self, token: u32) -> bool {
+        self.tokenizer.is_seen(token)
     }
 
     /// Whether texts leave the token out.

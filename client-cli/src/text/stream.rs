@@ -157,46 +157,8 @@ fn common_prefix(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
-    use serde_json::{Map, json};
-    use tempfile::TempDir;
-
     use super::*;
-
-    /// Tokens are bytes, as in GPT-2's and Llama 3's alphabets: token n is byte n.
-    fn byte_model() -> TempDir {
-        let printable = |byte: u32| (33..=126).contains(&byte) || (161..=172).contains(&byte) || byte >= 174;
-        let mut others = 256u32..;
-        let letters = (0..256u32).map(|byte| if printable(byte) { byte } else { others.next().unwrap_or_default() });
-        let vocab: Map<String, serde_json::Value> = letters
-            .zip(0..)
-            .filter_map(|(letter, id)| Some((char::from_u32(letter)?.to_string(), json!(id))))
-            .collect();
-        write(json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true }), vocab)
-    }
-
-    /// Words with a mark in front, which is a space except at the start of the text, and single bytes, as in Llama 2.
-    fn marked_model() -> TempDir {
-        let bytes = (0..256u32).map(|byte| (format!("<0x{byte:02X}>"), json!(byte)));
-        let vocab = bytes.chain([("▁a".to_owned(), json!(256)), ("▁b".to_owned(), json!(257))]).collect();
-        let decoder = json!({ "type": "Sequence", "decoders": [
-            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
-            { "type": "ByteFallback" },
-            { "type": "Fuse" },
-            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
-        ] });
-        write(decoder, vocab)
-    }
-
-    fn write(decoder: serde_json::Value, vocab: Map<String, serde_json::Value>) -> TempDir {
-        let root = tempfile::tempdir().unwrap();
-        let model = json!({ "type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true });
-        let tokenizer = json!({ "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
-                                "post_processor": null, "decoder": decoder, "model": model });
-        fs::write(root.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        root
-    }
+    use crate::text::tests::{byte_model, marked_model};
 
     fn bytes(text: &str) -> Vec<u32> {
         text.bytes().map(u32::from).collect()
@@ -204,7 +166,7 @@ mod tests {
 
     #[test]
     fn characters_come_whole_and_put_together_they_are_the_text() {
-        let (bytewise, marked) = (byte_model(), marked_model());
+        let (bytewise, marked) = (byte_model(&[]), marked_model());
         let words = [vec![256, 257], bytes("ä€"), vec![256], bytes("𝄞"), vec![256, 0xE2, 0x82, 257, 0xFF]].concat();
         for (model, tokens) in [(&bytewise, bytes("naïve €5 𝄞!")), (&marked, words)] {
             let tokenizer = TextTokenizer::load(model.path()).unwrap();
@@ -230,7 +192,7 @@ mod tests {
 
     #[test]
     fn garbage_is_not_held_back_for_ever() {
-        let model = byte_model();
+        let model = byte_model(&[]);
         let tokenizer = TextTokenizer::load(model.path()).unwrap();
         let mut stream = TextStream::new(&tokenizer, &[], []);
         assert!(stream.push(&[0xFF; 3 * LONGEST_CHARACTER]).unwrap().chars().count() >= 2 * LONGEST_CHARACTER);
@@ -238,7 +200,7 @@ mod tests {
 
     #[test]
     fn tokens_behind_a_stop_string_are_not_taken() {
-        let model = byte_model();
+        let model = byte_model(&[]);
         let tokenizer = TextTokenizer::load(model.path()).unwrap();
         let mut stream = TextStream::new(&tokenizer, &[], ["€.".to_owned()]);
         assert_eq!(stream.push(&bytes("5 €, 6 €")).unwrap(), "5 €, 6 ");

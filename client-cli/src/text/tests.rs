@@ -1,6 +1,6 @@
 use std::fs;
 
-use serde_json::json;
+use serde_json::{Map, json};
 use tempfile::TempDir;
 
 use super::*;
@@ -36,6 +36,42 @@ pub(crate) fn word_model() -> TempDir {
     });
     fs::write(root.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     fs::write(root.path().join("generation_config.json"), r#"{"eos_token_id": [1, 4]}"#).unwrap();
+    root
+}
+
+/// Tokens are bytes, as in GPT-2's and Llama 3's alphabets: token n is byte n, and those from 256 on are `more`.
+pub(crate) fn byte_model(more: &[&str]) -> TempDir {
+    let printable = |byte: u32| (33..=126).contains(&byte) || (161..=172).contains(&byte) || byte >= 174;
+    let mut others = 256u32..;
+    let letters: Vec<char> = (0..256u32)
+        .map(|byte| if printable(byte) { byte } else { others.next().unwrap_or_default() })
+        .filter_map(char::from_u32)
+        .collect();
+    let word = |text: &&str| text.bytes().map(|byte| letters[usize::from(byte)]).collect();
+    let names = letters.iter().map(char::to_string).chain(more.iter().map(word));
+    let vocab = names.zip(0..).map(|(name, id)| (name, json!(id))).collect();
+    bpe_model(json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true }), vocab)
+}
+
+/// Words with a mark in front, which is a space except at the start of the text, and single bytes, as in Llama 2.
+pub(crate) fn marked_model() -> TempDir {
+    let bytes = (0..256u32).map(|byte| (format!("<0x{byte:02X}>"), json!(byte)));
+    let vocab = bytes.chain([("▁a".to_owned(), json!(256)), ("▁b".to_owned(), json!(257))]).collect();
+    let decoder = json!({ "type": "Sequence", "decoders": [
+        { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+        { "type": "ByteFallback" },
+        { "type": "Fuse" },
+        { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+    ] });
+    bpe_model(decoder, vocab)
+}
+
+fn bpe_model(decoder: serde_json::Value, vocab: Map<String, serde_json::Value>) -> TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let model = json!({ "type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true });
+    let tokenizer = json!({ "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+                            "post_processor": null, "decoder": decoder, "model": model });
+    fs::write(root.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     root
 }
 

@@ -31,7 +31,7 @@ pub use inference::generation::{
 };
 pub use inference::logits::{LogitsError, RemoteModel};
 pub use inference::logprobs::TokenLogprobs;
-pub use inference::sampler::{Allowed, Constraint, Sampler, Sampling, SamplingError};
+pub use inference::sampler::{Allowed, Constraint, Sampler, Sampling, SamplingError, TokenSet};
 pub use inference::session::InferenceSession;
 pub use inference::text_session::TextSession;
 pub use petals_model::{CheckpointError, Dtype, ModelConfig, parse_json};

@@ -33,6 +33,7 @@ mod serve;
 mod sessions;
 mod stashes;
 mod strangers;
+mod structured;
 mod training_data;
 mod training_forms;
 mod vulkan;

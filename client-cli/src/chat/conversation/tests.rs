@@ -98,6 +98,13 @@ fn a_models_way_to_call_tools_is_in_its_template() {
     assert_eq!(of("llama31"), Some(ToolFormat::Llama));
     assert_eq!(of("mistral"), Some(ToolFormat::Mistral));
     assert_eq!(ToolFormat::of(&compiled("{{ messages[0].content }}")), None);
+    // As Qwen3-Coder's has it, and an older one of Llama that nobody reads.
+    let coder = "{{ tools }}<tool_call>\n<function=example>\n<parameter=example_1>\nvalue\n</parameter>";
+    assert_eq!(ToolFormat::of(&compiled(coder)), Some(ToolFormat::QwenXml));
+    assert_eq!(ToolFormat::of(&compiled("{{ tools }}<function=example>{}</function>")), None);
+    let python =
+        "{{ tools }}<|start_header_id|>[func_name1(params_name1=params_value1, params_name2=params_value2...)]";
+    assert_eq!(ToolFormat::of(&compiled(python)), Some(ToolFormat::Pythonic));
 }
 
 fn called() -> Conversation {

@@ -1,39 +1,20 @@
 //! Finds calls of tools in a text that arrives in parts.
 
-use serde::Deserialize;
-use serde_json::error::Category;
+use std::sync::Arc;
 
-use crate::chat::{Json, ToolFormat};
+use super::Tool;
+use super::found::{Found, Part, named, one, several};
+use super::{python, xml};
+use crate::chat::ToolFormat;
 
 /// Bytes of a call that are waited for; what is longer is text.
 const LONGEST: usize = 1 << 20;
-
-/// A part of an answer.
-#[derive(Debug, Clone, PartialEq)]
-pub(in super::super) enum Part {
-    /// Text for people.
-    Text(String),
-    /// A call of a tool.
-    Call {
-        /// Which.
-        name: String,
-        /// JSON.
-        arguments: String,
-    },
-}
-
-/// A call as models write it.
-#[derive(Debug, Deserialize)]
-struct Written {
-    name: String,
-    #[serde(alias = "parameters")]
-    arguments: Option<Json>,
-}
 
 /// Reads an answer.
 #[derive(Debug)]
 pub(in super::super) struct Parser {
     format: ToolFormat,
+    tools: Arc<[Tool]>,
     /// What is not decided yet.
     held: String,
     /// The mark that is read, or nothing before a bare object, when a call is expected.
@@ -44,20 +25,10 @@ pub(in super::super) struct Parser {
     after_call: bool,
 }
 
-/// What the beginning of a text is.
-enum Found {
-    /// Calls, and the bytes that they take.
-    Calls(Vec<Part>, usize),
-    /// Perhaps the beginning of a call.
-    Unclear,
-    /// No call.
-    Nothing,
-}
-
 impl Parser {
-    /// Of an answer in a format. `opening` is what the model was made to begin with.
-    pub(in super::super) fn new(format: ToolFormat, opening: &str) -> Self {
-        Self { format, held: opening.to_owned(), inside: None, begun: false, after_call: false }
+    /// Of an answer in a format, with calls of `tools`. `opening` is what the model was made to begin with.
+    pub(in super::super) fn new(format: ToolFormat, opening: &str, tools: Arc<[Tool]>) -> Self {
+        Self { format, tools, held: opening.to_owned(), inside: None, begun: false, after_call: false }
     }
 
     /// Takes more of the answer, and returns what is certain.
@@ -83,17 +54,20 @@ impl Parser {
                 if self.held.is_empty() {
                     return parts;
                 }
-                let mark = self.format.mark();
                 let bare = (!self.begun && self.held.starts_with('{'))
                     || (self.after_call && self.held.starts_with(['{', ';']));
-                if bare && self.format == ToolFormat::Llama {
+                let listed = !self.begun && self.held.starts_with('[') && self.format == ToolFormat::Pythonic;
+                if listed || (bare && self.format == ToolFormat::Llama) {
                     self.inside = Some("");
-                } else if let Some(at) = self.held.find(mark) {
+                } else if let Some((at, mark)) = self.mark(0) {
                     self.text(&mut parts, at);
+                    // The other marks are parts of calls.
+                    let mark = if mark == self.format.mark() { mark } else { "" };
                     self.held.drain(..mark.len());
                     self.inside = Some(mark);
                 } else {
-                    let end = if over { self.held.len() } else { self.held.len() - overlap(&self.held, mark) };
+                    let begun = self.format.marks().iter().map(|mark| overlap(&self.held, mark)).max().unwrap_or(0);
+                    let end = if over { self.held.len() } else { self.held.len() - begun };
                     self.text(&mut parts, end);
                     return parts;
                 }
@@ -109,13 +83,19 @@ impl Parser {
                     // What looked like a call is text, up to the next mark.
                     let mark = self.inside.take().unwrap_or_default();
                     self.held.insert_str(0, mark);
-                    let behind = mark.len().max(1);
-                    let next = self.held.get(behind..).and_then(|rest| rest.find(self.format.mark()));
-                    let end = next.map_or(self.held.len(), |at| at + behind);
+                    let next = self.mark(mark.len().max(1));
+                    let end = next.map_or(self.held.len(), |(at, _)| at);
                     self.text(&mut parts, end);
                 }
             }
         }
+    }
+
+    /// The first mark of a call in what is held from a place on, and where.
+    fn mark(&self, from: usize) -> Option<(usize, &'static str)> {
+        let rest = self.held.get(from..)?;
+        let found = |mark: &&'static str| rest.find(*mark).map(|at| (from + at, *mark));
+        self.format.marks().iter().filter_map(found).min()
     }
 
     /// Moves the first bytes of what is held to the parts.
@@ -138,13 +118,15 @@ impl Parser {
         let found = match (self.format, body.starts_with(['{', '['])) {
             (ToolFormat::Mistral, true) if body.starts_with('[') => several(body),
             (ToolFormat::Mistral, false) => named(body),
+            (ToolFormat::QwenXml, _) => xml::call(body, &self.tools, over),
+            (ToolFormat::Pythonic, _) => python::calls(body),
             (_, true) if body.starts_with('{') => one(body),
             _ => Found::Nothing,
         };
         match found {
             Found::Calls(calls, end) => {
                 let mut end = skipped + end;
-                if self.format == ToolFormat::Hermes {
+                if matches!(self.format, ToolFormat::Hermes | ToolFormat::QwenXml) {
                     // The closing mark may be missing at the end of the answer; it is waited for.
                     let rest = self.held.get(end..).unwrap_or_default();
                     let close = "</tool_call>";
@@ -161,68 +143,6 @@ impl Parser {
             other => other,
         }
     }
-}
-
-/// An object with a name and arguments.
-fn one(text: &str) -> Found {
-    match first::<Written>(text) {
-        Ok((Written { name, arguments: Some(arguments) }, end)) => Found::Calls(vec![call(name, &arguments)], end),
-        Ok(_) => Found::Nothing,
-        Err(found) => found,
-    }
-}
-
-/// A list of them.
-fn several(text: &str) -> Found {
-    match first::<Vec<Written>>(text) {
-        Ok((list, end)) => {
-            let calls = list.into_iter().map(|Written { name, arguments }| call(name, &arguments.unwrap_or_default()));
-            Found::Calls(calls.collect(), end)
-        }
-        Err(found) => found,
-    }
-}
-
-/// The name, and the arguments behind it: what Mistral's later tokenizers write.
-fn named(text: &str) -> Found {
-    let Some(at) = text.find(['{', '[']) else {
-        return if text.len() < 256 { Found::Unclear } else { Found::Nothing };
-    };
-    let (name, rest) = text.split_at(at);
-    let mark = "[ARGS]";
-    if mark.starts_with(rest) {
-        return Found::Unclear;
-    }
-    let arguments = rest.strip_prefix(mark).unwrap_or(rest);
-    let name = name.split('[').next().unwrap_or_default().trim();
-    if name.is_empty() || name.contains(char::is_whitespace) {
-        return Found::Nothing;
-    }
-    match first::<Json>(arguments) {
-        Ok((value, end)) => Found::Calls(vec![call(name.to_owned(), &value)], at + rest.len() - arguments.len() + end),
-        Err(found) => found,
-    }
-}
-
-/// The JSON value that a text begins with, and its bytes.
-fn first<'a, T: Deserialize<'a>>(text: &'a str) -> Result<(T, usize), Found> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<T>();
-    match values.next() {
-        Some(Ok(value)) => Ok((value, values.byte_offset())),
-        Some(Err(error)) if error.classify() == Category::Eof => Err(Found::Unclear),
-        None => Err(Found::Unclear),
-        Some(Err(_)) => Err(Found::Nothing),
-    }
-}
-
-fn call(name: String, arguments: &Json) -> Part {
-    let arguments = match arguments.as_str() {
-        // Some models write the object as a text.
-        Some(text) => text.to_owned(),
-        None if arguments.is_none() || arguments.is_undefined() => "{}".to_owned(),
-        None => serde_json::to_string(arguments).unwrap_or_else(|_| "{}".to_owned()),
-    };
-    Part::Call { name, arguments }
 }
 
 /// Bytes at the end of `text` that `mark` begins with.
@@ -246,6 +166,11 @@ mod tests {
         vec![part.clone()]
     }
 
+    fn tools() -> Arc<[Tool]> {
+        let parameters = serde_json::json!({"properties": {"n": {"type": "integer"}}});
+        vec![Tool { name: "look".to_owned(), parameters: Some(parameters), strict: false }].into()
+    }
+
     /// As a whole, and letter by letter with texts put together.
     fn parsed(format: ToolFormat, opening: &str, answer: &str) -> Vec<Part> {
         let together = |parts: Vec<Part>| {
@@ -257,10 +182,10 @@ mod tests {
                 all
             })
         };
-        let mut whole = Parser::new(format, opening);
+        let mut whole = Parser::new(format, opening, tools());
         let mut parts = whole.push(answer);
         parts.extend(whole.finish());
-        let mut letters = Parser::new(format, opening);
+        let mut letters = Parser::new(format, opening, tools());
         let mut pieces: Vec<Part> = answer.chars().flat_map(|c| letters.push(&c.to_string())).collect();
         pieces.extend(letters.finish());
         let parts = together(parts);
@@ -317,6 +242,39 @@ mod tests {
         assert_eq!(parsed(Mistral, "", named), [text("Well."), called("a", r#"{"x":1}"#), called("b", r#"{"y":"]"}"#)]);
         for plain in ["[TOOL_CALLS][1]", "[1, 2]"] {
             assert_eq!(parsed(Mistral, "", plain), [text(plain)]);
+        }
+    }
+
+    #[test]
+    fn calls_of_qwen3_coder_have_their_parameters_between_marks() {
+        use ToolFormat::QwenXml;
+        let one = "<tool_call>\n<function=look>\n<parameter=where>\nthe < yard\n</parameter>\n<parameter=n>\n3\n</parameter>\n</function>\n</tool_call>";
+        let look = called("look", r#"{"where":"the < yard","n":3}"#);
+        assert_eq!(parsed(QwenXml, "", one), only(&look));
+        let several = format!("I look.\n{one}\n{one}");
+        assert_eq!(parsed(QwenXml, "", &several), [text("I look.\n"), look.clone(), look.clone()]);
+        // The model forgets the first mark now and then, and cuts off the last ones.
+        let bare = one.trim_start_matches("<tool_call>\n");
+        assert_eq!(parsed(QwenXml, "", bare), only(&look));
+        assert_eq!(parsed(QwenXml, "", one.trim_end_matches("</function>\n</tool_call>")), only(&look));
+        let twice = format!("{}\n{bare}", one.trim_end_matches("\n</tool_call>"));
+        assert_eq!(parsed(QwenXml, "", &twice), [look.clone(), look]);
+        assert_eq!(parsed(QwenXml, "<tool_call>\n<function=look>", "\n</function>"), [called("look", "{}")]);
+        for plain in ["a <b", "<tool_call>{\"name\": 3}", "<tool_call>\n<function=look", "a <function"] {
+            assert_eq!(parsed(QwenXml, "", plain), [text(plain)]);
+        }
+    }
+
+    #[test]
+    fn calls_of_llama_as_python_are_the_whole_answer() {
+        use ToolFormat::Pythonic;
+        let two = "[look(where='the yard', depth=2, all=None), go()]";
+        let calls = [called("look", r#"{"where":"the yard","depth":2,"all":null}"#), called("go", "{}")];
+        assert_eq!(parsed(Pythonic, "", two), calls);
+        assert_eq!(parsed(Pythonic, "", &format!("<|python_start|>{two}")), calls);
+        assert_eq!(parsed(Pythonic, "[look(", "where=[\"a\", True])]"), [called("look", r#"{"where":["a",true]}"#)]);
+        for plain in ["[1, 2]", "[look", "[look()", "I see [look()]", "[look(1)]", "[a b()]", "look()"] {
+            assert_eq!(parsed(Pythonic, "", plain), [text(plain)]);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-pub use constraint::{Allowed, Constraint};
+pub use constraint::{Allowed, Constraint, TokenSet};
 pub(crate) use penalty::penalised;
 pub(crate) use ranked::Ranked;
 
@@ -166,7 +166,7 @@ impl Sampler {
         let generated = text.get(self.prompt..).unwrap_or_default();
         let scores = penalty::scores(logits, text, generated, &self.sampling);
         match self.sampling.constraint.as_ref().and_then(|constraint| constraint.0.allowed(generated)) {
-            Some(tokens) => constraint::only(&scores, &tokens),
+            Some(tokens) => constraint::only(scores, &tokens),
             None => scores,
         }
     }
@@ -259,8 +259,8 @@ mod tests {
     struct Evens;
 
     impl Constraint for Evens {
-        fn allowed(&self, generated: &[u32]) -> Option<Vec<u32>> {
-            (generated.len() < 2).then(|| vec![0, 2, 4])
+        fn allowed(&self, generated: &[u32]) -> Option<Arc<TokenSet>> {
+            (generated.len() < 2).then(|| Arc::new([0, 2, 4].into_iter().collect()))
         }
     }
 
