@@ -9,8 +9,8 @@ pub(super) use parser::{Parser, Part};
 
 mod parser;
 
-/// Longest name of a tool.
-const NAME: usize = 64;
+/// Longest name of a tool; Anthropic's interface has the longest ones.
+const NAME: usize = 128;
 
 /// What a request says of tools.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
