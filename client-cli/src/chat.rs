@@ -16,6 +16,7 @@ mod tool_format;
 
 pub(crate) use answers::{AnswerError, Answered};
 pub(crate) use conversation::{Call, Conversation, Ending, Function, Json, Turn, Variables};
+pub(crate) use dates::strftime;
 pub(crate) use error::TemplateError;
 pub(crate) use template::{ChatTemplate, Message, Told};
 pub(crate) use tool_format::ToolFormat;

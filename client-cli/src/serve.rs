@@ -1,4 +1,4 @@
-//! The model over HTTP, in the form that OpenAI's clients speak, and as a page for browsers.
+//! The model over HTTP, in the forms that OpenAI's and Anthropic's clients speak, and as a page for browsers.
 //!
 //! | file | subject |
 //! |---|---|
@@ -7,6 +7,8 @@
 //! | `app` | what the endpoints share |
 //! | `fields`, `parameters`, `prompts`, `room` | what requests have in common |
 //! | `completions`, `chats`, `conversation`, `tools` | texts and conversations to be continued |
+//! | `responses`, `messages` | other interfaces to conversations, each a translation to `chats` |
+//! | `kept` | answers that `responses` may go on from |
 //! | `forms`, `gbnf`, `grammar` | what answers must be like |
 //! | `embeddings`, `tokens` | texts as vectors and as tokens |
 //! | `reply`, `error` | answers |
@@ -27,6 +29,8 @@ mod gbnf;
 mod grammar;
 mod guard;
 mod http;
+mod kept;
+mod messages;
 mod metrics;
 mod models;
 mod page;
@@ -34,6 +38,7 @@ mod parameters;
 mod pool;
 mod prompts;
 mod reply;
+mod responses;
 mod room;
 mod router;
 mod tokens;
@@ -44,6 +49,7 @@ pub(crate) use engine::Engine;
 pub(crate) use gate::Gate;
 pub(crate) use guard::Guard;
 pub(crate) use http::serve;
+pub(crate) use kept::Kept;
 pub(crate) use models::Models;
 pub(crate) use pool::Pool;
 pub(crate) use router::router;

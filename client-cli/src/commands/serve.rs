@@ -14,7 +14,7 @@ use crate::args::{ServeArgs, ServeLimits};
 use crate::chat::{ChatTemplate, TemplateError};
 use crate::error::CliError;
 use crate::output::{Output, Serving};
-use crate::serve::{App, Engine, Gate, Guard, Models, Pool, router, serve};
+use crate::serve::{App, Engine, Gate, Guard, Kept, Models, Pool, router, serve};
 use crate::text::TextTokenizer;
 
 /// The environment variable with the API key.
@@ -69,6 +69,7 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
         max_new_tokens: args.limits.max_new_tokens,
         default_new_tokens: args.limits.default_new_tokens,
         guard: Arc::new(guard),
+        kept: Kept::default(),
     };
     let stopped = async {
         tokio::select! {

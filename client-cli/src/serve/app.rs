@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::engine::Engine;
 use super::error::ApiError;
 use super::guard::Guard;
+use super::kept::Kept;
 use super::models::Models;
 use crate::chat::{ChatTemplate, ToolFormat};
 
@@ -25,6 +26,8 @@ pub(crate) struct App {
     pub(crate) default_new_tokens: usize,
     /// Who may do what.
     pub(crate) guard: Arc<Guard>,
+    /// Answers that can be gone on from.
+    pub(crate) kept: Kept,
 }
 
 /// Does what takes a while on a thread of its own.

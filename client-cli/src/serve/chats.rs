@@ -1,4 +1,5 @@
-//! `/v1/chat/completions`: a conversation, answered.
+//! `/v1/chat/completions`: a conversation, answered. What other interfaces call a conversation is answered here as well, once it is
+//! written as a request to this one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,20 +7,74 @@ use std::time::Instant;
 use axum::body::Bytes;
 use axum::response::Response;
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use super::app::{App, blocking};
 use super::conversation;
-use super::engine::{Job, Plan};
+use super::engine::{Job, Plan, Progress};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::{Parameters, TOP};
-use super::reply::{Kind, Reply, Shape};
+use super::reply::{Chunks, Kind, Reply, Shape};
 use super::room::room;
 use super::tools::Tools;
 use crate::chat::Conversation;
 
+/// Fields that say how tokens are chosen. They have one name and one meaning in all interfaces.
+pub(super) const SAMPLING: [&str; 14] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "stop_token_ids",
+    "ignore_eos",
+    "guided_choice",
+    "chat_template_kwargs",
+    "enable_thinking",
+];
+
+/// An answer that is being generated.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// The model, by the name that the request has.
+    pub(super) model: String,
+    /// What it is to be like.
+    pub(super) shape: Shape,
+    /// What happens to its texts.
+    pub(super) receiver: mpsc::Receiver<(usize, Progress)>,
+    /// Whether it is wanted in pieces.
+    pub(super) stream: bool,
+    /// Whether a stream is to end with its counts.
+    pub(super) include_usage: bool,
+}
+
 /// Answers a request; `model` is the model that it names.
 pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Response, ApiError> {
+    let Begun { model, shape, receiver, stream, include_usage } = begin(app, body, model).await?;
+    Reply::new(Chunks::new(Kind::Chat, model, include_usage), shape, receiver).tell(stream).await
+}
+
+/// Counts the tokens of a request's prompt, with those that its answer is made to begin with.
+pub(super) async fn count(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<usize, ApiError> {
+    let mut fields = Fields::parse(&body)?;
+    let name = fields.text("model")?.ok_or_else(|| ApiError::field("model", "is missing"))?;
+    model.clone_from(&app.models.find(&name)?.name);
+    let tools = Tools::take(&mut fields, app.tool_format)?;
+    let conversation = conversation::take(&mut fields, &body, tools.told, app.tool_format)?;
+    let opening = tools.reading.map(|reading| reading.opening).unwrap_or_default();
+    Ok(prompt(app, conversation, opening).await?.len())
+}
+
+/// Begins to answer a request; `model` is the model that it names.
+///
+/// # Errors
+/// 400, 404, and what [`Engine::start`](super::engine::Engine::start) refuses.
+pub(super) async fn begin(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Begun, ApiError> {
     let arrived = Instant::now();
     let mut fields = Fields::parse(&body)?;
     let parameters = Parameters::take(&mut fields, app.engine.vocabulary(), 1)?;
@@ -80,11 +135,10 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         logprobs: logprobs.is_some(),
         reading,
         pieces: app.engine.pieces().clone(),
-        model: parameters.model.clone(),
     };
     let receiver = app.engine.start(jobs.collect()).await?;
-    let reply = Reply::new(shape, receiver);
-    if parameters.stream { reply.streamed(parameters.include_usage).await } else { reply.whole().await }
+    let Parameters { model, stream, include_usage, .. } = parameters;
+    Ok(Begun { model, shape, receiver, stream, include_usage })
 }
 
 /// The tokens of a conversation, and of what the answer must begin with.

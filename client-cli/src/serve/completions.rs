@@ -13,7 +13,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::{Parameters, TOP};
 use super::prompts::{Prompt, prompts};
-use super::reply::{Kind, Reply, Shape};
+use super::reply::{Chunks, Kind, Reply, Shape};
 use super::room::room;
 
 /// Tokens that a completion gets which asks for no number, as with OpenAI.
@@ -97,7 +97,6 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
     }
     let shape = Shape {
         kind: Kind::Completion,
-        model: parameters.model,
         prompts: encoded.len(),
         prompt_tokens: encoded.iter().map(|(_, tokens)| tokens.len()).sum(),
         echo: echo.then_some(encoded),
@@ -108,6 +107,6 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         pieces: app.engine.pieces().clone(),
     };
     let receiver = app.engine.start(jobs).await?;
-    let reply = Reply::new(shape, receiver);
-    if parameters.stream { reply.streamed(parameters.include_usage).await } else { reply.whole().await }
+    let face = Chunks::new(Kind::Completion, parameters.model, parameters.include_usage);
+    Reply::new(face, shape, receiver).tell(parameters.stream).await
 }

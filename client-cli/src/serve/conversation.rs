@@ -140,7 +140,7 @@ fn message(number: usize, mut value: Value) -> Result<Turn, ApiError> {
 }
 
 /// The text of a content's parts, a line each as in vLLM.
-fn texts(parts: &[Value]) -> Result<String, String> {
+pub(super) fn texts(parts: &[Value]) -> Result<String, String> {
     let text = |part: &Value| match (part, part.get("type").and_then(Value::as_str)) {
         (Value::String(text), _) => Ok(text.clone()),
         (_, Some("text" | "input_text" | "output_text" | "refusal")) => {

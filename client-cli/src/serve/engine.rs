@@ -100,10 +100,12 @@ pub(super) struct Piece {
 }
 
 /// A complete text.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Done {
     /// `stop` or `length`.
     pub(super) finish: &'static str,
+    /// The stop text that ended it, if one did.
+    pub(super) stop: Option<String>,
     /// New tokens.
     pub(super) tokens: usize,
     /// Tokens of the prompt that did not have to be computed.
@@ -226,7 +228,10 @@ impl Engine {
             () = self.make_room(&waiting) => return,
         };
         let (last, how) = match outcome {
-            Ok(done) => (Progress::Done(done), done.finish),
+            Ok(done) => {
+                let how = done.finish;
+                (Progress::Done(done), how)
+            }
             Err(error) => (Progress::Failed(error), "failed"),
         };
         self.metrics.text(&model.name, how);
@@ -265,7 +270,7 @@ impl Engine {
             let _ = sender.try_send((number, Progress::Prompt(scores)));
         }
         if max_new_tokens == 0 {
-            return Ok(Done { finish: "length", tokens: 0, reused: 0, logprob: None });
+            return Ok(Done { finish: "length", stop: None, tokens: 0, reused: 0, logprob: None });
         }
         let walk = plan.grammar.as_ref().map(|grammar| Arc::new(grammar.walk(&plan.stop_tokens)));
         let constraint = walk.clone().map(|walk| Allowed::new(walk));
@@ -320,7 +325,8 @@ impl Engine {
         let Generation { tokens, finish, reused, .. } = generation;
         let cut_off = finish == Finish::Length && !text.has_stopped() && !complete;
         let finish = if cut_off { "length" } else { "stop" };
-        let done = Done { finish, tokens: text.tokens().len(), reused, logprob };
+        let stop = text.stop().map(str::to_owned);
+        let done = Done { finish, stop, tokens: text.tokens().len(), reused, logprob };
         let mut whole = prompt.to_vec();
         whole.extend(tokens);
         let room = generator.max_tokens();

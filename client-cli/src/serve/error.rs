@@ -15,11 +15,13 @@ pub(super) struct ApiError {
     /// The field of the request that is wrong.
     param: Option<String>,
     code: Option<&'static str>,
+    /// Tokens of a prompt that is too long, and how many there may be.
+    excess: Option<(usize, usize)>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None }
+        Self { status, message: message.into(), param: None, code: None, excess: None }
     }
 
     /// The request is wrong.
@@ -41,12 +43,13 @@ impl ApiError {
             "This model's maximum context length is {room} tokens{behind}. However, your {name} resulted in {tokens} tokens. \
              Please reduce the length of the {name}."
         );
-        Self { code: Some("context_length_exceeded"), param: Some(name.to_owned()), ..Self::invalid(message) }
+        let excess = Some((tokens, room.saturating_sub(if tokens <= room { least } else { 0 })));
+        Self { code: Some("context_length_exceeded"), param: Some(name.to_owned()), excess, ..Self::invalid(message) }
     }
 
     /// No key, or a wrong one.
     pub(super) fn unauthorized() -> Self {
-        let message = "this server needs its API key, as `Authorization: Bearer KEY`";
+        let message = "this server needs its API key, as `Authorization: Bearer KEY` or `x-api-key: KEY`";
         Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, message) }
     }
 
@@ -66,7 +69,8 @@ impl ApiError {
     pub(super) fn unknown_path(status: StatusCode) -> Self {
         Self::new(
             status,
-            "there is no such endpoint; see /v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings",
+            "there is no such endpoint; see /v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/messages, \
+             /v1/embeddings",
         )
     }
 
@@ -107,6 +111,45 @@ impl ApiError {
         Self::new(StatusCode::BAD_GATEWAY, message.replace('\n', " "))
     }
 
+    /// There is nothing of this name.
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// The same with a code for programs.
+    pub(super) fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// The same with names of fields as another interface has them, each with the name that it has here in front. A name with a dot in
+    /// front may stand anywhere, the others at the beginning.
+    pub(super) fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        let Some(here) = self.param.take() else { return self };
+        let mut there = here.clone();
+        for (old, new) in names {
+            if old.starts_with('.') {
+                there = there.replace(old, new);
+            } else if let Some(rest) = there.strip_prefix(old)
+                && (rest.is_empty() || rest.starts_with(['.', '[']))
+            {
+                there = format!("{new}{rest}");
+            }
+        }
+        self.message = self.message.replace(&format!("`{here}`"), &format!("`{there}`"));
+        self.param = Some(there);
+        self
+    }
+
+    /// What is wrong.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Tokens of a prompt that is too long, and how many there may be.
+    pub(super) fn excess(&self) -> Option<(usize, usize)> {
+        self.excess
+    }
+
     /// The status, for the figures.
     pub(super) fn status(&self) -> StatusCode {
         self.status
@@ -129,6 +172,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::from(self.json().to_string()));
         *response.status_mut() = self.status;
+        // For interfaces that tell errors in another form.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {

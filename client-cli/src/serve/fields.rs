@@ -28,6 +28,11 @@ impl Fields {
         }
     }
 
+    /// A field as it is, left where it is.
+    pub(super) fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
     /// A field as it is.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name)

@@ -16,6 +16,8 @@ use futures::StreamExt;
 
 use super::error::ApiError;
 
+/// Where Anthropic's clients have the key.
+const KEY_HEADER: &str = "x-api-key";
 /// Longest time that a request's body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes beyond the limit that are read before the connection is cut.
@@ -48,7 +50,10 @@ impl Guard {
         let Some(key) = self.key else { return true };
         let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let (scheme, given) = given.split_once(' ').unwrap_or_default();
-        scheme.eq_ignore_ascii_case("bearer") && blake3::hash(given.trim().as_bytes()) == key
+        let is_key = |given: &str| blake3::hash(given.trim().as_bytes()) == key;
+        // Anthropic's clients have a header of their own; some send both.
+        let own = headers.get(KEY_HEADER).and_then(|value| value.to_str().ok());
+        (scheme.eq_ignore_ascii_case("bearer") && is_key(given)) || own.is_some_and(is_key)
     }
 
     /// Whether a request that came to this machine alone was meant for it. A page of a foreign name that its owner lets point to
@@ -109,14 +114,16 @@ fn preflight(allowed: bool) -> Response {
     *response.status_mut() = StatusCode::NO_CONTENT;
     if allowed {
         let headers = response.headers_mut();
-        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
-        // The OpenAI clients for browsers send a few of their own; `*` would leave out the key.
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE, OPTIONS"));
+        // The clients for browsers send a few of their own; `*` would leave out the key.
         headers.insert(
             ACCESS_CONTROL_ALLOW_HEADERS,
             HeaderValue::from_static(
                 "authorization, content-type, accept, openai-organization, openai-project, x-stainless-os, \
                  x-stainless-lang, x-stainless-arch, x-stainless-runtime, x-stainless-runtime-version, \
-                 x-stainless-package-version, x-stainless-retry-count, x-stainless-timeout, x-stainless-helper-method",
+                 x-stainless-package-version, x-stainless-retry-count, x-stainless-timeout, x-stainless-helper-method, \
+                 x-stainless-helper, x-stainless-stream-helper, x-api-key, anthropic-version, anthropic-beta, \
+                 anthropic-dangerous-direct-browser-access",
             ),
         );
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));

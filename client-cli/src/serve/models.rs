@@ -7,6 +7,7 @@ use petals_client::PromptTables;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use crate::chat::strftime;
 
 /// The model, alone or behind an adapter's prompts.
 #[derive(Debug)]
@@ -57,6 +58,22 @@ impl Models {
     pub(super) fn list(&self) -> Value {
         let data: Vec<Value> = self.served.iter().map(|model| self.describe(model)).collect();
         json!({ "object": "list", "data": data })
+    }
+
+    /// `/v1/models` as Anthropic's clients read it.
+    pub(super) fn list_for_anthropic(&self) -> Value {
+        let data: Vec<Value> = self.served.iter().map(|model| self.describe_for_anthropic(model)).collect();
+        let id = |model: Option<&Arc<ServedModel>>| model.map(|model| model.name.clone());
+        let (first, last) = (id(self.served.first()), id(self.served.last()));
+        json!({ "data": data, "has_more": false, "first_id": first, "last_id": last })
+    }
+
+    /// `/v1/models/NAME` as Anthropic's clients read it.
+    pub(super) fn describe_for_anthropic(&self, model: &ServedModel) -> Value {
+        json!({
+            "type": "model", "id": model.name, "display_name": model.name, "lifecycle": "active",
+            "created_at": strftime("%Y-%m-%dT%H:%M:%SZ", self.created), "max_input_tokens": model.room,
+        })
     }
 
     /// `/v1/models/NAME`.

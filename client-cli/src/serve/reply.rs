@@ -1,11 +1,13 @@
-//! Texts as OpenAI's answers: whole, or as server-sent events.
+//! Texts as answers: whole, or as server-sent events, in the form of the interface that was asked.
 //!
 //! | file | subject |
 //! |---|---|
 //! | `choice` | one text of an answer |
 //! | `logprobs` | how probable its tokens were |
+//! | `chunks` | the form of completions and chats |
 
 use std::convert::Infallible;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,40 +17,40 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures::stream;
 use petals_client::TokenLogprobs;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::engine::Progress;
 use super::error::ApiError;
 use super::tools::Reading;
 use crate::text::Pieces;
-use choice::{Choice, News};
+pub(super) use choice::{Call, Choice, News, Said};
+pub(super) use chunks::Chunks;
 use logprobs::Places;
 
 mod choice;
+mod chunks;
 mod logprobs;
 
 /// How long the status of a streamed answer waits for the first token, so that what fails at once has the right status.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A silent stream gets a comment this often, so that proxies do not take it for dead.
+/// A silent stream gets a sign of life this often, so that proxies do not take it for dead.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 
-/// Which endpoint answers.
+/// Whether a text or a conversation is continued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// `/v1/completions`.
+    /// A text.
     Completion,
-    /// `/v1/chat/completions`.
+    /// A conversation.
     Chat,
 }
 
 /// What an answer is to be like.
 #[derive(Debug)]
 pub(super) struct Shape {
-    /// Which endpoint answers.
+    /// What is continued.
     pub(super) kind: Kind,
-    /// The model's name.
-    pub(super) model: String,
     /// The prompts, for answers that begin with them: their texts and tokens.
     pub(super) echo: Option<Vec<(String, Arc<Vec<u32>>)>>,
     /// Number of prompts, and their tokens in all.
@@ -67,29 +69,83 @@ pub(super) struct Shape {
     pub(super) pieces: Arc<Pieces>,
 }
 
+/// What an answer took, in tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Of the prompts.
+    pub(super) prompt: usize,
+    /// Those of them that did not have to be computed.
+    pub(super) reused: usize,
+    /// Generated.
+    pub(super) new: usize,
+}
+
+/// The form in which an interface tells an answer. A stream is `begin` for each text, then `grow` and `finish`, and one `end` or `fail`.
+pub(super) trait Face: Debug + Send + 'static {
+    /// A text is about to come.
+    fn begin(&mut self, number: usize, choice: &Choice, events: &mut Events);
+    /// A text grew.
+    fn grow(&mut self, number: usize, news: News, events: &mut Events);
+    /// A text is complete.
+    fn finish(&mut self, number: usize, choice: &Choice, events: &mut Events);
+    /// All of them are.
+    fn end(&mut self, usage: Usage, events: &mut Events);
+    /// There will be no more.
+    fn fail(&mut self, error: &ApiError, events: &mut Events);
+    /// Nothing happened for a while.
+    fn idle(&mut self, events: &mut Events);
+    /// The whole answer of the texts that are to be shown.
+    fn whole(self, choices: Vec<Choice>, usage: Usage) -> Value;
+}
+
+/// Server-sent events that are ready to be sent.
+#[derive(Debug, Default)]
+pub(super) struct Events(String);
+
+impl Events {
+    /// Adds an event without a name.
+    pub(super) fn data(&mut self, data: &Value) {
+        self.raw(&format!("data: {data}\n\n"));
+    }
+
+    /// Adds an event that bears the name that its `type` has.
+    pub(super) fn typed(&mut self, data: &Value) {
+        let name = data.get("type").and_then(Value::as_str).unwrap_or("message");
+        self.raw(&format!("event: {name}\ndata: {data}\n\n"));
+    }
+
+    /// The data of all events so far, which are gone then.
+    #[cfg(test)]
+    pub(super) fn taken(&mut self) -> Vec<Value> {
+        let events = std::mem::take(&mut self.0);
+        let data = |event: &str| serde_json::from_str(event.split_once("data: ")?.1).ok();
+        events.split_terminator("\n\n").filter_map(data).collect()
+    }
+
+    /// Adds what is an event already.
+    pub(super) fn raw(&mut self, event: &str) {
+        self.0.push_str(event);
+    }
+}
+
 /// An answer in the making.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct Reply<F> {
+    face: F,
     shape: Shape,
-    id: String,
-    created: u64,
-    include_usage: bool,
     receiver: mpsc::Receiver<(usize, Progress)>,
     choices: Vec<Choice>,
     /// Texts that are complete.
     done: usize,
     /// Events that are ready to be sent.
-    ready: String,
+    ready: Events,
     /// Whether the last event is among them, or sent.
     over: bool,
 }
 
-impl Reply {
-    /// An answer of a shape.
-    pub(super) fn new(shape: Shape, receiver: mpsc::Receiver<(usize, Progress)>) -> Self {
-        let prefix = if shape.kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
-        let id = format!("{prefix}-{:032x}", rand::random::<u128>());
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+impl<F: Face> Reply<F> {
+    /// An answer of a shape, in the form of an interface.
+    pub(super) fn new(face: F, shape: Shape, receiver: mpsc::Receiver<(usize, Progress)>) -> Self {
         let choice = |_| {
             let places = shape.logprobs.then(|| match shape.kind {
                 Kind::Chat => Places::chat(shape.pieces.clone()),
@@ -98,8 +154,7 @@ impl Reply {
             Choice::new(shape.reading.clone(), places)
         };
         let choices = (0..shape.prompts * shape.each).map(choice).collect();
-        let (done, ready, over) = (0, String::new(), false);
-        let mut reply = Self { shape, id, created, include_usage: false, receiver, choices, done, ready, over };
+        let mut reply = Self { face, shape, receiver, choices, done: 0, ready: Events::default(), over: false };
         // With probabilities of the prompt its text comes when they do.
         if reply.shape.echo.is_some() && !reply.shape.logprobs {
             (0..reply.choices.len()).for_each(|number| drop(reply.begin(number, &[])));
@@ -107,11 +162,15 @@ impl Reply {
         reply
     }
 
-    /// The whole answer, once all of its texts are complete.
+    /// The answer, as a whole or in pieces as they come.
     ///
     /// # Errors
-    /// That of the first text that fails.
-    pub(super) async fn whole(mut self) -> Result<Response, ApiError> {
+    /// That of the first text that fails; in pieces, what fails before the first token.
+    pub(super) async fn tell(self, stream: bool) -> Result<Response, ApiError> {
+        if stream { self.streamed().await } else { self.whole().await }
+    }
+
+    async fn whole(mut self) -> Result<Response, ApiError> {
         while self.done < self.choices.len() {
             let (number, progress) = self.receiver.recv().await.ok_or_else(ended)?;
             self.news(number, progress)?;
@@ -127,16 +186,7 @@ impl Reply {
             }
             shown.extend(group.into_iter().take(self.shape.shown));
         }
-        let choices = shown.into_iter().enumerate().map(|(index, choice)| {
-            let mut choice = match self.shape.kind {
-                Kind::Completion => choice.completion(),
-                Kind::Chat => choice.message(),
-            };
-            choice["index"] = index.into();
-            choice
-        });
-        let mut body = self.envelope(choices.collect(), false);
-        body["usage"] = usage;
+        let body = self.face.whole(shown, usage);
         Ok(([(CONTENT_TYPE, "application/json")], body.to_string()).into_response())
     }
 
@@ -166,20 +216,10 @@ impl Reply {
         }
     }
 
-    /// The answer as events, in pieces as they come.
-    ///
-    /// # Errors
-    /// What fails before the first token.
-    pub(super) async fn streamed(mut self, include_usage: bool) -> Result<Response, ApiError> {
-        self.include_usage = include_usage;
+    async fn streamed(mut self) -> Result<Response, ApiError> {
         let first = tokio::time::timeout(PATIENCE, self.receiver.recv()).await;
-        for number in 0..self.choices.len() {
-            if self.shape.kind == Kind::Chat {
-                self.choice(number, json!({ "delta": { "role": "assistant", "content": "" } }), Value::Null);
-            } else if let (Some(echo), false) = (&self.shape.echo, self.shape.logprobs) {
-                let text = echo.get(number / self.shape.each.max(1)).map(|(text, _)| text.clone());
-                self.choice(number, json!({ "text": text.unwrap_or_default() }), Value::Null);
-            }
+        for (number, choice) in self.choices.iter().enumerate() {
+            self.face.begin(number, choice, &mut self.ready);
         }
         match first {
             Ok(Some((_, Progress::Failed(error)))) => return Err(error),
@@ -202,17 +242,17 @@ impl Reply {
 
     /// The next events; nothing behind the last one.
     async fn next(&mut self) -> Option<String> {
-        while self.ready.is_empty() {
+        while self.ready.0.is_empty() {
             if self.over {
                 return None;
             }
             match tokio::time::timeout(SIGN_OF_LIFE, self.receiver.recv()).await {
                 Ok(Some((number, progress))) => self.take(number, progress),
                 Ok(None) => self.fail(&ended()),
-                Err(_) => self.ready.push_str(": still at it\n\n"),
+                Err(_) => self.face.idle(&mut self.ready),
             }
         }
-        Some(std::mem::take(&mut self.ready))
+        Some(std::mem::take(&mut self.ready.0))
     }
 
     fn take(&mut self, number: usize, progress: Progress) {
@@ -220,82 +260,44 @@ impl Reply {
             Ok(news) => news,
             Err(error) => return self.fail(&error),
         };
-        let finish = self.choices.get(number).map_or(Value::Null, Choice::finish);
         if !news.is_empty() {
-            let News { text, calls, logprobs } = news;
-            let mut rest = match self.shape.kind {
-                Kind::Completion => json!({ "text": text }),
-                Kind::Chat if calls.is_empty() => json!({ "delta": { "content": text } }),
-                Kind::Chat if text.is_empty() => json!({ "delta": { "tool_calls": calls } }),
-                Kind::Chat => json!({ "delta": { "content": text, "tool_calls": calls } }),
-            };
-            rest["logprobs"] = logprobs;
-            self.choice(number, rest, Value::Null);
+            self.face.grow(number, news, &mut self.ready);
         }
-        if finish.is_null() {
-            return;
-        }
-        let rest = if self.shape.kind == Kind::Chat { json!({ "delta": {} }) } else { json!({ "text": "" }) };
-        self.choice(number, rest, finish);
+        let Some(choice) = self.choices.get(number).filter(|choice| choice.done().is_some()) else { return };
+        self.face.finish(number, choice, &mut self.ready);
         if self.done == self.choices.len() {
-            if self.include_usage {
-                let mut event = self.envelope(Vec::new(), true);
-                event["usage"] = self.usage();
-                self.event(&event);
-            }
-            self.end();
+            let usage = self.usage();
+            self.face.end(usage, &mut self.ready);
+            self.close();
         }
     }
 
     fn fail(&mut self, error: &ApiError) {
-        self.event(&error.json());
-        self.end();
+        self.face.fail(error, &mut self.ready);
+        self.close();
     }
 
-    fn end(&mut self) {
-        self.ready.push_str("data: [DONE]\n\n");
+    fn close(&mut self) {
         self.over = true;
         // What else is under way ends.
         self.receiver.close();
     }
 
-    fn choice(&mut self, number: usize, mut choice: Value, finish: Value) {
-        choice["index"] = number.into();
-        // Null, unless there are any.
-        if choice.get("logprobs").is_none() {
-            choice["logprobs"] = Value::Null;
-        }
-        choice["finish_reason"] = finish;
-        let mut event = self.envelope(vec![choice], true);
-        if self.include_usage {
-            event["usage"] = Value::Null;
-        }
-        self.event(&event);
+    fn usage(&self) -> Usage {
+        let done = || self.choices.iter().filter_map(Choice::done);
+        let (new, reused) = (done().map(|done| done.tokens).sum(), done().map(|done| done.reused).sum());
+        Usage { prompt: self.shape.prompt_tokens, reused, new }
     }
+}
 
-    fn event(&mut self, event: &Value) {
-        self.ready.push_str(&format!("data: {event}\n\n"));
-    }
+/// A new identifier.
+pub(super) fn new_id(prefix: &str) -> String {
+    format!("{prefix}{:032x}", rand::random::<u128>())
+}
 
-    fn envelope(&self, choices: Vec<Value>, streamed: bool) -> Value {
-        let object = match (self.shape.kind, streamed) {
-            (Kind::Completion, _) => "text_completion",
-            (Kind::Chat, false) => "chat.completion",
-            (Kind::Chat, true) => "chat.completion.chunk",
-        };
-        json!({ "id": self.id, "object": object, "created": self.created, "model": self.shape.model, "choices": choices })
-    }
-
-    fn usage(&self) -> Value {
-        let done = || self.choices.iter().filter_map(|choice| choice.done);
-        let (new, reused) =
-            (done().map(|done| done.tokens).sum::<usize>(), done().map(|done| done.reused).sum::<usize>());
-        let prompt = self.shape.prompt_tokens;
-        json!({
-            "prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new,
-            "prompt_tokens_details": { "cached_tokens": reused },
-        })
-    }
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 fn ended() -> ApiError {

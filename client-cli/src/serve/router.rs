@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path, Request, State};
-use axum::http::StatusCode;
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use super::app::App;
 use super::error::ApiError;
-use super::{chats, completions, embeddings, guard, page, tokens};
+use super::{chats, completions, embeddings, guard, messages, page, responses, tokens};
 
 /// The whole server.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -22,6 +22,11 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*name}", get(model))
         .route("/v1/completions", post(complete))
         .route("/v1/chat/completions", post(chat))
+        .route("/v1/responses", post(respond))
+        .route("/v1/responses/input_tokens", post(count_response))
+        .route("/v1/responses/{id}", get(response).delete(forget))
+        .route("/v1/messages", post(message))
+        .route("/v1/messages/count_tokens", post(count_message))
         .route("/v1/embeddings", post(embed))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
@@ -33,16 +38,27 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::unknown_path(StatusCode::METHOD_NOT_ALLOWED) })
         .fallback(|| async { ApiError::unknown_path(StatusCode::NOT_FOUND) })
         .layer(middleware::from_fn_with_state(app.guard.clone(), guard::origin))
+        .layer(middleware::from_fn(messages::errors::form))
         .with_state(app)
 }
 
-async fn models(State(app): State<Arc<App>>) -> Response {
-    json(app.models.list().to_string())
+async fn models(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let list = if messages::is_client(&headers) { app.models.list_for_anthropic() } else { app.models.list() };
+    json(list.to_string())
 }
 
-async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+async fn model(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let model = app.models.find(&name)?;
-    Ok(json(app.models.describe(&model).to_string()))
+    let told = if messages::is_client(&headers) {
+        app.models.describe_for_anthropic(&model)
+    } else {
+        app.models.describe(&model)
+    };
+    Ok(json(told.to_string()))
 }
 
 async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
@@ -56,6 +72,53 @@ async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Respo
 async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "chat");
     let answer = async { chats::complete(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = answer.await;
+    count.answered(&answer);
+    answer
+}
+
+async fn respond(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let mut count = Count::new(&app, "responses");
+    let answer = async { responses::create(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = answer.await;
+    count.answered(&answer);
+    answer
+}
+
+async fn count_response(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let mut count = Count::new(&app, "input_tokens");
+    let answer = async { responses::count(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = answer.await;
+    count.answered(&answer);
+    answer
+}
+
+async fn response(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    if query.is_some_and(|query| query.split('&').any(|option| option == "stream=true")) {
+        return Err(ApiError::field("stream", "is not supported for an answer that is complete: read it as a whole"));
+    }
+    responses::get(&app, &id)
+}
+
+async fn forget(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    responses::delete(&app, &id)
+}
+
+async fn message(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let mut count = Count::new(&app, "messages");
+    let answer = async { messages::create(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = answer.await;
+    count.answered(&answer);
+    answer
+}
+
+async fn count_message(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let mut count = Count::new(&app, "count_tokens");
+    let answer = async { messages::count(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
     let answer = answer.await;
     count.answered(&answer);
     answer

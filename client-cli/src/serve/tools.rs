@@ -18,8 +18,8 @@ mod parser;
 mod python;
 mod xml;
 
-/// Longest name of a tool.
-const NAME: usize = 64;
+/// Longest name of a tool; Anthropic's interface has the longest ones.
+const NAME: usize = 128;
 
 /// What a request says of tools.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -13,7 +13,8 @@ pub(crate) struct StopScanner {
     held: String,
     /// Special tokens behind what is held, with their places in it.
     hidden: Vec<(usize, String)>,
-    found: bool,
+    /// The one that came.
+    found: Option<String>,
 }
 
 impl StopScanner {
@@ -26,7 +27,12 @@ impl StopScanner {
 
     /// Whether a stop string has come. Nothing is let through from then on.
     pub(crate) fn found(&self) -> bool {
-        self.found
+        self.found.is_some()
+    }
+
+    /// The stop string that came.
+    pub(crate) fn stop(&self) -> Option<&str> {
+        self.found.as_deref()
     }
 
     /// Whether a special token belongs to a stop string.
@@ -36,7 +42,7 @@ impl StopScanner {
 
     /// Takes more of the text, and returns what is certain not to belong to a stop string.
     pub(crate) fn push(&mut self, text: &str) -> String {
-        if self.found {
+        if self.found() {
             return String::new();
         }
         self.held.push_str(text);
@@ -45,7 +51,7 @@ impl StopScanner {
 
     /// Takes a special token, which is not seen.
     pub(crate) fn push_hidden(&mut self, token: &str) -> String {
-        if self.found || self.marked.is_empty() {
+        if self.found() || self.marked.is_empty() {
             return String::new();
         }
         self.hidden.push((self.held.len(), token.to_owned()));
@@ -56,9 +62,9 @@ impl StopScanner {
         // The one that is complete first; of those that end together the longest.
         let seen = first(&self.stops, &self.held);
         let whole = self.whole();
-        let marked = first(&self.marked, &whole).map(|(end, start)| (self.seen(end), self.seen(start)));
-        if let Some((_, start)) = seen.into_iter().chain(marked).min() {
-            self.found = true;
+        let marked = first(&self.marked, &whole).map(|(end, start, stop)| (self.seen(end), self.seen(start), stop));
+        if let Some((_, start, stop)) = seen.into_iter().chain(marked).min() {
+            self.found = Some(stop.to_owned());
             self.held.truncate(start);
             return std::mem::take(&mut self.held);
         }
@@ -106,9 +112,12 @@ impl StopScanner {
     }
 }
 
-/// Where the stop string that is complete first ends and starts.
-fn first(stops: &[String], text: &str) -> Option<(usize, usize)> {
-    stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|start| (start + stop.len(), start))).min()
+/// Where the stop string that is complete first ends and starts, and which it is.
+fn first<'a>(stops: &'a [String], text: &str) -> Option<(usize, usize, &'a str)> {
+    stops
+        .iter()
+        .filter_map(|stop| text.find(stop.as_str()).map(|start| (start + stop.len(), start, stop.as_str())))
+        .min()
 }
 
 /// Bytes at the end of `text` that may be the beginning of a stop string.
@@ -158,6 +167,9 @@ mod tests {
     fn the_stop_string_that_is_complete_first_counts() {
         assert_eq!(scan(&["xaby", "ab"], &["1xaby"]).0, ["1x"]);
         assert_eq!(scan(&["b", "ab"], &["1xab"]).0, ["1x"]);
+        let mut scanner = StopScanner::new(["c", "b", "ab"].map(str::to_owned), |_| false);
+        assert_eq!((scanner.push("1xa"), scanner.stop()), ("1x".to_owned(), None));
+        assert_eq!((scanner.push("bc"), scanner.stop()), (String::new(), Some("ab")));
     }
 
     #[test]

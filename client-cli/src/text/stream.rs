@@ -69,6 +69,11 @@ impl<'a> TextStream<'a> {
         self.scanner.found()
     }
 
+    /// The stop string that came.
+    pub(crate) fn stop(&self) -> Option<&str> {
+        self.scanner.stop()
+    }
+
     /// The tokens taken, with those of the stop string.
     pub(crate) fn tokens(&self) -> &[u32] {
         &self.tokens

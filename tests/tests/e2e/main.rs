@@ -1,6 +1,8 @@
 //! Scenarios over real networks of nodes, checked against goldens that transformers and PEFT computed.
 
 mod api_chats;
+mod api_messages;
+mod api_responses;
 mod api_tokens;
 mod bench;
 mod bytes;

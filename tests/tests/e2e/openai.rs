@@ -10,24 +10,22 @@ use serde_json::{Value, json};
 
 use crate::serve::template;
 
-/// A Python that has the client, in the target directory; `None`, with a message, where there is no Python.
-fn python() -> anyhow::Result<Option<PathBuf>> {
+/// A Python that has OpenAI's and Anthropic's clients, in the target directory; `None`, with a message, where there is no Python.
+pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
     let test = std::env::current_exe()?;
     let target = test.ancestors().nth(3).context("the test has no target directory")?;
     let venv = target.join("openai-venv");
     let python = venv.join("bin/python");
-    let has =
-        |python: &Path| Command::new(python).args(["-c", "import openai"]).output().is_ok_and(|o| o.status.success());
+    let has = |python: &Path| {
+        Command::new(python).args(["-c", "import anthropic, openai"]).output().is_ok_and(|o| o.status.success())
+    };
     if has(&python) {
         return Ok(Some(python));
     }
     let usable = Command::new("python3").args(["-c", "import venv, ensurepip"]).output();
     if !usable.is_ok_and(|output| output.status.success()) {
         // Past the capture of a test's output: a test that did not run should not look like one that did.
-        let _ = writeln!(
-            std::io::stderr(),
-            "skipped: the openai client needs python3 with venv, which is not installed here"
-        );
+        let _ = writeln!(std::io::stderr(), "skipped: the clients need python3 with venv, which is not installed here");
         return Ok(None);
     }
     let run = |command: &mut Command| {
@@ -39,6 +37,14 @@ fn python() -> anyhow::Result<Option<PathBuf>> {
     let requirements = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python/requirements.txt");
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
     Ok(Some(python))
+}
+
+/// What a script of `tests/python` saw, which it prints as JSON.
+pub(crate) fn seen(python: &Path, script: &str, arguments: &[&str]) -> anyhow::Result<Value> {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python").join(script);
+    let output = Command::new(python).arg(script).args(arguments).env("NO_PROXY", "127.0.0.1").output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 #[test]
@@ -55,13 +61,8 @@ fn the_openai_client_streams_a_tuned_adapter_while_sixteen_other_requests_run() 
 
     let serve = swarm.tune("serve")?.args(&["--adapter", &format!("tuned={}", adapter.display())]);
     let api = ApiServer::start(serve.path("--chat-template", &template).env("PETALS_API_KEY", "a-secret"))?;
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python/openai_client.py");
     let url = format!("http://{}/v1", api.address);
-    let mut client = Command::new(python);
-    client.arg(script).args([url.as_str(), "a-secret", "model", "model:tuned"]).env("NO_PROXY", "127.0.0.1");
-    let output = client.output()?;
-    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let seen: Value = serde_json::from_slice(&output.stdout)?;
+    let seen = seen(&python, "openai_client.py", &[&url, "a-secret", "model", "model:tuned"])?;
     assert_eq!(seen["failures"], json!([]));
     assert_eq!(seen["models"], json!(["model", "model:tuned"]));
     assert_eq!(seen["running"], 16, "all of the others were at it");

@@ -12,7 +12,7 @@ const LEAST: f32 = -9999.0;
 
 /// How probable a text's tokens were, place by place.
 #[derive(Debug)]
-pub(super) struct Places {
+pub(in crate::serve) struct Places {
     pieces: Arc<Pieces>,
     form: Form,
 }
