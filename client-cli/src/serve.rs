@@ -3,9 +3,9 @@
 //! | file | subject |
 //! |---|---|
 //! | `http` | connections |
-//! | `router`, `guard` | which path does what, and for whom |
+//! | `paths`, `router`, `guard`, `unpack` | which path does what, for whom, and what it is sent |
 //! | `app` | what the endpoints share |
-//! | `fields`, `parameters`, `prompts`, `room` | what requests have in common |
+//! | `fields`, `parameters`, `prompts`, `refused`, `room` | what requests have in common |
 //! | `completions`, `chats`, `conversation`, `tools`, `choices` | texts and conversations to be continued |
 //! | `embeddings`, `tokens` | texts as vectors and as tokens |
 //! | `reply`, `error` | answers |
@@ -28,13 +28,16 @@ mod metrics;
 mod models;
 mod page;
 mod parameters;
+mod paths;
 mod pool;
 mod prompts;
+mod refused;
 mod reply;
 mod room;
 mod router;
 mod tokens;
 mod tools;
+mod unpack;
 
 pub(crate) use app::App;
 pub(crate) use engine::Engine;

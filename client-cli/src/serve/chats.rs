@@ -14,6 +14,7 @@ use super::engine::{Job, Plan};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::{Parameters, TOP};
+use super::refused;
 use super::reply::{Kind, Reply, Shape};
 use super::room::room;
 use super::tools::Tools;
@@ -26,6 +27,7 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
     let parameters = Parameters::take(&mut fields, app.engine.vocabulary(), 1)?;
     let served = app.models.find(&parameters.model)?;
     model.clone_from(&served.name);
+    refused::refuse(&mut fields)?;
     fields.refuse("modalities", &[Value::from(vec!["text"])])?;
     fields.refuse("best_of", &[Value::from(1), Value::from(parameters.n)])?;
     let logprobs = logprobs(&mut fields)?;
@@ -80,7 +82,7 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         logprobs: logprobs.is_some(),
         reading,
         pieces: app.engine.pieces().clone(),
-        model: parameters.model.clone(),
+        model: served.name.clone(),
     };
     let receiver = app.engine.start(jobs.collect()).await?;
     let reply = Reply::new(shape, receiver);

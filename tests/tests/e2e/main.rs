@@ -1,6 +1,7 @@
 //! Scenarios over real networks of nodes, checked against goldens that transformers and PEFT computed.
 
 mod api_chats;
+mod api_requests;
 mod api_tokens;
 mod bench;
 mod bytes;

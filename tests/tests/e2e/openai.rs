@@ -41,6 +41,24 @@ fn python() -> anyhow::Result<Option<PathBuf>> {
     Ok(Some(python))
 }
 
+/// The client speaks for itself: its script ends with an error if it sees anything else than it must.
+#[test]
+fn the_openai_client_gets_all_that_it_can_ask_for() -> anyhow::Result<()> {
+    let Some(python) = python()? else { return Ok(()) };
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &["0..2", "2..4"])?;
+    let scripts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python");
+    let serve = swarm.tune("serve")?.path("--chat-template", &scripts.join("chat.jinja"));
+    let api = ApiServer::start(serve.args(&["--tool-format", "hermes"]).env("PETALS_API_KEY", "a-secret"))?;
+    let mut client = Command::new(python);
+    client.arg(scripts.join("openai_requests.py")).arg(format!("http://{}", api.address)).args(["a-secret", "model"]);
+    let output = client.env("NO_PROXY", "127.0.0.1").output()?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let checks: Vec<String> = serde_json::from_slice(&output.stdout)?;
+    assert!(checks.len() > 10, "{checks:?}");
+    api.stop()
+}
+
 #[test]
 fn the_openai_client_streams_a_tuned_adapter_while_sixteen_other_requests_run() -> anyhow::Result<()> {
     let Some(python) = python()? else { return Ok(()) };
