@@ -3,9 +3,9 @@
 //! | file | subject |
 //! |---|---|
 //! | `http` | connections |
-//! | `router`, `guard` | which path does what, and for whom |
+//! | `paths`, `router`, `guard`, `unpack` | which path does what, for whom, and what it is sent |
 //! | `app` | what the endpoints share |
-//! | `fields`, `parameters`, `prompts`, `room` | what requests have in common |
+//! | `fields`, `parameters`, `prompts`, `refused`, `room` | what requests have in common |
 //! | `completions`, `chats`, `conversation`, `tools` | texts and conversations to be continued |
 //! | `responses`, `messages` | other interfaces to conversations, each a translation to `chats` |
 //! | `kept` | answers that `responses` may go on from |
@@ -35,14 +35,17 @@ mod metrics;
 mod models;
 mod page;
 mod parameters;
+mod paths;
 mod pool;
 mod prompts;
+mod refused;
 mod reply;
 mod responses;
 mod room;
 mod router;
 mod tokens;
 mod tools;
+mod unpack;
 
 pub(crate) use app::App;
 pub(crate) use engine::Engine;

@@ -103,7 +103,12 @@ pub(crate) struct TextTokenizer {
     byte_fallback: bool,
     /// Whether spaces in front of punctuation are taken away when tokens become text.
     cleans_up: bool,
+    /// Names of tokens with a role.
+    roles: Vec<(&'static str, String)>,
 }
+
+/// Roles of tokens that programs without the model's files ask for.
+const ROLES: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
 impl TextTokenizer {
     /// Reads `tokenizer.json` of a model directory and the files beside it. What `config.json` says of end tokens is not among
@@ -129,7 +134,31 @@ impl TextTokenizer {
         let cleans_up = flag("clean_up_tokenization_spaces")
             && (!matches!(tokenizer.get_model(), ModelWrapper::BPE(_))
                 || flag("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"));
-        Ok(Self { tokenizer, ends, byte_fallback, cleans_up })
+        let named = |role: &str| added::role(&files, role).map(str::to_owned);
+        let roles = ROLES.into_iter().filter_map(|role| Some((role, named(role)?))).collect();
+        let mut loaded = Self { tokenizer, ends, byte_fallback, cleans_up, roles };
+        loaded.complete_roles();
+        Ok(loaded)
+    }
+
+    /// Where no file names the tokens that begin and end a text, they are those that do.
+    fn complete_roles(&mut self) {
+        let begin = self
+            .encode("")
+            .ok()
+            .and_then(|tokens| tokens.first().copied())
+            .filter(|token| !self.ends.stop.contains(token));
+        for (role, token) in [("bos_token", begin), ("eos_token", self.ends.append)] {
+            let name = token.and_then(|token| self.name(token));
+            if let (Some(name), false) = (name, self.roles.iter().any(|(known, _)| *known == role)) {
+                self.roles.push((role, name));
+            }
+        }
+    }
+
+    /// The names of the tokens that have a role in the model's files, such as `bos_token`.
+    pub(crate) fn roles(&self) -> &[(&'static str, String)] {
+        &self.roles
     }
 
     /// With the end tokens of the model's configuration, its family's if it names none.

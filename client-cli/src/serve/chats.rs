@@ -15,6 +15,7 @@ use super::engine::{Job, Plan, Progress};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::{Parameters, TOP};
+use super::refused;
 use super::reply::{Chunks, Kind, Reply, Shape};
 use super::room::room;
 use super::tools::Tools;
@@ -80,6 +81,7 @@ pub(super) async fn begin(app: &Arc<App>, body: Bytes, model: &mut String) -> Re
     let parameters = Parameters::take(&mut fields, app.engine.vocabulary(), 1)?;
     let served = app.models.find(&parameters.model)?;
     model.clone_from(&served.name);
+    refused::refuse(&mut fields)?;
     fields.refuse("modalities", &[Value::from(vec!["text"])])?;
     fields.refuse("best_of", &[Value::from(1), Value::from(parameters.n)])?;
     let logprobs = logprobs(&mut fields)?;
@@ -137,8 +139,8 @@ pub(super) async fn begin(app: &Arc<App>, body: Bytes, model: &mut String) -> Re
         pieces: app.engine.pieces().clone(),
     };
     let receiver = app.engine.start(jobs.collect()).await?;
-    let Parameters { model, stream, include_usage, .. } = parameters;
-    Ok(Begun { model, shape, receiver, stream, include_usage })
+    let Parameters { stream, include_usage, .. } = parameters;
+    Ok(Begun { model: served.name.clone(), shape, receiver, stream, include_usage })
 }
 
 /// The tokens of a conversation, and of what the answer must begin with.

@@ -13,6 +13,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::{Parameters, TOP};
 use super::prompts::{Prompt, prompts};
+use super::refused;
 use super::reply::{Chunks, Kind, Reply, Shape};
 use super::room::room;
 
@@ -62,7 +63,9 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
     let parameters = Parameters::take(&mut fields, vocabulary, 0)?;
     let served = app.models.find(&parameters.model)?;
     model.clone_from(&served.name);
+    refused::refuse(&mut fields)?;
     let Extras { echo, logprobs, best_of } = Extras::take(&mut fields, &parameters)?;
+    let special = fields.choice("add_special_tokens")?.unwrap_or(true);
     let prompts = prompts(fields.take("prompt"), "prompt", vocabulary)?;
     if prompts.len() * best_of > TEXTS {
         let message = format!("asks for {} texts with `n` or `best_of`, {TEXTS} are allowed", prompts.len() * best_of);
@@ -70,7 +73,7 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
     }
     let tokenizer = app.engine.tokenizer().clone();
     let encoded = blocking(move || {
-        let encode = |prompt: Prompt| prompt.encode(&tokenizer, "prompt", echo);
+        let encode = |prompt: Prompt| prompt.encode(&tokenizer, "prompt", special, echo);
         prompts.into_iter().map(encode).collect::<Result<Vec<_>, _>>()
     });
     let encoded = encoded.await?;
@@ -107,6 +110,6 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         pieces: app.engine.pieces().clone(),
     };
     let receiver = app.engine.start(jobs).await?;
-    let face = Chunks::new(Kind::Completion, parameters.model, parameters.include_usage);
+    let face = Chunks::new(Kind::Completion, served.name.clone(), parameters.include_usage);
     Reply::new(face, shape, receiver).tell(parameters.stream).await
 }

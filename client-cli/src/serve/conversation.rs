@@ -139,7 +139,7 @@ fn message(number: usize, mut value: Value) -> Result<Turn, ApiError> {
     Ok(turn)
 }
 
-/// The text of a content's parts, a line each as in vLLM.
+/// The text of a content's parts, a line each as in vLLM. What a model thought is no part of it.
 pub(super) fn texts(parts: &[Value]) -> Result<String, String> {
     let text = |part: &Value| match (part, part.get("type").and_then(Value::as_str)) {
         (Value::String(text), _) => Ok(text.clone()),
@@ -150,7 +150,9 @@ pub(super) fn texts(parts: &[Value]) -> Result<String, String> {
         (_, Some(kind)) => Err(format!("has a part of type {kind}: this model reads text alone")),
         _ => Err("has a part without a type".to_owned()),
     };
-    Ok(parts.iter().map(text).collect::<Result<Vec<_>, _>>()?.join("\n"))
+    let is_thought = |part: &&Value| matches!(part.get("type").and_then(Value::as_str), Some("thinking" | "reasoning"));
+    let parts = parts.iter().filter(|part| !is_thought(part));
+    Ok(parts.map(text).collect::<Result<Vec<_>, _>>()?.join("\n"))
 }
 
 /// A call that the model made. Its arguments are a text in the interface and objects in templates.
@@ -201,6 +203,8 @@ mod tests {
             messages(Some(list)).unwrap().into_iter().map(|turn| (turn.role, turn.content)).collect();
         let expected = [("system", "s"), ("user", "a\nb"), ("assistant", ""), ("assistant", "")];
         assert_eq!(said, expected.map(|(role, text)| (role.to_owned(), text.to_owned())));
+        let thought = json!([{"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a"}]}]);
+        assert_eq!(messages(Some(thought)).unwrap()[0].content, "a");
         let image = json!([{"type": "image_url", "image_url": {"url": "data:"}}]);
         for wrong in [
             json!([]),

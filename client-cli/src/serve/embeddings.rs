@@ -31,8 +31,7 @@ enum Pooling {
 pub(super) async fn embed(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Response, ApiError> {
     let mut fields = Fields::parse(&body)?;
     drop(body);
-    let name = fields.text("model")?.ok_or_else(|| ApiError::field("model", "is missing"))?;
-    let served = app.models.find(&name)?;
+    let served = app.models.find(&fields.text("model")?.unwrap_or_default())?;
     model.clone_from(&served.name);
     let hidden = app.engine.hidden_size();
     if fields.whole("dimensions", 1, i64::MAX)?.is_some_and(|dimensions| dimensions as usize != hidden) {
@@ -44,13 +43,15 @@ pub(super) async fn embed(app: &Arc<App>, body: Bytes, model: &mut String) -> Re
         _ => Pooling::Last,
     };
     let normalize = fields.choice("normalize")?.unwrap_or(true);
+    let special = fields.choice("add_special_tokens")?.unwrap_or(true);
+    fields.refuse("truncate_prompt_tokens", &[Value::from(0)])?;
     let inputs = prompts(fields.take("input"), "input", app.engine.vocabulary())?;
     if inputs.len() > TEXTS {
         return Err(ApiError::field("input", format!("has {} texts, {TEXTS} are allowed", inputs.len())));
     }
     let tokenizer = app.engine.tokenizer().clone();
     let encoded = blocking(move || {
-        let encode = |input: Prompt| Ok(input.encode(&tokenizer, "input", false)?.1.to_vec());
+        let encode = |input: Prompt| Ok(input.encode(&tokenizer, "input", special, false)?.1.to_vec());
         inputs.into_iter().map(encode).collect::<Result<Vec<Vec<u32>>, ApiError>>()
     });
     let texts = encoded.await?;
@@ -69,7 +70,7 @@ pub(super) async fn embed(app: &Arc<App>, body: Bytes, model: &mut String) -> Re
         data.push(json!({ "object": "embedding", "index": data.len(), "embedding": embedding }));
     }
     let usage = json!({ "prompt_tokens": tokens, "total_tokens": tokens });
-    let body = json!({ "object": "list", "data": data, "model": name, "usage": usage });
+    let body = json!({ "object": "list", "data": data, "model": served.name, "usage": usage });
     Ok(([(CONTENT_TYPE, "application/json")], body.to_string()).into_response())
 }
 

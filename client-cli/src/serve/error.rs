@@ -2,10 +2,13 @@
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use petals_client::GenerationError;
 use serde_json::{Value, json};
+
+/// Characters of a wrong path that are shown.
+const PATH: usize = 100;
 
 /// Why a request gets no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,13 +68,22 @@ impl ApiError {
         Self { param, code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
     }
 
-    /// No such path, or not with this method.
-    pub(super) fn unknown_path(status: StatusCode) -> Self {
-        Self::new(
-            status,
-            "there is no such endpoint; see /v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/messages, \
-             /v1/embeddings",
-        )
+    /// No such path.
+    pub(super) fn unknown_path(path: &str) -> Self {
+        let path: String = path.chars().take(PATH).collect();
+        let message = format!(
+            "there is no endpoint {path}; see /v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /v1/messages, \
+             /v1/embeddings"
+        );
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// The path is there, but not with this method.
+    pub(super) fn unknown_method(method: &Method) -> Self {
+        let message = format!(
+            "this endpoint does not answer to {method}: models are read with GET, everything that is generated is asked for with POST"
+        );
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, message)
     }
 
     /// More bytes than allowed.
@@ -82,6 +94,14 @@ impl ApiError {
     /// Not JSON, by its own account. Browsers send other types to foreign servers without asking.
     pub(super) fn not_json() -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the request with `Content-Type: application/json`")
+    }
+
+    /// Packed in a way that is not known here.
+    pub(super) fn unknown_encoding(encoding: &str) -> Self {
+        let message = format!(
+            "the request has `Content-Encoding: {encoding}`: gzip and deflate are understood, or send it as it is, without the header"
+        );
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
     }
 
     /// The request did not arrive in time.

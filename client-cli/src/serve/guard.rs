@@ -7,7 +7,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
-    AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_REQUEST_HEADERS, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, ORIGIN, VARY,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
@@ -15,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 
 use super::error::ApiError;
+use super::unpack::unpack;
 
 /// Where Anthropic's clients have the key.
 const KEY_HEADER: &str = "x-api-key";
@@ -96,8 +98,11 @@ pub(super) async fn origin(State(guard): State<Arc<Guard>>, request: Request, ne
         return ApiError::forbidden(message).into_response();
     }
     let allowed = guard.allowed(request.headers());
-    let mut response =
-        if request.method() == Method::OPTIONS { preflight(allowed.is_some()) } else { next.run(request).await };
+    let mut response = if request.method() == Method::OPTIONS {
+        preflight(request.headers(), allowed.is_some())
+    } else {
+        next.run(request).await
+    };
     let headers = response.headers_mut();
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if !guard.origins.is_empty() {
@@ -109,32 +114,25 @@ pub(super) async fn origin(State(guard): State<Arc<Guard>>, request: Request, ne
     response
 }
 
-fn preflight(allowed: bool) -> Response {
+fn preflight(asked: &HeaderMap, allowed: bool) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     if allowed {
         let headers = response.headers_mut();
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE, OPTIONS"));
-        // The clients for browsers send a few of their own; `*` would leave out the key.
-        headers.insert(
-            ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static(
-                "authorization, content-type, accept, openai-organization, openai-project, x-stainless-os, \
-                 x-stainless-lang, x-stainless-arch, x-stainless-runtime, x-stainless-runtime-version, \
-                 x-stainless-package-version, x-stainless-retry-count, x-stainless-timeout, x-stainless-helper-method, \
-                 x-stainless-helper, x-stainless-stream-helper, x-api-key, anthropic-version, anthropic-beta, \
-                 anthropic-dangerous-direct-browser-access",
-            ),
-        );
+        // Every client has names of its own, of which none means anything here; `*` would leave out the key.
+        let names = asked.get(ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+        let names = names.unwrap_or(HeaderValue::from_static("authorization, content-type, x-api-key"));
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, names);
         headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     }
     response
 }
 
-/// The body of a request.
+/// The body of a request, as JSON.
 ///
 /// # Errors
-/// 408, 413 and 415.
+/// 400, 408, 413 and 415.
 pub(super) async fn body(guard: &Guard, request: Request) -> Result<Bytes, ApiError> {
     let limit = guard.request_bytes;
     let (head, body) = request.into_parts();
@@ -144,7 +142,7 @@ pub(super) async fn body(guard: &Guard, request: Request) -> Result<Bytes, ApiEr
         return Err(ApiError::not_json());
     }
     match tokio::time::timeout(BODY_TIMEOUT, collect(body, limit)).await {
-        Ok(bytes) => bytes,
+        Ok(bytes) => unpack(bytes?, header(CONTENT_ENCODING), limit),
         Err(_) => Err(ApiError::too_slow()),
     }
 }

@@ -45,12 +45,12 @@ impl Models {
         self.served.iter().map(|model| model.name.as_str()).collect()
     }
 
-    /// What is served under a name.
+    /// What is served under a name; the model without adapters if the name is empty, as for requests that name none.
     ///
     /// # Errors
     /// 404 if nothing is.
     pub(super) fn find(&self, name: &str) -> Result<Arc<ServedModel>, ApiError> {
-        let found = self.served.iter().find(|model| model.name == name);
+        let found = self.served.iter().find(|model| name.is_empty() || model.name == name);
         found.cloned().ok_or_else(|| ApiError::unknown_model(name, &self.names()))
     }
 

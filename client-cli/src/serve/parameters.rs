@@ -20,7 +20,7 @@ pub(super) const TOP: u64 = 20;
 /// What a request asks for, besides its text.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Parameters {
-    /// Name of the model.
+    /// Name of the model; empty if the request names none.
     pub(super) model: String,
     /// How tokens are chosen. The texts of a request have seeds that follow each other.
     pub(super) sampling: Sampling,
@@ -48,7 +48,7 @@ impl Parameters {
     /// # Errors
     /// 400, naming the field.
     pub(super) fn take(fields: &mut Fields, vocabulary: usize, least: u64) -> Result<Self, ApiError> {
-        let model = fields.text("model")?.ok_or_else(|| ApiError::field("model", "is missing"))?;
+        let model = fields.text("model")?.unwrap_or_default();
         let form = forms::take(fields)?;
         fields.refuse("use_beam_search", &[Value::Bool(false)])?;
         fields.refuse("prompt_logprobs", &[])?;

@@ -18,7 +18,7 @@ pub(super) enum Prompt {
 }
 
 impl Prompt {
-    /// Its text, of tokens only if that is `shown`, and its tokens.
+    /// Its text, of tokens only if that is `shown`, and its tokens; `special`: with those that the tokenizer puts around a text.
     ///
     /// # Errors
     /// 400 if the tokenizer refuses it, naming the field that gave it.
@@ -26,6 +26,7 @@ impl Prompt {
         self,
         tokenizer: &TextTokenizer,
         field: &str,
+        special: bool,
         shown: bool,
     ) -> Result<(String, Arc<Vec<u32>>), ApiError> {
         let wrong = |error| ApiError::field(field, format!("cannot be used: {error}"));
@@ -33,7 +34,8 @@ impl Prompt {
             Self::Tokens(tokens) if shown => Ok((tokenizer.decode(&tokens).map_err(wrong)?, Arc::new(tokens))),
             Self::Tokens(tokens) => Ok((String::new(), Arc::new(tokens))),
             Self::Text(text) => {
-                let tokens = tokenizer.encode(&text).map_err(wrong)?;
+                let tokens = if special { tokenizer.encode(&text) } else { tokenizer.encode_continuation(&text) };
+                let tokens = tokens.map_err(wrong)?;
                 Ok((text, Arc::new(tokens)))
             }
         }

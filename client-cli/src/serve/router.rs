@@ -6,14 +6,14 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use super::app::App;
 use super::error::ApiError;
-use super::{chats, completions, embeddings, guard, messages, page, responses, tokens};
+use super::{chats, completions, embeddings, guard, messages, page, paths, responses, tokens};
 
 /// The whole server.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -30,16 +30,20 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(embed))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/tokenizer_info", get(tokenizer_info))
         .route("/metrics", get(metrics))
         .layer(middleware::from_fn_with_state(app.guard.clone(), guard::key));
-    api.route("/", get(page::page))
+    let routes = api
+        .route("/", get(page::page))
         .route("/health", get(health))
         .route("/version", get(version))
-        .method_not_allowed_fallback(|| async { ApiError::unknown_path(StatusCode::METHOD_NOT_ALLOWED) })
-        .fallback(|| async { ApiError::unknown_path(StatusCode::NOT_FOUND) })
+        .method_not_allowed_fallback(|method: Method| async move { ApiError::unknown_method(&method) })
+        .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
         .layer(middleware::from_fn_with_state(app.guard.clone(), guard::origin))
         .layer(middleware::from_fn(messages::errors::form))
-        .with_state(app)
+        .with_state(app);
+    // In front of the routes: which one it is depends on the path that is meant.
+    Router::new().fallback_service(routes).layer(middleware::map_request(paths::meant))
 }
 
 async fn models(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
@@ -140,6 +144,10 @@ async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Respo
 async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let body = guard::body(&app.guard, request).await?;
     tokens::detokenize(&app, body).await
+}
+
+async fn tokenizer_info(State(app): State<Arc<App>>) -> Response {
+    json(tokens::info(&app).to_string())
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`, as vLLM has them.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`, as vLLM has them.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use super::models::ServedModel;
 use super::parameters::token_ids;
 use super::tools::Tools;
 use super::{chats, conversation};
+use crate::chat::ChatTemplate;
 
 /// The tokens of a text, or of a conversation.
 pub(super) async fn tokenize(app: &Arc<App>, body: Bytes) -> Result<Response, ApiError> {
@@ -66,11 +67,22 @@ pub(super) async fn detokenize(app: &Arc<App>, body: Bytes) -> Result<Response, 
     answer(&json!({ "prompt": text.await? }))
 }
 
+/// What clients that have no files of the model want to know of its tokenizer, as vLLM tells it.
+pub(super) fn info(app: &App) -> Value {
+    let mut info = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": app.template.as_ref().ok().map(ChatTemplate::source),
+        "model_max_length": app.models.find("").ok().map(|model| model.room),
+    });
+    for (role, name) in app.engine.tokenizer().roles() {
+        info[*role] = name.as_str().into();
+    }
+    info
+}
+
 /// The model that a request names; the one without adapters if it names none.
 fn model(app: &App, fields: &mut Fields) -> Result<Arc<ServedModel>, ApiError> {
-    let name = fields.text("model")?;
-    let first = app.models.names().first().map(|&name| name.to_owned()).unwrap_or_default();
-    app.models.find(&name.unwrap_or(first))
+    app.models.find(&fields.text("model")?.unwrap_or_default())
 }
 
 fn answer(body: &Value) -> Result<Response, ApiError> {

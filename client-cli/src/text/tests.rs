@@ -99,6 +99,19 @@ fn the_tokenizers_own_end_token_is_one_whatever_else_is_said() {
 }
 
 #[test]
+fn tokens_with_a_role_are_those_of_the_files_or_those_that_do_what_the_role_says() {
+    let model = word_model();
+    let roles = || TextTokenizer::load(model.path()).map(|tokenizer| tokenizer.roles().to_vec()).unwrap();
+    let named = |names: &[(&'static str, &str)]| -> Vec<(&'static str, String)> {
+        names.iter().map(|(role, name)| (*role, (*name).to_owned())).collect()
+    };
+    assert_eq!(roles(), named(&[("bos_token", "<bos>"), ("eos_token", "<eos>")]));
+    fs::write(model.path().join("tokenizer_config.json"), r#"{"bos_token": "a", "pad_token": {"content": "b"}}"#)
+        .unwrap();
+    assert_eq!(roles(), named(&[("bos_token", "a"), ("pad_token", "b"), ("eos_token", "<eos>")]));
+}
+
+#[test]
 fn a_missing_or_broken_tokenizer_is_named() {
     let root = tempfile::tempdir().unwrap();
     let refusal = || TextTokenizer::load(root.path()).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 mod api_chats;
 mod api_messages;
+mod api_requests;
 mod api_responses;
 mod api_tokens;
 mod bench;

@@ -47,6 +47,20 @@ pub(crate) fn seen(python: &Path, script: &str, arguments: &[&str]) -> anyhow::R
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
+/// The client speaks for itself: its script ends with an error if it sees anything else than it must.
+#[test]
+fn the_openai_client_gets_all_that_it_can_ask_for() -> anyhow::Result<()> {
+    let Some(python) = python()? else { return Ok(()) };
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &["0..2", "2..4"])?;
+    let template = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python/chat.jinja");
+    let serve = swarm.tune("serve")?.path("--chat-template", &template);
+    let api = ApiServer::start(serve.args(&["--tool-format", "hermes"]).env("PETALS_API_KEY", "a-secret"))?;
+    let checks = seen(&python, "openai_requests.py", &[&format!("http://{}", api.address), "a-secret", "model"])?;
+    assert!(checks.as_array().is_some_and(|checks| checks.len() > 10), "{checks}");
+    api.stop()
+}
+
 #[test]
 fn the_openai_client_streams_a_tuned_adapter_while_sixteen_other_requests_run() -> anyhow::Result<()> {
     let Some(python) = python()? else { return Ok(()) };
