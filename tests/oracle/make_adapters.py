@@ -27,7 +27,7 @@ import text
 from families import FAMILIES, LAYERS, Family
 from make_goldens import CLASSES, GOLDENS, LENGTHS, input_ids, initial_tables
 from peft_adapters import load_base
-from reference import TASKS, Batch, injected
+from reference import TASKS, Batch, Tables, injected
 from training import consecutive, schedule
 
 ROWS, RANK, ALPHA = 5, 3, 5
@@ -43,7 +43,7 @@ def parent(module: str) -> str:
 class Adapted:
     """A base with an adapter of one kind: what is trained, and the hidden states that come of it."""
 
-    def __init__(self, family: Family, kind: str):
+    def __init__(self, family: Family, kind: str, dtype: torch.dtype):
         self.kind = kind
         base = load_base(GOLDENS / family.name / "model", "causal-lm")
         self.config = base.config
@@ -65,18 +65,21 @@ class Adapted:
             self.base = self.peft.base_model.model
         generator = torch.Generator().manual_seed(family.seed + 7)
         normal = lambda *shape: torch.randn(*shape, generator=generator)
-        self.base.requires_grad_(False)
+        self.base.requires_grad_(False).to(dtype)
         self.parameters: dict[str, Tensor] = {}
         for name, parameter in self.base.named_parameters():
             if "lora_" in name or "ia3_" in name:
                 with torch.no_grad():
-                    parameter.copy_((1.0 if "ia3_" in name else 0.0) + 0.3 * normal(*parameter.shape))
+                    parameter.copy_((1.0 if "ia3_" in name else 0.0) + 0.2 * normal(*parameter.shape))
                 self.parameters[name] = parameter.requires_grad_()
         key = base.config.num_key_value_heads * self.head_dim
-        self.prefix = 0.5 * normal(ROWS, LAYERS * 2 * key) if "prefix" in kind else None
+        self.prefix = 0.5 * normal(ROWS, LAYERS * 2 * key).to(dtype) if "prefix" in kind else None
         tables = initial_tables(family.seed, base.config.hidden_size)
-        self.tables = tables["replace"].trainable("causal-lm") if "replace" in kind else None
-        self.score = tables["add"].score.clone().requires_grad_()
+        self.tables = None
+        if "replace" in kind:
+            P, Q = tables["replace"].P.to(dtype), tables["replace"].Q.to(dtype)
+            self.tables = Tables("replace", P, Q).trainable("causal-lm")
+        self.score = tables["add"].score.to(dtype).requires_grad_()
         if self.prefix is not None:
             self.parameters["prefix"] = self.prefix.requires_grad_()
         if self.tables is not None:
@@ -169,7 +172,8 @@ def save_peft(family: Family, adapted: Adapted, out: Path) -> None:
     saved = json.loads(file.read_text()) | {"base_model_name_or_path": "../../model"}
     saved |= {key: sorted(saved[key]) for key in ("target_modules", "feedforward_modules") if saved.get(key)}
     file.write_text(json.dumps(saved, indent=2) + "\n")
-    tensors = load_file(out / "adapter_model.safetensors") | {"score.weight": adapted.score.detach().clone()}
+    tensors = load_file(out / "adapter_model.safetensors") | {"score.weight": adapted.score.detach()}
+    tensors = {name: tensor.float().contiguous().clone() for name, tensor in tensors.items()}
     save_file(tensors, out / "adapter_model.safetensors", {"format": "pt"})
 
 
@@ -182,7 +186,7 @@ def loaded_logits(family: Family, out: Path) -> Tensor:
 
 def curve(family: Family, kind: str, task: str, examples: list) -> list[float]:
     """Losses of a run as training.train has them."""
-    options, adapted = family.curves, Adapted(family, kind)
+    options, adapted = family.curves, Adapted(family, kind, torch.float32)
     parameters = adapted.trained(task)
     optimiser = torch.optim.AdamW(
         parameters, lr=options.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=options.weight_decay
@@ -209,7 +213,8 @@ def write_family(family: Family) -> None:
     lines = {"causal-lm": text.CAUSAL_LINES, "seq-cls": text.CLS_LINES}
     examples = {task: [text.tokenise(tokenizer, line) for line in lines[task]] for task in TASKS}
     for kind in KINDS:
-        adapted = Adapted(family, kind)
+        # What is between blocks is in f64, so that what differs is our rounding alone.
+        adapted = Adapted(family, kind, torch.float64)
         tensors[f"tables.{kind}"] = adapted.travelling(values)
         with torch.no_grad():
             tensors[f"logits.{kind}"] = adapted.base.lm_head(adapted.states(input_ids()))
@@ -222,11 +227,12 @@ def write_family(family: Family) -> None:
             tensors[f"grad.{kind}.{task}"] = adapted.travelling(gradient)
         if "+" not in kind:
             save_peft(family, adapted, out / f"peft-{kind}")
-            torch.testing.assert_close(loaded_logits(family, out / f"peft-{kind}"), tensors[f"logits.{kind}"], rtol=1e-4, atol=1e-4)
+            logits = loaded_logits(family, out / f"peft-{kind}")
+            torch.testing.assert_close(logits, tensors[f"logits.{kind}"].float(), rtol=1e-4, atol=1e-4)
         if family.curves and kind in CURVES:
             for task in TASKS:
                 scalars[f"curve.{kind}.{task}"] = curve(family, kind, task, examples[task])
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, out / "goldens.safetensors")
+    save_file({name: tensor.float().contiguous().clone() for name, tensor in tensors.items()}, out / "goldens.safetensors")
     body = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in scalars.items())
     (out / "goldens.json").write_text("{\n" + body + "\n}\n")
 

@@ -139,7 +139,6 @@ impl Swarm {
     }
 
     fn forward(&self, rows: &[Vec<u32>], tables: Option<&Tables>, read: Option<Vec<u32>>, keep: Keep) -> Run {
-        let d = self.client.config().hidden_size;
         let mut text = self.client.embed(&rows.concat()).unwrap();
         let mut prefix = tables.and_then(|t| t.prefix.clone());
         let mut stashes = Vec::new();
