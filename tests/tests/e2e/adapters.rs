@@ -9,8 +9,10 @@ use petals_client::{
 };
 use petals_e2e::{FAMILIES, Goldens, LocalSwarm, ProcessSwarm, assert_close, assert_curves_close};
 use petals_node::ExecutorConfig;
+use petals_protocol::{Injection, Module, Modules, PassLayout, Refusal, Response, Tensor, WeightChange, WireDtype};
 
 use crate::gradients::examples;
+use crate::hostile::{Stranger, forward, layout, rows};
 
 const KINDS: [&str; 3] = ["lora", "ia3", "prefix"];
 const SPLITS: [&[&str]; 3] = [&["0..4"], &["0..2", "2..4"], &["0..1", "1..3", "3..4"]];
@@ -162,5 +164,79 @@ fn servers_that_are_killed_change_nothing_for_any_kind() -> anyhow::Result<()> {
         assert!(finished && killed == 2, "{kind}: finished {finished}, killed {killed}");
         assert_curves_close(kind, &losses, &expected.numbers(&format!("curve.{kind}.causal-lm")), 1e-3);
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_with_different_adapters_at_once_get_what_each_gets_alone() -> anyhow::Result<()> {
+    let goldens = Goldens::load("qwen3")?;
+    let expected = recorded("qwen3")?;
+    let swarm = LocalSwarm::start(&goldens.model(), &["0..2", "2..4"], ExecutorConfig::default()).await?;
+    let sequence = Arc::new(swarm.sequence(SequenceConfig::default()));
+    let rows = Goldens::input_ids()?;
+    // Every kind twice, so that some rows of a batch share their tables.
+    let users = KINDS.into_iter().cycle().take(2 * KINDS.len()).map(|kind| {
+        let (sequence, rows) = (sequence.clone(), rows.clone());
+        let (goldens, swarm) = (&goldens, &swarm);
+        async move {
+            let tables = Some(Arc::new(tables(goldens, swarm, kind, "causal-lm")?));
+            let model = RemoteModel::new(sequence, swarm.local.clone()).with_tables(tables);
+            let mut session = TextSession::new(model, rows.len(), 16);
+            let vocabulary = swarm.local.config().vocab_size;
+            let mut got = vec![Vec::new(); rows.len()];
+            for at in 0..9 {
+                let parts: Vec<Vec<u32>> = rows.iter().map(|row| vec![row[at]]).collect();
+                let logits = session.append_and_score(&parts).await?;
+                for (all, logits) in got.iter_mut().zip(logits.chunks_exact(vocabulary)) {
+                    all.extend_from_slice(logits);
+                }
+            }
+            anyhow::Ok((kind, got.concat()))
+        }
+    });
+    for (kind, got) in futures::future::try_join_all(users).await? {
+        assert_close(kind, &got, &expected.tensor(&format!("logits.{kind}")), 1e-4);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn senseless_changes_of_weights_are_refused_and_the_stream_goes_on() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = LocalSwarm::start(&goldens.model(), &["0..4"], ExecutorConfig::default()).await?;
+    let mut stranger = Stranger::greeted(&swarm).await?;
+    let d = swarm.hidden;
+    let all: Modules = Module::ALL.into_iter().collect();
+    let plain = || layout((1, 2), &[1]);
+    let low_rank = |rank, modules| PassLayout { weights: WeightChange::LowRank { rank, modules }, ..plain() };
+    let scaled = |modules| PassLayout { weights: WeightChange::Scales { modules }, ..plain() };
+    let no_prefix = PassLayout { injection: Injection::KeysValues, ..plain() };
+    for wrong in [low_rank(0, all), low_rank(5000, all), low_rank(1, Modules::default()), scaled(all), no_prefix] {
+        let refusal = stranger.refusal(&forward(wrong.clone()), &[rows(1, d, 0.1)]).await?;
+        assert!(matches!(refusal, Refusal::BadRequest { .. }), "{wrong:?}: {refusal}");
+    }
+    // The rank is possible, but 4096 rows for each matrix are more than a request may have.
+    let huge = PassLayout { span: Span::new(0, 4)?, ..low_rank(4096, all) };
+    let refusal = stranger.refusal(&forward(huge), &[rows(1, d, 0.1)]).await?;
+    assert!(matches!(refusal, Refusal::TooLarge { .. } | Refusal::BadShape { .. }), "{refusal}");
+    // Tables of another size than the layout says, missing, and not finite.
+    let sensible = low_rank(2, all);
+    let values = sensible.block_values(swarm.local.config().block_widths());
+    let table = |count: usize, value: f32| Tensor::from_f32(WireDtype::F32, &[1, count], &vec![value; count]);
+    for (tensors, shape) in [
+        (vec![rows(1, d, 0.1), table(values - 1, 0.1)], true),
+        (vec![rows(1, d, 0.1)], true),
+        (vec![rows(1, d, 0.1), table(values, f32::NAN)], false),
+    ] {
+        let refusal = stranger.refusal(&forward(sensible.clone()), &tensors).await?;
+        let expected = if shape {
+            matches!(refusal, Refusal::BadShape { .. })
+        } else {
+            matches!(refusal, Refusal::NotFinite { .. })
+        };
+        assert!(expected, "{refusal}");
+    }
+    let good = stranger.ask(&forward(sensible), &[rows(1, d, 0.1), table(values, 0.1)]).await?;
+    assert!(matches!(good, Response::Forward(_)), "{good:?}");
     Ok(())
 }
