@@ -7,6 +7,7 @@ mod chat;
 mod eval;
 mod generate;
 mod logits;
+mod method;
 mod route;
 mod serve;
 mod swarm;

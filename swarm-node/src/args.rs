@@ -142,6 +142,10 @@ pub struct ServeArgs {
     /// free memory.
     #[arg(long, value_name = "SIZE", value_parser = byte_size)]
     pub request_bytes: Option<u64>,
+    /// Largest tables that a client may bring along for the blocks of one request, such as 64M: prompts, prefixes, low-rank tables. Default: as
+    /// large as a request may be.
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    pub max_adapter_bytes: Option<u64>,
     /// Passes that may wait, of all clients together. When as many do, those of the client with most of them give way.
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub queue: u32,

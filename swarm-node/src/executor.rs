@@ -39,7 +39,7 @@ mod stash;
 mod steps;
 
 use compute::Compute;
-pub(crate) use pass::{Done, Inputs, Output, Pass, Prompts, Work};
+pub(crate) use pass::{Done, Inputs, Output, Pass, Tables, Work};
 use prefixes::Prefixes;
 use queue::FairQueue;
 use sessions::SessionStore;

@@ -17,7 +17,7 @@ use crate::placement::figures::{Figures, put_speed};
 use crate::placement::hosted::Hosted;
 use crate::placement::mover::{Mover, RebalanceConfig};
 use crate::streams::RelayLinks;
-use crate::streams::StreamService;
+use crate::streams::{Bounds, StreamService};
 
 /// How often stashes are looked through for expired ones, so that an idle node frees memory too.
 const EXPIRY_TICK: Duration = Duration::from_secs(10);
@@ -37,6 +37,8 @@ pub struct ServerConfig {
     pub max_rows: u32,
     /// Bytes of requests that may be in memory, of all clients together.
     pub request_bytes: u64,
+    /// Bytes of the tables that a request may bring along; `None` for as much as fits into one.
+    pub max_adapter_bytes: Option<u64>,
     /// Queue, stash and memory of a pass.
     pub executor: ExecutorConfig,
     /// How its speed becomes known.
@@ -79,7 +81,7 @@ impl Server {
             ..ServerInfo::new(config.model.clone(), config.span, ServerState::Joining)
         };
         swarm.announce(info.clone()).await.context("cannot announce the server")?;
-        let hidden_size = checkpoint.config().hidden_size;
+        let (hidden_size, widths) = (checkpoint.config().hidden_size, checkpoint.config().block_widths());
         let (span, device, dtype, measure) = (config.span, config.device.clone(), config.dtype, config.measure);
         let fingerprint = config.model.fingerprint();
         let checkpoint = Arc::new(checkpoint);
@@ -98,9 +100,9 @@ impl Server {
         let executor =
             Executor::start(blocks, config.executor, speed.clone()).context("cannot start the compute thread")?;
         let links = RelayLinks::new(swarm.clone(), info.model.clone());
-        let hosted = Arc::new(Hosted::new(info, hidden_size));
-        let (rows, bytes) = (config.max_rows, config.request_bytes);
-        let service = StreamService::new(hosted.clone(), executor.handle(), speed.clone(), Some(links), rows, bytes);
+        let hosted = Arc::new(Hosted::new(info, widths));
+        let bounds = Bounds { rows: config.max_rows, memory: config.request_bytes, adapter: config.max_adapter_bytes };
+        let service = StreamService::new(hosted.clone(), executor.handle(), speed.clone(), Some(links), bounds);
         let service = Arc::new(service);
         let (streams, cancel) = (TaskTracker::new(), CancellationToken::new());
         let upkeep = (TaskTracker::new(), CancellationToken::new());

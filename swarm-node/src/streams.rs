@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `stream`, `service` | one client's stream, and what all streams share |
 //! | `request`, `answer` | from a frame to a checked pass, and from its result to a frame |
-//! | `prompts` | what the requests of a stream share |
+//! | `tables` | what the requests of a stream share |
 //! | `relay` | rows from and to other servers |
 //! | `idle_reader` | ends streams that fall silent |
 //!
@@ -13,11 +13,11 @@
 
 mod answer;
 mod idle_reader;
-mod prompts;
 mod relay;
 mod request;
 mod service;
 mod stream;
+mod tables;
 
 pub(crate) use relay::RelayLinks;
-pub(crate) use service::StreamService;
+pub(crate) use service::{Bounds, StreamService};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use petals_protocol::{
-    ForwardRequest, Injection, ModelId, PassLayout, PromptSource, Refusal, Request, Response, RowSource, RowTarget,
-    Span, Tensor, WireDtype,
+    ForwardRequest, Injection, ModelId, PassLayout, Refusal, Request, Response, RowSource, RowTarget, Span,
+    TableSource, Tensor, WireDtype,
 };
 use petals_swarm::{Identity, PeerId, RequestStream, SwarmConfig, SwarmNode};
 use tokio::task::JoinSet;
@@ -133,11 +133,12 @@ async fn ask(stream: &RequestStream, target: &Target, rows: u32) -> anyhow::Resu
         lengths: vec![rows],
         prefix_len: 0,
         injection: Injection::None,
+        weights: Default::default(),
         read_rows: Some(vec![rows - 1]),
     };
     let request = ForwardRequest {
         layout,
-        prompts: PromptSource::Inline,
+        tables: TableSource::Inline,
         stash: None,
         input: RowSource::Inline,
         output: RowTarget::Reply,

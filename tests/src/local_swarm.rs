@@ -118,6 +118,7 @@ async fn start_server(
         dtype: Dtype::F32,
         max_rows: 4096,
         request_bytes: 1 << 30,
+        max_adapter_bytes: None,
         executor: ExecutorConfig::default(),
         measure: MeasureConfig::default(),
         rebalance: None,

@@ -1,8 +1,9 @@
 //! `petals-tune bench`.
 
 use clap::{Args, ValueEnum};
-use petals_client::{Injection, Task, TunerConfig, TuningMode, Workload};
+use petals_client::{Injection, Module, Task, TunerConfig, TuningMode, WeightMode, Workload};
 
+use super::method::MethodArgs;
 use super::values::{at_least, injection, mode, task};
 use super::{PassArgs, SwarmArgs};
 
@@ -56,7 +57,7 @@ pub(crate) struct BenchArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Training")]
 pub(crate) struct BenchTrainArgs {
-    /// Where prompts enter: in front of the embeddings, or in front of every block.
+    /// What is trained, as in train.
     #[arg(long, default_value = "deep_ptune", value_parser = mode())]
     mode: TuningMode,
 
@@ -64,9 +65,17 @@ pub(crate) struct BenchTrainArgs {
     #[arg(long, default_value = "replace", value_parser = injection())]
     injection: Injection,
 
-    /// Number of trained prompt vectors in front of the text.
+    /// Number of trained vectors in front of the text.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least(1))]
     pub(crate) prefix_len: usize,
+
+    /// With lora: rank of the products.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    rank: u32,
+
+    /// With lora and ia3: what is adapted, as in train.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    targets: Vec<Module>,
 
     /// Predict the next token, or classify texts.
     #[arg(long, default_value = "causal-lm", value_parser = task())]
@@ -100,21 +109,31 @@ impl BenchKind {
 
 impl BenchArgs {
     /// The batch of one kind of work.
-    pub(crate) fn workload(&self, kind: BenchKind) -> Workload {
+    ///
+    /// # Errors
+    /// A sentence that names the flag which does not fit the others.
+    pub(crate) fn workload(&self, kind: BenchKind) -> Result<Workload, String> {
         let default = if kind == BenchKind::Decode { 1 } else { 4 };
-        let BenchTrainArgs { mode, injection, prefix_len, task } = self.training;
-        Workload {
+        let BenchTrainArgs { mode, injection, prefix_len, rank, ref targets, task } = self.training;
+        let method = MethodArgs {
+            mode,
+            injection,
+            prefix_len: mode.prefix.map(|_| prefix_len),
+            rank: (mode.weights == Some(WeightMode::Lora)).then_some(rank),
+            alpha: None,
+            targets: targets.clone(),
+        };
+        Ok(Workload {
             batch: self.batch.unwrap_or(default),
             length: self.length,
-            prefix_len,
-            injection: if mode == TuningMode::Ptune { Injection::None } else { injection },
+            method: method.method(None)?,
             task,
             passes: TunerConfig {
                 micro_batch_tokens: self.passes.micro_batch_tokens,
                 in_flight: self.passes.in_flight,
                 ..TunerConfig::default()
             },
-        }
+        })
     }
 
     /// Repetitions of one kind of work: short work is repeated more often.

@@ -2,6 +2,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 use petals_client::{Injection, Task, TextRules, TuningMode};
 
+use super::method::MethodArgs;
 use super::*;
 use crate::data::BatchOrder;
 
@@ -43,15 +44,15 @@ fn every_command_is_understood_as_documented() {
                --warmup 3 --clip 0 --max-length 64 --micro-batch-tokens 256 --seed 5 --init sample-vocab --init-from i \
                --no-shuffle --save-every 10 --resume --json";
     let args = train(all).unwrap();
-    assert_eq!((args.injection(), args.optimiser.length()), (Injection::Add, TrainLength::Epochs(2)));
+    assert_eq!((args.method.injection(), args.optimiser.length()), (Injection::Add, TrainLength::Epochs(2)));
     let rules = args.text.rules(512, 4, None).unwrap();
     assert_eq!((args.optimiser.order(), rules.max_length), (BatchOrder::File, Some(64)));
 }
 
 #[test]
 fn ptune_has_no_injection_and_deep_ptune_replaces_by_default() {
-    assert_eq!(train("").unwrap().injection(), Injection::Replace);
-    let plain = TrainArgs { mode: TuningMode::Ptune, ..*train("--injection add").unwrap() };
+    assert_eq!(train("").unwrap().method.injection(), Injection::Replace);
+    let plain = MethodArgs { mode: TuningMode::PTUNE, ..train("--injection add").unwrap().method };
     assert_eq!(plain.injection(), Injection::None);
 }
 
@@ -128,7 +129,10 @@ fn only_a_validation_needs_no_swarm() {
 
 #[test]
 fn settings_change_with_the_flags_that_shape_the_curve_only() {
-    let settings = |flags: &str| train(flags).unwrap().settings("digest", 64);
+    let settings = |flags: &str| {
+        let args = train(flags).unwrap();
+        args.settings(&args.method.method(None).unwrap(), "digest", 64)
+    };
     assert_eq!(settings(""), settings("--micro-batch-tokens 1 --save-every 1 --steps 9 --resume"));
     for flags in ["--lr 0.5", "--seed 1", "--clip 2", "--no-shuffle", "--injection add", "--batch-size 3"] {
         let flag = flags.split(' ').next().unwrap();
@@ -157,11 +161,11 @@ fn benchmarks_have_sizes_that_fit_their_kind() {
     };
     let args = bench("forward decode");
     assert_eq!(args.what, [BenchKind::Forward, BenchKind::Decode]);
-    let batch = |args: &BenchArgs, kind| args.workload(kind).batch;
+    let batch = |args: &BenchArgs, kind| args.workload(kind).unwrap().batch;
     assert_eq!((batch(&args, BenchKind::Forward), batch(&args, BenchKind::Decode)), (4, 1));
     assert!(args.repeat(BenchKind::Hop) > args.repeat(BenchKind::Train));
     let args = bench("train --mode ptune --injection add --batch 8 --repeat 3");
     assert_eq!((batch(&args, BenchKind::Decode), args.repeat(BenchKind::Hop)), (8, 3));
-    assert_eq!(args.workload(BenchKind::Train).injection, Injection::None);
+    assert_eq!(args.workload(BenchKind::Train).unwrap().method.injection, Injection::None);
     assert!(parse(&format!("petals-tune bench --model m --peers {PEER}")).is_err(), "nothing to time");
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use petals_client::{DeepInit, InitRule, Injection, Schedule, Task, TuningMode};
+use petals_client::{DeepInit, InitRule, Method, Schedule, Task, WeightMode};
 
-use super::values::{at_least, deep_init, injection, mode, not_negative, schedule, task};
+use super::method::MethodArgs;
+use super::values::{at_least, deep_init, not_negative, schedule, task};
 use super::{PassArgs, SwarmArgs, TextArgs};
 use crate::data::BatchOrder;
 use crate::text::{TextError, TextTokenizer};
@@ -15,6 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   petals-tune train --model ./Llama-3.2-1B --peers /ip4/192.0.2.1/tcp/31337/p2p/12D3Koo… \\
       --mode deep_ptune --prefix-len 16 --task seq-cls --data train.jsonl --eval dev.jsonl --out ./sst2-prompt
+  petals-tune train … --mode lora --rank 16 --targets q_proj,v_proj,up_proj --task causal-lm --data notes.jsonl --out ./notes
   petals-tune train … --mode ptune --prefix-len 20 --task causal-lm --data notes.txt --steps 500 --out ./notes --resume
   petals-tune train … --mode ptune --prefix-len 20 --task causal-lm --data chats.jsonl --out ./chats --validate";
 
@@ -28,17 +30,8 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) swarm: SwarmArgs,
 
-    /// Where prompts enter: in front of the embeddings, or in front of every block.
-    #[arg(long, value_parser = mode())]
-    pub(crate) mode: TuningMode,
-
-    /// With deep_ptune: each block's prompt replaces the prefix, or is added to it.
-    #[arg(long, default_value = "replace", value_parser = injection())]
-    pub(crate) injection: Injection,
-
-    /// Number of trained prompt vectors in front of the text.
-    #[arg(long, value_name = "N", value_parser = at_least(1))]
-    pub(crate) prefix_len: usize,
+    #[command(flatten)]
+    pub(crate) method: MethodArgs,
 
     /// Predict the next token, or classify texts.
     #[arg(long, value_parser = task())]
@@ -99,9 +92,9 @@ pub(crate) struct OptimiserArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub(crate) accumulation: usize,
 
-    /// Highest learning rate.
-    #[arg(long, value_name = "X", default_value_t = 0.01, allow_negative_numbers = true, value_parser = not_negative)]
-    pub(crate) lr: f64,
+    /// Highest learning rate [default: 0.001 where lora is trained, else 0.01].
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = not_negative)]
+    lr: Option<f64>,
 
     /// Decoupled weight decay of AdamW, on every trained table.
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative)]
@@ -195,39 +188,33 @@ pub(crate) enum TrainLength {
 }
 
 impl TrainArgs {
-    /// What blocks do to the prefix.
-    pub(crate) fn injection(&self) -> Injection {
-        match self.mode {
-            TuningMode::Ptune => Injection::None,
-            TuningMode::DeepPtune => self.injection,
-        }
-    }
-
     /// The flags that shape the loss curve, for [`petals_client::TrainingRecord::settings`]; `data` is the digest of the
     /// training data before it is cut to `max_length`.
-    pub(crate) fn settings(&self, data: &str, max_length: usize) -> BTreeMap<String, String> {
+    pub(crate) fn settings(&self, method: &Method, data: &str, max_length: usize) -> BTreeMap<String, String> {
         let optimiser = &self.optimiser;
-        let injection = format!("{:?}", self.injection()).to_lowercase();
-        [
-            ("--mode", self.mode.to_string()),
-            ("--injection", injection),
-            ("--prefix-len", self.prefix_len.to_string()),
+        let others = [
             ("--task", self.task.to_string()),
             ("--data", data.to_owned()),
             ("--max-length", max_length.to_string()),
             ("--append-eos", self.text.append_eos.to_string()),
             ("--batch-size", optimiser.batch_size.to_string()),
             ("--accumulation", optimiser.accumulation.to_string()),
-            ("--lr", optimiser.lr.to_string()),
+            ("--lr", self.lr().to_string()),
             ("--weight-decay", optimiser.weight_decay.to_string()),
             ("--schedule", optimiser.schedule.to_string()),
             ("--warmup", optimiser.warmup.to_string()),
             ("--clip", optimiser.clip.to_string()),
             ("--seed", optimiser.seed.to_string()),
             ("--no-shuffle", optimiser.no_shuffle.to_string()),
-        ]
-        .map(|(flag, value)| (flag.to_owned(), value))
-        .into()
+        ];
+        self.method.settings(method).into_iter().chain(others).map(|(flag, value)| (flag.to_owned(), value)).collect()
+    }
+
+    /// The highest learning rate: what is given, or what suits the mode. Low-rank products begin at nothing and grow by both of their factors, so
+    /// that steps as large as those of prompts throw them about.
+    pub(crate) fn lr(&self) -> f64 {
+        let usual = if self.method.mode.weights == Some(WeightMode::Lora) { 0.001 } else { 0.01 };
+        self.optimiser.lr.unwrap_or(usual)
     }
 }
 

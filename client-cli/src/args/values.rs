@@ -137,9 +137,14 @@ pub(super) fn template_arg(text: &str) -> Result<(String, Json), String> {
     Ok((name.to_owned(), value))
 }
 
-/// `ptune` or `deep_ptune`.
+/// `ptune`, `lora`, `deep_ptune+lora`, ...
 pub(super) fn mode() -> impl TypedValueParser<Value = TuningMode> {
-    PossibleValuesParser::new(["ptune", "deep_ptune"]).try_map(|text| text.parse::<TuningMode>())
+    clap::builder::NonEmptyStringValueParser::new().try_map(|text| text.parse::<TuningMode>())
+}
+
+/// A number above 0.
+pub(super) fn positive(text: &str) -> Result<f64, String> {
+    not_negative(text).and_then(|number| if number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) })
 }
 
 /// `causal-lm` or `seq-cls`.

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Error;
-use petals_client::{Benchmark, BenchmarkError, Injection, ModelFiles, Repetition, ServerWork, Workload};
+use petals_client::{Benchmark, BenchmarkError, Injection, ModelFiles, Repetition, ServerWork, WeightChange, Workload};
 
 use super::{session, stop::StopSignal};
 use crate::args::{BenchArgs, BenchKind};
@@ -41,7 +41,7 @@ pub(crate) async fn run(args: BenchArgs, output: Output) -> Result<(), CliError>
         wire_dtype: args.swarm.wire_dtype.to_string(),
     })?;
     let mut stopped = pin!(StopSignal::install()?.received());
-    for job in jobs(&args, &files) {
+    for job in jobs(&args, &files)? {
         let mut benchmark = Benchmark::new(&files, sequence.clone(), job.workload.clone());
         let mut done = Vec::new();
         let interrupted = tokio::select! {
@@ -60,24 +60,29 @@ pub(crate) async fn run(args: BenchArgs, output: Output) -> Result<(), CliError>
     Ok(())
 }
 
-fn jobs(args: &BenchArgs, files: &ModelFiles) -> Vec<Job> {
+fn jobs(args: &BenchArgs, files: &ModelFiles) -> Result<Vec<Job>, CliError> {
     let row = 4 * files.config.hidden_size;
     let mut jobs = Vec::new();
     for &kind in &args.what {
-        let workload = args.workload(kind);
+        let workload = args.workload(kind).map_err(CliError::Usage)?;
         let sizes = format!("{} x {}", workload.batch, workload.length);
         let mut add =
             |rows, label| jobs.push(Job { kind, rows, label, workload: workload.clone(), repeat: args.repeat(kind) });
         match kind {
             BenchKind::Forward => add(0, format!("forward, {sizes}")),
             BenchKind::Train => {
-                let Workload { task, prefix_len, injection, .. } = &workload;
-                let mode = match injection {
-                    Injection::None => "ptune",
-                    Injection::Add => "deep add",
-                    Injection::Replace => "deep replace",
+                let Workload { task, method, .. } = &workload;
+                let mode = match method.injection {
+                    Injection::Add => "deep add".to_owned(),
+                    Injection::Replace => "deep replace".to_owned(),
+                    _ => method.mode().to_string(),
                 };
-                add(0, format!("train {task}, {mode} {prefix_len}, {sizes}"));
+                let size = match (method.prefix_len, method.weights) {
+                    (0, WeightChange::LowRank { rank, .. }) => format!(" {rank}"),
+                    (0, _) => String::new(),
+                    (rows, _) => format!(" {rows}"),
+                };
+                add(0, format!("train {task}, {mode}{size}, {sizes}"));
             }
             BenchKind::Decode => add(0, format!("decode, {} at a time", workload.batch)),
             BenchKind::Hop => {
@@ -88,7 +93,7 @@ fn jobs(args: &BenchArgs, files: &ModelFiles) -> Vec<Job> {
         }
     }
     jobs.dedup_by(|a, b| a.label == b.label);
-    jobs
+    Ok(jobs)
 }
 
 impl Job {
@@ -192,12 +197,12 @@ fn resident_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use petals_client::{HopTiming, Task, TunerConfig};
+    use petals_client::{HopTiming, Method, Task, TunerConfig};
 
     fn job(kind: BenchKind) -> Job {
         let passes = TunerConfig::default();
-        let (injection, task) = (Injection::None, Task::CausalLm);
-        let workload = Workload { batch: 1, length: 2, prefix_len: 1, injection, task, passes };
+        let method = Method { injection: Injection::None, prefix_len: 1, weights: WeightChange::None, scale: 1.0 };
+        let workload = Workload { batch: 1, length: 2, method, task: Task::CausalLm, passes };
         Job { kind, rows: 1, label: String::new(), workload, repeat: 3 }
     }
 

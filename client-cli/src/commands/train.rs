@@ -40,7 +40,11 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     // A run that was told to cut shorter goes on to do so.
     let earlier = saved.as_ref().filter(|_| args.start.resume).and_then(|saved| start::max_length(&saved.record));
     let earlier = earlier.map(|max_length| TextRules { max_length: Some(max_length), append_eos: false });
-    let rules = args.text.rules(positions, args.prefix_len, earlier).map_err(CliError::Usage)?;
+    let given = args.start.init_from.as_deref().map(|directory| session::adapter(&files, directory)).transpose()?;
+    let given = given.map(|given| given.tables);
+    let method = args.method.method(given.as_ref().map(|given| given.shape().method()).as_ref());
+    let method = method.map_err(CliError::Usage)?;
+    let rules = args.text.rules(positions, method.prefix_len, earlier).map_err(CliError::Usage)?;
     let material = Material::load(&args, rules, files.config.vocab_size, &tokenizer)?;
     let mut plan = BatchPlan::new(material.data.lengths(), args.optimiser.step_size(), args.optimiser.order());
     let total = match args.optimiser.length() {
@@ -53,10 +57,10 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
         total_steps: total,
         seed: args.optimiser.seed,
         labels: material.data.labels.clone(),
-        settings: args.settings(&material.data.digest, material.max_length()),
+        settings: args.settings(&method, &material.data.digest, material.max_length()),
     };
     let TrainingState { record, tables, optimizer } =
-        start::state(&args, &files, &tokenizer, &material, (saved, fresh))?;
+        start::state(&args, (&files, &tokenizer), &material, (&method, given.as_ref()), (saved, fresh))?;
     output.emit(&material.planned(&args, positions, &record, &plan))?;
     if args.validate {
         return Ok(());
@@ -142,7 +146,7 @@ impl Run<'_> {
     fn learning_rate(&self) -> LearningRate {
         let optimiser = &self.args.optimiser;
         LearningRate {
-            peak: optimiser.lr,
+            peak: self.args.lr(),
             schedule: optimiser.schedule,
             warmup: optimiser.warmup,
             total: self.record.total_steps,

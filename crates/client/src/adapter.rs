@@ -3,7 +3,7 @@
 //! | file | content |
 //! |---|---|
 //! | `adapter_model.safetensors` | the tables in f32; the manifest as JSON in its metadata, so that both change at once |
-//! | `adapter_config.json` | for `ptune` the configuration of a PEFT `PROMPT_TUNING` adapter, loadable as it stands |
+//! | `adapter_config.json` | PEFT's configuration; what PEFT has no kind for, deep prompts and combinations, has one that it refuses |
 //! | `petals_adapter.json` | the manifest again, for people and scripts; read only if the metadata lacks it |
 //! | `README.md` | a short card |
 //!
@@ -11,27 +11,31 @@
 //! modes, and files that are written whole or not at all (`tensor_file`, `atomic_file`). Apart from tuning because inference
 //! needs the same tables, and knows nothing of how they came to be.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use petals_protocol::{Injection, ModelId};
+use petals_protocol::{BlockWidths, ModelId};
 
 pub(crate) mod atomic_file;
 mod base;
 pub(crate) mod labels;
 mod manifest;
+pub(crate) mod method;
 mod missing;
 pub(crate) mod names;
 mod peft;
+mod read;
 pub(crate) mod tables;
 pub(crate) mod tensor_file;
+mod weights;
 
 use atomic_file::{WriteError, write_atomically};
 use labels::LabelMap;
 pub use manifest::{AdapterManifest, TextRules};
 use names::TuningMode;
-use tables::{Parts, PromptTables, Table, TableShape};
-use tensor_file::{NamedTensor, TensorFile, TensorFileError, write_tensors};
+use tables::{PromptTables, Table};
+use tensor_file::{TensorFile, TensorFileError, write_tensors};
 
 /// Name of the file with the tables.
 const TENSORS_FILE: &str = "adapter_model.safetensors";
@@ -39,10 +43,8 @@ const TENSORS_FILE: &str = "adapter_model.safetensors";
 const MANIFEST_FILE: &str = "petals_adapter.json";
 /// Key of the manifest in the metadata of the tensors' file.
 const MANIFEST_KEY: &str = "petals_adapter";
-/// The name under which PEFT saves and looks for a classifier's head.
-const PEFT_SCORE: &str = "base_model.score.weight";
 /// Names under which a score head is found, the first one first.
-const SCORE_NAMES: [&str; 3] = ["score.weight", PEFT_SCORE, "base_model.model.score.weight"];
+const SCORE_NAMES: [&str; 3] = ["score.weight", "base_model.score.weight", "base_model.model.score.weight"];
 
 /// What an adapter must know of the model it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +55,10 @@ pub struct AdaptedModel {
     pub name_or_path: String,
     /// Number of blocks.
     pub blocks: usize,
-    /// Width of the hidden states.
-    pub hidden: usize,
+    /// Widths of a block's rows.
+    pub widths: BlockWidths,
+    /// Heads of a block's keys.
+    pub key_heads: usize,
     /// Attention heads of a block.
     pub attention_heads: usize,
 }
@@ -127,9 +131,27 @@ pub enum AdapterError {
         /// What does not fit.
         source: TensorFileError,
     },
-    /// A PEFT adapter of a kind that has no prompt table.
-    #[error("a PEFT adapter of type {0} cannot be used: only PROMPT_TUNING and P_TUNING have one prompt table")]
+    /// A PEFT adapter of a kind that is not known here.
+    #[error("a PEFT adapter of type {0} cannot be used: PROMPT_TUNING, P_TUNING, PREFIX_TUNING, LORA and IA3 can")]
     PeftType(String),
+    /// A tensor that adapts something which cannot be adapted here.
+    #[error(
+        "the adapter has a tensor `{name}`, which is no table of a block of this model: only the matrices q_proj, k_proj, v_proj, o_proj, \
+         gate_proj, up_proj and down_proj can be adapted, and a classifier's head"
+    )]
+    ForeignTensor {
+        /// Its name.
+        name: String,
+    },
+    /// One half of a low-rank product.
+    #[error("the adapter has a tensor `{name}`, but not the other one of its pair (lora_A and lora_B)")]
+    LonelyTensor {
+        /// Its name.
+        name: String,
+    },
+    /// A change of weights that no server would take.
+    #[error("the adapter's tables cannot be used")]
+    Weights(#[source] petals_protocol::WeightChangeError),
     /// PEFT's configuration says something that the model or the tables do not fit.
     #[error("the adapter_config.json of {} has `{key}` {value}: {problem}", path.display())]
     PeftConfig {
@@ -176,30 +198,52 @@ impl Adapter {
     /// # Errors
     /// [`AdapterError::Write`] and [`AdapterError::Tensors`].
     pub fn save(&self, directory: &Path, model: &AdaptedModel) -> Result<(), AdapterError> {
-        let config = peft::config(&self.manifest, model);
+        let shape = self.tables.shape();
+        let config = peft::config(&self.manifest, shape, model);
         let manifest = self.manifest.to_json();
         write_atomically(&directory.join(peft::CONFIG_FILE), pretty(&config).as_bytes())?;
         let texts = HashMap::from([(MANIFEST_KEY.to_owned(), manifest.to_string())]);
         write_tensors(&directory.join(TENSORS_FILE), &self.tensors(), texts)?;
         write_atomically(&directory.join(MANIFEST_FILE), pretty(&manifest).as_bytes())?;
-        write_atomically(&directory.join("README.md"), peft::card(&self.manifest, model).as_bytes())?;
+        let card = peft::card(&self.manifest, shape, model);
+        write_atomically(&directory.join("README.md"), card.as_bytes())?;
         Ok(())
     }
 
-    fn tensors(&self) -> Vec<(String, Vec<usize>, &[f32])> {
+    fn tensors(&self) -> Vec<(String, Vec<usize>, Cow<'_, [f32]>)> {
         let shape = self.tables.shape();
         let mut tensors = Vec::new();
-        for table in [Table::Input, Table::Deep, Table::Score] {
+        for table in shape.tables() {
             let (Some(values), Some(extents)) = (self.tables.table(table), shape.of(table)) else { continue };
-            if table == Table::Score && shape.mode() == TuningMode::Ptune {
-                tensors.push((PEFT_SCORE.to_owned(), extents.clone(), values));
+            match table {
+                Table::KeysValues => {
+                    // PEFT's: for each row, keys and values of block after block.
+                    let wide: usize = extents.iter().skip(2).product();
+                    let row = |row: usize| {
+                        (0..shape.blocks)
+                            .flat_map(move |block| &values[(block * shape.prefix_len + row) * wide..][..wide])
+                    };
+                    let turned = (0..shape.prefix_len).flat_map(row).copied().collect();
+                    let extents = vec![shape.prefix_len, shape.blocks * wide];
+                    tensors.push((read::prefix_name(shape).to_owned(), extents, Cow::Owned(turned)));
+                }
+                Table::LowRankA(_) | Table::LowRankB(_) | Table::Scale(_) => {
+                    let own = weights::tensors(shape, table, values);
+                    tensors.extend(own.into_iter().map(|(name, extents, values)| (name, extents, Cow::Owned(values))));
+                }
+                Table::Score if shape.mode() != TuningMode::DEEP_PTUNE => {
+                    // Prompt learning and changed weights have the model at different places of PEFT's.
+                    let name = if shape.prefix_len > 0 { SCORE_NAMES[1] } else { SCORE_NAMES[2] };
+                    tensors.push((name.to_owned(), extents.clone(), Cow::Borrowed(values)));
+                    tensors.push((table.tensor_name().into_owned(), extents, Cow::Borrowed(values)));
+                }
+                _ => tensors.push((table.tensor_name().into_owned(), extents, Cow::Borrowed(values))),
             }
-            tensors.push((table.tensor_name().to_owned(), extents, values));
         }
         tensors
     }
 
-    /// Reads an adapter for `model`: one of ours, one of PEFT's prompt tuning, or the tables' file alone.
+    /// Reads an adapter for `model`: one of ours, one of PEFT's (prompt and prefix tuning, LoRA, IA3), or the tables' file alone.
     ///
     /// Without a manifest the shapes tell what the tables are: as many deep prompts as blocks are added, one less
     /// replaces; labels are `0..classes`. An adapter that fits, though it was made for a model of another name, is loaded with a
@@ -220,8 +264,8 @@ impl Adapter {
         let file = TensorFile::read(&path)?;
         let manifest = manifest::read(directory, file.metadata(MANIFEST_KEY)?)?;
         let other = base::other(manifest.as_ref(), &foreign, model);
-        let tables = read_tables(&file, model);
-        let tables = tables.map_err(|error| base::explained(error.into(), other.as_ref(), model))?;
+        let tables = read::tables(&file, &foreign, directory, model);
+        let tables = tables.map_err(|error| base::explained(error, other.as_ref(), model))?;
         peft::check_tables(&foreign, directory, tables.shape())?;
         let manifest = match manifest {
             Some(manifest) => manifest,
@@ -242,50 +286,6 @@ impl Adapter {
 
 fn pretty(json: &serde_json::Value) -> String {
     format!("{json:#}\n")
-}
-
-fn read_tables(file: &TensorFile, model: &AdaptedModel) -> Result<PromptTables, TensorFileError> {
-    let name = Table::Input.tensor_name();
-    let input = file.find(name)?.ok_or_else(|| file.lacks(name))?;
-    let prefix_len = match input.shape[..] {
-        [rows, hidden] if rows > 0 && hidden == model.hidden => rows,
-        _ => return Err(file.misshapen(name, input.shape, format!("[prefix length, {}]", model.hidden))),
-    };
-    let (injection, deep) = read_deep(file, prefix_len, model)?;
-    let score = read_score(file, model)?;
-    let labels = score.as_ref().and_then(|score| score.shape.first().copied());
-    let shape = TableShape { injection, blocks: model.blocks, prefix_len, hidden: model.hidden, labels };
-    Ok(PromptTables::from_parts(shape, Parts { input: input.values, deep, score: score.map(|score| score.values) }))
-}
-
-fn read_deep(
-    file: &TensorFile,
-    prefix_len: usize,
-    model: &AdaptedModel,
-) -> Result<(Injection, Option<Vec<f32>>), TensorFileError> {
-    let name = Table::Deep.tensor_name();
-    let Some(deep) = file.find(name)? else { return Ok((Injection::None, None)) };
-    let (blocks, hidden) = (model.blocks, model.hidden);
-    let injection = match deep.shape[..] {
-        [n, m, d] if (m, d) == (prefix_len, hidden) && n == blocks => Injection::Add,
-        [n, m, d] if (m, d) == (prefix_len, hidden) && n + 1 == blocks => Injection::Replace,
-        _ => {
-            let both = format!("[{blocks}, {prefix_len}, {hidden}] (add) or one prompt less (replace)");
-            return Err(file.misshapen(name, deep.shape, both));
-        }
-    };
-    Ok((injection, Some(deep.values)))
-}
-
-fn read_score(file: &TensorFile, model: &AdaptedModel) -> Result<Option<NamedTensor>, TensorFileError> {
-    for name in SCORE_NAMES {
-        let Some(score) = file.find(name)? else { continue };
-        return match score.shape[..] {
-            [labels, hidden] if labels > 0 && hidden == model.hidden => Ok(Some(score)),
-            _ => Err(file.misshapen(name, score.shape, format!("[labels, {}]", model.hidden))),
-        };
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

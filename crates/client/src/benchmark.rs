@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use petals_model::{ClientModel, HeadError};
-use petals_protocol::Injection;
 use petals_swarm::PeerId;
 
+use crate::adapter::method::Method;
 use crate::adapter::names::Task;
-use crate::adapter::tables::{InitError, InitRule, PromptTables, TableInit, TableShape};
+use crate::adapter::tables::{InitError, InitRule, PromptTables, TableInit};
 use crate::connect::ModelFiles;
 use crate::inference::logits::{LogitsError, RemoteModel};
 use crate::inference::sampler::Sampler;
@@ -40,10 +40,8 @@ pub struct Workload {
     pub batch: usize,
     /// Tokens of each example, at least 2.
     pub length: usize,
-    /// Rows of the prefix in training.
-    pub prefix_len: usize,
-    /// What blocks do to the prefix in training.
-    pub injection: Injection,
+    /// What is trained.
+    pub method: Method,
     /// What is learnt in training.
     pub task: Task,
     /// How batches are cut, in training and in forward.
@@ -92,7 +90,6 @@ pub struct Benchmark {
     sequence: Arc<RemoteSequence>,
     local: Arc<ClientModel>,
     workload: Workload,
-    blocks: usize,
     hidden: usize,
     tuner: Option<PromptTuner>,
 }
@@ -100,8 +97,8 @@ pub struct Benchmark {
 impl Benchmark {
     /// A benchmark of `sequence`, which must run the model of `files`.
     pub fn new(files: &ModelFiles, sequence: Arc<RemoteSequence>, workload: Workload) -> Self {
-        let (blocks, hidden) = (files.config.num_hidden_layers, files.config.hidden_size);
-        Self { sequence, local: files.local.clone(), workload, blocks, hidden, tuner: None }
+        let hidden = files.config.hidden_size;
+        Self { sequence, local: files.local.clone(), workload, hidden, tuner: None }
     }
 
     /// All hidden states of the batch through all blocks and back.
@@ -115,7 +112,7 @@ impl Benchmark {
         let micros = micro_batches(&examples, passes.micro_batch_tokens.unwrap_or(FORWARD_TOKENS)).into_iter();
         let passes_of_batch = micros.map(|range| async {
             let MicroBatch { lengths, tokens, .. } = MicroBatch::new(&examples[range]);
-            let input = PassInput { lengths, text: self.local.embed(&tokens)?, read_rows: None, prompts: None };
+            let input = PassInput { lengths, text: self.local.embed(&tokens)?, read_rows: None, tables: None };
             self.sequence.forward(input, false).await?;
             Ok::<_, BenchmarkError>(())
         });
@@ -175,7 +172,7 @@ impl Benchmark {
     /// [`BenchmarkError`].
     pub async fn hop(&self, rows: usize) -> Result<Repetition, BenchmarkError> {
         let input =
-            PassInput { lengths: vec![1; rows], text: vec![0.01; rows * self.hidden], read_rows: None, prompts: None };
+            PassInput { lengths: vec![1; rows], text: vec![0.01; rows * self.hidden], read_rows: None, tables: None };
         let meter = Meter::start(&self.sequence);
         // In a chain a hop's own share of the time does not show.
         let (_, trace) = self.sequence.forward_over(RelayMode::Star, Purpose::Soonest, input, false).await?;
@@ -185,14 +182,8 @@ impl Benchmark {
     }
 
     fn new_tuner(&self) -> Result<PromptTuner, BenchmarkError> {
-        let Workload { prefix_len, injection, task, passes, .. } = &self.workload;
-        let shape = TableShape {
-            injection: *injection,
-            blocks: self.blocks,
-            prefix_len: *prefix_len,
-            hidden: self.hidden,
-            labels: (*task == Task::SeqCls).then_some(LABELS),
-        };
+        let Workload { method, task, passes, .. } = &self.workload;
+        let shape = method.shape(self.local.config(), (*task == Task::SeqCls).then_some(LABELS));
         let config = self.local.config();
         let (std, vocab_size) = (config.initializer_range, config.vocab_size as u32);
         let init = TableInit { rule: InitRule::Normal, deep: None, std, vocab_size, seed: 0 };

@@ -95,7 +95,8 @@ impl ModelFiles {
             id,
             name_or_path: directory.display().to_string(),
             blocks: config.num_hidden_layers,
-            hidden: config.hidden_size,
+            widths: config.block_widths(),
+            key_heads: config.num_key_value_heads,
             attention_heads: config.num_attention_heads,
         };
         let local = Arc::new(checkpoint.load_client(dtype)?);

@@ -16,7 +16,8 @@ mod tuning;
 
 pub use adapter::atomic_file::WriteError;
 pub use adapter::labels::{Label, LabelError, LabelMap};
-pub use adapter::names::{Task, TuningMode, UnknownName};
+pub use adapter::method::Method;
+pub use adapter::names::{PrefixMode, Task, TuningMode, UnknownName, WeightMode};
 pub use adapter::tables::{
     DeepInit, GradientError, InitError, InitRule, PromptTables, StartError, Table, TableGradients, TableInit,
     TableShape,
@@ -35,7 +36,7 @@ pub use inference::sampler::{Allowed, Constraint, Sampler, Sampling, SamplingErr
 pub use inference::session::InferenceSession;
 pub use inference::text_session::TextSession;
 pub use petals_model::{CheckpointError, Dtype, ModelConfig, parse_json};
-pub use petals_protocol::{Injection, ServerState, Span, WireDtype};
+pub use petals_protocol::{Injection, Module, Modules, ServerState, Span, UnknownModule, WeightChange, WireDtype};
 pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
 pub use planner::{
     Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Route, RouteRules, WeightedRoute,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use petals_protocol::{Injection, ModelId, PassLayout, SessionId, Span, WireDtype};
+use petals_protocol::{Injection, ModelId, PassLayout, SessionId, Span, WeightChange, WireDtype};
 use petals_swarm::{PeerId, SwarmHandle};
 use tokio::sync::mpsc;
 
@@ -92,14 +92,14 @@ pub struct PassInput {
     pub text: Vec<f32>,
     /// Output rows that are read, ascending; `None` for all.
     pub read_rows: Option<Vec<u32>>,
-    /// Prompts in front, if any.
-    pub prompts: Option<Arc<PromptTables>>,
+    /// What is in front of the text and beside the weights, if anything.
+    pub tables: Option<Arc<PromptTables>>,
 }
 
 impl PassInput {
     pub(crate) fn rows(&self) -> usize {
         let tokens: usize = self.lengths.iter().map(|&n| n as usize).sum();
-        tokens + self.prompts.as_ref().map_or(0, |tables| tables.shape().prefix_len)
+        tokens + self.tables.as_ref().map_or(0, |tables| tables.shape().prefix_len)
     }
 }
 
@@ -108,8 +108,8 @@ impl PassInput {
 pub struct PassGradients {
     /// Of the carried prefix at block 0, `[prefix_len, hidden]`; `None` if the injection replaces it.
     pub prefix: Option<Vec<f32>>,
-    /// Of the prompts of each span, `[span, prefix_len, hidden]`; together every block once.
-    pub prompts: Vec<(Span, Vec<f32>)>,
+    /// Of the tables of each span, `[span, block_values]`; together every block once.
+    pub tables: Vec<(Span, Vec<f32>)>,
     /// How long each hop took, in the order of the backward.
     pub timings: Vec<(Hop, HopTiming)>,
 }
@@ -239,12 +239,13 @@ impl RemoteSequence {
 
     fn layout(&self, input: &PassInput, span: Span) -> PassLayout {
         let last = span.end() == self.blocks.end();
-        let tables = input.prompts.as_deref();
+        let tables = input.tables.as_deref();
         PassLayout {
             span,
             lengths: input.lengths.clone(),
             prefix_len: tables.map_or(0, |tables| tables.shape().prefix_len as u32),
             injection: tables.map_or(Injection::None, |tables| tables.shape().injection),
+            weights: tables.map_or(WeightChange::None, |tables| tables.shape().weights),
             read_rows: if last { Some(input.read_rows.clone().unwrap_or_else(|| all_rows(input))) } else { None },
         }
     }
@@ -254,7 +255,7 @@ impl RemoteSequence {
             layout: self.layout(input, hop.span),
             flow,
             ends,
-            tables: input.prompts.as_ref(),
+            tables: input.tables.as_ref(),
             hidden: self.hidden,
             dtype: self.config.wire_dtype,
             patience: self.config.request_timeout,

@@ -81,6 +81,7 @@ fn bench(stack: &BlockStack, sizes: Sizes, injection: Injection, repetitions: us
         lengths: vec![LENGTH as u32; EXAMPLES],
         prefix_len: PREFIX as u32,
         injection,
+        weights: Default::default(),
         read_rows: None,
     };
     let Sizes { hidden, mlp, blocks, .. } = sizes;
@@ -88,7 +89,7 @@ fn bench(stack: &BlockStack, sizes: Sizes, injection: Injection, repetitions: us
         layout: &layout,
         text: noise(1, EXAMPLES * LENGTH * hidden),
         prefix: layout.carries_prefix().then(|| noise(2, PREFIX * hidden)),
-        prompts: layout.has_prompts().then(|| noise(3, blocks * PREFIX * hidden)),
+        tables: layout.has_tables().then(|| noise(3, blocks * PREFIX * hidden)),
     };
     let [mut forward, mut keeping, mut backward, mut products] = [(); 4].map(|()| Vec::new());
     let alone = Products::new(sizes);

@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (mut steps, mut reads) = (Vec::new(), Vec::new());
         for _ in 0..REPETITIONS {
             let text = random::noise(1, batch * hidden);
-            let mut rows: Vec<_> = caches.iter_mut().map(|cache| CachedRows { cache, rows: 1 }).collect();
+            let mut rows: Vec<_> = caches.iter_mut().map(|cache| CachedRows { cache, rows: 1, tables: None }).collect();
             let start = Instant::now();
             black_box(stack.step(text, &mut rows, None)?);
             steps.push(start.elapsed().as_secs_f64());
@@ -66,7 +66,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn caches(stack: &BlockStack, batch: usize, kept: usize, hidden: usize) -> Result<Vec<KvCache>, Box<dyn Error>> {
     let mut cache = stack.cache(stack.span(), &KvMeter::default())?;
     if kept > 0 {
-        stack.step(random::noise(2, kept * hidden), &mut [CachedRows { cache: &mut cache, rows: kept }], Some(&[0]))?;
+        stack.step(
+            random::noise(2, kept * hidden),
+            &mut [CachedRows { cache: &mut cache, rows: kept, tables: None }],
+            Some(&[0]),
+        )?;
     }
     Ok(vec![cache; batch])
 }

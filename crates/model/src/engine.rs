@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::device::Dtype;
 use rotary::{Rotary, Turn};
-use shapes::{AttentionSizes, Geometry, Grown, Heads};
+use shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 
 #[cfg(feature = "burn")]
 pub(crate) mod burn;
@@ -84,8 +84,14 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// Numbers of rows, ascending, for [`Self::gather`] and [`Self::add_picked`].
     fn pick(&self, rows: &[u32]) -> Self::Picked;
 
+    /// How many row numbers there are.
+    fn count(&self, picked: &Self::Picked) -> usize;
+
     /// Number of rows.
     fn height(&self, rows: &Self::Rows) -> usize;
+
+    /// Values of a row.
+    fn width(&self, rows: &Self::Rows) -> usize;
 
     /// Bytes that a matrix occupies.
     fn bytes(rows: &Self::Rows) -> u64;
@@ -124,6 +130,23 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
 
     /// Adds `dy·Wᵀ` to the rows of `sum` from `first` on.
     fn project_back_onto(&self, linear: &Self::Linear, dy: &Self::Rows, sum: Self::Rows, first: usize) -> Self::Rows;
+
+    // Products with small trained tables, which have few rows. An area is as wide as the table.
+
+    /// `x·tableᵀ`, `[rows, table's rows]`, for the area of `x`.
+    fn times_table_back(&self, x: &Self::Rows, area: &Area, table: &Self::Rows) -> Self::Rows;
+
+    /// Adds `low·table` to the area of `sum`.
+    fn add_times_table(&self, sum: Self::Rows, area: &Area, low: &Self::Rows, table: &Self::Rows) -> Self::Rows;
+
+    /// `lowᵀ·x`, `[low's width, width]`, for the `width` columns of the area of `x`.
+    fn table_gradient(&self, low: &Self::Rows, x: &Self::Rows, area: &Area, width: usize) -> Self::Rows;
+
+    /// Multiplies every row of the area by `scale`, `[1, width]`.
+    fn scale(&self, x: Self::Rows, area: &Area, scale: &Self::Rows) -> Self::Rows;
+
+    /// The sum over rows of `x ∘ dy`, `[1, width]`, for the `width` columns of the area of both.
+    fn scale_gradient(&self, x: &Self::Rows, dy: &Self::Rows, area: &Area, width: usize) -> Self::Rows;
 
     // Element-wise and row-wise.
 

@@ -23,5 +23,6 @@ pub use engine::shapes::PAGE_TOKENS;
 pub use engine::{DeviceFailure, KvMeter};
 pub use kv::KvCache;
 pub use stack::{
-    BlockStack, CachedPrefix, CachedRows, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError, Stash,
+    BlockStack, CachedPrefix, CachedRows, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError,
+    SpanTables, Stash, StepSize,
 };

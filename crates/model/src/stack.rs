@@ -16,12 +16,16 @@ mod memory;
 mod pass;
 mod plan;
 mod rows;
+mod span_tables;
 mod stash;
 mod step;
+mod tables;
 
 pub use block::Keep;
 use blocks::Blocks;
+pub use memory::StepSize;
 pub use pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError};
+pub use span_tables::SpanTables;
 pub use stash::Stash;
 pub use step::{CachedPrefix, CachedRows};
 
@@ -97,7 +101,7 @@ impl BlockStack {
 
     /// Runs the stash's span backward, to the gradients of its inputs.
     ///
-    /// Prefix and prompt gradients are sums over the examples. Without `text_grad` the text's gradient is not returned,
+    /// Gradients of the prefix and of tables are sums over the examples. Without `text_grad` the text's gradient is not returned,
     /// and what only it needs in the first block is not computed.
     ///
     /// # Errors

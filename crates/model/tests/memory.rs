@@ -51,6 +51,7 @@ fn layouts() -> Vec<PassLayout> {
         lengths: vec![100; 8],
         prefix_len: 16,
         injection: Injection::None,
+        weights: Default::default(),
         read_rows: None,
     };
     let ragged = PassLayout { lengths: vec![3, 180, 2, 5, 60, 1], injection: Injection::Add, ..even.clone() };
@@ -77,13 +78,13 @@ fn passes_take_no_more_memory_than_estimated() {
             let m = layout.prefix_rows() * d;
             let text = vec![0.1; layout.tokens() * d];
             let prefix = layout.carries_prefix().then(|| vec![0.2; m]);
-            let prompts = layout.has_prompts().then(|| vec![0.3; 4 * m]);
+            let tables = layout.has_tables().then(|| vec![0.3; 4 * m]);
             let estimate = stack.activation_bytes_estimate(layout);
             let (kept, repeated) = match keep {
                 Keep::Inputs => (stack.input_bytes_estimate(layout), stack.block_stash_bytes_estimate(layout)),
                 _ => (stack.stash_bytes_estimate(layout), 0),
             };
-            let pass = ForwardPass { layout, text, prefix, prompts };
+            let pass = ForwardPass { layout, text, prefix, tables };
             let (output, forward) = rise(|| stack.forward(pass, keep).unwrap());
             let grads = OutputGrads { text: output.text, prefix: output.prefix };
             let stash = output.stash.unwrap();
@@ -115,7 +116,9 @@ fn keys_and_values_are_written_where_they_are() {
             let mut cache = stack.cache(stack.span(), &KvMeter::default()).unwrap();
             let mut step = |rows| {
                 let before = ALL.load(Relaxed);
-                stack.step(vec![0.1; rows * d], &mut [CachedRows { cache: &mut cache, rows }], None).unwrap();
+                stack
+                    .step(vec![0.1; rows * d], &mut [CachedRows { cache: &mut cache, rows, tables: None }], None)
+                    .unwrap();
                 ALL.load(Relaxed) - before
             };
             step(kept);

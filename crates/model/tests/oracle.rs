@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use petals_model::{BlockStack, Checkpoint, ClientModel, Device, Dtype, ForwardPass, Keep, OutputGrads, Stash};
-use petals_protocol::{Injection, PassLayout, Span};
+use petals_protocol::{Injection, Module, Modules, PassLayout, Span, WeightChange};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -29,6 +29,13 @@ impl Golden {
         let all = env::var_os("PETALS_GOLDENS")
             .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens"), PathBuf::from);
         let dir = all.join(family);
+        let scalars = serde_json::from_slice(&fs::read(dir.join("goldens.json")).unwrap()).unwrap();
+        Self { bytes: fs::read(dir.join("goldens.safetensors")).unwrap(), scalars, dir }
+    }
+
+    /// What was recorded of adapters, beside the same checkpoint.
+    fn adapters(&self) -> Self {
+        let dir = self.dir.join("adapters");
         let scalars = serde_json::from_slice(&fs::read(dir.join("goldens.json")).unwrap()).unwrap();
         Self { bytes: fs::read(dir.join("goldens.safetensors")).unwrap(), scalars, dir }
     }
@@ -74,23 +81,44 @@ struct Swarm {
     stacks: Vec<BlockStack>,
 }
 
-/// A mode's tables: what enters as prefix and as prompts of all blocks.
+/// A mode's tables: what enters as prefix and as tables of all blocks.
 struct Tables {
     injection: Injection,
+    weights: WeightChange,
     m: usize,
     prefix: Option<Vec<f32>>,
-    prompts: Option<Vec<f32>>,
+    /// Of each block, back to back.
+    tables: Option<Vec<f32>>,
 }
 
 impl Tables {
     fn read(golden: &Golden, mode: &str) -> Self {
         let (m, p) = (golden.bytes_of("P").0[0], golden.tensor("P"));
-        let (injection, prefix, prompts) = match mode {
+        let (injection, prefix, tables) = match mode {
             "ptune" => (Injection::None, Some(p), None),
             "add" => (Injection::Add, Some(p), Some(golden.tensor("Q_add"))),
             _ => (Injection::Replace, None, Some([p, golden.tensor("Q_replace")].concat())),
         };
-        Self { injection, m, prefix, prompts }
+        Self { injection, weights: WeightChange::None, m, prefix, tables }
+    }
+
+    /// The recorded tables of a kind of adapter; see `make_adapters.py`.
+    fn of_kind(adapters: &Golden, kind: &str) -> Self {
+        let number = |name: &str| adapters.scalars[name].as_u64().unwrap() as u32;
+        let injection = match kind {
+            _ if kind.starts_with("prefix") => Injection::KeysValues,
+            _ if kind.starts_with("replace") => Injection::Replace,
+            _ => Injection::None,
+        };
+        let weights = match kind {
+            _ if kind.ends_with("lora") => {
+                WeightChange::LowRank { rank: number("rank"), modules: Module::ALL.into_iter().collect() }
+            }
+            _ if kind.ends_with("ia3") => WeightChange::Scales { modules: Modules::SCALED },
+            _ => WeightChange::None,
+        };
+        let m = if injection == Injection::None { 0 } else { number("rows") as usize };
+        Self { injection, weights, m, prefix: None, tables: Some(adapters.tensor(&format!("tables.{kind}"))) }
     }
 }
 
@@ -111,7 +139,6 @@ impl Swarm {
     }
 
     fn forward(&self, rows: &[Vec<u32>], tables: Option<&Tables>, read: Option<Vec<u32>>, keep: Keep) -> Run {
-        let d = self.client.config().hidden_size;
         let mut text = self.client.embed(&rows.concat()).unwrap();
         let mut prefix = tables.and_then(|t| t.prefix.clone());
         let mut stashes = Vec::new();
@@ -121,15 +148,16 @@ impl Swarm {
                 lengths: rows.iter().map(|row| row.len() as u32).collect(),
                 prefix_len: tables.map_or(0, |t| t.m as u32),
                 injection: tables.map_or(Injection::None, |t| t.injection),
+                weights: tables.map_or(WeightChange::None, |t| t.weights),
                 read_rows: read.clone().filter(|_| number + 1 == self.stacks.len()),
             };
-            let prompts = tables.and_then(|t| {
-                t.prompts.as_ref().map(|all| {
-                    let table = t.m * d;
+            let tables = tables.and_then(|t| {
+                t.tables.as_ref().map(|all| {
+                    let table = all.len() / 4;
                     all[layout.span.start() as usize * table..layout.span.end() as usize * table].to_vec()
                 })
             });
-            let output = stack.forward(ForwardPass { layout: &layout, text, prefix, prompts }, keep).unwrap();
+            let output = stack.forward(ForwardPass { layout: &layout, text, prefix, tables }, keep).unwrap();
             let stash = output.stash.unwrap();
             let estimate = if keep == Keep::Inputs {
                 stack.input_bytes_estimate(&layout)
@@ -143,18 +171,18 @@ impl Swarm {
         Run { text, stashes }
     }
 
-    /// Gradients of the prefix that entered and of all prompts, in the order of the blocks.
+    /// Gradients of the prefix that entered and of all tables, in the order of the blocks.
     fn backward(&self, run: Run, text: Vec<f32>) -> (Option<Vec<f32>>, Vec<f32>) {
         let last = run.stashes.last().unwrap().layout().clone();
         let zeros = vec![0.0; last.prefix_rows() * self.client.config().hidden_size];
         let mut grads = OutputGrads { text, prefix: last.returns_prefix().then_some(zeros) };
-        let mut prompts = Vec::new();
+        let mut tables = Vec::new();
         for (number, (stack, stash)) in self.stacks.iter().zip(run.stashes).enumerate().rev() {
             let back = stack.backward(stash, grads, number > 0).unwrap();
-            prompts = [back.prompts.unwrap_or_default(), prompts].concat();
+            tables = [back.tables.unwrap_or_default(), tables].concat();
             grads = OutputGrads { text: back.text.unwrap_or_default(), prefix: back.prefix };
         }
-        (grads.prefix, prompts)
+        (grads.prefix, tables)
     }
 }
 
@@ -191,10 +219,11 @@ fn every_block_and_every_span_has_the_recorded_outputs() {
                     lengths: vec![9; 3],
                     prefix_len: 0,
                     injection: Injection::None,
+                    weights: Default::default(),
                     read_rows: None,
                 };
                 let text = states[start as usize * layer..][..layer].to_vec();
-                let pass = ForwardPass { layout: &layout, text, prefix: None, prompts: None };
+                let pass = ForwardPass { layout: &layout, text, prefix: None, tables: None };
                 let output = whole.forward(pass, Keep::Nothing).unwrap().text;
                 assert_close(&format!("{family} {span}"), &output, &states[end as usize * layer..][..layer], tolerance);
             }
@@ -242,6 +271,30 @@ fn reads(golden: &Golden, rows: &[Vec<u32>], task: &str) -> (Vec<u32>, Vec<u32>)
     (read, labels)
 }
 
+/// Mean loss with the score head's gradient, and gradients of the prefix that entered and of all blocks' tables.
+type Stepped = ((f64, Option<Vec<f32>>), (Option<Vec<f32>>, Vec<f32>));
+
+fn step_with(
+    golden: &Golden,
+    swarm: &Swarm,
+    rows: &[Vec<u32>],
+    (tables, task): (&Tables, &str),
+    keep: Keep,
+) -> Stepped {
+    let (read, labels) = reads(golden, rows, task);
+    let run = swarm.forward(rows, Some(tables), Some(read), keep);
+    let scale = 1.0 / labels.len() as f32;
+    let scaled = |grad: Vec<f32>| grad.into_iter().map(|g| g * scale).collect::<Vec<f32>>();
+    let (loss, grad, score) = if task == "causal-lm" {
+        let loss = swarm.client.lm_loss(&run.text, &labels).unwrap();
+        (loss.loss_sum, loss.grad, None)
+    } else {
+        let loss = swarm.client.class_loss(&run.text, &golden.tensor("score"), &labels).unwrap();
+        (loss.loss_sum, loss.hidden_grad, Some(scaled(loss.score_grad)))
+    };
+    ((loss * f64::from(scale), score), swarm.backward(run, scaled(grad)))
+}
+
 /// Mean loss, and gradients by table name.
 fn step(
     golden: &Golden,
@@ -251,34 +304,22 @@ fn step(
     keep: Keep,
 ) -> (f64, Vec<(&'static str, Vec<f32>)>) {
     let tables = Tables::read(golden, mode);
-    let (read, labels) = reads(golden, rows, task);
-    let run = swarm.forward(rows, Some(&tables), Some(read), keep);
-    let scale = 1.0 / labels.len() as f32;
-    let scaled = |grad: Vec<f32>| grad.into_iter().map(|g| g * scale).collect::<Vec<f32>>();
-    let mut named = Vec::new();
-    let (loss, grad) = if task == "causal-lm" {
-        let loss = swarm.client.lm_loss(&run.text, &labels).unwrap();
-        (loss.loss_sum, loss.grad)
-    } else {
-        let loss = swarm.client.class_loss(&run.text, &golden.tensor("score"), &labels).unwrap();
-        named.push(("score", scaled(loss.score_grad)));
-        (loss.loss_sum, loss.hidden_grad)
-    };
-    let (prefix, mut prompts) = swarm.backward(run, scaled(grad));
+    let ((loss, score), (prefix, mut of_blocks)) = step_with(golden, swarm, rows, (&tables, task), keep);
+    let mut named: Vec<_> = score.map(|score| ("score", score)).into_iter().collect();
     match tables.injection {
         Injection::Replace => {
             let table = tables.m * swarm.client.config().hidden_size;
-            named.push(("Q", prompts.split_off(table)));
-            named.push(("P", prompts));
+            named.push(("Q", of_blocks.split_off(table)));
+            named.push(("P", of_blocks));
         }
         _ => {
             named.push(("P", prefix.unwrap()));
             if tables.injection == Injection::Add {
-                named.push(("Q", prompts));
+                named.push(("Q", of_blocks));
             }
         }
     }
-    (loss * f64::from(scale), named)
+    (loss, named)
 }
 
 #[test]
@@ -305,6 +346,38 @@ fn losses_and_gradients_are_the_recorded_ones_in_every_mode_task_split_and_stash
                         &expected,
                         1e-4 * slack,
                     );
+                }
+            }
+        }
+    }
+}
+
+/// What each block may get besides prompts, alone and beside them.
+const KINDS: [&str; 5] = ["lora", "ia3", "prefix", "replace+lora", "prefix+ia3"];
+
+#[test]
+fn adapters_of_every_kind_have_the_recorded_logits_losses_and_gradients() {
+    for family in FAMILIES {
+        let golden = Golden::read(family);
+        let adapters = golden.adapters();
+        for (split, device) in SPLITS.iter().flat_map(|split| devices().into_iter().map(move |device| (split, device)))
+        {
+            let swarm = Swarm::load(&golden, split, &device);
+            let slack = slack(&device);
+            for kind in KINDS {
+                let tables = Tables::of_kind(&adapters, kind);
+                let what = format!("{family} {kind} {split:?} on {device}");
+                let run = swarm.forward(&golden.rows(false), Some(&tables), None, Keep::Inputs);
+                let logits = swarm.client.lm_logits(&run.text).unwrap();
+                assert_close(&what, &logits, &adapters.tensor(&format!("logits.{kind}")), 1e-4 * slack);
+                let runs = ["causal-lm", "seq-cls"].into_iter();
+                for (task, keep) in runs.flat_map(|task| [Keep::Everything, Keep::Inputs].map(|keep| (task, keep))) {
+                    let (loss, grad) = step_with(&golden, &swarm, &golden.rows(true), (&tables, task), keep);
+                    let expected = adapters.scalars[format!("loss.{kind}.{task}")].as_f64().unwrap();
+                    let error = (loss.0 - expected).abs() / expected;
+                    assert!(error < 1e-5 * f64::from(slack), "{what} {task}: loss {} for {expected}", loss.0);
+                    let expected = adapters.tensor(&format!("grad.{kind}.{task}"));
+                    assert_close(&format!("{what} {task} {keep:?}"), &grad.1, &expected, 1e-4 * slack);
                 }
             }
         }

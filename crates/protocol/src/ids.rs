@@ -209,7 +209,7 @@ pub struct StashId(pub u64);
 
 /// Names prompts that later requests of a stream use again. Chosen by the client; other prompts have another name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct PromptsId(pub u64);
+pub struct TablesId(pub u64);
 
 /// Names a session. Chosen by the client, unique on its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

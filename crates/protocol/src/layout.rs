@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::adaptation::{BlockTable, BlockWidths, TableKind, WeightChange, WeightChangeError};
 use crate::ids::Span;
 
 /// What happens to the first `prefix_len` positions before each block (docs/prompt-tuning.md).
@@ -13,6 +14,25 @@ pub enum Injection {
     Add,
     /// `prefix := Q_l` before block `l` (P-Tuning v2, Liu et al. 2021); for block 0 `Q_0` is the input prompt itself.
     Replace,
+    /// The prefix has no hidden states: each block gets the keys and values that the text attends to (prefix tuning, Li and Liang 2021).
+    KeysValues,
+}
+
+impl Injection {
+    /// The table of one block for a prefix of `rows` rows, if there is one.
+    pub fn tables(self, rows: usize, widths: BlockWidths) -> Vec<BlockTable> {
+        let (kind, width) = match self {
+            Self::None => return Vec::new(),
+            Self::Add | Self::Replace => (TableKind::Prompts, widths.hidden),
+            Self::KeysValues => (TableKind::KeysValues, 2 * widths.key),
+        };
+        vec![BlockTable { kind, rows, width }]
+    }
+
+    /// Whether the prefix has hidden states that go from block to block.
+    pub fn carries_prefix(self) -> bool {
+        matches!(self, Self::None | Self::Add)
+    }
 }
 
 /// The shape of one micro-batch on its way through a span.
@@ -30,6 +50,8 @@ pub struct PassLayout {
     pub prefix_len: u32,
     /// What each block does to the prefix. [`Injection::None`] if `prefix_len` is 0.
     pub injection: Injection,
+    /// How the weights of the blocks are adapted.
+    pub weights: WeightChange,
     /// Packed text rows that are read from the span's output, strictly ascending; `None` for all.
     ///
     /// Set on the last span only: the prefix leaves no output then, nothing reads it.
@@ -58,6 +80,9 @@ pub enum LayoutError {
     /// An injection into a prefix that does not exist.
     #[error("an injection needs a prefix of at least one row")]
     InjectionWithoutPrefix,
+    /// A change of the weights that makes no sense.
+    #[error(transparent)]
+    Weights(#[from] WeightChangeError),
 }
 
 impl PassLayout {
@@ -78,9 +103,14 @@ impl PassLayout {
 
     /// Whether the prefix's hidden states enter the span as `[prefix_len, hidden]`.
     ///
-    /// Under [`Injection::Replace`] they never travel: each block's prefix rows come from the prompts.
+    /// Under [`Injection::Replace`] and [`Injection::KeysValues`] they never travel: each block's prefix comes from its tables.
     pub fn carries_prefix(&self) -> bool {
-        self.prefix_len > 0 && self.injection != Injection::Replace
+        self.prefix_len > 0 && self.injection.carries_prefix()
+    }
+
+    /// Prefix rows among those that go through each block. Keys and values lie beside them.
+    pub fn hidden_prefix_rows(&self) -> usize {
+        if self.injection == Injection::KeysValues { 0 } else { self.prefix_rows() }
     }
 
     /// Whether the prefix's hidden states leave the span for the next one.
@@ -88,9 +118,21 @@ impl PassLayout {
         self.carries_prefix() && self.read_rows.is_none()
     }
 
-    /// Whether the span gets prompts of its own, `[span.len(), prefix_len, hidden]`.
-    pub fn has_prompts(&self) -> bool {
-        self.prefix_len > 0 && self.injection != Injection::None
+    /// Whether the span's blocks get tables of their own, `[span.len(), block_values]` (see [`Self::block_tables`]).
+    pub fn has_tables(&self) -> bool {
+        self.injection != Injection::None || self.weights != WeightChange::None
+    }
+
+    /// Tables of one block of the span, in the order in which they lie back to back: those of the prefix, then those of the weights.
+    pub fn block_tables(&self, widths: BlockWidths) -> Vec<BlockTable> {
+        let mut tables = self.injection.tables(self.prefix_rows(), widths);
+        tables.extend(self.weights.tables(widths));
+        tables
+    }
+
+    /// Values of all tables of one block.
+    pub fn block_values(&self, widths: BlockWidths) -> usize {
+        self.block_tables(widths).iter().map(BlockTable::values).sum()
     }
 
     /// Checks everything that can be checked without knowing the model.
@@ -119,6 +161,7 @@ impl PassLayout {
         if self.prefix_len == 0 && self.injection != Injection::None {
             return Err(LayoutError::InjectionWithoutPrefix);
         }
+        self.weights.validate()?;
         let tokens = self.tokens();
         if let Some(rows) = &self.read_rows {
             let ascending = rows.windows(2).all(|pair| pair[0] < pair[1]);
@@ -134,22 +177,32 @@ impl PassLayout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adaptation::{Module, Modules};
+
+    const WIDTHS: BlockWidths = BlockWidths { hidden: 8, query: 6, key: 2, intermediate: 20 };
 
     fn layout() -> PassLayout {
         let span = Span::new(0, 2).unwrap();
-        PassLayout { span, lengths: vec![3, 2], prefix_len: 4, injection: Injection::Add, read_rows: None }
+        PassLayout {
+            span,
+            lengths: vec![3, 2],
+            prefix_len: 4,
+            injection: Injection::Add,
+            weights: Default::default(),
+            read_rows: None,
+        }
     }
 
     #[test]
     fn counts_rows() {
         let all = layout();
         assert_eq!((all.tokens(), all.output_rows()), (5, 5));
-        assert!(all.carries_prefix() && all.returns_prefix() && all.has_prompts());
+        assert!(all.carries_prefix() && all.returns_prefix() && all.has_tables());
         let last = PassLayout { read_rows: Some(vec![2, 4]), ..layout() };
         assert_eq!(last.output_rows(), 2);
         assert!(last.carries_prefix() && !last.returns_prefix());
         let replace = PassLayout { injection: Injection::Replace, ..layout() };
-        assert!(!replace.carries_prefix() && replace.has_prompts());
+        assert!(!replace.carries_prefix() && replace.has_tables());
     }
 
     #[test]
@@ -168,5 +221,33 @@ mod tests {
             let wrong = PassLayout { read_rows: Some(rows), ..layout() };
             assert_eq!(wrong.validate(), Err(LayoutError::ReadRows { tokens: 5 }));
         }
+    }
+
+    #[test]
+    fn tables_lie_back_to_back_in_a_fixed_order() {
+        let modules = [Module::Down, Module::Query].into_iter().collect();
+        let layout = PassLayout {
+            span: Span::new(0, 2).unwrap(),
+            lengths: vec![3],
+            prefix_len: 4,
+            injection: Injection::KeysValues,
+            weights: WeightChange::LowRank { rank: 3, modules },
+            read_rows: None,
+        };
+        let tables = layout.block_tables(WIDTHS);
+        let extents: Vec<_> = tables.iter().map(|table| (table.kind, table.rows, table.width)).collect();
+        assert_eq!(
+            extents,
+            [
+                (TableKind::KeysValues, 4, 4),
+                (TableKind::LowRankA(Module::Query), 3, 8),
+                (TableKind::LowRankB(Module::Query), 3, 6),
+                (TableKind::LowRankA(Module::Down), 3, 20),
+                (TableKind::LowRankB(Module::Down), 3, 8),
+            ]
+        );
+        assert_eq!(layout.block_values(WIDTHS), 4 * 4 + 3 * (8 + 6 + 20 + 8));
+        let scaled = PassLayout { weights: WeightChange::Scales { modules: Modules::SCALED }, ..layout };
+        assert_eq!(scaled.block_values(WIDTHS), 4 * 4 + 2 + 2 + 20);
     }
 }

@@ -3,6 +3,7 @@
 //! No libp2p, no burn and no async runtime here: a [`FrameReader`] works on anything that is [`futures::io::AsyncRead`].
 //! `docs/protocol.md` specifies the same bytes in prose.
 
+mod adaptation;
 mod codec;
 mod frame;
 mod ids;
@@ -15,15 +16,18 @@ mod server_info;
 mod session;
 mod tensor;
 
+pub use adaptation::{
+    BlockTable, BlockWidths, Module, Modules, TableKind, UnknownModule, WeightChange, WeightChangeError,
+};
 pub use codec::{DecodeError, decode, encode};
 pub use frame::{
     Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, MAGIC, PREAMBLE_LEN, WIRE_VERSION,
 };
-pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, PromptsId, SessionId, Span, StashId};
+pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, SessionId, Span, StashId, TablesId};
 pub use layout::{Injection, LayoutError, PassLayout};
 pub use message::{Limits, PROTOCOL_NAME, Request, Response, Welcome};
 pub use pass::{
-    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, PromptSource, StashLevel,
+    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, StashLevel, TableSource,
 };
 pub use refusal::{Refusal, Remedy};
 pub use relay::{NextServer, RelayToken, RowSource, RowTarget};

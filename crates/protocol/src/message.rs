@@ -13,7 +13,7 @@ use crate::server_info::{RecordError, ServerInfo};
 use crate::session::StepRequest;
 
 /// libp2p protocol name of block streams. Changes with every incompatible change of the frames or messages.
-pub const PROTOCOL_NAME: &str = "/petals-rs/blocks/2";
+pub const PROTOCOL_NAME: &str = "/petals-rs/blocks/3";
 
 /// What a client asks. The tensors named in each variant follow the header, in this order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub enum Request {
         model: ModelId,
     },
     /// Runs a span forward. Tensors: text `[tokens, hidden]`; prefix `[prefix_len, hidden]` if the layout carries one;
-    /// prompts `[span, prefix_len, hidden]` if it has them and they are not [`crate::PromptSource::Kept`].
+    /// tables `[span, block_values]` ([`crate::PassLayout::block_tables`]) if it has them and they are not [`crate::TableSource::Kept`].
     Forward(ForwardRequest),
     /// Runs a span backward to the gradients of its inputs (weights are frozen and have none).
     /// Tensors: without a stash, first those of the forward; then the output gradients: text `[output_rows, hidden]`
@@ -64,8 +64,8 @@ pub enum Response {
     /// passed on.
     Forward(ForwardReply),
     /// Tensors: text gradient `[tokens, hidden]` if asked for; prefix gradient `[prefix_len, hidden]` if the layout
-    /// carries one; prompt gradients `[span, prefix_len, hidden]` if it has prompts. Prefix and prompt gradients are
-    /// summed over the examples. Of these only the prompts' if the others were passed on.
+    /// carries one; gradients of the tables `[span, block_values]` if it has any. Those of prefix and tables are
+    /// summed over the examples. Of these only the tables' if the others were passed on.
     Backward(BackwardReply),
     /// Nothing was done. No tensors.
     Refused(Refusal),
@@ -91,6 +91,8 @@ pub struct Limits {
     pub max_body: u64,
     /// Requests of one stream that may be unanswered at a time.
     pub max_in_flight: u32,
+    /// Bytes, in f32, of the tables that one request brings along.
+    pub max_adapter: u64,
 }
 
 impl Welcome {

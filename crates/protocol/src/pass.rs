@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{PromptsId, StashId};
+use crate::ids::{StashId, TablesId};
 use crate::layout::PassLayout;
 use crate::relay::{RowSource, RowTarget};
 use crate::tensor::WireDtype;
@@ -12,8 +12,8 @@ use crate::tensor::WireDtype;
 pub struct ForwardRequest {
     /// Shape of the micro-batch.
     pub layout: PassLayout,
-    /// Where the prompts come from; [`PromptSource::Inline`] if the layout has none.
-    pub prompts: PromptSource,
+    /// Where the blocks' tables come from; [`TableSource::Inline`] if the layout has none.
+    pub tables: TableSource,
     /// Keep what the backward needs under this name, if memory allows.
     pub stash: Option<StashId>,
     /// Where text and prefix come from.
@@ -31,15 +31,15 @@ pub struct ForwardRequest {
 pub struct BackwardRequest {
     /// Shape of the micro-batch, as in its forward.
     pub layout: PassLayout,
-    /// As in [`ForwardRequest`]; [`PromptSource::Inline`] if there is a stash, which has them.
-    pub prompts: PromptSource,
+    /// As in [`ForwardRequest`]; [`TableSource::Inline`] if there is a stash, which has them.
+    pub tables: TableSource,
     /// The stash of the forward; `None` if the inputs are sent again.
     pub stash: Option<StashId>,
     /// Whether the gradient of the text input is wanted. Nobody needs it below block 0.
     pub text_grad: bool,
     /// Where the output gradients come from.
     pub grads: RowSource,
-    /// Where the gradients of text and prefix go; those of the prompts always come with the reply.
+    /// Where the gradients of text and prefix go; those of the tables always come with the reply.
     pub output: RowTarget,
     /// Dtype of the tensors in the response.
     pub reply_dtype: WireDtype,
@@ -47,17 +47,17 @@ pub struct BackwardRequest {
     pub deadline_ms: u32,
 }
 
-/// Where the prompts of a pass come from. The micro-batches of a step share them, so they need to travel once.
+/// Where the tables of a pass come from. The micro-batches of a step share them, so they need to travel once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum PromptSource {
+pub enum TableSource {
     /// With the request, for it alone.
     #[default]
     Inline,
     /// With the request, and kept under this name for later requests of the stream if memory allows, in the place of what
     /// was kept before.
-    Keep(PromptsId),
+    Keep(TablesId),
     /// Those that were kept for the same span under this name.
-    Kept(PromptsId),
+    Kept(TablesId),
 }
 
 /// How much a server keeps of a forward for its backward. Every level but the last costs more computation or traffic.

@@ -70,7 +70,7 @@ pub enum Refusal {
     },
     /// The prompts named are not kept here: never were, were replaced, or are another span's. Send them with the request.
     #[error("the prompts of this pass are gone")]
-    PromptsGone,
+    TablesGone,
     /// The pass was computed, but the server it was to be passed on to did not take its output.
     #[error("the output cannot be passed on: {what}")]
     NextUnreachable {
@@ -116,7 +116,7 @@ impl Refusal {
             Self::Busy { retry_after_ms } => {
                 Remedy::RetryThere { after: std::time::Duration::from_millis(u64::from(*retry_after_ms)) }
             }
-            Self::StashGone | Self::PromptsGone | Self::SessionGone => Remedy::Replay,
+            Self::StashGone | Self::TablesGone | Self::SessionGone => Remedy::Replay,
             Self::Draining | Self::WrongModel { .. } | Self::WrongSpan { .. } | Self::Internal { .. } => {
                 Remedy::GoElsewhere
             }
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn only_the_clients_own_mistakes_stop_it() {
         assert!(Refusal::Busy { retry_after_ms: 5 }.is_retryable());
-        assert!(Refusal::StashGone.is_retryable() && Refusal::PromptsGone.is_retryable());
+        assert!(Refusal::StashGone.is_retryable() && Refusal::TablesGone.is_retryable());
         assert!(Refusal::Internal { what: String::new() }.is_retryable());
         assert!(!Refusal::BadShape { what: String::new() }.is_retryable());
         assert!(!Refusal::TooLarge { what: String::new(), got: 2, limit: 1 }.is_retryable());

@@ -11,7 +11,7 @@ use crate::pass::ForwardRequest;
 pub struct StepRequest {
     /// Which session.
     pub session: SessionId,
-    /// The new rows, as in a forward: an example of its layout is a sequence of the session, and may have no row. A prefix only with
+    /// The new rows, as in a forward: an example of its layout is a sequence of the session, and may have no row. A prefix and tables only with
     /// the step that opens the session; no stash.
     pub forward: ForwardRequest,
     /// For each sequence, how many of its positions behind the prefix are kept. What is behind them is forgotten, so a step that is
@@ -53,8 +53,8 @@ pub enum StepError {
     /// More than the session was opened for.
     #[error("the step exceeds what its session is opened for")]
     TooLarge,
-    /// A prefix that does not come first.
-    #[error("only the step that opens a session has a prefix")]
+    /// A prefix or tables that do not come first.
+    #[error("only the step that opens a session has a prefix and tables")]
     LatePrefix,
     /// Inference has no backward.
     #[error("a step leaves no stash")]
@@ -68,6 +68,7 @@ impl StepRequest {
     /// The first [`StepError`] found.
     pub fn validate(&self) -> Result<(), StepError> {
         let PassLayout { lengths, prefix_len, .. } = &self.forward.layout;
+        let has_tables = self.forward.layout.has_tables();
         let count = |what, got| {
             if got == lengths.len() { Ok(()) } else { Err(StepError::Count { examples: lengths.len(), what, got }) }
         };
@@ -79,7 +80,7 @@ impl StepRequest {
             return Err(StepError::Stash);
         }
         match self.open {
-            None if *prefix_len > 0 => Err(StepError::LatePrefix),
+            None if *prefix_len > 0 || has_tables => Err(StepError::LatePrefix),
             None => Ok(()),
             Some(_) if self.order.is_some() || self.starts.iter().any(|&start| start > 0) => {
                 Err(StepError::OpenWithPast)
@@ -97,7 +98,7 @@ impl StepRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Injection, PromptSource, RowSource, RowTarget, Span, StashId, WireDtype};
+    use crate::{Injection, RowSource, RowTarget, Span, StashId, TableSource, WireDtype};
 
     fn step() -> StepRequest {
         let layout = PassLayout {
@@ -105,11 +106,12 @@ mod tests {
             lengths: vec![3, 1],
             prefix_len: 2,
             injection: Injection::Replace,
+            weights: Default::default(),
             read_rows: None,
         };
         let forward = ForwardRequest {
             layout,
-            prompts: PromptSource::Inline,
+            tables: TableSource::Inline,
             stash: None,
             input: RowSource::Inline,
             output: RowTarget::Reply,

@@ -157,6 +157,7 @@ async fn start(
         dtype,
         max_rows: args.max_rows,
         request_bytes: args.request_bytes.unwrap_or(budgets.requests),
+        max_adapter_bytes: args.max_adapter_bytes,
         executor,
         measure: MeasureConfig { cache_dir: args.cache_dir.clone().or_else(cache_dir), again: args.measure },
         rebalance: moves.then_some(RebalanceConfig { period: args.rebalance_period }),

@@ -94,17 +94,18 @@ impl Compute {
         forward: u32,
     ) -> Result<(Output, BlockPasses), Refusal> {
         let (layout, repeats) = (stash.layout(), stash.has_inputs_only());
-        // Without a prefix nobody needs any gradient from the first span, and none is computed.
-        let backward = if layout.prefix_len > 0 || text_grad { layout.span.len() as u32 } else { 0 };
+        // Where nothing is trained nobody needs any gradient from the first span, and none is computed.
+        let backward =
+            if layout.prefix_len > 0 || layout.has_tables() || text_grad { layout.span.len() as u32 } else { 0 };
         let forward = forward + if repeats { backward } else { 0 };
         let grads = self.blocks.backward(stash, grads, text_grad).map_err(refusal)?;
         Ok((Output::Backward(grads), BlockPasses { forward, backward }))
     }
 
     fn run_forward(&self, layout: &PassLayout, inputs: Inputs, keep: Keep) -> Result<ForwardOutput, Refusal> {
-        let Inputs { text, prefix, prompts } = inputs;
-        let prompts = prompts.map(|prompts| prompts.into_values());
-        self.blocks.forward(ForwardPass { layout, text, prefix, prompts }, keep).map_err(refusal)
+        let Inputs { text, prefix, tables } = inputs;
+        let tables = tables.map(|tables| tables.into_values());
+        self.blocks.forward(ForwardPass { layout, text, prefix, tables }, keep).map_err(refusal)
     }
 
     /// What stashes of such a pass take. Inputs alone are no choice if their backward would not fit into a pass.

@@ -11,14 +11,14 @@ use petals_swarm::PeerId;
 
 use crate::machine::budget::Reserved;
 
-/// Prompts of a span's blocks, `[span, prefix_len, hidden]`. Cheap to clone.
+/// Tables of a span's blocks, `[span, block_values]`. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Prompts(Arc<Held>);
+pub(crate) struct Tables(Arc<Held>);
 
 #[derive(Debug)]
 struct Held {
     values: Vec<f32>,
-    /// Of prompts that are kept. Requests that wait hold on to prompts that were replaced, and so to their memory.
+    /// Of tables that are kept. Requests that wait hold on to tables that were replaced, and so to their memory.
     _memory: Option<Reserved>,
 }
 
@@ -27,7 +27,7 @@ struct Held {
 pub(crate) struct Inputs {
     pub(crate) text: Vec<f32>,
     pub(crate) prefix: Option<Vec<f32>>,
-    pub(crate) prompts: Option<Prompts>,
+    pub(crate) tables: Option<Tables>,
 }
 
 /// What a pass does.
@@ -64,15 +64,20 @@ pub(crate) enum Output {
     Backward(InputGrads),
 }
 
-impl Prompts {
-    /// Prompts of one request.
+impl Tables {
+    /// Tables of one request.
     pub(crate) fn new(values: Vec<f32>) -> Self {
         Self(Arc::new(Held { values, _memory: None }))
     }
 
-    /// Prompts that are kept for later ones too, in `memory`.
+    /// Tables that are kept for later ones too, in `memory`.
     pub(crate) fn kept(values: Vec<f32>, memory: Reserved) -> Self {
         Self(Arc::new(Held { values, _memory: Some(memory) }))
+    }
+
+    /// The values.
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.0.values
     }
 
     /// The values; copied if others need them too.

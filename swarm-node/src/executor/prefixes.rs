@@ -2,20 +2,16 @@
 //! the chat so far). Sessions that begin alike share them.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 
-use petals_model::{BlockStack, CachedPrefix, KvCache, KvMeter, PAGE_TOKENS, PassError};
-use petals_protocol::{Injection, Span};
+use petals_model::{BlockStack, CachedPrefix, KvCache, KvMeter, PAGE_TOKENS, PassError, SpanTables};
+use petals_protocol::{PassLayout, Span, encode};
 
 /// What a prefix is made of, in 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PrefixKey([u8; 32]);
 
 impl PrefixKey {
-    /// The key of sequences without a prefix.
-    pub(crate) fn empty(span: Span) -> Self {
-        Self::new(span, &CachedPrefix { rows: 0, injection: Injection::None, hidden: None, prompts: None })
-    }
-
     /// The key of what this is the key of, with one more page of text rows behind it.
     fn and(self, rows: &[f32]) -> Self {
         let mut hasher = blake3::Hasher::new();
@@ -24,20 +20,14 @@ impl PrefixKey {
         Self(*hasher.finalize().as_bytes())
     }
 
-    /// The BLAKE3 hash of everything that the result depends on besides the blocks' weights.
-    pub(crate) fn new(span: Span, prefix: &CachedPrefix) -> Self {
-        let CachedPrefix { rows, injection, hidden, prompts } = prefix;
+    /// The BLAKE3 hash of everything that sequences of `layout` depend on besides the blocks' weights and their text: hidden states of the prefix
+    /// and tables.
+    pub(crate) fn new(layout: &PassLayout, hidden: Option<&[f32]>, tables: Option<&[f32]>) -> Self {
+        let PassLayout { span, prefix_len, injection, weights, .. } = layout;
         let mut hasher = blake3::Hasher::new();
-        let injection = match injection {
-            Injection::None => 0u64,
-            Injection::Add => 1,
-            Injection::Replace => 2,
-        };
-        for number in [u64::from(span.start()), u64::from(span.end()), *rows as u64, injection] {
-            hasher.update(&number.to_le_bytes());
-        }
-        for values in [hidden, prompts] {
-            let values = values.as_deref().unwrap_or_default();
+        hasher.update(&encode(&(span, prefix_len, injection, weights)));
+        for values in [hidden, tables] {
+            let values = values.unwrap_or_default();
             hasher.update(&(values.len() as u64).to_le_bytes());
             hash(&mut hasher, values);
         }
@@ -71,6 +61,8 @@ pub(crate) struct Prefixes {
     bytes: u64,
     clock: u64,
     meter: KvMeter,
+    /// Tables that sessions have at the moment.
+    tables: HashMap<PrefixKey, Weak<SpanTables>>,
 }
 
 #[derive(Debug)]
@@ -83,12 +75,29 @@ struct Kept {
 
 impl Prefixes {
     pub(crate) fn new(budget: u64) -> Self {
-        Self { kept: HashMap::new(), budget, bytes: 0, clock: 0, meter: KvMeter::default() }
+        Self { kept: HashMap::new(), budget, bytes: 0, clock: 0, meter: KvMeter::default(), tables: HashMap::new() }
     }
 
     /// Counts the pages of all caches of a node.
     pub(crate) fn meter(&self) -> &KvMeter {
         &self.meter
+    }
+
+    /// Tables on the device. Sessions with the same ones share them, so that their rows become one product.
+    pub(crate) fn tables(
+        &mut self,
+        blocks: &BlockStack,
+        key: PrefixKey,
+        layout: &PassLayout,
+        values: &[f32],
+    ) -> Result<Arc<SpanTables>, PassError> {
+        self.tables.retain(|_, tables| tables.strong_count() > 0);
+        if let Some(tables) = self.tables.get(&key).and_then(Weak::upgrade) {
+            return Ok(tables);
+        }
+        let tables = Arc::new(blocks.upload_tables(layout, values)?);
+        self.tables.insert(key, Arc::downgrade(&tables));
+        Ok(tables)
     }
 
     /// The cache of a prefix, and its hidden states behind the span `[prefix_len, hidden]` where it has any; computed if it is not
@@ -98,7 +107,7 @@ impl Prefixes {
         blocks: &BlockStack,
         span: Span,
         key: PrefixKey,
-        prefix: CachedPrefix,
+        prefix: CachedPrefix<'_>,
     ) -> Result<(KvCache, Option<Vec<f32>>), PassError> {
         self.clock += 1;
         if let Some(kept) = self.kept.get_mut(&key) {

@@ -7,8 +7,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use petals_model::{KvCache, PAGE_TOKENS};
-use petals_protocol::{Refusal, SessionId, SessionOpen, Span};
+use petals_model::{KvCache, PAGE_TOKENS, SpanTables};
+use petals_protocol::{Refusal, SessionId, SessionOpen, Span, WeightChange};
 use petals_swarm::PeerId;
 
 use crate::lock::lock;
@@ -30,8 +30,21 @@ pub(crate) struct Session {
     pub(crate) prefix_rows: usize,
     pub(crate) sequences: Vec<KvCache>,
     pub(crate) limits: SessionOpen,
+    /// How the weights are adapted for all of them, if they are.
+    pub(crate) tables: Option<Arc<SpanTables>>,
+    /// What those tables are.
+    pub(crate) weights: WeightChange,
     used: Instant,
     _memory: Taken,
+}
+
+/// What a session's memory follows from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SessionMemory {
+    /// Bytes of [`PAGE_TOKENS`] positions of a sequence.
+    pub(crate) page_bytes: u64,
+    /// Bytes of its tables.
+    pub(crate) fixed: u64,
 }
 
 /// Who has taken how much.
@@ -105,11 +118,12 @@ impl SessionStore {
         peer: PeerId,
         span: Span,
         limits: SessionOpen,
-        page_bytes: u64,
+        memory: SessionMemory,
     ) -> Result<Session, Refusal> {
         self.end(key);
         let pages = u64::from(limits.max_positions).div_ceil(PAGE_TOKENS as u64);
-        let bytes = pages.saturating_mul(u64::from(limits.max_sequences)).saturating_mul(page_bytes);
+        let bytes = pages.saturating_mul(u64::from(limits.max_sequences)).saturating_mul(memory.page_bytes);
+        let bytes = bytes.saturating_add(memory.fixed);
         let share = self.budget / PEER_PART;
         if bytes > share {
             return Err(Refusal::TooLarge { what: "the memory of the session".into(), got: bytes, limit: share });
@@ -129,7 +143,9 @@ impl SessionStore {
         accounts.of_peer.insert(peer, of_peer + bytes);
         self.computing.insert(key, (span, false));
         let memory = Taken { accounts: self.accounts.clone(), peer, bytes };
-        Ok(Session { span, prefix_rows: 0, sequences: Vec::new(), limits, used: Instant::now(), _memory: memory })
+        let (tables, weights) = (None, WeightChange::None);
+        let (sequences, used) = (Vec::new(), Instant::now());
+        Ok(Session { span, prefix_rows: 0, sequences, limits, tables, weights, used, _memory: memory })
     }
 
     /// Ends sessions that were idle for a while, the one that was so for longest first, until there are `bytes`: who reserves and
@@ -197,7 +213,7 @@ mod tests {
     use super::*;
     use rand::{Rng, SeedableRng};
 
-    const PAGE: u64 = 100;
+    const PAGE: SessionMemory = SessionMemory { page_bytes: 100, fixed: 0 };
 
     fn span() -> Span {
         Span::new(0, 2).unwrap()
@@ -214,7 +230,7 @@ mod tests {
         store.open_stream(1);
         let key = (1, SessionId(5));
         let session = store.admit(key, peer, span(), limits(2, 65), PAGE).unwrap();
-        assert_eq!((store.bytes(), store.tokens_left(PAGE)), (400, 6 * PAGE_TOKENS as u64));
+        assert_eq!((store.bytes(), store.tokens_left(100)), (400, 6 * PAGE_TOKENS as u64));
         assert!(matches!(store.take(key), Err(Refusal::SessionGone)), "not there while it computes");
         store.end(key);
         store.put(key, session, now);
@@ -232,6 +248,11 @@ mod tests {
             Err(Refusal::TooLarge { got: 600, limit: 500, .. })
         ));
         assert!(store.admit(key, peer, span(), limits(1, 1), PAGE).is_ok(), "a session replaces its namesake");
+        let with_tables = SessionMemory { fixed: 450, ..PAGE };
+        assert!(matches!(
+            store.admit((1, SessionId(8)), PeerId::random(), span(), limits(1, 1), with_tables),
+            Err(Refusal::TooLarge { got: 550, limit: 500, .. })
+        ));
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! Steps of inference sessions, those of several sessions as one batch.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use petals_model::{BlockStack, CachedPrefix, CachedRows, PAGE_TOKENS, PassError};
-use petals_protocol::{PassLayout, Refusal, SessionOpen};
+use petals_model::{BlockStack, CachedPrefix, CachedRows, PAGE_TOKENS, PassError, SpanTables, StepSize};
+use petals_protocol::{PassLayout, Refusal, SessionOpen, WeightChange};
 use petals_swarm::PeerId;
 
 use super::compute::{Compute, refusal};
-use super::pass::Inputs;
+use super::pass::{Inputs, Tables};
 use super::prefixes::{Opening, PrefixKey, Prefixes};
-use super::sessions::{Session, SessionKey, SessionStore};
+use super::sessions::{Session, SessionKey, SessionMemory, SessionStore};
 use crate::lock::lock;
 
 /// New rows of one session; see [`petals_protocol::StepRequest`].
@@ -31,9 +31,6 @@ pub(crate) struct Stepped {
     pub(crate) text: Vec<f32>,
     pub(crate) prefix: Option<Vec<f32>>,
 }
-
-/// New rows of a sequence, and the positions behind which they come.
-type Size = (u64, u64);
 
 /// A session that is being worked on, and its step's rows.
 struct Ready {
@@ -70,7 +67,7 @@ pub(crate) fn run(
     let blocks = &compute.blocks;
     let mut results: Vec<Option<Result<Stepped, Refusal>>> = steps.iter().map(|_| None).collect();
     // Those that fit into the memory of a pass together.
-    let mut batches: Vec<(Vec<Ready>, Vec<Size>)> = Vec::new();
+    let mut batches: Vec<(Vec<Ready>, Vec<StepSize>)> = Vec::new();
     for (number, step) in steps.into_iter().enumerate() {
         let (key, opening) = (step.key, step.open.is_some());
         let fits = compute.check_memory(blocks.activation_bytes_estimate(&step.layout));
@@ -123,6 +120,8 @@ fn run_batch(
     prefixes: &mut Prefixes,
     mut ready: Vec<Ready>,
 ) -> Vec<(usize, Result<Stepped, Refusal>)> {
+    // Rows that have the same tables are one product if they lie side by side.
+    ready.sort_by_key(|ready| ready.session.tables.as_ref().map(Arc::as_ptr).map(<*const SpanTables>::addr));
     let together = if ready.len() > 1 { step(blocks, &mut ready) } else { Err(None) };
     if let Ok(outputs) = together {
         let finished = ready.into_iter().zip(outputs);
@@ -166,25 +165,29 @@ fn prepare(
     step: Step,
 ) -> Result<Ready, Refusal> {
     let Step { key, peer, layout, inputs, starts, order, open } = step;
-    let Inputs { text, prefix, prompts } = inputs;
+    let Inputs { text, prefix, tables } = inputs;
     if let Some(mut limits) = open {
         // Nobody needs more, and the rest would be memory that nobody can use.
         let most = u32::try_from(blocks.config().max_position_embeddings).unwrap_or(u32::MAX);
         limits.max_positions = limits.max_positions.min(most);
         let page_bytes = blocks.config().kv_page_bytes(layout.span.len());
-        let mut session = lock(store).admit(key, peer, layout.span, limits, page_bytes)?;
-        let (begun, text_key) = if layout.prefix_len > 0 {
-            let prompts = prompts.map(|prompts| prompts.into_values());
-            let prefix =
-                CachedPrefix { rows: layout.prefix_rows(), injection: layout.injection, hidden: prefix, prompts };
-            let key = PrefixKey::new(layout.span, &prefix);
-            (prefixes.get(blocks, layout.span, key, prefix), key)
+        let memory = SessionMemory { page_bytes, fixed: blocks.lasting_table_bytes(&layout) };
+        let mut session = lock(store).admit(key, peer, layout.span, limits, memory)?;
+        let values = tables.as_ref().map(Tables::values);
+        let text_key = PrefixKey::new(&layout, prefix.as_deref(), values);
+        let tables = values.map(|values| prefixes.tables(blocks, text_key, &layout, values)).transpose();
+        let tables = tables.map_err(refusal)?;
+        let begun = if layout.prefix_len > 0 {
+            let (rows, injection) = (layout.prefix_rows(), layout.injection);
+            let prefix = CachedPrefix { rows, injection, hidden: prefix, tables: tables.as_deref() };
+            prefixes.get(blocks, layout.span, text_key, prefix)
         } else {
-            let empty = blocks.cache(layout.span, prefixes.meter()).map(|cache| (cache, None));
-            (empty, PrefixKey::empty(layout.span))
+            blocks.cache(layout.span, prefixes.meter()).map(|cache| (cache, None))
         };
         let (cache, behind) = begun.map_err(refusal)?;
         session.prefix_rows = cache.len();
+        // A prefix is in the cache by now.
+        (session.tables, session.weights) = (tables.filter(|_| layout.weights != WeightChange::None), layout.weights);
         session.sequences = vec![cache; layout.lengths.len()];
         if let Err(what) = check(&session, &layout, &starts, None) {
             return Err(Refusal::BadRequest { what: what.into() });
@@ -212,9 +215,10 @@ fn prepare(
 }
 
 impl Ready {
-    fn sizes(&self) -> Vec<Size> {
+    fn sizes(&self) -> Vec<StepSize> {
         let sequences = self.session.sequences.iter().zip(&self.layout.lengths);
-        sequences.map(|(cache, &new)| (u64::from(new), cache.len() as u64)).collect()
+        let weights = self.session.weights;
+        sequences.map(|(cache, &new)| StepSize { new: u64::from(new), kept: cache.len() as u64, weights }).collect()
     }
 
     /// Leaves out the rows at the beginning that another session had as well.
@@ -287,8 +291,9 @@ fn step(blocks: &BlockStack, ready: &mut [Ready]) -> Result<Vec<Vec<f32>>, Optio
     let all = read.len() == first as usize;
     let mut sequences = Vec::new();
     for Ready { layout, session, .. } in ready.iter_mut() {
+        let tables = session.tables.as_deref();
         for (cache, &rows) in session.sequences.iter_mut().zip(&layout.lengths) {
-            sequences.push(CachedRows { cache, rows: rows as usize });
+            sequences.push(CachedRows { cache, rows: rows as usize, tables });
         }
     }
     let output = blocks.step(text, &mut sequences, (!all).then_some(read.as_slice())).map_err(Some)?;

@@ -145,12 +145,13 @@ fn median(blocks: &BlockStack, hidden: usize, rows: u32, repeats: usize) -> anyh
         lengths: vec![rows],
         prefix_len: 0,
         injection: Injection::None,
+        weights: Default::default(),
         read_rows: None,
     };
     let run = || {
         let text = (0..rows as usize * hidden).map(|n| ((n % 17) as f32 - 8.25) / 100.0).collect();
         let started = Instant::now();
-        blocks.forward(ForwardPass { layout: &layout, text, prefix: None, prompts: None }, Keep::Nothing)?;
+        blocks.forward(ForwardPass { layout: &layout, text, prefix: None, tables: None }, Keep::Nothing)?;
         anyhow::Ok(started.elapsed().as_secs_f64())
     };
     let started = Instant::now();

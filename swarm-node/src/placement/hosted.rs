@@ -1,13 +1,14 @@
 //! What this node hosts, which changes when it moves.
 
-use petals_protocol::{ModelId, Refusal, ServerInfo, ServerState, Span};
+use petals_protocol::{BlockWidths, ModelId, Refusal, ServerInfo, ServerState, Span};
 use petals_swarm::{AnnounceError, SwarmHandle};
 use tokio::sync::{Mutex, watch};
 
 /// What is said of this node, and what requests are held to.
 #[derive(Debug)]
 pub(crate) struct Hosted {
-    pub(crate) hidden_size: usize,
+    /// Of the model's blocks.
+    pub(crate) widths: BlockWidths,
     now: watch::Sender<Now>,
     /// Held while the directory is told, so that it never hears an older state after a newer one.
     telling: Mutex<()>,
@@ -21,9 +22,9 @@ pub(crate) struct Now {
 }
 
 impl Hosted {
-    pub(crate) fn new(info: ServerInfo, hidden_size: usize) -> Self {
+    pub(crate) fn new(info: ServerInfo, widths: BlockWidths) -> Self {
         let (now, _) = watch::channel(Now { info, retiring: None });
-        Self { hidden_size, now, telling: Mutex::new(()) }
+        Self { widths, now, telling: Mutex::new(()) }
     }
 
     pub(crate) fn info(&self) -> ServerInfo {

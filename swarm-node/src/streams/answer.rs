@@ -94,7 +94,7 @@ fn fill_and_submit(
     mut asked: Asked,
     delivery: Delivery,
 ) -> Result<(Computed, Reserved), Refusal> {
-    if let Err(refusal) = asked.fill(&delivery.tensors, service.hosted.hidden_size) {
+    if let Err(refusal) = asked.fill(&delivery.tensors, service.hosted.widths) {
         // The client did nothing wrong, and the sender should know what it did.
         let what = refusal.to_string();
         delivery.refuse(refusal);

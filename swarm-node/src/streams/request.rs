@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use petals_model::{InputGrads, OutputGrads};
 use petals_protocol::{
-    BackwardReply, BackwardRequest, ForwardReply, ForwardRequest, Handover, LayoutError, Limits, NextServer,
-    PassLayout, PromptSource, Refusal, RelayToken, Request, Response, RowSource, RowTarget, StepRequest, Tensor,
-    TensorError, WireDtype,
+    BackwardReply, BackwardRequest, BlockWidths, ForwardReply, ForwardRequest, Handover, LayoutError, Limits,
+    NextServer, PassLayout, Refusal, RelayToken, Request, Response, RowSource, RowTarget, StepRequest, TableSource,
+    Tensor, TensorError, WireDtype,
 };
 use petals_swarm::PeerId;
 
-use super::prompts::PromptCache;
 use super::relay::Next;
-use crate::executor::{Done, Inputs, Output, Pass, Prompts, Work};
+use super::tables::TableCache;
+use crate::executor::{Done, Inputs, Output, Pass, Tables, Work};
 use crate::placement::hosted::Hosted;
 
 /// Longest time a request may ask to wait.
@@ -47,6 +47,8 @@ pub(crate) struct ReplyShape {
     hidden: usize,
     prefix_rows: usize,
     blocks: usize,
+    /// Values of each block's tables.
+    block_values: usize,
 }
 
 /// A result on its way: the rows that flow on, and what the client gets in any case.
@@ -70,8 +72,8 @@ impl Encoded {
 
 impl Asked {
     /// Checks and puts in the rows that another server sent.
-    pub(crate) fn fill(&mut self, tensors: &[Tensor], hidden: usize) -> Result<(), Refusal> {
-        let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &self.layout, hidden };
+    pub(crate) fn fill(&mut self, tensors: &[Tensor], widths: BlockWidths) -> Result<(), Refusal> {
+        let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &self.layout, widths };
         match &mut self.work {
             Work::Forward { inputs, .. } | Work::Step { inputs, .. } => {
                 (inputs.text, inputs.prefix) = tensors.input_rows()?
@@ -93,30 +95,32 @@ impl Asked {
         let Self { layout, work, .. } = self;
         let prefix = layout.prefix_rows();
         let when = |held: bool, rows: usize| if held { rows } else { 0 };
-        let rows = match work {
-            Work::Forward { .. } | Work::Step { .. } => layout.output_rows() + when(layout.returns_prefix(), prefix),
+        let (rows, tables) = match work {
+            Work::Forward { .. } | Work::Step { .. } => {
+                (layout.output_rows() + when(layout.returns_prefix(), prefix), 0)
+            }
             Work::Backward { text_grad, .. } => {
-                let prompts = when(layout.has_prompts(), layout.span.len() * prefix);
-                when(*text_grad, layout.tokens()) + when(layout.carries_prefix(), prefix) + prompts
+                let rows = when(*text_grad, layout.tokens()) + when(layout.carries_prefix(), prefix);
+                (rows, layout.span.len() * self.reply.block_values)
             }
         };
-        4 * rows as u64 * self.reply.hidden as u64
+        4 * (rows as u64 * self.reply.hidden as u64 + tables as u64)
     }
 }
 
 /// Checks a request against what is hosted and decodes its tensors. Nothing from a stranger gets past this unchecked.
-/// `prompts` are what the stream has kept.
+/// `tables` are what the stream has kept.
 pub(crate) fn pass(
     hosted: &Hosted,
     limits: &Limits,
-    prompts: &mut PromptCache,
+    tables: &mut TableCache,
     request: Request,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
     match request {
-        Request::Forward(request) => forward(hosted, limits, prompts, request, tensors),
-        Request::Step(request) => step(hosted, limits, prompts, *request, tensors),
-        Request::Backward(request) => backward(hosted, limits, prompts, request, tensors),
+        Request::Forward(request) => forward(hosted, limits, tables, request, tensors),
+        Request::Step(request) => step(hosted, limits, tables, *request, tensors),
+        Request::Backward(request) => backward(hosted, limits, tables, request, tensors),
         _ => Err(Refusal::BadRequest { what: "this request has no place here".into() }),
     }
 }
@@ -124,13 +128,13 @@ pub(crate) fn pass(
 fn forward(
     hosted: &Hosted,
     limits: &Limits,
-    kept: &mut PromptCache,
+    kept: &mut TableCache,
     request: ForwardRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
     let layout = &request.layout;
     hosted.admit(layout.span, false)?;
-    check_layout(limits, layout, layout.validate())?;
+    check_layout(hosted, limits, layout, layout.validate())?;
     rows(hosted, kept, request, tensors)
 }
 
@@ -138,13 +142,13 @@ fn forward(
 fn step(
     hosted: &Hosted,
     limits: &Limits,
-    kept: &mut PromptCache,
+    kept: &mut TableCache,
     request: StepRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
     let layout = &request.forward.layout;
     hosted.admit(layout.span, false)?;
-    check_layout(limits, layout, layout.validate_step())?;
+    check_layout(hosted, limits, layout, layout.validate_step())?;
     request.validate().map_err(|error| Refusal::BadRequest { what: error.to_string() })?;
     let StepRequest { session, forward, starts, order, open } = request;
     let asked = rows(hosted, kept, forward, tensors)?;
@@ -158,16 +162,16 @@ fn step(
 /// Decodes what enters a span whose layout has been checked.
 fn rows(
     hosted: &Hosted,
-    kept: &mut PromptCache,
+    kept: &mut TableCache,
     request: ForwardRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
-    let ForwardRequest { layout, prompts, stash, input, output, reply_dtype, deadline_ms } = request;
+    let ForwardRequest { layout, tables, stash, input, output, reply_dtype, deadline_ms } = request;
     let next = next(output, Some(layout.span.end()))?;
-    let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &layout, hidden: hosted.hidden_size };
+    let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &layout, widths: hosted.widths };
     let awaits = awaits(input);
     let (text, prefix) = if awaits.is_none() { tensors.input_rows()? } else { (Vec::new(), None) };
-    let inputs = Inputs { text, prefix, prompts: tensors.prompts(prompts, kept)? };
+    let inputs = Inputs { text, prefix, tables: tensors.tables(tables, kept)? };
     tensors.end()?;
     let reply = ReplyShape::new(hosted, &layout, reply_dtype);
     Ok(Asked { work: Work::Forward { inputs, stash }, patience: patience(deadline_ms), layout, reply, awaits, next })
@@ -176,19 +180,19 @@ fn rows(
 fn backward(
     hosted: &Hosted,
     limits: &Limits,
-    kept: &mut PromptCache,
+    kept: &mut TableCache,
     request: BackwardRequest,
     tensors: Vec<Tensor>,
 ) -> Result<Asked, Refusal> {
-    let BackwardRequest { layout, prompts, stash, text_grad, grads, output, reply_dtype, deadline_ms } = request;
+    let BackwardRequest { layout, tables, stash, text_grad, grads, output, reply_dtype, deadline_ms } = request;
     hosted.admit(layout.span, stash.is_some())?;
-    check_layout(limits, &layout, layout.validate())?;
+    check_layout(hosted, limits, &layout, layout.validate())?;
     let next = next(output, layout.span.start().checked_sub(1))?;
     if next.is_some() && !text_grad {
         return Err(Refusal::BadRequest { what: "a gradient is to be passed on that is not wanted".into() });
     }
-    let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &layout, hidden: hosted.hidden_size };
-    let inputs = if stash.is_none() { Some(tensors.inputs(prompts, kept)?) } else { None };
+    let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &layout, widths: hosted.widths };
+    let inputs = if stash.is_none() { Some(tensors.inputs(tables, kept)?) } else { None };
     let awaits = awaits(grads);
     let grads = if awaits.is_none() { tensors.output_grads()? } else { OutputGrads { text: Vec::new(), prefix: None } };
     tensors.end()?;
@@ -217,12 +221,22 @@ fn patience(deadline_ms: u32) -> Duration {
     Duration::from_millis(u64::from(deadline_ms)).min(MAX_PATIENCE)
 }
 
-fn check_layout(limits: &Limits, layout: &PassLayout, valid: Result<(), LayoutError>) -> Result<(), Refusal> {
+fn check_layout(
+    hosted: &Hosted,
+    limits: &Limits,
+    layout: &PassLayout,
+    valid: Result<(), LayoutError>,
+) -> Result<(), Refusal> {
     valid.map_err(|error| Refusal::BadRequest { what: error.to_string() })?;
     let rows = (layout.tokens() + layout.prefix_rows()) as u64;
     if rows > u64::from(limits.max_rows) {
         let limit = u64::from(limits.max_rows);
         return Err(Refusal::TooLarge { what: "the number of rows".into(), got: rows, limit });
+    }
+    let adapter = 4 * (layout.span.len() as u64).saturating_mul(layout.block_values(hosted.widths) as u64);
+    if adapter > limits.max_adapter {
+        let limit = limits.max_adapter;
+        return Err(Refusal::TooLarge { what: "the adapter's tables for these blocks".into(), got: adapter, limit });
     }
     Ok(())
 }
@@ -230,41 +244,41 @@ fn check_layout(limits: &Limits, layout: &PassLayout, valid: Result<(), LayoutEr
 struct TensorsOf<'a> {
     tensors: std::slice::Iter<'a, Tensor>,
     layout: &'a PassLayout,
-    hidden: usize,
+    widths: BlockWidths,
 }
 
 impl TensorsOf<'_> {
-    fn inputs(&mut self, prompts: PromptSource, kept: &mut PromptCache) -> Result<Inputs, Refusal> {
+    fn inputs(&mut self, tables: TableSource, kept: &mut TableCache) -> Result<Inputs, Refusal> {
         let (text, prefix) = self.input_rows()?;
-        Ok(Inputs { text, prefix, prompts: self.prompts(prompts, kept)? })
+        Ok(Inputs { text, prefix, tables: self.tables(tables, kept)? })
     }
 
     /// Text and prefix.
     fn input_rows(&mut self) -> Result<(Vec<f32>, Option<Vec<f32>>), Refusal> {
-        let (layout, hidden) = (self.layout, self.hidden);
+        let (layout, hidden) = (self.layout, self.widths.hidden);
         let text = self.next("the text's hidden states", &[layout.tokens(), hidden])?;
         let prefix = [layout.prefix_rows(), hidden];
         let prefix = layout.carries_prefix().then(|| self.next("the prefix", &prefix)).transpose()?;
         Ok((text, prefix))
     }
 
-    fn prompts(&mut self, source: PromptSource, kept: &mut PromptCache) -> Result<Option<Prompts>, Refusal> {
+    fn tables(&mut self, source: TableSource, kept: &mut TableCache) -> Result<Option<Tables>, Refusal> {
         let layout = self.layout;
-        if !layout.has_prompts() {
+        if !layout.has_tables() {
             return Ok(None);
         }
-        if let PromptSource::Kept(id) = source {
+        if let TableSource::Kept(id) = source {
             return kept.get(id, layout).map(Some);
         }
-        let values = self.next("the prompts", &[layout.span.len(), layout.prefix_rows(), self.hidden])?;
+        let values = self.next("the tables", &[layout.span.len(), layout.block_values(self.widths)])?;
         Ok(Some(match source {
-            PromptSource::Keep(id) => kept.keep(id, layout, values),
-            _ => Prompts::new(values),
+            TableSource::Keep(id) => kept.keep(id, layout, values),
+            _ => Tables::new(values),
         }))
     }
 
     fn output_grads(&mut self) -> Result<OutputGrads, Refusal> {
-        let (layout, hidden) = (self.layout, self.hidden);
+        let (layout, hidden) = (self.layout, self.widths.hidden);
         let text = self.next("the text's output gradient", &[layout.output_rows(), hidden])?;
         let prefix = [layout.prefix_rows(), hidden];
         let prefix = layout.returns_prefix().then(|| self.next("the prefix's output gradient", &prefix)).transpose()?;
@@ -290,7 +304,13 @@ impl TensorsOf<'_> {
 impl ReplyShape {
     fn new(hosted: &Hosted, layout: &PassLayout, dtype: WireDtype) -> Self {
         let (prefix_rows, blocks) = (layout.prefix_rows(), layout.span.len());
-        Self { dtype, hidden: hosted.hidden_size, prefix_rows, blocks }
+        Self {
+            dtype,
+            hidden: hosted.widths.hidden,
+            prefix_rows,
+            blocks,
+            block_values: layout.block_values(hosted.widths),
+        }
     }
 
     pub(crate) fn encode(&self, done: Done) -> Encoded {
@@ -302,12 +322,11 @@ impl ReplyShape {
                 let rows = self.rows(Some(text), prefix);
                 Encoded { response: Response::Forward(reply), rows, rest: Vec::new() }
             }
-            Output::Backward(InputGrads { text, prefix, prompts }) => {
+            Output::Backward(InputGrads { text, prefix, tables }) => {
                 let reply = BackwardReply { passes, queue_us, compute_us, handover };
-                let prompts = prompts.map(|values| {
-                    Tensor::from_f32(WireDtype::F32, &[self.blocks, self.prefix_rows, self.hidden], &values)
-                });
-                let (rows, rest) = (self.rows(text, prefix), prompts.into_iter().collect());
+                let shape = [self.blocks, self.block_values];
+                let tables = tables.map(|values| Tensor::from_f32(WireDtype::F32, &shape, &values));
+                let (rows, rest) = (self.rows(text, prefix), tables.into_iter().collect());
                 Encoded { response: Response::Backward(reply), rows, rest }
             }
         }

@@ -13,8 +13,19 @@ use crate::placement::hosted::Hosted;
 
 /// Unanswered requests of one stream; then reading pauses, which is backpressure to the client.
 pub(super) const MAX_IN_FLIGHT: u32 = 32;
-/// This part of the memory for requests is for prompts that streams keep.
-const PROMPTS_PART: u64 = 8;
+/// This part of the memory for requests is for tables that streams keep.
+const TABLES_PART: u64 = 8;
+
+/// What requests may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Rows of a pass.
+    pub(crate) rows: u32,
+    /// Bytes of requests and replies in memory.
+    pub(crate) memory: u64,
+    /// Bytes of the tables of a request; `None` for as much as fits into one.
+    pub(crate) adapter: Option<u64>,
+}
 
 /// What all streams of a node share.
 #[derive(Debug)]
@@ -28,8 +39,8 @@ pub(crate) struct StreamService {
     pub(crate) links: Option<RelayLinks>,
     /// Bytes of requests and replies that may be in memory.
     pub(super) memory: Budget,
-    /// Bytes of prompts that streams may keep. Apart from the requests' memory, which they would hold for as long as they like.
-    pub(super) prompts: Budget,
+    /// Bytes of tables that streams may keep. Apart from the requests' memory, which they would hold for as long as they like.
+    pub(super) tables: Budget,
     pub(super) limits: Limits,
     pub(super) next_stream: AtomicU64,
 }
@@ -41,13 +52,12 @@ impl StreamService {
         executor: ExecutorHandle,
         speed: Arc<Speed>,
         links: Option<RelayLinks>,
-        max_rows: u32,
-        memory_bytes: u64,
+        Bounds { rows: max_rows, memory: memory_bytes, adapter }: Bounds,
     ) -> Self {
-        let prompts = Budget::new(memory_bytes / PROMPTS_PART);
-        let memory = Budget::new(memory_bytes - memory_bytes / PROMPTS_PART);
-        let hidden_bytes = 4 * hosted.hidden_size as u64;
-        // The largest honest frame: text, prefix and their gradients, and a prompt table for each block.
+        let tables = Budget::new(memory_bytes / TABLES_PART);
+        let memory = Budget::new(memory_bytes - memory_bytes / TABLES_PART);
+        let hidden_bytes = 4 * hosted.widths.hidden as u64;
+        // The largest honest frame: text, prefix and their gradients, and tables for each block.
         let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.span().len() as u64);
         // Half of what one peer may hold: a reply is about as large as its request and needs room beside it.
         let max_body = frame.min(FrameLimits::default().max_body).min(memory.peer_bytes() / 2);
@@ -58,8 +68,13 @@ impl StreamService {
             rendezvous: Arc::default(),
             links,
             memory,
-            prompts,
-            limits: Limits { max_rows, max_body, max_in_flight: MAX_IN_FLIGHT },
+            tables,
+            limits: Limits {
+                max_rows,
+                max_body,
+                max_in_flight: MAX_IN_FLIGHT,
+                max_adapter: adapter.unwrap_or(max_body),
+            },
             next_stream: AtomicU64::new(0),
         }
     }

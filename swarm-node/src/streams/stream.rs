@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, Job, refused};
 use super::idle_reader::{FrameBoundary, IdleReader};
-use super::prompts::PromptCache;
 use super::request::{self, Asker};
 use super::service::{MAX_IN_FLIGHT, StreamService};
+use super::tables::TableCache;
 use crate::machine::budget::{NoRoom, PeerBudget, Reserved};
 use crate::machine::speed::Speed;
 
@@ -57,7 +57,7 @@ impl StreamService {
             reader: FrameReader::new(read, FrameKind::Request, limits),
             boundary,
             memory: self.memory.of(peer),
-            prompts: PromptCache::new(self.prompts.of(peer)),
+            tables: TableCache::new(self.tables.of(peer)),
             replies,
             in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
             tasks,
@@ -122,7 +122,7 @@ struct Pump<R> {
     reader: FrameReader<R>,
     boundary: FrameBoundary,
     memory: PeerBudget,
-    prompts: PromptCache,
+    tables: TableCache,
     replies: mpsc::Sender<OutFrame>,
     in_flight: Arc<Semaphore>,
     tasks: JoinSet<()>,
@@ -221,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
     async fn begin(&mut self, id: u64, pass: Request, tensors: Vec<Tensor>, arrival: Arrival) -> Result<(), StreamEnd> {
         let Arrival { at: arrived, body, slot, memory } = arrival;
         let service = &self.service;
-        let asked = request::pass(&service.hosted, &service.limits, &mut self.prompts, pass, tensors);
+        let asked = request::pass(&service.hosted, &service.limits, &mut self.tables, pass, tensors);
         let begun = asked.and_then(|asked| {
             let room = self.room_for_reply(asked.reply_bytes(), body)?;
             let deadline = arrived + asked.patience;

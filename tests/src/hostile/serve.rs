@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use futures::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use petals_protocol::{
     BackwardRequest, ForwardRequest, Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, NextServer,
-    PassLayout, PromptSource, PromptsId, RelayToken, Request, Response, RowSource, RowTarget, ServerInfo, Tensor,
+    PassLayout, RelayToken, Request, Response, RowSource, RowTarget, ServerInfo, TableSource, TablesId, Tensor,
     Welcome,
 };
 use petals_swarm::{Multiaddr, PeerId, PeerStream, RequestStream, SwarmHandle};
@@ -42,7 +42,7 @@ struct Stream {
     service: Arc<Service>,
     honest: Arc<RequestStream>,
     writer: Writer,
-    prompts: HashMap<PromptsId, Tensor>,
+    tables: HashMap<TablesId, Tensor>,
     under_way: HashMap<u64, AbortHandle>,
     tasks: JoinSet<()>,
 }
@@ -65,8 +65,8 @@ impl Service {
         let writer = Arc::new(tokio::sync::Mutex::new(write));
         let Ok(honest) = self.greet(&hello, &writer).await else { return };
         let honest = Arc::new(honest);
-        let (prompts, under_way, tasks) = (HashMap::new(), HashMap::new(), JoinSet::new());
-        let mut stream = Stream { service: self, honest, writer, prompts, under_way, tasks };
+        let (tables, under_way, tasks) = (HashMap::new(), HashMap::new(), JoinSet::new());
+        let mut stream = Stream { service: self, honest, writer, tables, under_way, tasks };
         let _ = stream.run(reader).await;
     }
 
@@ -138,7 +138,7 @@ impl Service {
         let mut tensors = tensors;
         if let RowSource::Relay(token) = source {
             let rows = self.rows(token).await?;
-            // Rows come in front of a forward's prompts and behind everything of a backward.
+            // Rows come in front of a forward's tables and behind everything of a backward.
             let place = if matches!(request, Request::Forward(_)) { 0 } else { tensors.len() };
             tensors.splice(place..place, rows);
         }
@@ -187,19 +187,19 @@ impl Stream {
         }
     }
 
-    /// Sends the prompts of requests inline, so that their order on the honest server's stream does not matter.
-    fn inline(&mut self, source: PromptSource, place: usize, tensors: &mut Vec<Tensor>) -> anyhow::Result<()> {
+    /// Sends the tables of requests inline, so that their order on the honest server's stream does not matter.
+    fn inline(&mut self, source: TableSource, place: usize, tensors: &mut Vec<Tensor>) -> anyhow::Result<()> {
         match source {
-            PromptSource::Inline => {}
-            PromptSource::Keep(name) => {
-                let prompts = tensors.get(place).context("no prompts")?.clone();
-                self.prompts.clear();
-                self.prompts.insert(name, prompts);
+            TableSource::Inline => {}
+            TableSource::Keep(name) => {
+                let tables = tensors.get(place).context("no tables")?.clone();
+                self.tables.clear();
+                self.tables.insert(name, tables);
             }
-            PromptSource::Kept(name) => {
-                let prompts = self.prompts.get(&name).context("unknown prompts")?.clone();
+            TableSource::Kept(name) => {
+                let tables = self.tables.get(&name).context("unknown tables")?.clone();
                 anyhow::ensure!(place <= tensors.len(), "too few tensors");
-                tensors.insert(place, prompts);
+                tensors.insert(place, tables);
             }
         }
         Ok(())
@@ -208,7 +208,7 @@ impl Stream {
     fn forward(&mut self, id: u64, mut request: ForwardRequest, mut tensors: Vec<Tensor>) -> anyhow::Result<()> {
         let source = std::mem::take(&mut request.input);
         let place = if source == RowSource::Inline { inputs(&request.layout) } else { 0 };
-        self.inline(std::mem::take(&mut request.prompts), place, &mut tensors)?;
+        self.inline(std::mem::take(&mut request.tables), place, &mut tensors)?;
         let rows = 1 + usize::from(request.layout.returns_prefix());
         let onward = Onward { target: std::mem::take(&mut request.output), rows };
         self.pass(id, Request::Forward(request), tensors, onward, source);
@@ -217,7 +217,7 @@ impl Stream {
 
     fn backward(&mut self, id: u64, mut request: BackwardRequest, mut tensors: Vec<Tensor>) -> anyhow::Result<()> {
         let source = std::mem::take(&mut request.grads);
-        self.inline(std::mem::take(&mut request.prompts), inputs(&request.layout), &mut tensors)?;
+        self.inline(std::mem::take(&mut request.tables), inputs(&request.layout), &mut tensors)?;
         let rows = usize::from(request.text_grad) + usize::from(request.layout.carries_prefix());
         let onward = Onward { target: std::mem::take(&mut request.output), rows };
         self.pass(id, Request::Backward(request), tensors, onward, source);
@@ -292,7 +292,7 @@ async fn reply(
     Ok(())
 }
 
-/// Tensors of a forward in front of its prompts.
+/// Tensors of a forward in front of its tables.
 fn inputs(layout: &PassLayout) -> usize {
     1 + usize::from(layout.carries_prefix())
 }

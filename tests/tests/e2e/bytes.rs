@@ -7,7 +7,7 @@ use petals_e2e::{Goldens, LocalSwarm};
 use petals_node::ExecutorConfig;
 use petals_protocol::{
     BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, Injection, PREAMBLE_LEN,
-    PassLayout, PromptSource, PromptsId, Request, Response, RowSource, RowTarget, Span, StashId, StashLevel, Tensor,
+    PassLayout, Request, Response, RowSource, RowTarget, Span, StashId, StashLevel, TableSource, TablesId, Tensor,
     TensorMeta, encode,
 };
 
@@ -50,6 +50,12 @@ impl Step {
         Tensor::from_f32(dtype, &shape, &vec![0.0; shape.iter().product()])
     }
 
+    /// The tables of a span of two blocks.
+    fn tables(&self) -> Tensor {
+        let values = self.prefix * self.hidden;
+        Tensor::from_f32(WireDtype::F32, &[2, values], &vec![0.0; 2 * values])
+    }
+
     /// Bytes up and down of one micro-batch, whose prompts travel if `first`.
     fn micro(&self, micro: &Micro, first: bool) -> (u64, u64) {
         let tokens = micro.lengths.iter().sum::<u32>() as usize;
@@ -57,7 +63,7 @@ impl Step {
         let carried = self.injection != Injection::Replace;
         let prefix = |there: bool| there.then(|| self.rows(WireDtype::F32, &[self.prefix]));
         let deep = self.injection != Injection::None;
-        let prompts = |there: bool| there.then(|| self.rows(WireDtype::F32, &[2, self.prefix]));
+        let prompts = |there: bool| there.then(|| self.tables());
         let list = |tensors: [Option<Tensor>; 3]| tensors.into_iter().flatten().collect::<Vec<_>>();
         let (mut up, mut down) = (0, 0);
         for (number, (start, end)) in SPANS.into_iter().enumerate() {
@@ -67,25 +73,26 @@ impl Step {
                 lengths: micro.lengths.clone(),
                 prefix_len: self.prefix as u32,
                 injection: self.injection,
+                weights: Default::default(),
                 read_rows: last.then(|| micro.read.clone()),
             };
             let output = if last { micro.read.len() } else { tokens };
             let (stash, reply_dtype, deadline_ms) = (Some(StashId(0)), self.dtype, 0);
             let (layout_again, source) =
-                (layout.clone(), if deep { PromptSource::Keep(PromptsId(0)) } else { PromptSource::Inline });
+                (layout.clone(), if deep { TableSource::Keep(TablesId(0)) } else { TableSource::Inline });
             let (input, target) = (RowSource::Inline, RowTarget::Reply);
             let forward =
-                ForwardRequest { layout, prompts: source, stash, input, output: target, reply_dtype, deadline_ms };
+                ForwardRequest { layout, tables: source, stash, input, output: target, reply_dtype, deadline_ms };
             let tensors = list([text(tokens), prefix(carried), prompts(deep && first)]);
             up += request(&Request::Forward(forward), &tensors);
             let (passes, queue_us, compute_us, handover) = (BlockPasses::default(), 0, 0, Handover::default());
             let reply =
                 Response::Forward(ForwardReply { stash: StashLevel::Full, passes, queue_us, compute_us, handover });
             down += response(&reply, &list([text(output), prefix(carried && !last), None]));
-            let (prompts_source, text_grad) = (PromptSource::Inline, number > 0);
+            let (prompts_source, text_grad) = (TableSource::Inline, number > 0);
             let backward = BackwardRequest {
                 layout: layout_again,
-                prompts: prompts_source,
+                tables: prompts_source,
                 stash,
                 text_grad,
                 grads: RowSource::Inline,

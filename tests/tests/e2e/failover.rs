@@ -59,11 +59,11 @@ async fn a_server_lost_between_forward_and_backward_is_replayed_by_several() -> 
     swarm.servers.remove(0).shutdown(Duration::ZERO).await;
     let got = sequence.backward(trace, grad).await?;
     let by_block = |gradients: &petals_client::PassGradients| {
-        let mut prompts = gradients.prompts.clone();
+        let mut prompts = gradients.tables.clone();
         prompts.sort_by_key(|(span, _)| *span);
         prompts.into_iter().flat_map(|(_, values)| values).collect::<Vec<f32>>()
     };
-    assert_eq!(got.prompts.len(), 2, "two servers took over");
+    assert_eq!(got.tables.len(), 2, "two servers took over");
     assert_close("gradients of the prompts", &by_block(&got), &by_block(&expected), 1e-5);
     assert_close("gradient of the prefix", &got.prefix.unwrap_or_default(), &expected.prefix.unwrap_or_default(), 1e-5);
     Ok(())
@@ -77,7 +77,7 @@ async fn blocks_that_nobody_holds_are_named_and_waited_for() -> anyhow::Result<(
     let config = SequenceConfig { give_up_after: Duration::from_millis(700), ..SequenceConfig::default() };
     let sequence = swarm.sequence(config).with_events(events);
     let text = vec![0.1; 2 * swarm.hidden];
-    let input = PassInput { lengths: vec![2], text, read_rows: None, prompts: None };
+    let input = PassInput { lengths: vec![2], text, read_rows: None, tables: None };
     let error = sequence.forward(input, false).await.map(drop).unwrap_err();
     assert!(matches!(error, SequenceError::Missing { .. }), "{error}");
     assert!(error.to_string().contains("no server holds blocks 1..3"), "{error}");

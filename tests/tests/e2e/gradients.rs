@@ -31,7 +31,8 @@ pub(crate) fn tables(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, task: &s
         id: swarm.model.clone(),
         name_or_path: "golden".into(),
         blocks: swarm.blocks.len(),
-        hidden: swarm.hidden,
+        widths: swarm.local.config().block_widths(),
+        key_heads: swarm.local.config().num_key_value_heads,
         attention_heads: checkpoint.config().num_attention_heads,
     };
     let given = Adapter::load(&goldens.path(&format!("init-{mode}")), &model)?.tables;

@@ -8,7 +8,7 @@ use petals_e2e::{Goldens, LocalSwarm};
 use petals_node::ExecutorConfig;
 use petals_protocol::{
     BackwardRequest, ForwardRequest, Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Injection, PassLayout,
-    PromptSource, Refusal, Request, Response, RowSource, RowTarget, Span, StashId, Tensor, WireDtype,
+    Refusal, Request, Response, RowSource, RowTarget, Span, StashId, TableSource, Tensor, WireDtype,
 };
 use petals_swarm::PeerStream;
 
@@ -61,7 +61,14 @@ impl Stranger {
 
 pub(crate) fn layout((start, end): (u32, u32), lengths: &[u32]) -> PassLayout {
     let span = Span::new(start, end).expect("not empty");
-    PassLayout { span, lengths: lengths.to_vec(), prefix_len: 0, injection: Injection::None, read_rows: None }
+    PassLayout {
+        span,
+        lengths: lengths.to_vec(),
+        prefix_len: 0,
+        injection: Injection::None,
+        weights: Default::default(),
+        read_rows: None,
+    }
 }
 
 pub(crate) fn forward(layout: PassLayout) -> Request {
@@ -70,8 +77,8 @@ pub(crate) fn forward(layout: PassLayout) -> Request {
 
 pub(crate) fn forward_request(layout: PassLayout) -> ForwardRequest {
     let (input, output, reply_dtype, deadline_ms) = (RowSource::Inline, RowTarget::Reply, WireDtype::F32, 10_000);
-    let prompts = PromptSource::Inline;
-    ForwardRequest { layout, prompts, stash: None, input, output, reply_dtype, deadline_ms }
+    let tables = TableSource::Inline;
+    ForwardRequest { layout, tables, stash: None, input, output, reply_dtype, deadline_ms }
 }
 
 pub(crate) fn rows(count: usize, hidden: usize, value: f32) -> Tensor {
@@ -109,7 +116,7 @@ async fn every_kind_of_wrong_request_is_refused_by_type_and_the_stream_goes_on()
     assert!(matches!(overflow, Refusal::BadRequest { .. }), "{overflow}");
     let gone = Request::Backward(BackwardRequest {
         layout: layout((1, 3), &[1]),
-        prompts: PromptSource::Inline,
+        tables: TableSource::Inline,
         stash: Some(StashId(99)),
         text_grad: true,
         grads: RowSource::Inline,
@@ -132,7 +139,7 @@ async fn garbage_ends_its_own_stream_only() -> anyhow::Result<()> {
     let goldens = Goldens::load("llama-gqa")?;
     let swarm = LocalSwarm::start(&goldens.model(), &["0..4"], ExecutorConfig::default()).await?;
     let sequence = swarm.sequence(SequenceConfig::default());
-    let pass = || PassInput { lengths: vec![2], text: vec![0.1; 2 * swarm.hidden], read_rows: None, prompts: None };
+    let pass = || PassInput { lengths: vec![2], text: vec![0.1; 2 * swarm.hidden], read_rows: None, tables: None };
     let (expected, _) = sequence.forward(pass(), false).await?;
     for seed in 0u32..50 {
         let mut stranger = Stranger::connect(&swarm).await?;

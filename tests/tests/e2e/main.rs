@@ -1,5 +1,6 @@
 //! Scenarios over real networks of nodes, checked against goldens that transformers and PEFT computed.
 
+mod adapters;
 mod api_chats;
 mod api_messages;
 mod api_requests;

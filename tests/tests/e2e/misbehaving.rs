@@ -13,9 +13,9 @@ use petals_protocol::Refusal;
 pub(crate) async fn pass(sequence: &RemoteSequence, input: &PassInput, hidden: usize) -> anyhow::Result<Vec<f32>> {
     let (mut all, trace) = sequence.forward(input.clone(), true).await?;
     let mut gradients = sequence.backward(trace, vec![0.01; 2 * hidden]).await?;
-    gradients.prompts.sort_by_key(|(span, _)| *span);
+    gradients.tables.sort_by_key(|(span, _)| *span);
     all.extend(gradients.prefix.unwrap_or_default());
-    all.extend(gradients.prompts.into_iter().flat_map(|(_, values)| values));
+    all.extend(gradients.tables.into_iter().flat_map(|(_, values)| values));
     Ok(all)
 }
 
@@ -24,13 +24,14 @@ pub(crate) fn input(goldens: &Goldens, swarm: &LocalSwarm) -> anyhow::Result<Pas
         id: swarm.model.clone(),
         name_or_path: String::new(),
         blocks: swarm.blocks.len(),
-        hidden: swarm.hidden,
+        widths: swarm.local.config().block_widths(),
+        key_heads: swarm.local.config().num_key_value_heads,
         attention_heads: 4,
     };
     let tables: PromptTables = petals_client::Adapter::load(&goldens.path("init-add"), &adapted)?.tables;
     let ids = Goldens::input_ids()?.concat();
     let (lengths, read_rows) = (vec![9, 9, 9], Some(vec![4, 20]));
-    Ok(PassInput { lengths, text: swarm.local.embed(&ids)?, read_rows, prompts: Some(Arc::new(tables)) })
+    Ok(PassInput { lengths, text: swarm.local.embed(&ids)?, read_rows, tables: Some(Arc::new(tables)) })
 }
 
 /// What a client can see to be wrong without asking a second server.
@@ -56,7 +57,7 @@ fn visible() -> Vec<Misbehaviour> {
         Misbehaviour::Refuse(Refusal::Draining),
         Misbehaviour::Refuse(Refusal::Busy { retry_after_ms: 50 }),
         Misbehaviour::Refuse(Refusal::StashGone),
-        Misbehaviour::Refuse(Refusal::PromptsGone),
+        Misbehaviour::Refuse(Refusal::TablesGone),
         Misbehaviour::Refuse(Refusal::BadShape { what: what() }),
         Misbehaviour::Refuse(Refusal::TooLarge { what: what(), got: 2, limit: 1 }),
         Misbehaviour::Refuse(Refusal::NextUnreachable { what: what() }),

@@ -32,7 +32,7 @@ async fn logits_stay_within_the_tolerance_of_their_dtype() -> anyhow::Result<()>
         for wire_dtype in NARROW.into_iter().chain([WireDtype::F32]) {
             let sequence = swarm.sequence(SequenceConfig { wire_dtype, ..SequenceConfig::default() });
             let (lengths, text) = (lengths.clone(), text.clone());
-            let input = PassInput { lengths, text, read_rows: None, prompts: None };
+            let input = PassInput { lengths, text, read_rows: None, tables: None };
             let (output, _) = sequence.forward(input, false).await?;
             let error = largest_difference(&swarm.local.lm_logits(&output)?, &goldens.tensor("logits"));
             let allowed = tolerances(wire_dtype).logits;

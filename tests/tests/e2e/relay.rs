@@ -22,7 +22,8 @@ fn tables(goldens: &Goldens, mode: &str) -> anyhow::Result<PromptTables> {
         id: checkpoint.model_id(Some("golden"))?,
         name_or_path: String::new(),
         blocks: config.num_hidden_layers,
-        hidden: config.hidden_size,
+        widths: config.block_widths(),
+        key_heads: config.num_key_value_heads,
         attention_heads: config.num_attention_heads,
     };
     Ok(Adapter::load(&goldens.path(&format!("init-{mode}")), &model)?.tables)
@@ -33,12 +34,12 @@ fn input(local: &ClientModel, tables: PromptTables) -> anyhow::Result<PassInput>
         lengths: LENGTHS.to_vec(),
         text: local.embed(&Goldens::input_ids()?.concat())?,
         read_rows: Some(READ.to_vec()),
-        prompts: Some(Arc::new(tables)),
+        tables: Some(Arc::new(tables)),
     })
 }
 
 fn by_block(gradients: &PassGradients) -> Vec<f32> {
-    let mut prompts = gradients.prompts.clone();
+    let mut prompts = gradients.tables.clone();
     prompts.sort_by_key(|(span, _)| *span);
     prompts.into_iter().flat_map(|(_, values)| values).collect()
 }

@@ -117,9 +117,9 @@ async fn a_server_that_falls_silent_is_raced_by_another_one() -> anyhow::Result<
                 let (mut got, trace) = sequence.forward(input.clone(), true).await?;
                 silent.misbehave(Misbehaviour::Hang);
                 let mut gradients = sequence.backward(trace, vec![0.01; 2 * swarm.hidden]).await?;
-                gradients.prompts.sort_by_key(|(span, _)| *span);
+                gradients.tables.sort_by_key(|(span, _)| *span);
                 got.extend(gradients.prefix.unwrap_or_default());
-                got.extend(gradients.prompts.into_iter().flat_map(|(_, values)| values));
+                got.extend(gradients.tables.into_iter().flat_map(|(_, values)| values));
                 assert_close(&what, &got, &expected, 1e-5);
                 eprintln!("silent {what}: done after {:.1?}", started.elapsed());
                 assert!(started.elapsed() < patient / 4, "{what}: nobody else was asked");

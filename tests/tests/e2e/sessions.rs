@@ -26,7 +26,8 @@ pub(crate) fn model(
         id: swarm.model.clone(),
         name_or_path: String::new(),
         blocks: swarm.blocks.len(),
-        hidden: swarm.hidden,
+        widths: swarm.local.config().block_widths(),
+        key_heads: swarm.local.config().num_key_value_heads,
         attention_heads: 4,
     };
     let tables = match mode {

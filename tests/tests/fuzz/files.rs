@@ -42,7 +42,8 @@ fn adapted() -> AdaptedModel {
         id: checkpoint.model_id(Some("golden")).expect("an id"),
         name_or_path: String::new(),
         blocks: config.num_hidden_layers,
-        hidden: config.hidden_size,
+        widths: config.block_widths(),
+        key_heads: config.num_key_value_heads,
         attention_heads: config.num_attention_heads,
     }
 }

@@ -4,9 +4,9 @@ use futures::executor::block_on;
 use futures::io::Cursor;
 use petals_protocol::{
     BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Frame, FrameKind, FrameLimits,
-    FrameReader, FrameWriter, Handover, Injection, Limits, NextServer, PassLayout, PromptSource, PromptsId, Refusal,
-    RelayToken, Request, Response, RowSource, RowTarget, ServerInfo, ServerState, StashId, StashLevel, Tensor,
-    TensorMeta, Welcome, WireDtype, decode, encode,
+    FrameReader, FrameWriter, Handover, Injection, Limits, Module, Modules, NextServer, PassLayout, Refusal,
+    RelayToken, Request, Response, RowSource, RowTarget, ServerInfo, ServerState, StashId, StashLevel, TableSource,
+    TablesId, Tensor, TensorMeta, WeightChange, Welcome, WireDtype, decode, encode,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -49,10 +49,20 @@ fn values(tensor: &Tensor) {
 
 fn layouts() -> Vec<PassLayout> {
     let span = "3..9".parse().expect("a span");
-    let plain = PassLayout { span, lengths: vec![2, 1], prefix_len: 0, injection: Injection::None, read_rows: None };
+    let plain = PassLayout {
+        span,
+        lengths: vec![2, 1],
+        prefix_len: 0,
+        injection: Injection::None,
+        weights: Default::default(),
+        read_rows: None,
+    };
     let prefixed = PassLayout { prefix_len: 2, injection: Injection::Add, ..plain.clone() };
     let last = PassLayout { injection: Injection::Replace, read_rows: Some(vec![0, 2]), ..prefixed.clone() };
-    vec![plain, prefixed, last]
+    let low_rank = WeightChange::LowRank { rank: 8, modules: Module::ALL.into_iter().collect() };
+    let adapted = PassLayout { injection: Injection::KeysValues, weights: low_rank, ..prefixed.clone() };
+    let scaled = PassLayout { weights: WeightChange::Scales { modules: Modules::SCALED }, ..plain.clone() };
+    vec![plain, prefixed, last, adapted, scaled]
 }
 
 fn tensors() -> Vec<Tensor> {
@@ -72,7 +82,7 @@ fn requests() -> Vec<(Request, Vec<Tensor>)> {
     for (layout, tensor) in layouts().into_iter().zip(tensors()) {
         let forward = ForwardRequest {
             layout: layout.clone(),
-            prompts: PromptSource::Keep(PromptsId(4)),
+            tables: TableSource::Keep(TablesId(4)),
             stash: Some(StashId(8)),
             input: RowSource::Inline,
             output: RowTarget::Relay(next.clone()),
@@ -81,7 +91,7 @@ fn requests() -> Vec<(Request, Vec<Tensor>)> {
         };
         let backward = BackwardRequest {
             layout,
-            prompts: PromptSource::Kept(PromptsId(4)),
+            tables: TableSource::Kept(TablesId(4)),
             stash: None,
             text_grad: true,
             grads: RowSource::Relay(token),
@@ -113,7 +123,7 @@ pub(crate) fn info() -> ServerInfo {
 }
 
 fn responses() -> Vec<(Response, Vec<Tensor>)> {
-    let limits = Limits { max_rows: 8192, max_body: 1 << 28, max_in_flight: 32 };
+    let limits = Limits { max_rows: 8192, max_body: 1 << 28, max_in_flight: 32, max_adapter: 1 << 28 };
     let passes = BlockPasses { forward: 6, backward: 6 };
     let (queue_us, compute_us, handover) = (10, 20, Handover { us: 30, bytes: 40 });
     let mut responses = vec![
@@ -134,7 +144,7 @@ fn responses() -> Vec<(Response, Vec<Tensor>)> {
         Refusal::StashGone,
         Refusal::TooLarge { what: what(), got: 2, limit: 1 },
         Refusal::BadShape { what: what() },
-        Refusal::PromptsGone,
+        Refusal::TablesGone,
         Refusal::NextUnreachable { what: what() },
         Refusal::UnknownRelay,
     ];

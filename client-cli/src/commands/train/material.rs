@@ -76,7 +76,7 @@ impl Material {
             train: ReadData::new(args.data.clone(), &self.data),
             eval: args.eval.clone().zip(self.eval.as_ref()).map(|(path, data)| ReadData::new(path, data)),
             max_length: self.max_length(),
-            prefix_len: args.prefix_len,
+            prefix_len: args.method.prefix_len(),
             positions,
             step_examples: args.optimiser.step_size(),
             steps_per_epoch: plan.steps_per_epoch(),

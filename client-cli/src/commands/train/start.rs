@@ -1,13 +1,11 @@
 //! Where a run starts: at its first step, or where it was saved.
 
 use petals_client::{
-    AdamW, LabelMap, ModelFiles, PromptTables, SettingChange, TableInit, TableShape, Task, TrainingRecord,
-    TrainingState,
+    AdamW, LabelMap, Method, ModelFiles, PromptTables, SettingChange, TableInit, Task, TrainingRecord, TrainingState,
 };
 
 use super::material::Material;
 use crate::args::TrainArgs;
-use crate::commands::session;
 use crate::error::CliError;
 use crate::text::TextTokenizer;
 
@@ -19,9 +17,9 @@ pub(super) fn max_length(saved: &TrainingRecord) -> Option<usize> {
 /// The saved run, if there is one and it is to be resumed, or the fresh one.
 pub(super) fn state(
     args: &TrainArgs,
-    files: &ModelFiles,
-    tokenizer: &TextTokenizer,
+    (files, tokenizer): (&ModelFiles, &TextTokenizer),
     material: &Material,
+    (method, given): (&Method, Option<&PromptTables>),
     (saved, fresh): (Option<TrainingState>, TrainingRecord),
 ) -> Result<TrainingState, CliError> {
     match saved {
@@ -42,7 +40,7 @@ pub(super) fn state(
         }
         _ => {}
     }
-    let tables = first_tables(args, files, tokenizer, fresh.labels.as_ref())?;
+    let tables = first_tables(args, (files, tokenizer), (method, given), fresh.labels.as_ref())?;
     let optimizer = AdamW::new(tables.shape(), args.optimiser.weight_decay);
     Ok(TrainingState { record: fresh, tables, optimizer })
 }
@@ -105,18 +103,12 @@ fn description(change: &SettingChange) -> String {
 
 fn first_tables(
     args: &TrainArgs,
-    files: &ModelFiles,
-    tokenizer: &TextTokenizer,
+    (files, tokenizer): (&ModelFiles, &TextTokenizer),
+    (method, given): (&Method, Option<&PromptTables>),
     labels: Option<&LabelMap>,
 ) -> Result<PromptTables, CliError> {
     let config = &files.config;
-    let shape = TableShape {
-        injection: args.injection(),
-        blocks: config.num_hidden_layers,
-        prefix_len: args.prefix_len,
-        hidden: config.hidden_size,
-        labels: labels.filter(|_| args.task == Task::SeqCls).map(LabelMap::len),
-    };
+    let shape = method.shape(config, labels.filter(|_| args.task == Task::SeqCls).map(LabelMap::len));
     let init = TableInit {
         rule: args.start.init_rule(tokenizer)?,
         deep: args.start.init_deep,
@@ -126,9 +118,8 @@ fn first_tables(
     };
     let embed = |ids: &[u32]| files.local.embed(ids);
     let mut tables = PromptTables::initialise(shape, &init, embed).map_err(CliError::input)?;
-    if let Some(directory) = &args.start.init_from {
-        let given = session::adapter(files, directory)?.tables;
-        let kept = tables.start_from(&given).map_err(CliError::input)?;
+    if let Some(given) = given {
+        let kept = tables.start_from(given).map_err(CliError::input)?;
         for table in kept {
             tracing::warn!("--init-from has no `{}`: it starts as without --init-from", table.tensor_name());
         }

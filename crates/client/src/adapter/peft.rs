@@ -1,14 +1,15 @@
 //! The files of Hugging Face PEFT: `adapter_config.json` and the card.
 //!
-//! Keys as PEFT 0.8 to 0.17 write them for `PROMPT_TUNING` (`peft/config.py`, `peft/tuners/prompt_tuning/config.py`).
+//! Keys as PEFT 0.8 to 0.17 write them (`peft/config.py`, and `config.py` of each folder in `peft/tuners`).
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
+use petals_protocol::{Injection, Module, Modules, WeightChange};
 use serde_json::{Value, json};
 
-use super::names::{Task, TuningMode};
+use super::names::{PrefixMode, Task, TuningMode, WeightMode};
 use super::tables::TableShape;
 use super::tensor_file::{TensorFileError, is_lfs_pointer};
 use super::{AdaptedModel, AdapterError, AdapterManifest};
@@ -18,36 +19,173 @@ pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 
 /// Our type for deep prompts. PEFT has none, and refuses to load what it does not know.
 const DEEP_TYPE: &str = "PETALS_DEEP_PROMPT_TUNING";
-/// Types whose tensor `prompt_embeddings` is all that matters at inference.
-const KNOWN_TYPES: [&str; 3] = ["PROMPT_TUNING", "P_TUNING", DEEP_TYPE];
+/// Our type for something in front of the text together with changes of weights.
+const MIXED_TYPE: &str = "PETALS_MIXED";
+/// Types whose tensor `prompt_embeddings` is a prompt.
+const PROMPT_TYPES: [&str; 3] = ["PROMPT_TUNING", "P_TUNING", DEEP_TYPE];
+/// Keys and values in front of the text.
+const PREFIX_TYPE: &str = "PREFIX_TUNING";
+/// Types that can be used besides those.
+const OTHER_TYPES: [&str; 4] = [PREFIX_TYPE, "LORA", "IA3", MIXED_TYPE];
 
-/// What a prompt table can be trained for here.
+/// What a table can be trained for here.
 const KNOWN_TASKS: [&str; 2] = ["CAUSAL_LM", "SEQ_CLS"];
+/// Starts of low-rank tables that change the weights which they are beside.
+const CHANGING_STARTS: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
-/// The configuration that makes PEFT load a `ptune` adapter, and refuse a deep one by its type.
-pub(super) fn config(manifest: &AdapterManifest, model: &AdaptedModel) -> Value {
+/// The configuration that makes PEFT load an adapter, and refuse by its type what PEFT does not have.
+pub(super) fn config(manifest: &AdapterManifest, shape: &TableShape, model: &AdaptedModel) -> Value {
     let (task_type, modules_to_save) = match manifest.task {
         Task::CausalLm => ("CAUSAL_LM", Value::Null),
         Task::SeqCls => ("SEQ_CLS", json!(["classifier", "score"])),
     };
-    let peft_type = if manifest.mode == TuningMode::Ptune { "PROMPT_TUNING" } else { DEEP_TYPE };
-    json!({
+    let mut config = json!({
         "auto_mapping": null,
         "base_model_name_or_path": model.name_or_path,
         "inference_mode": true,
         "modules_to_save": modules_to_save,
-        "num_attention_heads": model.attention_heads,
-        "num_layers": model.blocks,
-        "num_transformer_submodules": 1,
-        "num_virtual_tokens": manifest.prefix_len,
-        "peft_type": peft_type,
-        "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": null,
+        "peft_type": kind(shape),
         "revision": null,
         "task_type": task_type,
-        "token_dim": model.hidden,
-        "tokenizer_name_or_path": null,
-    })
+    });
+    let mut add = |more: Value| {
+        if let (Value::Object(all), Value::Object(more)) = (&mut config, more) {
+            all.extend(more);
+        }
+    };
+    if shape.prefix_len > 0 {
+        let keys_values = shape.injection == Injection::KeysValues;
+        add(json!({
+            "num_attention_heads": if keys_values { model.key_heads } else { model.attention_heads },
+            "num_layers": model.blocks,
+            "num_transformer_submodules": 1,
+            "num_virtual_tokens": manifest.prefix_len,
+            "token_dim": if keys_values { model.widths.key } else { model.widths.hidden },
+        }));
+        add(if keys_values {
+            json!({"encoder_hidden_size": model.widths.key, "prefix_projection": false})
+        } else {
+            json!({"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null, "tokenizer_name_or_path": null})
+        });
+    }
+    match shape.weights {
+        WeightChange::None => {}
+        WeightChange::LowRank { rank, modules } => add(json!({
+            "alpha_pattern": {}, "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true,
+            "layers_pattern": null, "layers_to_transform": null,
+            "lora_alpha": f64::from(shape.scale) * f64::from(rank),
+            "lora_dropout": 0.0, "r": rank, "rank_pattern": {},
+            "target_modules": names(modules), "use_dora": false, "use_rslora": false,
+        })),
+        WeightChange::Scales { modules } => add(json!({
+            "fan_in_fan_out": false,
+            "feedforward_modules": names([Module::Down].into_iter().filter(|down| modules.contains(*down)).collect()),
+            "init_ia3_weights": true,
+            "target_modules": names(modules),
+        })),
+    }
+    config
+}
+
+fn names(modules: Modules) -> Vec<&'static str> {
+    modules.iter().map(Module::name).collect()
+}
+
+/// The type of these tables.
+fn kind(shape: &TableShape) -> &'static str {
+    let TuningMode { prefix, weights } = shape.mode();
+    match (prefix, weights) {
+        (Some(PrefixMode::Ptune) | None, None) => "PROMPT_TUNING",
+        (Some(PrefixMode::DeepPtune), None) => DEEP_TYPE,
+        (Some(PrefixMode::Prefix), None) => PREFIX_TYPE,
+        (None, Some(WeightMode::Lora)) => "LORA",
+        (None, Some(WeightMode::Ia3)) => "IA3",
+        (Some(_), Some(_)) => MIXED_TYPE,
+    }
+}
+
+/// Whether `prompt_embeddings` are keys and values.
+pub(super) fn has_keys_values(config: &Value) -> bool {
+    config.get("peft_type").and_then(Value::as_str) == Some(PREFIX_TYPE)
+}
+
+/// What a configuration says of low-rank tables.
+#[derive(Debug)]
+pub(super) struct Lora {
+    alpha: f64,
+    /// By module, where it is another one.
+    alphas: Vec<(String, f64)>,
+    /// Whether products are divided by the root of the rank (rslora, Kalajdzievski 2023).
+    rooted: bool,
+}
+
+impl Lora {
+    /// What products of this rank are multiplied with.
+    pub(super) fn scale(&self, rank: usize) -> f32 {
+        self.over(self.alpha, rank)
+    }
+
+    /// The same for one matrix, by its path in the model.
+    pub(super) fn scale_of(&self, path: &str, rank: usize) -> f32 {
+        let is = |key: &str| path == key || path.strip_suffix(key).is_some_and(|front| front.ends_with('.'));
+        let own = self.alphas.iter().find(|(key, _)| is(key)).map(|(_, alpha)| *alpha);
+        self.over(own.unwrap_or(self.alpha), rank)
+    }
+
+    fn over(&self, alpha: f64, rank: usize) -> f32 {
+        let rank = rank.max(1) as f64;
+        (alpha / if self.rooted { rank.sqrt() } else { rank }) as f32
+    }
+}
+
+/// What the configuration in `directory` says of low-rank tables.
+///
+/// # Errors
+/// [`AdapterError::PeftConfig`] for what other implementations of LoRA have and this one does not.
+pub(super) fn lora(config: &Value, directory: &Path) -> Result<Lora, AdapterError> {
+    let wrong = |key, value: &Value, problem: &str| {
+        let (value, problem) = (value.to_string(), problem.to_owned());
+        Err(AdapterError::PeftConfig { path: directory.to_owned(), key, value, problem })
+    };
+    let given = |key: &str| config.get(key).filter(|value| !value.is_null());
+    for (key, problem) in [
+        ("use_dora", "weights that are normed (DoRA) cannot be used"),
+        ("lora_bias", "low-rank tables with a bias cannot be used"),
+        ("layer_replication", "blocks that occur several times cannot be used"),
+        ("use_qalora", "low-rank tables of groups (QALoRA) cannot be used"),
+    ] {
+        if let Some(value) = given(key).filter(|value| **value != Value::Bool(false)) {
+            return wrong(key, value, problem);
+        }
+    }
+    if let Some(bias) = given("bias").filter(|bias| bias.as_str() != Some("none")) {
+        return wrong("bias", bias, "biases are frozen here: only `none` can be used");
+    }
+    let start = given("init_lora_weights");
+    if let Some(start) = start.filter(|start| {
+        start.as_str().is_some_and(|name| CHANGING_STARTS.iter().any(|changing| name.starts_with(changing)))
+    }) {
+        return wrong(
+            "init_lora_weights",
+            start,
+            "the base's weights were changed with it: convert it to ordinary LoRA",
+        );
+    }
+    let alpha = given("lora_alpha").map_or(Some(8.0), Value::as_f64).filter(|alpha| alpha.is_finite());
+    let Some(alpha) = alpha else { return wrong("lora_alpha", &config["lora_alpha"], "it must be a number") };
+    let mut alphas = Vec::new();
+    if let Some(pattern) = given("alpha_pattern") {
+        let entries = pattern.as_object().map(|entries| entries.iter().collect::<Vec<_>>()).unwrap_or_default();
+        for (key, value) in entries {
+            let is_name = key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.');
+            match value.as_f64().filter(|_| is_name) {
+                Some(own) => alphas.push((key.clone(), own)),
+                None => return wrong("alpha_pattern", pattern, "only names of modules with numbers can be used"),
+            }
+        }
+    }
+    let rooted = given("use_rslora").and_then(Value::as_bool).unwrap_or(false);
+    Ok(Lora { alpha, alphas, rooted })
 }
 
 /// The configuration in an adapter's directory; null if there is none.
@@ -72,7 +210,9 @@ pub(super) fn read(directory: &Path) -> Result<Value, AdapterError> {
 /// keeps no identity of the model: `base_model_name_or_path` is where it was on some machine. Its extents are kept.
 pub(super) fn check(config: &Value, directory: &Path, model: &AdaptedModel) -> Result<(), AdapterError> {
     match config.get("peft_type").and_then(Value::as_str) {
-        Some(unknown) if !KNOWN_TYPES.contains(&unknown) => return Err(AdapterError::PeftType(unknown.to_owned())),
+        Some(unknown) if !PROMPT_TYPES.contains(&unknown) && !OTHER_TYPES.contains(&unknown) => {
+            return Err(AdapterError::PeftType(unknown.to_owned()));
+        }
         _ => {}
     }
     let wrong = |key, value: String, problem: String| {
@@ -86,7 +226,9 @@ pub(super) fn check(config: &Value, directory: &Path, model: &AdaptedModel) -> R
         let problem = "it is of a model with an encoder and a decoder, which have a table each".to_owned();
         return wrong("num_transformer_submodules", submodules.to_string(), problem);
     }
-    for (key, what, ours) in [("token_dim", "width", model.hidden), ("num_layers", "number of blocks", model.blocks)] {
+    let (width, wide) =
+        if has_keys_values(config) { ("width of keys", model.widths.key) } else { ("width", model.widths.hidden) };
+    for (key, what, ours) in [("token_dim", width, wide), ("num_layers", "number of blocks", model.blocks)] {
         if let Some(theirs) = number(key).filter(|&theirs| theirs != ours as u64) {
             let base = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("another model");
             let problem = format!("it was trained on {base}, the model given has a {what} of {ours}");
@@ -114,16 +256,21 @@ pub(super) fn check_tables(config: &Value, directory: &Path, shape: &TableShape)
 }
 
 /// A short model card.
-pub(super) fn card(manifest: &AdapterManifest, model: &AdaptedModel) -> String {
+pub(super) fn card(manifest: &AdapterManifest, shape: &TableShape, model: &AdaptedModel) -> String {
     let AdapterManifest { mode, prefix_len, task, step, .. } = manifest;
     let name = model.id.name();
-    let use_with = match mode {
-        TuningMode::Ptune => "It is a PEFT `PROMPT_TUNING` adapter and loads with `PeftModel.from_pretrained`.",
-        TuningMode::DeepPtune => "Its deep prompts have no PEFT counterpart; use it with `petals-tune`.",
+    let kind = kind(shape);
+    let use_with = if kind.starts_with("PETALS") {
+        "It has no PEFT counterpart; use it with `petals-tune`.".to_owned()
+    } else {
+        format!("It is a PEFT `{kind}` adapter and loads with `PeftModel.from_pretrained`.")
     };
+    let parameters = shape.parameters();
+    let prefix =
+        if *prefix_len > 0 { format!("{prefix_len} trained vectors in front of the text, ") } else { String::new() };
     format!(
-        "---\nlibrary_name: peft\n---\n\n# Prompt adapter for {name}\n\n\
-         {prefix_len} trained prompt vectors (`{mode}`) for `{task}`, after {step} steps. {use_with}\n\n\
+        "---\nlibrary_name: peft\n---\n\n# Adapter for {name}\n\n\
+         `{mode}` for `{task}`, after {step} steps: {prefix}{parameters} trained values. {use_with}\n\n\
          `petals_adapter.json` says exactly what the tables in `adapter_model.safetensors` are.\n"
     )
 }

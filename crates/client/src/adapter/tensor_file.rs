@@ -144,6 +144,11 @@ impl TensorFile {
         Ok(header.metadata().as_ref().and_then(|texts| texts.get(key).cloned()))
     }
 
+    /// Names of all tensors.
+    pub(crate) fn names(&self) -> Result<Vec<String>, TensorFileError> {
+        Ok(self.parse()?.names().into_iter().map(str::to_owned).collect())
+    }
+
     /// A tensor in f32, every value finite; `None` if the file does not have it.
     pub(crate) fn find(&self, name: &str) -> Result<Option<NamedTensor>, TensorFileError> {
         let tensors = self.parse()?;
@@ -177,9 +182,6 @@ impl TensorFile {
             Err(_) => Vec::new(),
         };
         let has = match names.iter().min() {
-            Some(lora) if names.iter().any(|name| name.contains("lora_")) => {
-                format!(": it is a LoRA adapter (`{lora}`), and only prompt tables can be used")
-            }
             Some(first) => format!(": it has {} others, `{first}` for example", names.len()),
             None => ": it is empty".to_owned(),
         };
@@ -199,13 +201,13 @@ pub(crate) fn is_lfs_pointer(bytes: &[u8]) -> bool {
 /// Writes tensors (name, extents, values) and texts atomically, as f32 in the form that PEFT reads.
 pub(crate) fn write_tensors(
     path: &Path,
-    tensors: &[(String, Vec<usize>, &[f32])],
+    tensors: &[(String, Vec<usize>, impl AsRef<[f32]>)],
     mut texts: HashMap<String, String>,
 ) -> Result<(), TensorFileError> {
     let data: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
         .iter()
         .map(|(name, shape, values)| {
-            (name.clone(), shape.clone(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+            (name.clone(), shape.clone(), values.as_ref().iter().flat_map(|v| v.to_le_bytes()).collect())
         })
         .collect();
     let views = data.iter().map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)));

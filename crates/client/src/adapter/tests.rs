@@ -1,11 +1,11 @@
 use std::fs;
 
-use petals_protocol::Fingerprint;
+use petals_protocol::{Fingerprint, Injection, Module, Modules, WeightChange};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 
 use super::names::Task;
-use super::tables::{InitRule, TableInit};
+use super::tables::{InitRule, TableInit, TableShape};
 use super::*;
 
 fn model() -> AdaptedModel {
@@ -13,13 +13,22 @@ fn model() -> AdaptedModel {
         id: ModelId::new("tiny", Fingerprint([1; 8])).unwrap(),
         name_or_path: "models/tiny".into(),
         blocks: 3,
-        hidden: 4,
+        widths: BlockWidths { hidden: 4, query: 4, key: 2, intermediate: 6 },
+        key_heads: 1,
         attention_heads: 2,
     }
 }
 
 fn tables(injection: Injection, labels: Option<usize>) -> PromptTables {
-    let shape = TableShape { injection, blocks: 3, prefix_len: 2, hidden: 4, labels };
+    let shape = TableShape {
+        injection,
+        weights: WeightChange::None,
+        scale: 1.0,
+        blocks: 3,
+        prefix_len: 2,
+        widths: BlockWidths::uniform(4),
+        labels,
+    };
     let init = TableInit { rule: InitRule::Normal, deep: None, std: 1.0, vocab_size: 1, seed: 1 };
     PromptTables::initialise(shape, &init, |_| Ok::<_, std::io::Error>(vec![])).unwrap()
 }
@@ -64,6 +73,52 @@ fn every_kind_of_adapter_survives_saving_and_loading() {
     }
 }
 
+/// One of every kind of adapter: what is in front of the text, and what is changed of the weights.
+fn of_every_kind(labels: Option<usize>) -> Vec<Adapter> {
+    let low_rank = WeightChange::LowRank { rank: 2, modules: Module::ALL.into_iter().collect() };
+    let changes = [WeightChange::None, low_rank, WeightChange::Scales { modules: Modules::SCALED }];
+    let injections = [Injection::None, Injection::Add, Injection::Replace, Injection::KeysValues];
+    let fronts = injections.map(|injection| (injection, 2)).into_iter().chain([(Injection::None, 0)]);
+    let all = fronts.flat_map(|front| changes.map(|weights| (front, weights)));
+    let kinds = all.filter(|((_, rows), weights)| *rows > 0 || *weights != WeightChange::None);
+    kinds
+        .map(|((injection, prefix_len), weights)| {
+            let scale = if matches!(weights, WeightChange::LowRank { .. }) { 0.75 } else { 1.0 };
+            let widths = model().widths;
+            let shape = TableShape { injection, weights, scale, blocks: 3, prefix_len, widths, labels };
+            let mut tables = PromptTables::zeros(shape);
+            for (number, (_, values)) in tables.parts_mut().each_mut().enumerate() {
+                values.iter_mut().enumerate().for_each(|(at, value)| *value = (1000 * number + at) as f32);
+            }
+            let labels = labels.map(|labels| LabelMap::numbered(labels).unwrap());
+            Adapter::new(&model(), tables, labels, TextRules::default(), 17)
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_beside_the_weights_survives_saving_and_loading_under_the_names_that_peft_has() {
+    for saved in of_every_kind(None).into_iter().chain(of_every_kind(Some(3))) {
+        let root = tempfile::tempdir().unwrap();
+        saved.save(root.path(), &model()).unwrap();
+        assert_eq!(Adapter::load(root.path(), &model()).unwrap(), saved, "{}", saved.manifest.mode);
+        let kind = json(&root.path().join("adapter_config.json"))["peft_type"].as_str().unwrap().to_owned();
+        let expected = match saved.manifest.mode.to_string().as_str() {
+            "ptune" => "PROMPT_TUNING",
+            "deep_ptune" => "PETALS_DEEP_PROMPT_TUNING",
+            "prefix" => "PREFIX_TUNING",
+            "lora" => "LORA",
+            "ia3" => "IA3",
+            _ => "PETALS_MIXED",
+        };
+        assert_eq!(kind, expected);
+        if kind == "LORA" {
+            let name = "base_model.model.model.layers.2.mlp.down_proj.lora_B.weight";
+            assert!(names(root.path()).iter().any(|found| found == name));
+        }
+    }
+}
+
 #[test]
 fn a_ptune_classifier_has_the_names_that_peft_wants() {
     let root = tempfile::tempdir().unwrap();
@@ -95,7 +150,7 @@ fn tables_without_a_manifest_are_known_by_their_shapes() {
         Adapter::load(root.path(), &model()).map(|adapter| adapter.manifest)
     };
     let plain = load(&[("prompt_embeddings", &[5, 4])]).unwrap();
-    assert_eq!((plain.mode, plain.prefix_len, plain.task), (TuningMode::Ptune, 5, Task::CausalLm));
+    assert_eq!((plain.mode, plain.prefix_len, plain.task), (TuningMode::PTUNE, 5, Task::CausalLm));
     let peft = load(&[("prompt_embeddings", &[5, 4]), ("base_model.score.weight", &[2, 4])]).unwrap();
     assert_eq!((peft.task, peft.labels), (Task::SeqCls, Some(LabelMap::numbered(2).unwrap())));
     let add = load(&[("prompt_embeddings", &[2, 4]), ("intermediate_prompt_embeddings", &[3, 2, 4])]).unwrap();

@@ -30,7 +30,7 @@ pub struct RemoteModel {
     pub sequence: Arc<RemoteSequence>,
     /// Embeddings, norm and head.
     pub local: Arc<ClientModel>,
-    /// Prompts in front, if any.
+    /// What is in front of the text and beside the weights, if anything.
     pub tables: Option<Arc<PromptTables>>,
     /// One for all clones.
     head: Arc<SharedHead>,
@@ -93,7 +93,7 @@ impl RemoteModel {
             lengths: texts.iter().map(|text| text.len() as u32).collect(),
             text: self.local.embed(&tokens)?,
             read_rows,
-            prompts: self.tables.clone(),
+            tables: self.tables.clone(),
         };
         Ok(self.sequence.forward(input, false).await?.0)
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use petals_protocol::{Injection, PassLayout, Refusal, Request, SessionId, SessionOpen, Span};
+use petals_protocol::{Injection, PassLayout, Refusal, Request, SessionId, SessionOpen, Span, WeightChange};
 
 use crate::adapter::tables::PromptTables;
 use crate::planner::Hop;
@@ -329,6 +329,7 @@ impl InferenceSession {
             lengths: chunk.lengths.iter().map(|&rows| rows as u32).collect(),
             prefix_len: tables.map_or(0, |tables| tables.shape().prefix_len as u32),
             injection: tables.map_or(Injection::None, |tables| tables.shape().injection),
+            weights: tables.map_or(WeightChange::None, |tables| tables.shape().weights),
             read_rows: chunk.read_rows(last),
         }
     }

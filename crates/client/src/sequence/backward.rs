@@ -15,7 +15,7 @@ use crate::servers::hop::{HopConnection, HopError};
 use crate::servers::retry::Retry;
 
 impl RemoteSequence {
-    /// Carries the gradient of the rows read, `[rows, hidden]`, back to the prompts.
+    /// Carries the gradient of the rows read, `[rows, hidden]`, back to the tables.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -135,10 +135,10 @@ impl RemoteSequence {
     ) -> Result<(Flow, HopGradients), (Hop, HopError)> {
         let (flow, mut hop) = self.backward_hop(input, record, grad).await.map_err(|error| (record.hop, error))?;
         let Some(entered) = &record.flow else { return Ok((flow, hop)) };
-        let result = SpanResult { flow, prompts: hop.prompts.take() };
+        let result = SpanResult { flow, tables: hop.tables.take() };
         let asked = Question { input, span: hop.hop.span, flow: entered, grad: Some(grad) };
         self.check(hop.hop.peer, asked, &result).await.map_err(|error| (hop.hop, error))?;
-        Ok((result.flow, HopGradients { prompts: result.prompts, ..hop }))
+        Ok((result.flow, HopGradients { tables: result.tables, ..hop }))
     }
 
     /// Runs one hop backward, with its stash if there is one. A stash that was not used up stays in the record.
@@ -165,9 +165,9 @@ impl RemoteSequence {
         } else if let Some(stash) = &mut stash {
             stash.used = matches!(&result, Ok((by, _)) if *by == hop) || matches!(result, Err(HopError::Refused(_)));
         }
-        let (by, Backwarded { grad, prompts, measured }) = result?;
+        let (by, Backwarded { grad, tables, measured }) = result?;
         let grad = grad.ok_or_else(|| HopError::BadReply("no gradient".into()))?;
-        Ok((grad, HopGradients { hop: by, prompts, timing: measured.into() }))
+        Ok((grad, HopGradients { hop: by, tables, timing: measured.into() }))
     }
 
     pub(super) async fn ask_backward(
@@ -191,14 +191,14 @@ impl RemoteSequence {
 /// What a hop's backward leaves at the client.
 pub(super) struct HopGradients {
     pub(super) hop: Hop,
-    pub(super) prompts: Option<Vec<f32>>,
+    pub(super) tables: Option<Vec<f32>>,
     pub(super) timing: HopTiming,
 }
 
 impl PassGradients {
     fn add(&mut self, hop: HopGradients) {
-        let HopGradients { hop, prompts, timing } = hop;
-        self.prompts.extend(prompts.map(|prompts| (hop.span, prompts)));
+        let HopGradients { hop, tables, timing } = hop;
+        self.tables.extend(tables.map(|tables| (hop.span, tables)));
         self.timings.push((hop, timing));
     }
 }

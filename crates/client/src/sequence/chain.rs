@@ -154,7 +154,7 @@ impl RemoteSequence {
         let (mut first, mut gradients) = (None, Vec::with_capacity(answers.len()));
         // Like single hops: the last one first.
         for (hop, answer) in answers.into_iter().rev() {
-            gradients.push(HopGradients { hop, prompts: answer.prompts, timing: answer.measured.into() });
+            gradients.push(HopGradients { hop, tables: answer.tables, timing: answer.measured.into() });
             first = answer.grad;
         }
         Ok((first.ok_or_else(|| at(0)(HopError::BadReply("no gradient".into())))?, gradients))

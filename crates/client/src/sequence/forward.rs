@@ -41,7 +41,7 @@ impl RemoteSequence {
         keep: bool,
     ) -> Result<(Vec<f32>, Trace), SequenceError> {
         let text = Arc::new(std::mem::take(&mut input.text));
-        let prefix = input.prompts.as_ref().filter(|t| t.carries_prefix()).map(|t| t.input().to_vec());
+        let prefix = input.tables.as_ref().filter(|t| t.carries_prefix()).map(|t| t.input().to_vec());
         let mut trace = Trace { input: Arc::new(input), hops: Vec::new() };
         let flow = Flow { text, prefix };
         let way = Way { relay, purpose: Some(purpose) };
@@ -87,7 +87,7 @@ impl RemoteSequence {
                 let ask = |hop| self.forward_hop(input, hop, &flow, keep);
                 match self.raced(hop, pass, 1.0, ask(hop), ask).await {
                     Ok((hop, (output, stash, timing))) => {
-                        let result = SpanResult { flow: output, prompts: None };
+                        let result = SpanResult { flow: output, tables: None };
                         let asked = Question { input, span: hop.span, flow: &flow, grad: None };
                         if let Err(error) = self.check(hop.peer, asked, &result).await {
                             self.recover(pass, hop, error, &mut retry).await?;

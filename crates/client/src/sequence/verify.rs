@@ -41,11 +41,11 @@ pub struct Verification {
 #[derive(Debug, Default)]
 pub(super) struct Verifier(Mutex<Verification>);
 
-/// What a span gave: hidden states, or gradients of what entered it and of its prompts.
+/// What a span gave: hidden states, or gradients of what entered it and of its tables.
 #[derive(Debug, Clone)]
 pub(super) struct SpanResult {
     pub(super) flow: Flow,
-    pub(super) prompts: Option<Vec<f32>>,
+    pub(super) tables: Option<Vec<f32>>,
 }
 
 /// What is asked.
@@ -188,16 +188,16 @@ impl RemoteSequence {
             let entered = std::mem::replace(&mut flow, done.0);
             records.push(HopRecord { hop, flow: Some(entered), stash: None, timing: done.2 });
         }
-        let Some(grad) = grad else { return Ok(SpanResult { flow, prompts: None }) };
+        let Some(grad) = grad else { return Ok(SpanResult { flow, tables: None }) };
         let (mut grad, mut parts) = (grad.clone(), Vec::new());
         for HopRecord { hop, flow, .. } in records.iter().rev() {
             let failed = |error| (hop.peer, error);
             let done = self.ask_backward(input, *hop, flow.as_ref(), None, &grad).await.map_err(failed)?;
             grad = done.grad.ok_or_else(|| failed(HopError::BadReply("no gradient".into())))?;
-            parts.extend(done.prompts);
+            parts.extend(done.tables);
         }
-        let prompts = (!parts.is_empty()).then(|| parts.into_iter().rev().flatten().collect());
-        Ok(SpanResult { flow: grad, prompts })
+        let tables = (!parts.is_empty()).then(|| parts.into_iter().rev().flatten().collect());
+        Ok(SpanResult { flow: grad, tables })
     }
 
     /// How two results differ, if by more than their dtypes explain.
@@ -229,7 +229,7 @@ impl RemoteSequence {
         let parts = [
             ("hidden states", &*one.flow.text, &*other.flow.text),
             ("prefix", one.flow.prefix.as_ref().unwrap_or(&none), other.flow.prefix.as_ref().unwrap_or(&none)),
-            ("prompts", one.prompts.as_ref().unwrap_or(&none), other.prompts.as_ref().unwrap_or(&none)),
+            ("tables", one.tables.as_ref().unwrap_or(&none), other.tables.as_ref().unwrap_or(&none)),
         ];
         parts.into_iter().find_map(|(what, one, other)| {
             let difference = relative_difference(one, other);

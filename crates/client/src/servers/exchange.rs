@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use petals_protocol::{
-    BackwardRequest, ForwardRequest, Handover, PassLayout, PromptSource, Refusal, Request, Response, RowSource,
-    RowTarget, SessionId, SessionOpen, StashId, StashLevel, StepRequest, Tensor, TensorError, WireDtype,
+    BackwardRequest, ForwardRequest, Handover, PassLayout, Refusal, Request, Response, RowSource, RowTarget, SessionId,
+    SessionOpen, StashId, StashLevel, StepRequest, TableSource, Tensor, TensorError, WireDtype,
 };
 
-use super::hop::{HopConnection, HopError, RequestPrompts};
+use super::hop::{HopConnection, HopError, RequestTables};
 use super::peers::Measurement;
 use crate::adapter::tables::PromptTables;
 
@@ -67,7 +67,7 @@ pub(crate) struct Forwarded {
 pub(crate) struct Backwarded {
     /// Gradients of the input, unless they went on to another server.
     pub(crate) grad: Option<Flow>,
-    pub(crate) prompts: Option<Vec<f32>>,
+    pub(crate) tables: Option<Vec<f32>>,
     pub(crate) measured: Measurement,
 }
 
@@ -91,7 +91,7 @@ impl HopInput<'_> {
     fn forward_request(&self, stash: Option<StashId>) -> ForwardRequest {
         ForwardRequest {
             layout: self.layout.clone(),
-            prompts: PromptSource::Inline,
+            tables: TableSource::Inline,
             stash,
             input: self.ends.source,
             output: self.ends.target.clone(),
@@ -103,7 +103,8 @@ impl HopInput<'_> {
     async fn run(&self, connection: &HopConnection, request: Request) -> Result<Forwarded, HopError> {
         let rows = self.ends.source == RowSource::Inline;
         let started = Instant::now();
-        let (response, tensors) = self.ask(connection, &request, || self.inputs(rows), self.prompts(rows)).await?;
+        let (response, tensors) =
+            self.ask(connection, &request, || self.inputs(rows), self.request_tables(rows)).await?;
         let Response::Forward(reply) = response else { return Err(wrong_kind()) };
         let layout = &self.layout;
         let mut tensors = Answer(tensors.into_iter());
@@ -145,7 +146,7 @@ impl HopInput<'_> {
         };
         let request = Request::Backward(BackwardRequest {
             layout: layout.clone(),
-            prompts: PromptSource::Inline,
+            tables: TableSource::Inline,
             stash,
             text_grad,
             grads: self.ends.source,
@@ -153,9 +154,9 @@ impl HopInput<'_> {
             reply_dtype: self.dtype,
             deadline_ms: self.deadline_ms(),
         });
-        let prompts = self.prompts(true).filter(|_| stash.is_none());
+        let tables = self.request_tables(true).filter(|_| stash.is_none());
         let started = Instant::now();
-        let (response, tensors) = self.ask(connection, &request, tensors, prompts).await?;
+        let (response, tensors) = self.ask(connection, &request, tensors, tables).await?;
         let Response::Backward(reply) = response else { return Err(wrong_kind()) };
         let mut tensors = Answer(tensors.into_iter());
         let grad = match self.ends.target {
@@ -169,14 +170,15 @@ impl HopInput<'_> {
                 Some(Flow { text: text.unwrap_or_default().into(), prefix })
             }
         };
-        let prompts = [layout.span.len(), layout.prefix_rows(), self.hidden];
-        let prompts = layout.has_prompts().then(|| tensors.next("the prompts' gradient", &prompts)).transpose()?;
+        let own = self.tables.filter(|_| layout.has_tables());
+        let shape = own.map(|tables| [layout.span.len(), tables.block_values()]);
+        let of_tables = shape.map(|shape| tensors.next("the tables' gradient", &shape)).transpose()?;
         tensors.end()?;
         let measured = self.measured(started.elapsed(), reply.queue_us, reply.compute_us, reply.handover);
-        Ok(Backwarded { grad, prompts, measured })
+        Ok(Backwarded { grad, tables: of_tables, measured })
     }
 
-    /// The forward's tensors without the prompts: text and prefix, if they come from here.
+    /// The forward's tensors without the tables: text and prefix, if they come from here.
     fn inputs(&self, rows: bool) -> Result<Vec<Tensor>, HopError> {
         let layout = &self.layout;
         let mut tensors = Vec::new();
@@ -190,26 +192,26 @@ impl HopInput<'_> {
         Ok(tensors)
     }
 
-    /// The prompts, which belong behind text and prefix if those travel with the request.
-    fn prompts(&self, rows: bool) -> Option<RequestPrompts> {
+    /// The tables, which belong behind text and prefix if those travel with the request.
+    fn request_tables(&self, rows: bool) -> Option<RequestTables> {
         let layout = &self.layout;
-        let tables = self.tables.filter(|_| layout.has_prompts())?.clone();
+        let tables = self.tables.filter(|_| layout.has_tables())?.clone();
         let place = if rows { 1 + usize::from(layout.carries_prefix()) } else { 0 };
-        Some(RequestPrompts { tables, span: layout.span, place })
+        Some(RequestTables { tables, span: layout.span, place })
     }
 
-    /// Sends a request. A server that has lost the prompts is sent them once more.
+    /// Sends a request. A server that has lost the tables is sent them once more.
     async fn ask(
         &self,
         connection: &HopConnection,
         request: &Request,
         tensors: impl Fn() -> Result<Vec<Tensor>, HopError>,
-        prompts: Option<RequestPrompts>,
+        tables: Option<RequestTables>,
     ) -> Result<(Response, Vec<Tensor>), HopError> {
-        let answer = connection.request(request.clone(), tensors()?, prompts.clone(), self.patience).await;
+        let answer = connection.request(request.clone(), tensors()?, tables.clone(), self.patience).await;
         match answer {
-            Err(HopError::Refused(Refusal::PromptsGone)) if prompts.is_some() => {
-                connection.request(request.clone(), tensors()?, prompts, self.patience).await
+            Err(HopError::Refused(Refusal::TablesGone)) if tables.is_some() => {
+                connection.request(request.clone(), tensors()?, tables, self.patience).await
             }
             answer => answer,
         }

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use petals_protocol::{Limits, ModelId, PromptSource, Refusal, Request, Response, ServerInfo, StashId, Tensor};
+use petals_protocol::{Limits, ModelId, Refusal, Request, Response, ServerInfo, StashId, TableSource, Tensor};
 use petals_swarm::{DirectoryEntry, Exchange, OpenError, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle};
 
 use crate::lock::lock;
 
-mod prompts;
+mod tables;
 
-pub(crate) use prompts::RequestPrompts;
-use prompts::SentPrompts;
+pub(crate) use tables::RequestTables;
+use tables::SentTables;
 
 /// Why a request to a server brought no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -155,22 +155,22 @@ impl Traffic {
 struct Bookkeeping {
     peer: PeerId,
     traffic: Arc<Traffic>,
-    prompts: Mutex<SentPrompts>,
+    tables: Mutex<SentTables>,
     heard: Mutex<Instant>,
 }
 
 impl Exchange for Bookkeeping {
-    type Extra = RequestPrompts;
+    type Extra = RequestTables;
 
-    fn complete(&self, request: &mut Request, tensors: &mut Vec<Tensor>, prompts: RequestPrompts) {
-        let source = lock(&self.prompts).source(prompts.id(), prompts.span);
-        if !matches!(source, PromptSource::Kept(_)) {
-            tensors.insert(prompts.place.min(tensors.len()), prompts.tensor());
+    fn complete(&self, request: &mut Request, tensors: &mut Vec<Tensor>, tables: RequestTables) {
+        let source = lock(&self.tables).source(tables.id(), tables.span);
+        if !matches!(source, TableSource::Kept(_)) {
+            tensors.insert(tables.place.min(tensors.len()), tables.tensor());
         }
         match request {
-            Request::Forward(forward) => forward.prompts = source,
-            Request::Backward(backward) => backward.prompts = source,
-            Request::Step(step) => step.forward.prompts = source,
+            Request::Forward(forward) => forward.tables = source,
+            Request::Backward(backward) => backward.tables = source,
+            Request::Step(step) => step.forward.tables = source,
             _ => {}
         }
     }
@@ -205,11 +205,11 @@ impl HopConnection {
         traffic: Arc<Traffic>,
     ) -> Result<Self, HopError> {
         let stream = swarm.open_stream(server.peer, &server.addresses, patience).await.map_err(HopError::Open)?;
-        let (prompts, heard) = (Mutex::default(), Mutex::new(Instant::now()));
-        let books = Arc::new(Bookkeeping { peer: server.peer, traffic, prompts, heard });
+        let (tables, heard) = (Mutex::default(), Mutex::new(Instant::now()));
+        let books = Arc::new(Bookkeeping { peer: server.peer, traffic, tables, heard });
         let mut connection = Self {
             info: server.info.clone(),
-            limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0 },
+            limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0, max_adapter: 0 },
             path: stream.path(),
             stream: RequestStream::with(stream, books.clone()),
             books,
@@ -230,20 +230,20 @@ impl HopConnection {
     /// Sends a request and waits for its answer. Refusals come back as [`HopError::Refused`]. Dropping the future gives
     /// the request up, on the server too.
     ///
-    /// `prompts` are not among the tensors: they are added if the server does not have them yet. After a refusal with
-    /// [`Refusal::PromptsGone`] the same request brings them with it.
+    /// `tables` are not among the tensors: they are added if the server does not have them yet. After a refusal with
+    /// [`Refusal::TablesGone`] the same request brings them with it.
     pub(crate) async fn request(
         &self,
         request: Request,
         tensors: Vec<Tensor>,
-        prompts: Option<RequestPrompts>,
+        tables: Option<RequestTables>,
         patience: Duration,
     ) -> Result<(Response, Vec<Tensor>), HopError> {
-        let named = prompts.as_ref().map(RequestPrompts::id);
-        match self.stream.request_with(request, tensors, prompts, patience).await? {
+        let named = tables.as_ref().map(RequestTables::id);
+        match self.stream.request_with(request, tensors, tables, patience).await? {
             (Response::Refused(refusal), _) => {
-                if let Some(named) = named.filter(|_| refusal == Refusal::PromptsGone) {
-                    lock(&self.books.prompts).gone(named);
+                if let Some(named) = named.filter(|_| refusal == Refusal::TablesGone) {
+                    lock(&self.books.tables).gone(named);
                 }
                 Err(HopError::Refused(refusal))
             }

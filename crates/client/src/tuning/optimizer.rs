@@ -92,9 +92,10 @@ impl Factors {
 
 #[cfg(test)]
 mod tests {
-    use petals_protocol::Injection;
+    use petals_protocol::{BlockWidths, Injection, WeightChange};
 
     use super::*;
+    use crate::adapter::tables::Table;
 
     fn assert_close(got: &[f32], expected: &[f32]) {
         let close = got.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1e-2));
@@ -112,10 +113,18 @@ mod tests {
     /// Three steps of `torch.optim.AdamW(lr, weight_decay=0.01)` after `clip_grad_norm_(1.0)`, printed by torch 2.8.
     #[test]
     fn three_clipped_steps_equal_those_of_torch() {
-        let shape = TableShape { injection: Injection::None, blocks: 1, prefix_len: 4, hidden: 1, labels: Some(2) };
+        let shape = TableShape {
+            injection: Injection::None,
+            weights: WeightChange::None,
+            scale: 1.0,
+            blocks: 1,
+            prefix_len: 4,
+            widths: BlockWidths::uniform(1),
+            labels: Some(2),
+        };
         let mut tables = PromptTables::zeros(shape);
-        tables.parts_mut().input.copy_from_slice(&[1.0, -2.0, 0.5, 0.0]);
-        tables.parts_mut().score = Some(vec![0.25, -0.75]);
+        tables.parts_mut().get_mut(Table::Input).unwrap().copy_from_slice(&[1.0, -2.0, 0.5, 0.0]);
+        tables.parts_mut().get_mut(Table::Score).unwrap().copy_from_slice(&[0.25, -0.75]);
         let mut optimizer = AdamW::new(&shape, 0.01);
         let recorded = [
             Recorded {
@@ -150,9 +159,17 @@ mod tests {
 
     #[test]
     fn decay_alone_shrinks_a_table() {
-        let shape = TableShape { injection: Injection::None, blocks: 1, prefix_len: 1, hidden: 1, labels: None };
+        let shape = TableShape {
+            injection: Injection::None,
+            weights: WeightChange::None,
+            scale: 1.0,
+            blocks: 1,
+            prefix_len: 1,
+            widths: BlockWidths::uniform(1),
+            labels: None,
+        };
         let mut tables = PromptTables::zeros(shape);
-        tables.parts_mut().input[0] = 2.0;
+        tables.parts_mut().get_mut(Table::Input).unwrap()[0] = 2.0;
         AdamW::new(&shape, 0.5).step(&mut tables, &TableGradients::zeros(shape), 0.1);
         assert_close(tables.input(), &[1.9]);
     }

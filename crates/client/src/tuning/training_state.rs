@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use petals_protocol::{Injection, ModelId};
+use petals_protocol::{BlockWidths, Injection, ModelId, WeightChange};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::AdamW;
@@ -89,12 +89,23 @@ struct SavedRecord {
     record: TrainingRecord,
     #[serde(with = "injection_name")]
     injection: Injection,
+    #[serde(default)]
+    weights: WeightChange,
+    #[serde(default = "one")]
+    scale: f32,
     blocks: usize,
     prefix_len: usize,
     hidden: usize,
+    /// Runs that adapt no weights need none but the hidden states'.
+    #[serde(default)]
+    widths: Option<BlockWidths>,
     classes: Option<usize>,
     optimizer_steps: u64,
     weight_decay: f64,
+}
+
+fn one() -> f32 {
+    1.0
 }
 
 impl fmt::Display for SettingChange {
@@ -126,7 +137,7 @@ impl TrainingRecord {
         let shape = tables.shape();
         let (means, squares) = optimizer.moments();
         let mut tensors = Vec::new();
-        for table in [Table::Input, Table::Deep, Table::Score] {
+        for table in shape.tables() {
             let Some(extents) = shape.of(table) else { continue };
             for (group, values) in
                 [(TABLES, tables.table(table)), (MEANS, means.get(table)), (SQUARES, squares.get(table))]
@@ -137,9 +148,12 @@ impl TrainingRecord {
         let saved = SavedRecord {
             record: self.clone(),
             injection: shape.injection,
+            weights: shape.weights,
+            scale: shape.scale,
             blocks: shape.blocks,
             prefix_len: shape.prefix_len,
-            hidden: shape.hidden,
+            hidden: shape.hidden(),
+            widths: Some(shape.widths),
             classes: shape.labels,
             optimizer_steps: optimizer.steps(),
             weight_decay: optimizer.weight_decay(),
@@ -167,9 +181,11 @@ impl TrainingState {
             serde_json::from_str(&text).map_err(|source| TrainingStateError::Record { path, source })?;
         let shape = TableShape {
             injection: saved.injection,
+            weights: saved.weights,
+            scale: saved.scale,
             blocks: saved.blocks,
             prefix_len: saved.prefix_len,
-            hidden: saved.hidden,
+            widths: saved.widths.unwrap_or(BlockWidths::uniform(saved.hidden)),
             labels: saved.classes,
         };
         let tables = PromptTables::from_parts(shape, read_parts(&file, TABLES, &shape)?);
@@ -184,11 +200,11 @@ fn tensor_name(group: &str, table: Table) -> String {
 }
 
 fn read_parts(file: &TensorFile, group: &str, shape: &TableShape) -> Result<Parts, TensorFileError> {
-    let read = |table| match shape.of(table) {
-        Some(extents) => file.expect(&tensor_name(group, table), &extents).map(Some),
-        None => Ok(None),
+    let read = |table| {
+        let extents = shape.of(table).unwrap_or_default();
+        Ok((table, file.expect(&tensor_name(group, table), &extents)?))
     };
-    Ok(Parts { input: read(Table::Input)?.unwrap_or_default(), deep: read(Table::Deep)?, score: read(Table::Score)? })
+    Ok(Parts::new(shape.tables().into_iter().map(read).collect::<Result<_, TensorFileError>>()?))
 }
 
 #[cfg(test)]
@@ -216,14 +232,22 @@ mod tests {
         let mut gradients = TableGradients::zeros(shape);
         gradients.add_input(&[seed, -1.0, 0.3, seed * 0.1]).unwrap();
         gradients.add_score(&[0.5, seed, 0.0, 0.25]).unwrap();
-        gradients.add_prompts(petals_protocol::Span::new(1, 2).unwrap(), &[seed; 4]).unwrap();
+        gradients.add_tables(petals_protocol::Span::new(1, 2).unwrap(), &[seed; 4]).unwrap();
         gradients
     }
 
     #[test]
     fn a_resumed_run_makes_the_same_steps_as_an_uninterrupted_one() {
         let root = tempfile::tempdir().unwrap();
-        let shape = TableShape { injection: Injection::Add, blocks: 2, prefix_len: 2, hidden: 2, labels: Some(2) };
+        let shape = TableShape {
+            injection: Injection::Add,
+            weights: WeightChange::None,
+            scale: 1.0,
+            blocks: 2,
+            prefix_len: 2,
+            widths: BlockWidths::uniform(2),
+            labels: Some(2),
+        };
         let (mut tables, mut optimizer) = (PromptTables::zeros(shape), AdamW::new(&shape, 0.01));
         for i in 0..3 {
             optimizer.step(&mut tables, &gradients(shape, i as f32), 0.1);
@@ -252,7 +276,15 @@ mod tests {
     fn an_empty_directory_has_no_state_and_a_broken_file_is_an_error() {
         let root = tempfile::tempdir().unwrap();
         assert!(TrainingState::load(root.path()).unwrap().is_none());
-        let shape = TableShape { injection: Injection::None, blocks: 2, prefix_len: 2, hidden: 2, labels: None };
+        let shape = TableShape {
+            injection: Injection::None,
+            weights: WeightChange::None,
+            scale: 1.0,
+            blocks: 2,
+            prefix_len: 2,
+            widths: BlockWidths::uniform(2),
+            labels: None,
+        };
         record(1).save(root.path(), &PromptTables::zeros(shape), &AdamW::new(&shape, 0.0)).unwrap();
         let path = root.path().join(STATE_FILE);
         let whole = fs::read(&path).unwrap();

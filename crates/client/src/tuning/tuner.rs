@@ -316,8 +316,8 @@ fn accumulate(sum: &mut TableGradients, micro: &MicroGradients) -> Result<(), Gr
     if let Some(prefix) = &micro.pass.prefix {
         sum.add_input(prefix)?;
     }
-    for (span, prompts) in &micro.pass.prompts {
-        sum.add_prompts(*span, prompts)?;
+    for (span, tables) in &micro.pass.tables {
+        sum.add_tables(*span, tables)?;
     }
     micro.head.as_ref().map_or(Ok(()), |head| sum.add_score(head))
 }

@@ -8,7 +8,7 @@ use burn::tensor::IndexingUpdateOp;
 use burn::tensor::activation::sigmoid;
 
 use super::rotary::{CosSin, Rotary, Turn};
-use super::shapes::{AttentionSizes, Geometry, Grown, Heads};
+use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter};
 use crate::device::{Device, Dtype, Kind};
 use attention::Group;
@@ -110,8 +110,17 @@ impl Engine for Burn {
         indices(rows, &self.raw)
     }
 
+    fn count(&self, picked: &Indices) -> usize {
+        let [count] = picked.dims();
+        count
+    }
+
     fn height(&self, rows: &Tensor<2>) -> usize {
         height(rows)
+    }
+
+    fn width(&self, rows: &Tensor<2>) -> usize {
+        width_of(rows)
     }
 
     fn bytes(rows: &Tensor<2>) -> u64 {
@@ -167,6 +176,29 @@ impl Engine for Burn {
 
     fn project_back_onto(&self, linear: &Linear, dy: &Tensor<2>, sum: Tensor<2>, first: usize) -> Tensor<2> {
         self.add(sum, &linear.backward(dy.clone()), first)
+    }
+
+    fn times_table_back(&self, x: &Tensor<2>, at: &Area, table: &Tensor<2>) -> Tensor<2> {
+        area(x, at, width_of(table)).matmul(table.clone().transpose())
+    }
+
+    fn add_times_table(&self, sum: Tensor<2>, at: &Area, low: &Tensor<2>, table: &Tensor<2>) -> Tensor<2> {
+        let width = width_of(table);
+        let added = area(&sum, at, width) + low.clone().matmul(table.clone());
+        set_area(sum, at, added)
+    }
+
+    fn table_gradient(&self, low: &Tensor<2>, x: &Tensor<2>, at: &Area, width: usize) -> Tensor<2> {
+        low.clone().transpose().matmul(area(x, at, width))
+    }
+
+    fn scale(&self, x: Tensor<2>, at: &Area, scale: &Tensor<2>) -> Tensor<2> {
+        let scaled = area(&x, at, width_of(scale)) * scale.clone();
+        set_area(x, at, scaled)
+    }
+
+    fn scale_gradient(&self, x: &Tensor<2>, dy: &Tensor<2>, at: &Area, width: usize) -> Tensor<2> {
+        (area(x, at, width) * area(dy, at, width)).sum_dim(0)
     }
 
     fn normalise(&self, norm: &Norm, x: &Tensor<2>) -> Tensor<2> {
@@ -273,6 +305,17 @@ impl Engine for Burn {
 fn width_of(matrix: &Tensor<2>) -> usize {
     let [_, width] = matrix.dims();
     width
+}
+
+/// The values of an area that is `width` wide.
+fn area(x: &Tensor<2>, at: &Area, width: usize) -> Tensor<2> {
+    x.clone().slice([at.rows.clone(), at.column..at.column + width])
+}
+
+/// Replaces those of an area.
+fn set_area(x: Tensor<2>, at: &Area, values: Tensor<2>) -> Tensor<2> {
+    let columns = at.column..at.column + width_of(&values);
+    x.slice_assign([at.rows.clone(), columns], values)
 }
 
 /// `[rows, heads·dim]` as `[rows·heads, dim]`.

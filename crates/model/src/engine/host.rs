@@ -8,7 +8,7 @@ use std::sync::Once;
 use rayon::prelude::*;
 
 use super::rotary::{CosSin, Rotary, Turn};
-use super::shapes::{AttentionSizes, Geometry, Grown, Heads};
+use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter};
 use crate::device::Dtype;
 use cache::PagedCache;
@@ -26,6 +26,7 @@ mod rotary;
 mod rows;
 pub(crate) mod simd;
 mod swiglu;
+mod tables;
 
 /// Just below the largest block for which glibc's malloc adapts.
 const LARGE: usize = (32 << 20) - (64 << 10);
@@ -110,8 +111,16 @@ impl Engine for Host {
         rows.to_vec()
     }
 
+    fn count(&self, picked: &Vec<u32>) -> usize {
+        picked.len()
+    }
+
     fn height(&self, rows: &HostRows) -> usize {
         rows.height()
+    }
+
+    fn width(&self, rows: &HostRows) -> usize {
+        rows.width()
     }
 
     fn bytes(rows: &HostRows) -> u64 {
@@ -169,6 +178,28 @@ impl Engine for Host {
         let rows = first..sum.height();
         linear.backward_onto(dy.values(), sum.part_mut(rows));
         sum
+    }
+
+    fn times_table_back(&self, x: &HostRows, area: &Area, table: &HostRows) -> HostRows {
+        tables::times_back(x, area, table)
+    }
+
+    fn add_times_table(&self, mut sum: HostRows, area: &Area, low: &HostRows, table: &HostRows) -> HostRows {
+        tables::add_times(&mut sum, area, low, table);
+        sum
+    }
+
+    fn table_gradient(&self, low: &HostRows, x: &HostRows, area: &Area, width: usize) -> HostRows {
+        tables::gradient(low, x, area, width)
+    }
+
+    fn scale(&self, mut x: HostRows, area: &Area, scale: &HostRows) -> HostRows {
+        tables::scale(&mut x, area, scale);
+        x
+    }
+
+    fn scale_gradient(&self, x: &HostRows, dy: &HostRows, area: &Area, width: usize) -> HostRows {
+        tables::scale_gradient(x, dy, area, width)
     }
 
     fn normalise(&self, norm: &Norm, x: &HostRows) -> HostRows {

@@ -77,6 +77,15 @@ pub(crate) struct Grown {
     pub(crate) visible: Vec<usize>,
 }
 
+/// A part of a matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Area {
+    /// Its rows.
+    pub(crate) rows: Range<usize>,
+    /// Its first column. How many columns it has follows from what it is used with.
+    pub(crate) column: usize,
+}
+
 /// What the memory of an attention follows from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AttentionSizes {

@@ -1,10 +1,16 @@
-//! One transformer block with frozen weights: its forward, what that keeps, and its backward. `R` rows, `A` of them active.
+//! One transformer block with frozen weights: its forward, and what that keeps. `R` rows, `A` of them active.
+//!
+//! Tables that travel with a pass may adapt the weights, and keys and values may lie in front of those of the rows ([`Given`]).
+
+use petals_protocol::Module;
 
 use super::plan::{BlockPlan, StepPlan};
-use super::rows::ActiveRows;
+use super::tables::{Adapted, Given};
 use crate::engine::Engine;
 use crate::engine::rotary::Turn;
 use crate::engine::shapes::Heads;
+
+mod backward;
 
 /// The weights of one block.
 ///
@@ -36,10 +42,14 @@ pub(super) struct BlockStash<E: Engine> {
     input: E::Rows,
     /// Queries as they attend, `[A, query_heads·dim]`.
     queries: E::Rows,
-    /// Keys and values as they are attended to, `[R, 2·key_heads·dim]`.
+    /// Keys and values as they are attended to, `[R, 2·key_heads·dim]`; more rows if some are given.
     keys_values: E::Rows,
+    /// Keys and values before they were scaled, `[R, 2·key_heads·dim]`, if any are.
+    unscaled: Option<E::Rows>,
     /// Queries and keys before their norms, if the model has those.
     before_norms: Option<BeforeNorms<E>>,
+    /// What was attended to, `[A, query_heads·dim]`, if what it goes through is adapted.
+    attended: Option<E::Rows>,
     /// Input of the MLP's norm, `[A, d]`.
     residual: E::Rows,
     /// Gate and up before the activation, `[A, 2·intermediate]`.
@@ -79,13 +89,16 @@ pub(super) enum Needed {
     All,
     /// The first so many.
     Prefix(usize),
+    /// None: only the tables' gradients are.
+    Nothing,
 }
 
 impl<E: Engine> BlockStash<E> {
     fn bytes(&self) -> u64 {
-        let Self { input, queries, keys_values, before_norms, residual, gate_up } = self;
+        let Self { input, queries, keys_values, unscaled, before_norms, attended, residual, gate_up } = self;
         let always = [input, queries, keys_values, residual, gate_up].map(E::bytes).iter().sum::<u64>();
-        always + before_norms.as_ref().map_or(0, |before| E::bytes(&before.queries) + E::bytes(&before.keys))
+        let adapted = [unscaled, attended].map(|rows| rows.as_ref().map_or(0, E::bytes)).iter().sum::<u64>();
+        always + adapted + before_norms.as_ref().map_or(0, |before| E::bytes(&before.queries) + E::bytes(&before.keys))
     }
 
     /// Input and input of the MLP's norm; the rest is freed.
@@ -99,6 +112,14 @@ impl<E: Engine> KeptBlock<E> {
         match self {
             Self::Input(input) => E::bytes(input),
             Self::Everything(stash) => stash.bytes(),
+        }
+    }
+
+    /// What entered the block.
+    pub(super) fn input(&self) -> &E::Rows {
+        match self {
+            Self::Input(input) => input,
+            Self::Everything(stash) => &stash.input,
         }
     }
 
@@ -118,9 +139,10 @@ impl<E: Engine> Block<E> {
         engine: &E,
         x: E::Rows,
         plan: BlockPlan<'_, E>,
+        given: Given<'_, E>,
         keep: Keep,
     ) -> (E::Rows, Option<KeptBlock<E>>) {
-        let stash = self.up_to_activation(engine, x, plan.step, |q, kv| engine.attend(plan.attention, q, kv));
+        let stash = self.up_to_activation(engine, x, plan.step, given, |q, kv| engine.attend(plan.attention, q, kv));
         let activated = engine.swiglu(&stash.gate_up);
         let (residual, kept) = match keep {
             Keep::Nothing => (stash.into_ends().1, None),
@@ -130,7 +152,7 @@ impl<E: Engine> Block<E> {
             }
             Keep::Everything => (stash.residual.clone(), Some(KeptBlock::Everything(Box::new(stash)))),
         };
-        (engine.project_onto(&self.down, &activated, residual), kept)
+        (self.out_of_mlp(engine, activated, residual, given), kept)
     }
 
     /// A forward of rows whose queries attend as `attend` says, given those and the rows' keys and values.
@@ -139,17 +161,26 @@ impl<E: Engine> Block<E> {
         engine: &E,
         x: E::Rows,
         plan: StepPlan<'_, E>,
+        given: Given<'_, E>,
         attend: impl FnOnce(&E::Rows, &E::Rows) -> E::Rows,
     ) -> E::Rows {
-        let stash = self.up_to_activation(engine, x, plan, attend);
+        let stash = self.up_to_activation(engine, x, plan, given, attend);
         let activated = engine.swiglu(&stash.gate_up);
         let (_, residual) = stash.into_ends();
-        engine.project_onto(&self.down, &activated, residual)
+        self.out_of_mlp(engine, activated, residual, given)
     }
 
     /// Keys and values of all rows as they are attended to, `[R, 2·key_heads·dim]`, and nothing else.
-    pub(super) fn keys_and_values(&self, engine: &E, x: &E::Rows, plan: StepPlan<'_, E>) -> E::Rows {
-        let mut kv = engine.project(&self.keys_values, &engine.normalise(&self.input_norm, x), 0);
+    pub(super) fn keys_and_values(
+        &self,
+        engine: &E,
+        x: &E::Rows,
+        plan: StepPlan<'_, E>,
+        given: Given<'_, E>,
+    ) -> E::Rows {
+        let normed = engine.normalise(&self.input_norm, x);
+        let kv = self.project_keys_values(engine, &normed, plan.heads, given);
+        let mut kv = self.scale_keys_values(engine, kv, plan.heads, given);
         if let Some(norms) = &self.head_norms {
             (kv, _) = engine.normalise_heads(&norms.keys, kv, plan.heads.key_value);
         }
@@ -162,79 +193,75 @@ impl<E: Engine> Block<E> {
         engine: &E,
         x: E::Rows,
         plan: StepPlan<'_, E>,
+        given: Given<'_, E>,
         attend: impl FnOnce(&E::Rows, &E::Rows) -> E::Rows,
     ) -> BlockStash<E> {
         let normed = engine.normalise(&self.input_norm, &x);
-        let q = plan.rows.project(engine, &self.queries, &normed);
-        let kv = engine.project(&self.keys_values, &normed, 0);
+        let mut q = plan.rows.project(engine, &self.queries, &normed);
+        if given.has_low_rank(Module::Query) {
+            let (picked, first) = plan.rows.locate(engine, &normed);
+            let x = picked.as_ref().unwrap_or(&normed);
+            for Adapted { tables, active, .. } in given.adapted {
+                q = tables.add(engine, Module::Query, (x, first + active.start), (q, active, 0));
+            }
+        }
+        let kv = self.project_keys_values(engine, &normed, plan.heads, given);
         drop(normed);
+        let unscaled = given.scales_keys_values().then(|| kv.clone());
+        let kv = self.scale_keys_values(engine, kv, plan.heads, given);
         let (q, kv, before_norms) = self.norm_heads(engine, q, kv, plan.heads);
         let q = engine.rotate(q, plan.heads.query, plan.query_angles, Turn::Forward);
-        let kv = engine.rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward);
+        let mut kv = engine.rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward);
+        if let Some(front) = given.keys_values {
+            kv = engine.join(front, kv);
+        }
         let attended = attend(&q, &kv);
-        let residual = engine.project_onto(&self.output, &attended, plan.rows.gather(engine, &x));
-        drop(attended);
+        let mut residual = engine.project_onto(&self.output, &attended, plan.rows.gather(engine, &x));
+        for Adapted { tables, active, .. } in given.adapted {
+            residual = tables.add(engine, Module::Output, (&attended, active.start), (residual, active, 0));
+        }
+        let attended = given.has_low_rank(Module::Output).then_some(attended);
         let normed = engine.normalise(&self.mlp_norm, &residual);
-        let gate_up = engine.project(&self.gate_up, &normed, 0);
-        BlockStash { input: x, queries: q, keys_values: kv, before_norms, residual, gate_up }
-    }
-
-    /// The input's gradient, `[R, d]` or `[m, d]` as `needed`, from that of the output, `[A, d]`. If only the input was
-    /// kept, the forward is repeated as far as needed.
-    pub(super) fn backward(
-        &self,
-        engine: &E,
-        kept: KeptBlock<E>,
-        dy: E::Rows,
-        BlockPlan { step: plan, attention }: BlockPlan<'_, E>,
-        needed: Needed,
-    ) -> E::Rows {
-        let stash = match kept {
-            KeptBlock::Input(input) => {
-                self.up_to_activation(engine, input, plan, |q, kv| engine.attend(attention, q, kv))
-            }
-            KeptBlock::Everything(stash) => *stash,
-        };
-        let BlockStash { input, queries, keys_values, before_norms, residual, gate_up } = stash;
-        let d_gate_up = engine.swiglu_back(gate_up, &engine.project_back(&self.down, &dy));
-        let d_normed = engine.project_back(&self.gate_up, &d_gate_up);
-        drop(d_gate_up);
-        let d_residual = engine.add(engine.normalise_back(&self.mlp_norm, &residual, d_normed), &dy, 0);
-        drop((residual, dy));
-        let d_attended = engine.project_back(&self.output, &d_residual);
-        let prefix_only = needed != Needed::All;
-        let (dq, dkv) = engine.attend_back(attention, &queries, &keys_values, &d_attended, prefix_only);
-        drop((queries, keys_values, d_attended));
-        let dq = engine.rotate(dq, plan.heads.query, plan.query_angles, Turn::Back);
-        let dkv = engine.rotate(dkv, plan.heads.key_value, plan.key_angles, Turn::Back);
-        let (dq, dkv) = self.norm_heads_back(engine, before_norms, (dq, dkv), plan.heads);
-        self.to_input(engine, input, (dq, dkv, d_residual), plan.rows, needed)
-    }
-
-    /// From the gradients of queries, keys and values, and of what the residual carries past them, to the input's.
-    fn to_input(
-        &self,
-        engine: &E,
-        mut input: E::Rows,
-        (mut dq, mut dkv, mut d_residual): (E::Rows, E::Rows, E::Rows),
-        active: &ActiveRows<E>,
-        needed: Needed,
-    ) -> E::Rows {
-        let mut prefix_is_active = true;
-        if let Needed::Prefix(m) = needed {
-            let first = |rows: E::Rows| engine.first(rows, m);
-            prefix_is_active = matches!(active, ActiveRows::All);
-            (input, dkv) = (first(input), first(dkv));
-            if prefix_is_active {
-                (dq, d_residual) = (first(dq), first(d_residual));
+        let mut gate_up = engine.project(&self.gate_up, &normed, 0);
+        let half = engine.width(&gate_up) / 2;
+        for Adapted { tables, active, .. } in given.adapted {
+            for (module, column) in [(Module::Gate, 0), (Module::Up, half)] {
+                gate_up = tables.add(engine, module, (&normed, active.start), (gate_up, active, column));
             }
         }
-        let d_normed = engine.project_back(&self.keys_values, &dkv);
-        if !prefix_is_active {
-            return engine.normalise_back(&self.input_norm, &input, d_normed);
+        BlockStash { input: x, queries: q, keys_values: kv, unscaled, before_norms, attended, residual, gate_up }
+    }
+
+    /// Keys and values of the normed rows, before they are scaled, normed and turned.
+    fn project_keys_values(&self, engine: &E, normed: &E::Rows, heads: Heads, given: Given<'_, E>) -> E::Rows {
+        let mut kv = engine.project(&self.keys_values, normed, 0);
+        for Adapted { tables, rows, .. } in given.adapted {
+            for (module, column) in sides(heads) {
+                kv = tables.add(engine, module, (normed, rows.start), (kv, rows, column));
+            }
         }
-        let d_normed = active.project_back(engine, &self.queries, &dq, d_normed);
-        active.add(engine, engine.normalise_back(&self.input_norm, &input, d_normed), &d_residual)
+        kv
+    }
+
+    fn scale_keys_values(&self, engine: &E, mut kv: E::Rows, heads: Heads, given: Given<'_, E>) -> E::Rows {
+        for Adapted { tables, rows, .. } in given.adapted {
+            for (module, column) in sides(heads) {
+                kv = tables.scale(engine, module, kv, rows, column);
+            }
+        }
+        kv
+    }
+
+    /// The last part of the forward.
+    fn out_of_mlp(&self, engine: &E, mut activated: E::Rows, residual: E::Rows, given: Given<'_, E>) -> E::Rows {
+        for Adapted { tables, active, .. } in given.adapted {
+            activated = tables.scale(engine, Module::Down, activated, active, 0);
+        }
+        let mut y = engine.project_onto(&self.down, &activated, residual);
+        for Adapted { tables, active, .. } in given.adapted {
+            y = tables.add(engine, Module::Down, (&activated, active.start), (y, active, 0));
+        }
+        y
     }
 
     /// Norms queries and keys per head, where the model does; returns what they were before, too.
@@ -250,17 +277,9 @@ impl<E: Engine> Block<E> {
         let (kv, keys) = engine.normalise_heads(&norms.keys, kv, heads.key_value);
         (q, kv, Some(BeforeNorms { queries, keys }))
     }
+}
 
-    /// The backward of [`Self::norm_heads`], on gradients.
-    fn norm_heads_back(
-        &self,
-        engine: &E,
-        before: Option<BeforeNorms<E>>,
-        (dq, dkv): (E::Rows, E::Rows),
-        heads: Heads,
-    ) -> (E::Rows, E::Rows) {
-        let (Some(norms), Some(before)) = (&self.head_norms, before) else { return (dq, dkv) };
-        let dq = engine.normalise_heads_back(&norms.queries, &before.queries, dq, heads.query);
-        (dq, engine.normalise_heads_back(&norms.keys, &before.keys, dkv, heads.key_value))
-    }
+/// Keys and values, and the columns where they begin side by side.
+fn sides(heads: Heads) -> [(Module, usize); 2] {
+    [(Module::Key, 0), (Module::Value, heads.key_width())]
 }

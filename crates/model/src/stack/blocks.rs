@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use petals_protocol::{Injection, PassLayout, Span};
+use petals_protocol::{BlockTable, Injection, PassLayout, Span, TableKind};
 
 use super::block::{Block, Keep, KeptBlock, Needed};
 use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, finite};
 use super::plan::PassPlan;
+use super::rows::ActiveRows;
 use super::stash::{Kept, Stash};
+use super::tables::{self, Adapted, BlockTables, Given};
 use crate::config::ModelConfig;
 use crate::engine::rotary::Rotary;
 use crate::engine::{Engine, Listed};
@@ -56,18 +58,22 @@ impl<E: Engine> Blocks<E> {
     }
 
     fn run_forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<(ForwardOutput, Option<Kept<E>>), PassError> {
-        let ForwardPass { layout, text, prefix, prompts } = pass;
+        let ForwardPass { layout, text, prefix, tables } = pass;
         let (engine, d) = (&self.engine, self.config.hidden_size);
         let plan = Arc::new(PassPlan::new(layout, &self.config, &self.rotary, engine));
-        let prompts = prompts.map(|values| self.upload_tables(values, layout.prefix_rows()));
+        let slots = layout.block_tables(self.config.block_widths());
+        let mut tables = tables.map_or_else(Vec::new, |values| BlockTables::upload_all(engine, &slots, &values));
         // Under replacement there is no prefix yet: the prompts will put it in front.
         let mut x = engine.upload(join(prefix, text), d);
         let mut kept = Vec::new();
         for (number, block) in self.of(layout.span).iter().enumerate() {
-            if let Some(prompts) = &prompts {
-                x = self.inject(layout, x, &prompts[number]);
+            let mut own = tables.get_mut(number);
+            if let Some(prompts) = own.as_mut().and_then(|own| own.prompts.take()) {
+                x = self.inject(layout, x, &prompts);
             }
-            let (y, of_block) = block.forward(engine, x, plan.block(number), keep);
+            let plan = plan.block(number);
+            let adapted = own.as_deref().map(|own| self.adapted(own, &x, plan.step.rows));
+            let (y, of_block) = block.forward(engine, x, plan, given(own.as_deref(), adapted.as_slice()), keep);
             kept.extend(of_block);
             x = y;
         }
@@ -75,8 +81,14 @@ impl<E: Engine> Blocks<E> {
         let (prefix, text) = split(layout.returns_prefix().then_some(layout.prefix_rows() * d), all);
         finite("the span's text output", &text)?;
         prefix.as_ref().map_or(Ok(()), |prefix| finite("the span's prefix output", prefix))?;
-        let kept = (keep != Keep::Nothing).then_some(Kept { plan, blocks: kept });
+        let kept = (keep != Keep::Nothing).then_some(Kept { plan, blocks: kept, tables });
         Ok((ForwardOutput { text, prefix, stash: None }, kept))
+    }
+
+    /// A block's tables over all rows of `x`.
+    fn adapted<'t>(&self, tables: &'t BlockTables<E>, x: &E::Rows, active: &ActiveRows<E>) -> Adapted<'t, E> {
+        let rows = self.engine.height(x);
+        Adapted { tables: &tables.weights, rows: 0..rows, active: 0..active.count(&self.engine, rows) }
     }
 
     /// See [`super::BlockStack::backward`]; the gradients have been checked.
@@ -92,26 +104,45 @@ impl<E: Engine> Blocks<E> {
     fn run_backward(
         &self,
         layout: &PassLayout,
-        Kept { plan, blocks: mut kept }: Kept<E>,
+        Kept { plan, blocks: mut kept, tables }: Kept<E>,
         grads: OutputGrads,
         text_grad: bool,
     ) -> Result<InputGrads, PassError> {
-        let (engine, m, d) = (&self.engine, layout.prefix_rows(), self.config.hidden_size);
-        let mut prompts = layout.has_prompts().then(|| vec![0.0; layout.span.len() * m * d]);
-        if m == 0 && !text_grad {
-            return Ok(InputGrads { text: None, prefix: None, prompts: None });
+        let (engine, m, d) = (&self.engine, layout.hidden_prefix_rows(), self.config.hidden_size);
+        let slots = layout.block_tables(self.config.block_widths());
+        let of_block: usize = slots.iter().map(BlockTable::values).sum();
+        let mut of_tables = layout.has_tables().then(|| vec![0.0; layout.span.len() * of_block]);
+        if m == 0 && of_tables.is_none() && !text_grad {
+            return Ok(InputGrads { text: None, prefix: None, tables: None });
         }
         let mut dy = engine.upload(join(grads.prefix, grads.text), d);
         for (number, block) in self.of(layout.span).iter().enumerate().rev() {
             let kept: KeptBlock<E> = kept.pop().ok_or(PassError::ForeignStash)?;
-            let needed = if number == 0 && !text_grad { Needed::Prefix(m) } else { Needed::All };
-            let dx = block.backward(engine, kept, dy, plan.block(number), needed);
-            dy = match &mut prompts {
+            let needed = match (number > 0 || text_grad, m) {
+                (true, _) => Needed::All,
+                (false, 0) => Needed::Nothing,
+                (false, m) => Needed::Prefix(m),
+            };
+            let (own, plan) = (tables.get(number), plan.block(number));
+            let adapted = own.map(|own| self.adapted(own, kept.input(), plan.step.rows));
+            let given = given(own, adapted.as_slice());
+            let (dx, table_grads) = block.backward(engine, kept, dy, plan, given, needed);
+            let Some(of_tables) = &mut of_tables else {
+                dy = dx.ok_or(PassError::ForeignStash)?;
+                continue;
+            };
+            let of_block = &mut of_tables[number * of_block..(number + 1) * of_block];
+            tables::download(engine, &slots, table_grads, of_block)?;
+            // Nothing is left for blocks in front of the first one.
+            let Some(dx) = dx else {
+                let grads = InputGrads { text: None, prefix: None, tables: Some(std::mem::take(of_tables)) };
+                grads.check_finite()?;
+                return Ok(grads);
+            };
+            let prompts = slots.first().filter(|slot| slot.kind == TableKind::Prompts).map(BlockTable::values);
+            dy = match prompts {
                 None => dx,
-                Some(prompts) => {
-                    let of_block = &mut prompts[number * m * d..(number + 1) * m * d];
-                    self.take_prompt_gradient(layout, dx, of_block)?
-                }
+                Some(count) => self.take_prompt_gradient(layout, dx, &mut of_block[..count])?,
             };
         }
         let all = engine.download(dy)?;
@@ -119,7 +150,7 @@ impl<E: Engine> Blocks<E> {
             (true, _) => split(Some(m * d), all),
             (false, _) => (None, all),
         };
-        let grads = InputGrads { text: text_grad.then_some(text), prefix, prompts };
+        let grads = InputGrads { text: text_grad.then_some(text), prefix, tables: of_tables };
         grads.check_finite()?;
         Ok(grads)
     }
@@ -142,20 +173,19 @@ impl<E: Engine> Blocks<E> {
         Ok(rest)
     }
 
-    /// Tables of `rows` rows each.
-    pub(super) fn upload_tables(&self, values: Vec<f32>, rows: usize) -> Vec<E::Rows> {
-        let d = self.config.hidden_size;
-        values.chunks_exact(rows * d).map(|table| self.engine.upload(table.to_vec(), d)).collect()
-    }
-
     /// What happens to the prefix before a block; `x` is without a prefix under [`Injection::Replace`].
     fn inject(&self, layout: &PassLayout, x: E::Rows, prompts: &E::Rows) -> E::Rows {
         match layout.injection {
-            Injection::None => x,
+            Injection::None | Injection::KeysValues => x,
             Injection::Add => self.engine.add(x, prompts, 0),
             Injection::Replace => self.engine.join(prompts, x),
         }
     }
+}
+
+/// What a block gets besides its rows.
+fn given<'t, E: Engine>(tables: Option<&'t BlockTables<E>>, adapted: &'t [Adapted<'t, E>]) -> Given<'t, E> {
+    Given { adapted, keys_values: tables.and_then(|tables| tables.keys_values.as_ref()) }
 }
 
 fn join(prefix: Option<Vec<f32>>, text: Vec<f32>) -> Vec<f32> {

@@ -15,8 +15,8 @@ pub struct ForwardPass<'a> {
     pub text: Vec<f32>,
     /// Hidden states of the prefix, `[m, d]`, exactly if [`PassLayout::carries_prefix`].
     pub prefix: Option<Vec<f32>>,
-    /// Prompts of each block, `[n, m, d]`, exactly if [`PassLayout::has_prompts`].
-    pub prompts: Option<Vec<f32>>,
+    /// Tables of each block, `[n, block_values]` (see [`PassLayout::block_tables`]), exactly if [`PassLayout::has_tables`].
+    pub tables: Option<Vec<f32>>,
 }
 
 /// Results of a forward.
@@ -46,8 +46,8 @@ pub struct InputGrads {
     pub text: Option<Vec<f32>>,
     /// Of the prefix, `[m, d]`, exactly if [`PassLayout::carries_prefix`]; summed over the examples.
     pub prefix: Option<Vec<f32>>,
-    /// Of each block's prompts, `[n, m, d]`, exactly if [`PassLayout::has_prompts`]; summed over the examples.
-    pub prompts: Option<Vec<f32>>,
+    /// Of each block's tables, `[n, block_values]`, exactly if [`PassLayout::has_tables`]; summed over the examples.
+    pub tables: Option<Vec<f32>>,
 }
 
 /// Why a pass was refused or failed.
@@ -121,7 +121,8 @@ impl ForwardPass<'_> {
         let (m, d) = (layout.prefix_rows(), config.hidden_size);
         size("the text", &self.text, layout.tokens() * d)?;
         optional("the prefix", self.prefix.as_deref(), layout.carries_prefix(), m * d)?;
-        optional("the prompts", self.prompts.as_deref(), layout.has_prompts(), layout.span.len() * m * d)
+        let values = layout.span.len() * layout.block_values(config.block_widths());
+        optional("the tables", self.tables.as_deref(), layout.has_tables(), values)
     }
 }
 
@@ -142,7 +143,7 @@ impl InputGrads {
         let named = [
             ("the text gradient", &self.text),
             ("the prefix gradient", &self.prefix),
-            ("the prompt gradient", &self.prompts),
+            ("the gradient of the tables", &self.tables),
         ];
         for (what, values) in named {
             values.as_ref().map_or(Ok(()), |values| finite(what, values))?;

@@ -73,11 +73,11 @@ impl<E: Engine> PassPlan<E> {
     }
 }
 
-/// The position of every row: `0..m` for the prefix, and from `m` for each text.
+/// The position of every row that goes through the blocks: `0..m` for the prefix, and from `m` for each text.
 fn positions(layout: &PassLayout) -> Vec<u32> {
     let m = layout.prefix_len;
     let texts = layout.lengths.iter().flat_map(|&length| m..m + length);
-    (0..m).chain(texts).collect()
+    (0..layout.hidden_prefix_rows() as u32).chain(texts).collect()
 }
 
 struct Builder<'a, E> {
@@ -91,9 +91,8 @@ struct Builder<'a, E> {
 impl<E: Engine> Builder<'_, E> {
     /// Everything is active, or the text alone if the prefix is replaced.
     fn usual(&self) -> Activity<E> {
-        let m = self.layout.prefix_rows();
-        let all = self.layout.injection != Injection::Replace;
-        let first = if all { 0 } else { m };
+        let replaced = self.layout.injection == Injection::Replace;
+        let first = if replaced { self.layout.prefix_rows() } else { 0 };
         let active: Vec<usize> = (first..self.positions.len()).collect();
         let rows = if first == 0 { ActiveRows::All } else { ActiveRows::Behind(first) };
         self.activity(rows, &active)
@@ -101,7 +100,7 @@ impl<E: Engine> Builder<'_, E> {
 
     /// Only the text rows `read` are active.
     fn reading(&self, read: &[u32]) -> Activity<E> {
-        let m = self.layout.prefix_rows();
+        let m = self.layout.hidden_prefix_rows();
         let active: Vec<usize> = read.iter().map(|&row| m + row as usize).collect();
         let picked: Vec<u32> = active.iter().map(|&row| row as u32).collect();
         self.activity(ActiveRows::Picked(self.engine.pick(&picked)), &active)
@@ -109,15 +108,18 @@ impl<E: Engine> Builder<'_, E> {
 
     fn activity(&self, rows: ActiveRows<E>, active: &[usize]) -> Activity<E> {
         let positions: Vec<u32> = active.iter().map(|&row| self.positions[row]).collect();
+        // Keys that do not go through the blocks lie in front of those that do.
+        let front = self.layout.prefix_rows() - self.layout.hidden_prefix_rows();
+        let among_keys: Vec<usize> = active.iter().map(|&row| front + row).collect();
         Activity {
             rows,
             query_angles: self.engine.angles(self.rotary, &positions),
-            attention: self.engine.attention(self.heads, geometry(self.layout, active)),
+            attention: self.engine.attention(self.heads, geometry(self.layout, &among_keys)),
         }
     }
 }
 
-/// Segments of the prefix, if any of its rows are active, and of every example; `active` ascending.
+/// Segments of the prefix, if any of its rows are active, and of every example; `active` ascending, as rows of keys.
 fn geometry(layout: &PassLayout, active: &[usize]) -> Geometry {
     let m = layout.prefix_rows();
     let (mut segments, mut visible) = (Vec::new(), Vec::with_capacity(active.len()));

@@ -16,12 +16,30 @@ pub(super) enum ActiveRows<E: Engine> {
 }
 
 impl<E: Engine> ActiveRows<E> {
+    /// How many of `all` rows are active.
+    pub(super) fn count(&self, engine: &E, all: usize) -> usize {
+        match self {
+            Self::All => all,
+            Self::Behind(first) => all - first,
+            Self::Picked(picked) => engine.count(picked),
+        }
+    }
+
     /// The active rows of a matrix over all rows.
     pub(super) fn gather(&self, engine: &E, all: &E::Rows) -> E::Rows {
         match self {
             Self::All => all.clone(),
             Self::Behind(first) => engine.slice(all, *first..engine.height(all)),
             Self::Picked(picked) => engine.gather(all, picked),
+        }
+    }
+
+    /// Where the active rows of a matrix over all rows lie: from a row of it on, or in a copy.
+    pub(super) fn locate(&self, engine: &E, all: &E::Rows) -> (Option<E::Rows>, usize) {
+        match self {
+            Self::All => (None, 0),
+            Self::Behind(first) => (None, *first),
+            Self::Picked(picked) => (Some(engine.gather(all, picked)), 0),
         }
     }
 

@@ -6,6 +6,7 @@ use petals_protocol::PassLayout;
 
 use super::block::KeptBlock;
 use super::plan::PassPlan;
+use super::tables::BlockTables;
 use crate::engine::{Engine, OnEngine, PerEngine, map_engine, on_engine};
 
 /// Saved tensors of a forward on the stack's device; dropping it frees them.
@@ -30,11 +31,14 @@ pub(super) struct Kept<E: Engine> {
     pub(super) plan: Arc<PassPlan<E>>,
     /// One of each block, in their order.
     pub(super) blocks: Vec<KeptBlock<E>>,
+    /// One of each block, or none: keys, values and changes of weights, which the backward needs again.
+    pub(super) tables: Vec<BlockTables<E>>,
 }
 
 impl<E: Engine> Kept<E> {
     fn bytes(&self) -> u64 {
-        self.blocks.iter().map(KeptBlock::bytes).sum()
+        let tables = self.tables.iter().map(BlockTables::lasting_bytes).sum::<u64>();
+        tables + self.blocks.iter().map(KeptBlock::bytes).sum::<u64>()
     }
 
     fn has_inputs_only(&self) -> bool {

@@ -9,6 +9,8 @@ use super::blocks::Blocks;
 use super::pass::{PassError, finite};
 use super::plan::StepPlan;
 use super::rows::ActiveRows;
+use super::span_tables::SpanTables;
+use super::tables::{Adapted, BlockTables, Given, WeightTables};
 use crate::engine::shapes::Grown;
 use crate::engine::{Cache, Engine, KvMeter, Listed, map_engine, on_engine};
 use crate::kv::KvCache;
@@ -20,19 +22,21 @@ pub struct CachedRows<'a> {
     pub cache: &'a mut KvCache,
     /// New rows; may be 0.
     pub rows: usize,
+    /// How the weights are adapted for them, if they are.
+    pub tables: Option<&'a SpanTables>,
 }
 
-/// What a sequence begins with. `m` rows, `n` blocks of the cache's span, `d` hidden size; all row-major.
+/// What a sequence begins with.
 #[derive(Debug)]
-pub struct CachedPrefix {
+pub struct CachedPrefix<'a> {
     /// Number of rows `m`, at least 1.
     pub rows: usize,
-    /// What prompts do.
+    /// What happens to them before each block.
     pub injection: Injection,
-    /// Hidden states `[m, d]`, exactly if the injection is not [`Injection::Replace`].
+    /// Hidden states `[m, d]`, row-major, exactly if the injection is [`Injection::None`] or [`Injection::Add`].
     pub hidden: Option<Vec<f32>>,
-    /// Prompts of each block `[n, m, d]`, exactly if the injection is not [`Injection::None`].
-    pub prompts: Option<Vec<f32>>,
+    /// The tables of the cache's span for these rows; may be absent if the injection is [`Injection::None`].
+    pub tables: Option<&'a SpanTables>,
 }
 
 impl BlockStack {
@@ -77,42 +81,52 @@ impl BlockStack {
         let Some(span) = sequences.first().map(|sequence| sequence.cache.span()) else { return Ok(Vec::new()) };
         for sequence in sequences.iter() {
             self.check_cache(sequence.cache, span, sequence.rows)?;
+            self.check_tables(sequence.tables, span)?;
         }
         if total == 0 {
             return Ok(Vec::new());
         }
         let work = Work { span, text, read_rows, prefix: None };
         let output = on_engine!(&self.blocks, blocks => blocks.step(sequences, work, "the span's text output"))?;
-        for CachedRows { cache, rows } in sequences {
+        for CachedRows { cache, rows, .. } in sequences {
             cache.commit(*rows);
         }
         Ok(output)
     }
 
     /// Computes the prefix of a sequence into its empty cache. Returns the prefix's hidden states behind the span, `[m, d]`, unless
-    /// it is replaced in every block.
+    /// it has none.
     ///
     /// # Errors
     /// [`PassError`] if the cache is not empty or of blocks that are not here, an input is missing, superfluous or of the wrong size, the
     /// device fails, or an output is not finite. The cache then stays empty.
-    pub fn begin(&self, prefix: CachedPrefix, cache: &mut KvCache) -> Result<Option<Vec<f32>>, PassError> {
-        let CachedPrefix { rows, injection, hidden, prompts } = prefix;
-        let (d, blocks) = (self.config.hidden_size, cache.span().len());
+    pub fn begin(&self, prefix: CachedPrefix<'_>, cache: &mut KvCache) -> Result<Option<Vec<f32>>, PassError> {
+        let CachedPrefix { rows, injection, hidden, tables } = prefix;
+        let d = self.config.hidden_size;
         self.check_cache(cache, cache.span(), rows)?;
-        if !cache.is_empty() || rows == 0 {
+        self.check_tables(tables, cache.span())?;
+        if !cache.is_empty() || rows == 0 || tables.is_some_and(|tables| !tables.fits(injection, rows)) {
             return Err(PassError::Rows);
         }
-        super::pass::optional("the prefix", hidden.as_deref(), injection != Injection::Replace, rows * d)?;
-        super::pass::optional("the prompts", prompts.as_deref(), injection != Injection::None, blocks * rows * d)?;
-        let replaced = injection == Injection::Replace;
-        // A replaced prefix has no hidden states.
+        if tables.is_none() && injection != Injection::None {
+            return Err(PassError::Missing("the tables of the prefix"));
+        }
+        let has_hidden = injection.carries_prefix();
+        super::pass::optional("the prefix", hidden.as_deref(), has_hidden, rows * d)?;
+        // A prefix that is replaced or has keys and values only has no hidden states.
         let text = hidden.unwrap_or_else(|| vec![0.0; rows * d]);
-        let (span, prefix) = (cache.span(), Some(Prefix { rows, prompts, replaced }));
-        let work = Work { span, text, read_rows: None, prefix };
-        let sequences = &mut [CachedRows { cache: &mut *cache, rows }];
+        let work = Work { span: cache.span(), text, read_rows: None, prefix: Some(injection) };
+        let sequences = &mut [CachedRows { cache: &mut *cache, rows, tables }];
         let output = on_engine!(&self.blocks, blocks => blocks.step(sequences, work, "the span's prefix output"))?;
         cache.commit(rows);
-        Ok((!replaced).then_some(output))
+        Ok(has_hidden.then_some(output))
+    }
+
+    fn check_tables(&self, tables: Option<&SpanTables>, span: Span) -> Result<(), PassError> {
+        match tables.filter(|tables| tables.span() != span) {
+            Some(tables) => Err(PassError::Span { asked: tables.span(), held: span }),
+            None => Ok(()),
+        }
     }
 
     fn check_cache(&self, cache: &KvCache, span: Span, rows: usize) -> Result<(), PassError> {
@@ -131,14 +145,8 @@ struct Work<'a> {
     text: Vec<f32>,
     /// Rows that are read of the last block, ascending, or all.
     read_rows: Option<&'a [u32]>,
-    prefix: Option<Prefix>,
-}
-
-/// The prompts of a prefix that a sequence begins with.
-struct Prefix {
-    rows: usize,
-    prompts: Option<Vec<f32>>,
-    replaced: bool,
+    /// What happens to the rows before each block, if they are a prefix.
+    prefix: Option<Injection>,
 }
 
 /// How a sequence grows: `rows` behind `len`.
@@ -156,12 +164,13 @@ impl<E: Listed> Blocks<E> {
         what: &'static str,
     ) -> Result<Vec<f32>, PassError> {
         let grown: Vec<Growth> = sequences.iter().map(|s| Growth { len: s.cache.len(), rows: s.rows }).collect();
+        let tables = of_sequences::<E>(sequences).ok_or(PassError::ForeignCache)?;
         let caches = sequences.iter_mut().map(|sequence| E::borrow_mut(sequence.cache.storage()));
         let mut caches = caches.collect::<Option<Vec<_>>>().ok_or(PassError::ForeignCache)?;
         for (cache, growth) in caches.iter_mut().zip(&grown) {
             cache.grow(growth.len, growth.rows);
         }
-        let output = self.engine.install(|| self.engine.download(self.run_step(&grown, &mut caches, work)));
+        let output = self.engine.install(|| self.engine.download(self.run_step(&grown, &tables, &mut caches, work)));
         let output = output.map_err(PassError::from).and_then(|output| finite(what, &output).map(|()| output));
         if output.is_err() {
             caches.iter_mut().zip(&grown).for_each(|(cache, growth)| cache.abandon(growth.len));
@@ -171,42 +180,58 @@ impl<E: Listed> Blocks<E> {
 }
 
 impl<E: Engine> Blocks<E> {
-    fn run_step(&self, sequences: &[Growth], caches: &mut [&mut E::Cache], work: Work<'_>) -> E::Rows {
+    fn run_step(
+        &self,
+        sequences: &[Growth],
+        tables: &[SequenceTables<'_, E>],
+        caches: &mut [&mut E::Cache],
+        work: Work<'_>,
+    ) -> E::Rows {
         let Work { span, text, read_rows, prefix } = work;
         let (engine, heads) = (&self.engine, self.config.heads());
         let mut x = engine.upload(text, self.config.hidden_size);
         let position = |growth: &Growth| (growth.len..growth.len + growth.rows).map(|position| position as u32);
         let positions: Vec<u32> = sequences.iter().flat_map(position).collect();
         let key_angles = engine.angles(&self.rotary, &positions);
-        let all = Reading::<E> {
+        let all_grown = grown(sequences, None);
+        let groups = groups_of(sequences, tables, &all_grown);
+        let all = Reading::<'_, E> {
             rows: ActiveRows::All,
             angles: None,
-            attention: engine.cached_attention(heads, grown(sequences, None)),
+            groups,
+            attention: engine.cached_attention(heads, all_grown),
         };
         let last = read_rows.map(|read| {
             let positions: Vec<u32> = read.iter().map(|&row| positions[row as usize]).collect();
-            Reading::<E> {
+            let grown = grown(sequences, Some(read));
+            Reading::<'_, E> {
                 rows: ActiveRows::Picked(engine.pick(read)),
                 angles: Some(engine.angles(&self.rotary, &positions)),
-                attention: engine.cached_attention(heads, grown(sequences, Some(read))),
+                groups: groups_of(sequences, tables, &grown),
+                attention: engine.cached_attention(heads, grown),
             }
         });
-        let replaced = prefix.as_ref().is_some_and(|prefix| prefix.replaced);
-        let prompts = prefix.and_then(|prefix| Some(self.upload_tables(prefix.prompts?, prefix.rows)));
+        let of_prefix = prefix.and_then(|_| tables.first()?.as_ref()).map(|tables| tables.as_slice());
         for (number, block) in self.of(span).iter().enumerate() {
-            let Reading { rows, angles, attention } =
+            let Reading { rows, angles, groups, attention } =
                 last.as_ref().filter(|_| number + 1 == span.len()).unwrap_or(&all);
             let query_angles = angles.as_ref().unwrap_or(&key_angles);
             let plan = StepPlan { rows, key_angles: &key_angles, query_angles, heads };
-            let prompts = prompts.as_ref().map(|prompts| &prompts[number]);
-            if let (Some(prompts), true) = (prompts, replaced) {
-                write(number, &block.keys_and_values(engine, prompts, plan), sequences, caches);
+            let adapted: Vec<Adapted<'_, E>> = groups.iter().filter_map(|group| group.of_block(number)).collect();
+            let given = Given { adapted: &adapted, keys_values: None };
+            let own = of_prefix.and_then(|tables| tables.get(number));
+            if let Some(keys_values) = own.and_then(|own| own.keys_values.as_ref()) {
+                write(number, keys_values, sequences, caches);
                 continue;
             }
-            if let Some(prompts) = prompts {
+            if let Some(prompts) = own.and_then(|own| own.prompts.as_ref()) {
+                if prefix == Some(Injection::Replace) {
+                    write(number, &block.keys_and_values(engine, prompts, plan, given), sequences, caches);
+                    continue;
+                }
                 x = engine.add(x, prompts, 0);
             }
-            x = block.step(engine, x, plan, |q, kv| {
+            x = block.step(engine, x, plan, given, |q, kv| {
                 write(number, kv, sequences, caches);
                 engine.attend_cached(attention, number, q, caches)
             });
@@ -216,11 +241,61 @@ impl<E: Engine> Blocks<E> {
 }
 
 /// What is computed behind keys and values.
-struct Reading<E: Engine> {
+struct Reading<'t, E: Engine> {
     rows: ActiveRows<E>,
     /// Of the queries, if they are not those of the keys.
     angles: Option<E::Angles>,
+    groups: Vec<Group<'t, E>>,
     attention: E::CachedAttention,
+}
+
+/// The tables of a sequence's blocks, if it has any.
+type SequenceTables<'t, E> = Option<&'t Vec<BlockTables<E>>>;
+
+/// Sequences side by side that have the same tables.
+struct Group<'t, E: Engine> {
+    tables: &'t [BlockTables<E>],
+    rows: Range<usize>,
+    active: Range<usize>,
+}
+
+impl<E: Engine> Group<'_, E> {
+    fn of_block(&self, number: usize) -> Option<Adapted<'_, E>> {
+        let tables: &WeightTables<E> = &self.tables.get(number)?.weights;
+        Some(Adapted { tables, rows: self.rows.clone(), active: self.active.clone() })
+    }
+}
+
+/// The tables of each sequence; `None` if any are on another engine.
+fn of_sequences<'t, E: Listed>(sequences: &[CachedRows<'t>]) -> Option<Vec<SequenceTables<'t, E>>> {
+    let of_sequence = |sequence: &CachedRows<'t>| match sequence.tables {
+        None => Some(None),
+        Some(tables) => E::borrow(tables.blocks()).map(Some),
+    };
+    sequences.iter().map(of_sequence).collect()
+}
+
+/// Sequences with changed weights, those side by side with the same tables together, so that few rows are one product.
+fn groups_of<'t, E: Engine>(
+    sequences: &[Growth],
+    tables: &[SequenceTables<'t, E>],
+    grown: &[Grown],
+) -> Vec<Group<'t, E>> {
+    let (mut groups, mut first) = (Vec::<Group<'t, E>>::new(), 0);
+    for ((growth, tables), grown) in sequences.iter().zip(tables).zip(grown) {
+        let rows = first..first + growth.rows;
+        first = rows.end;
+        let Some(tables) = tables.filter(|tables| tables.iter().any(|own| !own.weights.is_empty())) else { continue };
+        match groups
+            .last_mut()
+            .filter(|last| std::ptr::eq(last.tables, tables.as_slice()) && last.rows.end == rows.start)
+        {
+            Some(last) => (last.rows.end, last.active.end) = (rows.end, grown.queries.end),
+            None => groups.push(Group { tables, rows, active: grown.queries.clone() }),
+        }
+    }
+    groups.retain(|group| !group.rows.is_empty());
+    groups
 }
 
 /// Keeps new keys and values.

@@ -26,7 +26,14 @@ fn stacks() -> Vec<BlockStack> {
 
 fn layout(injection: Injection, prefix_len: usize) -> PassLayout {
     let span = Span::new(0, 3).unwrap();
-    PassLayout { span, lengths: vec![5, 2, 7], prefix_len: prefix_len as u32, injection, read_rows: None }
+    PassLayout {
+        span,
+        lengths: vec![5, 2, 7],
+        prefix_len: prefix_len as u32,
+        injection,
+        weights: Default::default(),
+        read_rows: None,
+    }
 }
 
 /// Every injection, with and without rows to read, and no prefix at all.
@@ -42,7 +49,7 @@ fn layouts() -> Vec<PassLayout> {
 struct Inputs {
     text: Vec<f32>,
     prefix: Option<Vec<f32>>,
-    prompts: Option<Vec<f32>>,
+    tables: Option<Vec<f32>>,
 }
 
 fn inputs(layout: &PassLayout) -> Inputs {
@@ -50,13 +57,13 @@ fn inputs(layout: &PassLayout) -> Inputs {
     Inputs {
         text: noise(100, layout.tokens() * D),
         prefix: layout.carries_prefix().then(|| noise(101, m * D)),
-        prompts: layout.has_prompts().then(|| noise(102, layout.span.len() * m * D)),
+        tables: layout.has_tables().then(|| noise(102, layout.span.len() * m * D)),
     }
 }
 
 fn forward(stack: &BlockStack, layout: &PassLayout, inputs: Inputs) -> ForwardOutput {
-    let Inputs { text, prefix, prompts } = inputs;
-    stack.forward(ForwardPass { layout, text, prefix, prompts }, Keep::Everything).unwrap()
+    let Inputs { text, prefix, tables } = inputs;
+    stack.forward(ForwardPass { layout, text, prefix, tables }, Keep::Everything).unwrap()
 }
 
 /// Weights that make a scalar of a pass's outputs.
@@ -101,11 +108,11 @@ fn the_backward_is_the_derivative_of_the_forward() {
             let error = (predicted - measured).abs() / measured.abs().max(1.0);
             assert!(error < 5e-3, "{layout:?} {name}: {predicted} for {measured}");
         };
-        let Inputs { text, prefix, prompts } = &inputs;
+        let Inputs { text, prefix, tables } = &inputs;
         check("text", grads.text, &|h| Inputs { text: along(text, 7, h), ..inputs.clone() }, 7);
         let moved = |values: &Option<Vec<f32>>, seed, h| values.as_ref().map(|values| along(values, seed, h));
         check("prefix", grads.prefix, &|h| Inputs { prefix: moved(prefix, 8, h), ..inputs.clone() }, 8);
-        check("prompts", grads.prompts, &|h| Inputs { prompts: moved(prompts, 9, h), ..inputs.clone() }, 9);
+        check("tables", grads.tables, &|h| Inputs { tables: moved(tables, 9, h), ..inputs.clone() }, 9);
     }
 }
 
@@ -120,7 +127,7 @@ fn engines_agree() {
         });
         assert_close("text", &a.0, &b.0, 1e-5);
         assert_close("text gradient", &a.1.text.unwrap(), &b.1.text.unwrap(), 1e-4);
-        let parts = [(a.1.prefix, b.1.prefix), (a.1.prompts, b.1.prompts)];
+        let parts = [(a.1.prefix, b.1.prefix), (a.1.tables, b.1.tables)];
         for (a, b) in parts.into_iter().filter_map(|(a, b)| a.zip(b)) {
             assert_close("prefix or prompt gradient", &a, &b, 1e-4);
         }
@@ -137,7 +144,7 @@ fn without_the_text_gradient_the_others_are_the_same() {
             };
             let (with, without) = (run(true), run(false));
             assert_eq!(without.text, None);
-            for (a, b) in [(&without.prefix, &with.prefix), (&without.prompts, &with.prompts)] {
+            for (a, b) in [(&without.prefix, &with.prefix), (&without.tables, &with.tables)] {
                 assert_eq!(a.is_some(), b.is_some());
                 assert_close("gradient", a.as_deref().unwrap_or(&[]), b.as_deref().unwrap_or(&[]), 1e-6);
             }
@@ -156,8 +163,8 @@ fn a_stack_of_three_is_three_stacks_of_one() {
             let read_rows = layout.read_rows.clone().filter(|_| block == 2);
             let one = PassLayout { span: Span::new(block, block + 1).unwrap(), read_rows, ..layout.clone() };
             let table = layout.prefix_rows() * D;
-            let prompts = all.prompts.as_ref().map(|p| p[block as usize * table..][..table].to_vec());
-            let output = forward(&stack, &one, Inputs { text, prefix, prompts });
+            let tables = all.tables.as_ref().map(|p| p[block as usize * table..][..table].to_vec());
+            let output = forward(&stack, &one, Inputs { text, prefix, tables });
             (text, prefix) = (output.text, output.prefix);
         }
         assert_close("text", &text, &whole.text, 1e-6);
@@ -211,8 +218,8 @@ fn half_precision_weights_change_results_by_their_rounding_only() {
 fn inputs_alone_give_the_same_gradients() {
     for stack in stacks() {
         for layout in layouts() {
-            let Inputs { text, prefix, prompts } = inputs(&layout);
-            let output = stack.forward(ForwardPass { layout: &layout, text, prefix, prompts }, Keep::Inputs).unwrap();
+            let Inputs { text, prefix, tables } = inputs(&layout);
+            let output = stack.forward(ForwardPass { layout: &layout, text, prefix, tables }, Keep::Inputs).unwrap();
             let whole = forward(&stack, &layout, inputs(&layout));
             assert_eq!(output.text, whole.text);
             let (inputs, whole) = (output.stash.unwrap(), whole.stash.unwrap());
@@ -258,12 +265,12 @@ fn wrong_inputs_are_refused_by_name() {
     let refusal = |layout: &PassLayout, change: fn(&mut Inputs)| {
         let mut inputs = inputs(layout);
         change(&mut inputs);
-        let Inputs { text, prefix, prompts } = inputs;
-        stack.forward(ForwardPass { layout, text, prefix, prompts }, Keep::Nothing).unwrap_err().to_string()
+        let Inputs { text, prefix, tables } = inputs;
+        stack.forward(ForwardPass { layout, text, prefix, tables }, Keep::Nothing).unwrap_err().to_string()
     };
     assert_eq!(refusal(&layout, |i| i.text.truncate(24)), "the text: 24 values were given, 168 expected");
     assert_eq!(refusal(&layout, |i| i.prefix = None), "the prefix is missing");
-    assert_eq!(refusal(&layout, |i| i.prompts = Some(vec![0.0; 5])), "the prompts: 5 values were given, 108 expected");
+    assert_eq!(refusal(&layout, |i| i.tables = Some(vec![0.0; 5])), "the tables: 5 values were given, 108 expected");
     let bare = PassLayout { prefix_len: 0, injection: Injection::None, ..layout.clone() };
     assert!(refusal(&bare, |i| i.prefix = Some(vec![])).contains("no place"));
     let far = PassLayout { span: Span::new(2, 4).unwrap(), ..bare.clone() };

@@ -3,10 +3,10 @@ use futures::io::Cursor;
 use proptest::prelude::*;
 
 use super::*;
-use crate::ids::{PromptsId, Span, StashId};
+use crate::ids::{Span, StashId, TablesId};
 use crate::layout::{Injection, PassLayout};
 use crate::message::{Request, Response};
-use crate::pass::{ForwardRequest, PromptSource};
+use crate::pass::{ForwardRequest, TableSource};
 use crate::refusal::Refusal;
 use crate::relay::{RelayToken, RowSource, RowTarget};
 use crate::tensor::WireDtype;
@@ -28,11 +28,12 @@ fn forward() -> Request {
         lengths: vec![2],
         prefix_len: 1,
         injection: Injection::Replace,
+        weights: Default::default(),
         read_rows: Some(vec![1]),
     };
     Request::Forward(ForwardRequest {
         layout,
-        prompts: PromptSource::Kept(PromptsId(3)),
+        tables: TableSource::Kept(TablesId(3)),
         stash: Some(StashId(5)),
         input: RowSource::Relay(RelayToken([9; 16])),
         output: RowTarget::Reply,

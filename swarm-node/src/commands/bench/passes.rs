@@ -12,6 +12,8 @@ use crate::args::{BenchArgs, BenchKind};
 pub(super) struct Passes {
     layout: PassLayout,
     hidden: usize,
+    /// Values of all tables.
+    tables: usize,
     train: bool,
     /// Nobody needs the text's gradient below block 0.
     text_grad: bool,
@@ -41,6 +43,7 @@ impl Passes {
             lengths: vec![length; batch as usize],
             prefix_len,
             injection,
+            weights: Default::default(),
             read_rows: (train && last).then(|| read_rows(args, batch)),
         };
         let label = match (train, injection) {
@@ -49,7 +52,8 @@ impl Passes {
             (true, injection) => format!("{batch} x {length}, deep {injection:?} {prefix_len}").to_lowercase(),
         };
         let hidden = checkpoint.config().hidden_size;
-        Self { layout, hidden, train, text_grad: span.start() > 0, label }
+        let tables = span.len() * layout.block_values(checkpoint.config().block_widths());
+        Self { layout, hidden, tables, train, text_grad: span.start() > 0, label }
     }
 
     /// The sizes, for people.
@@ -69,7 +73,7 @@ impl Passes {
             layout,
             text: values(layout.tokens() * self.hidden),
             prefix: layout.carries_prefix().then(|| values(prefix)),
-            prompts: layout.has_prompts().then(|| values(layout.span.len() * prefix)),
+            tables: layout.has_tables().then(|| values(self.tables)),
         };
         let started = Instant::now();
         let output = blocks.forward(pass, if self.train { Keep::Everything } else { Keep::Nothing })?;

@@ -5,7 +5,7 @@ use petals_protocol::Injection;
 use petals_swarm::PeerId;
 
 use super::*;
-use crate::executor::Prompts;
+use crate::executor::Tables;
 use crate::fixture;
 
 const STREAM: u64 = 1;
@@ -18,7 +18,7 @@ fn values(seed: usize, count: usize) -> Vec<f32> {
 
 fn layout(injection: Injection, prefix_len: u32, read_rows: Option<Vec<u32>>) -> PassLayout {
     let span = fixture::stack().span();
-    PassLayout { span, lengths: vec![5, 2, 4], prefix_len, injection, read_rows }
+    PassLayout { span, lengths: vec![5, 2, 4], prefix_len, injection, weights: Default::default(), read_rows }
 }
 
 struct Server {
@@ -43,11 +43,12 @@ impl Server {
     fn inputs(&self, layout: &PassLayout) -> Inputs {
         let d = self.compute.blocks.config().hidden_size;
         let prefix = layout.prefix_rows() * d;
-        let prompts = layout.has_prompts().then(|| values(3, layout.span.len() * prefix));
+        let of_block = layout.block_values(self.compute.blocks.config().block_widths());
+        let tables = layout.has_tables().then(|| values(3, layout.span.len() * of_block));
         Inputs {
             text: values(1, layout.tokens() * d),
             prefix: layout.carries_prefix().then(|| values(2, prefix)),
-            prompts: prompts.map(Prompts::new),
+            tables: tables.map(Tables::new),
         }
     }
 

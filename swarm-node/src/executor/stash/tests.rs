@@ -6,7 +6,14 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 fn layout(tokens: u32) -> PassLayout {
     let span = Span::new(0, 1).unwrap();
-    PassLayout { span, lengths: vec![tokens], prefix_len: 0, injection: Injection::None, read_rows: None }
+    PassLayout {
+        span,
+        lengths: vec![tokens],
+        prefix_len: 0,
+        injection: Injection::None,
+        weights: Default::default(),
+        read_rows: None,
+    }
 }
 
 /// A store of texts that become lower case when they are reduced.

@@ -4,7 +4,7 @@ use std::time::Duration;
 use petals_protocol::{Injection, SessionId};
 
 use super::*;
-use crate::executor::Prompts;
+use crate::executor::Tables;
 use crate::executor::stash::StashPolicy;
 use crate::fixture;
 
@@ -36,12 +36,19 @@ impl Server {
         self.next += 1;
         let (d, span) = (self.hidden(), self.compute.blocks.span());
         let tokens = (text.len() / d) as u32;
-        let layout = PassLayout { span, lengths: vec![tokens], prefix_len: 3, injection, read_rows: read };
-        let prompts = layout.has_prompts().then(|| Prompts::new(values(2, span.len() * 3 * d)));
+        let layout = PassLayout {
+            span,
+            lengths: vec![tokens],
+            prefix_len: 3,
+            injection,
+            weights: Default::default(),
+            read_rows: read,
+        };
+        let tables = layout.has_tables().then(|| Tables::new(values(2, span.len() * 3 * d)));
         let prefix = layout.carries_prefix().then(|| values(1, 3 * d));
         let key = (STREAM, SessionId(self.next));
         let limits = SessionOpen { max_sequences: 1, max_positions: 400 };
-        let inputs = Inputs { text: text.to_vec(), prefix, prompts };
+        let inputs = Inputs { text: text.to_vec(), prefix, tables };
         let starts = vec![0];
         (key, self.step(Step { key, peer: PeerId::random(), layout, inputs, starts, order: None, open: Some(limits) }))
     }
@@ -49,8 +56,15 @@ impl Server {
     /// A row behind the first `start`.
     fn next(&mut self, key: SessionKey, start: u32, row: &[f32]) -> Vec<f32> {
         let span = self.compute.blocks.span();
-        let layout = PassLayout { span, lengths: vec![1], prefix_len: 0, injection: Injection::None, read_rows: None };
-        let inputs = Inputs { text: row.to_vec(), prefix: None, prompts: None };
+        let layout = PassLayout {
+            span,
+            lengths: vec![1],
+            prefix_len: 0,
+            injection: Injection::None,
+            weights: Default::default(),
+            read_rows: None,
+        };
+        let inputs = Inputs { text: row.to_vec(), prefix: None, tables: None };
         let (peer, starts) = (PeerId::random(), vec![start]);
         self.step(Step { key, peer, layout, inputs, starts, order: None, open: None }).text
     }
@@ -113,19 +127,26 @@ fn a_known_beginning_is_not_computed_again() {
     let d = server.hidden();
     let text = values(7, 150 * d);
     server.open(Injection::Replace, &text, None);
-    let prompts = Some(values(2, server.compute.blocks.span().len() * 3 * d));
-    let prefix = CachedPrefix { rows: 3, injection: Injection::Replace, hidden: None, prompts };
-    let key = PrefixKey::new(server.compute.blocks.span(), &prefix);
+    let span = server.compute.blocks.span();
+    let tables = values(2, span.len() * 3 * d);
+    let injection = Injection::Replace;
+    let layout = |prefix_len, injection| PassLayout {
+        span,
+        lengths: vec![1],
+        prefix_len,
+        injection,
+        weights: WeightChange::None,
+        read_rows: None,
+    };
+    let key = PrefixKey::new(&layout(3, injection), None, Some(&tables));
+    let bare = PrefixKey::new(&layout(0, Injection::None), None, None);
     let mut known = |text: &[f32], read| server.prefixes.opening(key, text, d, read).map(|found| found.rows);
     assert_eq!(known(&text, 0), Some(128));
     assert_eq!(known(&text[..128 * d], 0), Some(64), "one row at least is left");
     assert_eq!(known(&text[d..], 0), None);
     let other = [&text[..100 * d], &values(9, 60 * d)].concat();
     assert_eq!(known(&other, 0), Some(64));
-    assert_eq!(
-        server.prefixes.opening(PrefixKey::empty(server.compute.blocks.span()), &text, d, 0).map(|o| o.rows),
-        None
-    );
+    assert_eq!(server.prefixes.opening(bare, &text, d, 0).map(|o| o.rows), None);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 use futures::channel::mpsc::{self, Receiver, Sender};
 use futures::stream::{IntoAsyncRead, TryStreamExt};
 use petals_protocol::{
-    Fingerprint, ForwardRequest, Injection, ModelId, PassLayout, PromptSource, RowSource, RowTarget, ServerInfo,
-    ServerState, Span, WireDtype,
+    Fingerprint, ForwardRequest, Injection, ModelId, PassLayout, RowSource, RowTarget, ServerInfo, ServerState, Span,
+    TableSource, WireDtype,
 };
 
 use super::*;
@@ -71,7 +71,13 @@ impl Client {
         let speed = Arc::new(Speed::new(Rates { forward: 1.0, decode: 1.0 }));
         let executor = Executor::start(stack, config, speed.clone()).unwrap();
         let hosted = Arc::new(Hosted::new(info, hidden));
-        let service = Arc::new(StreamService::new(hosted, executor.handle(), speed, None, 1000, memory_bytes));
+        let service = Arc::new(StreamService::new(
+            hosted,
+            executor.handle(),
+            speed,
+            None,
+            Bounds { rows: 1000, memory: memory_bytes, adapter: None },
+        ));
         let (near, far) = pipe();
         let peer = PeerId::random();
         tokio::spawn(service.clone().serve(peer, far, CancellationToken::new()));
@@ -92,11 +98,12 @@ impl Client {
             lengths: vec![rows],
             prefix_len: 0,
             injection: Injection::None,
+            weights: Default::default(),
             read_rows: None,
         };
         let request = ForwardRequest {
             layout,
-            prompts: PromptSource::Inline,
+            tables: TableSource::Inline,
             stash: None,
             input: RowSource::Inline,
             output: RowTarget::Reply,

@@ -1,6 +1,6 @@
 //! Gradients of the trained tables, summed over micro-batches.
 
-use petals_protocol::Span;
+use petals_protocol::{BlockTable, Span};
 
 use super::{Parts, PromptTables, Table, TableShape};
 
@@ -27,7 +27,7 @@ pub enum GradientError {
     },
     /// NaN or infinity.
     #[error("the gradient of `{0}` is not finite: the loss has blown up, try a lower learning rate")]
-    NotFinite(&'static str),
+    NotFinite(String),
 }
 
 impl TableGradients {
@@ -53,26 +53,26 @@ impl TableGradients {
     /// # Errors
     /// [`GradientError::Length`].
     pub fn add_input(&mut self, gradient: &[f32]) -> Result<(), GradientError> {
-        add("the input prompt", &mut self.parts.input, gradient)
+        add("the input prompt", self.parts.get_mut(Table::Input).unwrap_or_default(), gradient, 1.0)
     }
 
-    /// Adds the gradients of a span's prompts, `[span, prefix_len, hidden]`: the reverse of
-    /// [`PromptTables::prompts_for`].
+    /// Adds the gradients of a span's tables, `[span, block_values]`: the reverse of [`PromptTables::tables_for`].
     ///
     /// # Errors
-    /// [`GradientError::Length`], also if these tables have no prompts for blocks.
-    ///
-    /// # Panics
-    /// If the span reaches past the model's last block.
-    pub fn add_prompts(&mut self, span: Span, gradient: &[f32]) -> Result<(), GradientError> {
-        let len = self.shape.prompt_len();
-        let expected = if self.shape.has_prompts() { span.len() * len } else { 0 };
+    /// [`GradientError::Length`], also if blocks have no tables or the span reaches past the model's last block.
+    pub fn add_tables(&mut self, span: Span, gradient: &[f32]) -> Result<(), GradientError> {
+        let (shape, slots) = (self.shape, self.shape.block_tables());
+        let of_block = slots.iter().map(BlockTable::values).sum::<usize>();
+        let expected = span.len() * of_block;
         if gradient.len() != expected {
-            return Err(GradientError::Length { what: "the blocks' prompts", got: gradient.len(), expected });
+            return Err(GradientError::Length { what: "the blocks' tables", got: gradient.len(), expected });
         }
-        if expected > 0 {
-            for (block, part) in span.blocks().zip(gradient.chunks_exact(len)) {
-                add("a block's prompt", self.parts.prompt_mut(&self.shape, block as usize), part)?;
+        for (block, mut rest) in span.blocks().zip(gradient.chunks_exact(of_block.max(1))) {
+            for slot in &slots {
+                let (own, others) = rest.split_at(slot.values());
+                rest = others;
+                let sum = self.parts.of_block_mut(&shape, slot.kind, block as usize);
+                add("a block's table", sum, own, shape.factor(slot.kind))?;
             }
         }
         Ok(())
@@ -83,7 +83,7 @@ impl TableGradients {
     /// # Errors
     /// [`GradientError::Length`], also without a score head.
     pub fn add_score(&mut self, gradient: &[f32]) -> Result<(), GradientError> {
-        add("the score head", self.parts.score.as_deref_mut().unwrap_or(&mut []), gradient)
+        add("the score head", self.parts.get_mut(Table::Score).unwrap_or_default(), gradient, 1.0)
     }
 
     /// Multiplies every gradient.
@@ -113,7 +113,7 @@ impl TableGradients {
     /// [`GradientError::NotFinite`] with the table's name.
     pub fn check_finite(&self) -> Result<(), GradientError> {
         match self.parts.each().find(|(_, values)| !values.iter().all(|value| value.is_finite())) {
-            Some((table, _)) => Err(GradientError::NotFinite(table.tensor_name())),
+            Some((table, _)) => Err(GradientError::NotFinite(table.tensor_name().into_owned())),
             None => Ok(()),
         }
     }
@@ -128,10 +128,10 @@ impl TableGradients {
     }
 }
 
-fn add(what: &'static str, sum: &mut [f32], gradient: &[f32]) -> Result<(), GradientError> {
+fn add(what: &'static str, sum: &mut [f32], gradient: &[f32], factor: f32) -> Result<(), GradientError> {
     if sum.len() != gradient.len() {
         return Err(GradientError::Length { what, got: gradient.len(), expected: sum.len() });
     }
-    sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
+    sum.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value * factor);
     Ok(())
 }

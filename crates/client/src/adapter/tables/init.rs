@@ -31,7 +31,8 @@ pub enum DeepInit {
     LikeInput,
 }
 
-/// How tables get their first values. The score head is always normally distributed.
+/// How tables get their first values. The score head, and keys and values, are always normally distributed; low-rank tables begin as PEFT's do, with `B`
+/// zero, and scales as ones, so that the first step equals that without them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TableInit {
     /// For the input prompt.
@@ -86,9 +87,10 @@ impl PromptTables {
         for (table, values) in tables.parts_mut().each_mut() {
             let mut random = Source::new(init, table);
             match (table, init.deep_rule(shape.injection)) {
-                _ if prompt_len == 0 && table != Table::Score => {}
-                (Table::Score, _) | (Table::Deep, DeepInit::Normal) => random.fill_normal(values),
-                (Table::Deep, DeepInit::Zeros) => {}
+                (Table::Score | Table::KeysValues, _) | (Table::Deep, DeepInit::Normal) => random.fill_normal(values),
+                (Table::Deep, DeepInit::Zeros) | (Table::LowRankB(_), _) => {}
+                (Table::LowRankA(module), _) => random.fill_uniform(values, module.extents(shape.widths)[0]),
+                (Table::Scale(_), _) => values.fill(1.0),
                 (Table::Input, _) | (Table::Deep, DeepInit::LikeInput) => {
                     for prompt in values.chunks_exact_mut(prompt_len) {
                         random.fill_prompt(prompt, shape.prefix_len, &mut embed)?;
@@ -116,7 +118,7 @@ struct Source<'a> {
 impl<'a> Source<'a> {
     fn new(init: &'a TableInit, table: Table) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(init.seed);
-        rng.set_stream(table as u64);
+        rng.set_stream(stream(table));
         Self { init, rng }
     }
 
@@ -129,6 +131,12 @@ impl<'a> Source<'a> {
                 *value = (radius * unit) as f32;
             }
         }
+    }
+
+    /// Uniform up to `1 / sqrt(features)`, as PEFT starts `lora_A` (Kaiming with `a = sqrt(5)`).
+    fn fill_uniform(&mut self, values: &mut [f32], features: usize) {
+        let bound = 1.0 / (features.max(1) as f32).sqrt();
+        values.iter_mut().for_each(|value| *value = self.rng.random_range(-bound..=bound));
     }
 
     fn fill_prompt<E: Error + 'static>(
@@ -153,5 +161,18 @@ impl<'a> Source<'a> {
         }
         prompt.copy_from_slice(&values);
         Ok(())
+    }
+}
+
+/// The number of a table's random stream.
+fn stream(table: Table) -> u64 {
+    match table {
+        Table::Input => 0,
+        Table::Deep => 1,
+        Table::Score => 2,
+        Table::KeysValues => 3,
+        Table::LowRankA(module) => 16 + module as u64,
+        Table::LowRankB(module) => 32 + module as u64,
+        Table::Scale(module) => 48 + module as u64,
     }
 }

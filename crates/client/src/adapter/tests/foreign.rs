@@ -38,7 +38,7 @@ fn prompt_tuning_of_any_version_of_peft_loads() {
 
 #[test]
 fn other_kinds_of_peft_adapters_are_refused_by_type() {
-    for kind in ["LORA", "PREFIX_TUNING", "IA3", "MULTITASK_PROMPT_TUNING"] {
+    for kind in ["ADALORA", "LOHA", "VERA", "OFT", "MULTITASK_PROMPT_TUNING"] {
         let error = load_with(|config| config["peft_type"] = kind.into()).unwrap_err();
         assert!(matches!(&error, AdapterError::PeftType(name) if name == kind), "{error}");
     }
@@ -69,8 +69,8 @@ fn a_pickle_is_not_opened_but_comes_with_the_line_that_converts_it() {
     for words in ["adapter_model.bin", "AutoModelForCausalLM", "'org/tiny'", "safe_serialization=True"] {
         assert!(message.contains(words), "{words}: {message}");
     }
-    let lora = json!({"peft_type": "LORA"});
-    fs::write(root.path().join("adapter_config.json"), lora.to_string()).unwrap();
+    let other = json!({"peft_type": "LOHA"});
+    fs::write(root.path().join("adapter_config.json"), other.to_string()).unwrap();
     let error = Adapter::load(root.path(), &model()).unwrap_err();
     assert!(matches!(error, AdapterError::PeftType(_)), "converting would not help: {error}");
 }
@@ -88,8 +88,10 @@ fn what_is_no_adapter_is_said_to_be_what_it_is() {
     fs::write(&tables, pointer).unwrap();
     assert!(refused(root.path()).contains("git lfs pull"));
     assert!(refused(&tables).contains("give the directory"));
-    write_foreign(root.path(), &[("base_model.model.layers.0.q_proj.lora_A.weight", &[2, 4])]);
-    assert!(refused(root.path()).contains("LoRA"));
+    write_foreign(root.path(), &[("base_model.model.lm_head.lora_A.weight", &[2, 4])]);
+    assert!(refused(root.path()).contains("lm_head.lora_A"));
+    write_foreign(root.path(), &[("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", &[2, 4])]);
+    assert!(refused(root.path()).contains("not the other one of its pair"));
     write_foreign(root.path(), &[("prompt_embeddings", &[5, 4])]);
     fs::write(root.path().join("adapter_config.json"), pointer).unwrap();
     assert!(refused(root.path()).contains("git lfs pull"));
@@ -110,4 +112,43 @@ fn an_adapter_of_another_model_that_does_not_fit_names_both() {
     config["base_model_name_or_path"] = "org/tiny".into();
     fs::write(root.path().join("adapter_config.json"), config.to_string()).unwrap();
     assert!(matches!(Adapter::load(root.path(), &model()).unwrap_err(), AdapterError::Tensors(_)));
+}
+
+/// What loading says of rank-2 tables of one matrix beside this configuration.
+fn low_rank_with(config: Value) -> Result<Adapter, AdapterError> {
+    let root = tempfile::tempdir().unwrap();
+    let tensor = |part: &str| format!("base_model.model.model.layers.1.self_attn.v_proj.lora_{part}.weight");
+    write_foreign(root.path(), &[(&tensor("A"), &[2, 4]), (&tensor("B"), &[2, 2])]);
+    fs::write(root.path().join("adapter_config.json"), config.to_string()).unwrap();
+    Adapter::load(root.path(), &model())
+}
+
+#[test]
+fn low_rank_tables_are_scaled_as_their_configuration_says() {
+    let scale = |config| low_rank_with(config).unwrap().tables.shape().scale;
+    assert_eq!(scale(json!({"peft_type": "LORA", "r": 2, "lora_alpha": 16})), 8.0);
+    assert_eq!(scale(json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": true})), 4.0 / 2f32.sqrt());
+    let pattern = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 16, "alpha_pattern": {"v_proj": 4}});
+    let adapter = low_rank_with(pattern).unwrap();
+    let plain = low_rank_with(json!({"peft_type": "LORA", "r": 2, "lora_alpha": 16})).unwrap();
+    let b = |adapter: &Adapter| adapter.tables.table(Table::LowRankB(petals_protocol::Module::Value)).unwrap().to_vec();
+    let quarter: Vec<f32> = b(&plain).iter().map(|value| value / 4.0).collect();
+    assert_eq!((adapter.tables.shape().scale, b(&adapter)), (8.0, quarter));
+}
+
+#[test]
+fn what_other_implementations_of_low_rank_tables_have_is_refused_by_its_key() {
+    for (key, value) in [
+        ("use_dora", json!(true)),
+        ("bias", json!("lora_only")),
+        ("lora_bias", json!(true)),
+        ("init_lora_weights", json!("pissa_niter_4")),
+        ("alpha_pattern", json!({"^model.*": 3})),
+        ("lora_alpha", json!("much")),
+    ] {
+        let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 16});
+        config[key] = value;
+        let message = low_rank_with(config).unwrap_err().to_string();
+        assert!(message.contains(&format!("`{key}`")), "{key}: {message}");
+    }
 }

@@ -93,7 +93,7 @@ impl DraftText {
         self.tokens.truncate(cache.len());
         let new = &text[cache.len()..];
         let embedded = self.model.local.embed(new)?;
-        let mut rows = [CachedRows { cache: &mut cache, rows: new.len() }];
+        let mut rows = [CachedRows { cache: &mut cache, rows: new.len(), tables: None }];
         let hidden = self.model.blocks.step(embedded, &mut rows, Some(&[new.len() as u32 - 1]))?;
         self.tokens.extend_from_slice(new);
         self.cache = Some(cache);

@@ -19,7 +19,7 @@ impl InferenceSession {
             read_rows.extend(read[number].iter().map(|position| (first + position) as u32));
             first += rows;
         }
-        let input = PassInput { lengths, text, read_rows: Some(read_rows), prompts: self.tables.clone() };
+        let input = PassInput { lengths, text, read_rows: Some(read_rows), tables: self.tables.clone() };
         Ok(self.sequence.forward(input, false).await?.0)
     }
 }

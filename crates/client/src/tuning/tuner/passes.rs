@@ -93,7 +93,7 @@ impl Passes {
             // A copy of a few rows for each token: nothing that others would notice on this thread.
             text: self.model.embed(&micro.tokens)?,
             read_rows: Some(micro.read_rows.clone()),
-            prompts: self.tables.clone(),
+            tables: self.tables.clone(),
         };
         Ok(self.sequence.forward_one_of_many(input, keep).await?)
     }
