@@ -1,4 +1,4 @@
-"""Uses the Messages API of a `petals-tune serve` as agents do: whole and in pieces, over several turns, with tools, and wrongly.
+"""Uses the Messages API of a `petals-tune serve` as programs do: whole and in pieces, over several turns, with tools, and wrongly.
 
 usage: anthropic_client.py BASE_URL KEY MODEL BIAS
 

@@ -1,4 +1,4 @@
-"""Uses the Responses API of a `petals-tune serve` as agents do: whole and in pieces, over several turns, with tools, and wrongly.
+"""Uses the Responses API of a `petals-tune serve` as programs do: whole and in pieces, over several turns, with tools, and wrongly.
 
 usage: responses_client.py BASE_URL KEY MODEL BIAS
 
@@ -93,7 +93,7 @@ def main() -> None:
         "last": events[-1].response.output_text,
         "turns": [[answer.output_text, answer.usage.input_tokens] for answer in (second, again, reference)],
         "counted": counted.input_tokens,
-        "cached": second.usage.input_tokens_details.cached_tokens,
+        "cached": again.usage.input_tokens_details.cached_tokens,
         "retrieved": retrieved.to_dict() == first.to_dict(),
         "final": [final.output_text, final.status],
         "calls": [[call.name, json.loads(call.arguments), call.call_id[:5]] for call in calls],

@@ -129,7 +129,7 @@ pub enum AdapterError {
         /// Model given.
         model: String,
         /// What does not fit.
-        source: TensorFileError,
+        source: Box<TensorFileError>,
     },
     /// A PEFT adapter of a kind that is not known here.
     #[error("a PEFT adapter of type {0} cannot be used: PROMPT_TUNING, P_TUNING, PREFIX_TUNING, LORA and IA3 can")]

@@ -82,7 +82,7 @@ mod tests {
     fn a_span_that_was_left_takes_backwards_of_stashes_only() {
         let span = |a, b| Span::new(a, b).unwrap();
         let model = ModelId::new("m", Fingerprint([0; 8])).unwrap();
-        let hosted = Hosted::new(ServerInfo::new(model, span(0, 4), ServerState::Online), 8);
+        let hosted = Hosted::new(ServerInfo::new(model, span(0, 4), ServerState::Online), BlockWidths::uniform(8));
         assert_eq!(hosted.admit(span(1, 4), false), Ok(()));
         hosted.change(|now| {
             now.retiring = Some(now.info.span);

@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 use crate::openai::{python, seen};
 use crate::serve::template;
 
+/// Without the letters that the bias below is for: the penalty would count them.
+const PLAIN: &str = "<bos>{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}\
+    {% if add_generation_prompt %}assistant:{% endif %}";
+
 /// A bias with which a random model writes `[]}`, once each, if repetitions cost as well: the end of a call.
 pub(crate) fn bias(api: &ApiServer) -> anyhow::Result<Value> {
     let mut bias = serde_json::Map::new();
@@ -27,8 +31,9 @@ pub(crate) fn bias(api: &ApiServer) -> anyhow::Result<Value> {
 
 /// A server behind a key, of a model that calls tools.
 pub(crate) fn server(swarm: &ProcessSwarm, directory: &Path, more: &[&str]) -> anyhow::Result<ApiServer> {
-    let template = template(directory)?;
-    let serve = swarm.tune("serve")?.path("--chat-template", &template).args(&["--tool-format", "hermes"]).args(more);
+    let path = directory.join("plain.jinja");
+    std::fs::write(&path, PLAIN)?;
+    let serve = swarm.tune("serve")?.path("--chat-template", &path).args(&["--tool-format", "hermes"]).args(more);
     ApiServer::start(serve.env("PETALS_API_KEY", "a-secret"))
 }
 

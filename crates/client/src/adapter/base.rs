@@ -35,7 +35,7 @@ fn last(path: &str) -> &str {
 pub(super) fn explained(error: AdapterError, base: Option<&String>, model: &AdaptedModel) -> AdapterError {
     match (error, base) {
         (AdapterError::Tensors(source @ TensorFileError::Shape { .. }), Some(base)) => {
-            AdapterError::OtherBase { base: base.clone(), model: model.id.name().to_owned(), source }
+            AdapterError::OtherBase { base: base.clone(), model: model.id.name().to_owned(), source: source.into() }
         }
         (error, _) => error,
     }
@@ -53,7 +53,8 @@ mod tests {
             id: ModelId::new(name, Fingerprint([1; 8])).unwrap(),
             name_or_path: path.to_owned(),
             blocks: 3,
-            hidden: 4,
+            widths: petals_protocol::BlockWidths::uniform(4),
+            key_heads: 2,
             attention_heads: 2,
         };
         other(None, &json!({"base_model_name_or_path": base}), &model)

@@ -14,6 +14,7 @@ use crate::executor::{Executor, ExecutorConfig};
 use crate::fixture;
 use crate::machine::measure::Rates;
 use crate::placement::hosted::Hosted;
+use crate::streams::Bounds;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The pipe holds no more than a few pieces of this size: nobody can write far ahead of the reader.
@@ -67,10 +68,10 @@ impl Client {
     fn connect(memory_bytes: u64, config: ExecutorConfig) -> Self {
         let stack = fixture::stack();
         let info = ServerInfo::new(model(), stack.span(), ServerState::Online);
-        let hidden = stack.config().hidden_size;
+        let (hidden, widths) = (stack.config().hidden_size, stack.config().block_widths());
         let speed = Arc::new(Speed::new(Rates { forward: 1.0, decode: 1.0 }));
         let executor = Executor::start(stack, config, speed.clone()).unwrap();
-        let hosted = Arc::new(Hosted::new(info, hidden));
+        let hosted = Arc::new(Hosted::new(info, widths));
         let service = Arc::new(StreamService::new(
             hosted,
             executor.handle(),
