@@ -42,7 +42,7 @@ pub(super) const SAMPLING: [&str; 14] = [
 /// An answer that is being generated.
 #[derive(Debug)]
 pub(super) struct Begun {
-    /// The model, by the name that the request has.
+    /// The model, by the name under which it is served.
     pub(super) model: String,
     /// What it is to be like.
     pub(super) shape: Shape,
@@ -137,8 +137,8 @@ pub(super) async fn begin(app: &Arc<App>, body: Bytes, model: &mut String) -> Re
         pieces: app.engine.pieces().clone(),
     };
     let receiver = app.engine.start(jobs.collect()).await?;
-    let Parameters { model, stream, include_usage, .. } = parameters;
-    Ok(Begun { model, shape, receiver, stream, include_usage })
+    let Parameters { stream, include_usage, .. } = parameters;
+    Ok(Begun { model: served.name.clone(), shape, receiver, stream, include_usage })
 }
 
 /// The tokens of a conversation, and of what the answer must begin with.

@@ -107,6 +107,6 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
         pieces: app.engine.pieces().clone(),
     };
     let receiver = app.engine.start(jobs).await?;
-    let face = Chunks::new(Kind::Completion, parameters.model, parameters.include_usage);
+    let face = Chunks::new(Kind::Completion, served.name.clone(), parameters.include_usage);
     Reply::new(face, shape, receiver).tell(parameters.stream).await
 }

@@ -81,7 +81,7 @@ mod tests {
             (ApiError::unauthorized(), 401, "authentication_error"),
             (ApiError::forbidden("no"), 403, "permission_error"),
             (ApiError::unknown_model("x", &["m"]), 404, "not_found_error"),
-            (ApiError::unknown_path(StatusCode::METHOD_NOT_ALLOWED), 405, "invalid_request_error"),
+            (ApiError::not_json(), 415, "invalid_request_error"),
             (ApiError::too_large(5), 413, "request_too_large"),
             (ApiError::queue_full(), 429, "rate_limit_error"),
             (ApiError::internal("x"), 500, "api_error"),
