@@ -42,7 +42,7 @@ pub(super) const SAMPLING: [&str; 14] = [
 /// An answer that is being generated.
 #[derive(Debug)]
 pub(super) struct Begun {
-    /// The model, by the name that the request has.
+    /// The model, by the name under which it is served.
     pub(super) model: String,
     /// What it is to be like.
     pub(super) shape: Shape,

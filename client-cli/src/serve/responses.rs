@@ -28,9 +28,10 @@ mod tools;
 
 /// Answers a request; `model` is the model that it names.
 pub(super) async fn create(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Response, ApiError> {
-    let Asked { chat, repeated, items, store } = Asked::take(Fields::parse(&body)?, &app.kept)?;
+    let Asked { chat, mut repeated, items, store } = Asked::take(Fields::parse(&body)?, &app.kept)?;
     drop(body);
     let begun = chats::begin(app, Bytes::from(chat.to_string()), model).await.map_err(reworded)?;
+    repeated.insert("model".to_owned(), begun.model.into());
     let face = Output::new(repeated, store.then(|| (app.clone(), items)));
     Reply::new(face, begun.shape, begun.receiver).tell(begun.stream).await
 }

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use petals_e2e::{ApiServer, Goldens, ProcessSwarm};
@@ -12,6 +13,9 @@ use crate::serve::template;
 
 /// A Python that has OpenAI's and Anthropic's clients, in the target directory; `None`, with a message, where there is no Python.
 pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
+    // Tests run side by side, and one environment is made once.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let test = std::env::current_exe()?;
     let target = test.ancestors().nth(3).context("the test has no target directory")?;
     let venv = target.join("openai-venv");

@@ -84,6 +84,7 @@ mod tests {
             (ApiError::forbidden("no"), 403, "permission_error"),
             (ApiError::unknown_model("x", &["m"]), 404, "not_found_error"),
             (ApiError::unknown_method(&Method::GET), 405, "invalid_request_error"),
+            (ApiError::not_json(), 415, "invalid_request_error"),
             (ApiError::too_large(5), 413, "request_too_large"),
             (ApiError::queue_full(), 429, "rate_limit_error"),
             (ApiError::internal("x"), 500, "api_error"),

@@ -138,7 +138,6 @@ fn repeated(fields: &Fields) -> Result<Map<String, Value>, ApiError> {
         given("max_output_tokens", Value::Null),
         given("max_tool_calls", Value::Null),
         given("metadata", json!({})),
-        given("model", Value::Null),
         given("parallel_tool_calls", true.into()),
         given("previous_response_id", Value::Null),
         given("prompt_cache_key", Value::Null),
