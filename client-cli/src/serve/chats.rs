@@ -63,7 +63,7 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
 /// Counts the tokens of a request's prompt, with those that its answer is made to begin with.
 pub(super) async fn count(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<usize, ApiError> {
     let mut fields = Fields::parse(&body)?;
-    let name = fields.text("model")?.ok_or_else(|| ApiError::field("model", "is missing"))?;
+    let name = fields.text("model")?.unwrap_or_default();
     model.clone_from(&app.models.find(&name)?.name);
     let tools = Tools::take(&mut fields, app.tool_format)?;
     let conversation = conversation::take(&mut fields, &body, tools.told, app.tool_format)?;

@@ -19,6 +19,8 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// Rules that refer to rules, and schemas to schemas, are followed by calls of functions. A form has [`super::form`]'s bytes at most, so
 /// this is enough for the longest chain.
 const STACK: usize = 256 << 20;
+/// What stands in front of what is wrong with a schema in a grammar.
+const SCHEMA: &str = "failed to compile JSON schema: ";
 /// Most letters of a reason.
 const REASON: usize = 400;
 
@@ -55,6 +57,10 @@ impl Grammars {
     /// # Errors
     /// 400, naming the field, if it is wrong, too large or takes too long; 503 if others take too long.
     pub(in crate::serve) async fn compile(&self, form: Form) -> Result<Arc<Grammar>, ApiError> {
+        // The model's tokens are made ready once, which takes a few seconds: that is not the first form's fault.
+        let shared = self.shared.clone();
+        let ready = tokio::task::spawn_blocking(move || shared.factory().map(drop)).await;
+        ready.unwrap_or_else(|_| Err(ApiError::internal("forms are not possible with this model's tokens")))?;
         let place = tokio::time::timeout(LONGEST, self.places.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
             return Err(ApiError::unavailable("forms of answers of other requests take their time, try again later"));
@@ -83,10 +89,14 @@ impl Grammars {
 }
 
 impl Shared {
+    fn factory(&self) -> Result<&ParserFactory, ApiError> {
+        let factory = self.factory.get_or_init(|| factory(&self.pieces, self.vocabulary)).as_ref();
+        factory.map_err(|error| ApiError::internal(format!("forms are not possible: {error}")))
+    }
+
     fn compile(&self, form: &Form) -> Result<Grammar, ApiError> {
         let grammar = form.grammar()?;
-        let factory = self.factory.get_or_init(|| factory(&self.pieces, self.vocabulary)).as_ref();
-        let factory = factory.map_err(|error| ApiError::internal(format!("forms are not possible: {error}")))?;
+        let factory = self.factory()?;
         let wrong = |error: &str| ApiError::field(&form.field, format!("cannot be used: {}", reason(error)));
         let mut matcher = Matcher::new(factory.create_parser(grammar));
         if let Some(error) = matcher.get_error() {
@@ -132,6 +142,9 @@ fn reason(error: &str) -> String {
         "NoExtensionBias" => "no answer of this model can be like that",
         other => other,
     };
+    // Behind a schema in a grammar stand rules, which are this server's own if it is that of a tool.
+    let inner = error.find(SCHEMA).and_then(|at| error.get(at + SCHEMA.len()..)?.lines().next());
+    let error = inner.unwrap_or(error);
     match error.char_indices().nth(REASON) {
         Some((cut, _)) => format!("{}…", error.get(..cut).unwrap_or_default()),
         None => error.to_owned(),
