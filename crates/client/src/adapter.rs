@@ -125,7 +125,7 @@ pub enum AdapterError {
         /// Model given.
         model: String,
         /// What does not fit.
-        source: TensorFileError,
+        source: Box<TensorFileError>,
     },
     /// A PEFT adapter of a kind that has no prompt table.
     #[error("a PEFT adapter of type {0} cannot be used: only PROMPT_TUNING and P_TUNING have one prompt table")]
