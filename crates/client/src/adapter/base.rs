@@ -35,7 +35,8 @@ fn last(path: &str) -> &str {
 pub(super) fn explained(error: AdapterError, base: Option<&String>, model: &AdaptedModel) -> AdapterError {
     match (error, base) {
         (AdapterError::Tensors(source @ TensorFileError::Shape { .. }), Some(base)) => {
-            AdapterError::OtherBase { base: base.clone(), model: model.id.name().to_owned(), source: source.into() }
+            let (base, model) = (base.clone(), model.id.name().to_owned());
+            AdapterError::OtherBase { base, model, source: Box::new(source) }
         }
         (error, _) => error,
     }
