@@ -6,7 +6,7 @@ import time
 import urllib.request
 
 # Whether the server binds answers to schemas: `response_format`, and arguments of tools that must be called.
-STRUCTURED = False
+STRUCTURED = True
 
 QUESTION = [{"role": "user", "content": "the cat"}]
 # A schema that leaves no choice but two.
