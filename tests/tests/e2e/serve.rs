@@ -159,7 +159,7 @@ fn wrong_requests_are_refused_in_openais_form() -> anyhow::Result<()> {
     };
     for (status, param, request) in [
         (404, json!("model"), with("model", json!("gpt-4"))),
-        (400, json!("model"), with("model", Value::Null)),
+        (400, json!("model"), with("model", json!(3))),
         (400, json!("prompt"), with("prompt", Value::Null)),
         (400, json!("prompt"), with("prompt", json!([]))),
         (400, json!("prompt"), with("prompt", json!([5000]))),
