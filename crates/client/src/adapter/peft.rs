@@ -104,9 +104,13 @@ fn kind(shape: &TableShape) -> &'static str {
     }
 }
 
-/// Whether `prompt_embeddings` are keys and values.
+/// Whether what is in front of the text are keys and values.
 pub(super) fn has_keys_values(config: &Value) -> bool {
-    config.get("peft_type").and_then(Value::as_str) == Some(PREFIX_TYPE)
+    match config.get("peft_type").and_then(Value::as_str) {
+        Some(PREFIX_TYPE) => true,
+        Some(MIXED_TYPE) => config.get("prefix_projection").is_some(),
+        _ => false,
+    }
 }
 
 /// What a configuration says of low-rank tables.

@@ -26,7 +26,7 @@ fn tables(injection: Injection, labels: Option<usize>) -> PromptTables {
         scale: 1.0,
         blocks: 3,
         prefix_len: 2,
-        widths: BlockWidths::uniform(4),
+        widths: model().widths,
         labels,
     };
     let init = TableInit { rule: InitRule::Normal, deep: None, std: 1.0, vocab_size: 1, seed: 1 };
