@@ -67,10 +67,10 @@ def tools() -> None:
     asked = AIMessage("", tool_calls=[{"name": "look", "args": {"place": "yard"}, "id": "call_1"}])
     if STRUCTURED:
         for choice in ("look", "any"):
-            asked = chat(max_tokens=200).bind_tools([look], tool_choice=choice).invoke(ASKED)
+            asked = chat(max_tokens=360).bind_tools([look], tool_choice=choice, strict=True).invoke(ASKED)
             assert asked.tool_calls[0]["name"] == "look" and asked.tool_calls[0]["args"]["place"] in ("yard", "tower"), asked
         whole = None
-        for piece in chat(max_tokens=200).bind_tools([look], tool_choice="any").stream(ASKED):
+        for piece in chat(max_tokens=360).bind_tools([look], tool_choice="any", strict=True).stream(ASKED):
             whole = piece if whole is None else whole + piece
         assert whole.tool_calls[0]["args"]["place"] in ("yard", "tower"), whole
     told = [*ASKED, asked, ToolMessage("in the yard", tool_call_id=asked.tool_calls[0]["id"])]
@@ -82,7 +82,7 @@ def schemas() -> None:
     if not STRUCTURED:
         return
     for method in ("json_schema", "function_calling"):
-        place = chat(max_tokens=200).with_structured_output(Place, method=method).invoke(ASKED)
+        place = chat(max_tokens=360).with_structured_output(Place, method=method).invoke(ASKED)
         assert place.place in ("yard", "tower"), method
 
 

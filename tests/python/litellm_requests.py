@@ -66,11 +66,11 @@ def tools() -> None:
     if STRUCTURED:
         named = {"type": "function", "function": {"name": "look"}}
         for provider in PROVIDERS:
-            answer = chat(provider, tools=[TOOL], tool_choice=named, max_tokens=200).choices[0]
+            answer = chat(provider, tools=[TOOL], tool_choice=named, max_tokens=360).choices[0]
             assert answer.finish_reason == "tool_calls", answer
             chosen(answer.message.tool_calls[0].function.arguments)
             asked = answer.message.model_dump()
-            chunks = list(chat(provider, tools=[TOOL], tool_choice="required", max_tokens=200, stream=True))
+            chunks = list(chat(provider, tools=[TOOL], tool_choice="required", max_tokens=360, stream=True))
             built = litellm.stream_chunk_builder(chunks).choices[0].message
             chosen(built.tool_calls[0].function.arguments)
     told = [*QUESTION, asked, {"role": "tool", "tool_call_id": "call_1", "content": "in the yard"}]
@@ -82,7 +82,7 @@ def schemas() -> None:
         return
     wanted = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
     for provider in PROVIDERS:
-        chosen(chat(provider, response_format=wanted, max_tokens=200).choices[0].message.content)
+        chosen(chat(provider, response_format=wanted, max_tokens=360).choices[0].message.content)
 
 
 def probabilities() -> None:

@@ -65,14 +65,14 @@ def tools() -> None:
     asked = {"role": "assistant", "content": None, "tool_calls": [call]}
     if STRUCTURED:
         named = {"type": "function", "function": {"name": "look"}}
-        answer = chat(tools=[TOOL], tool_choice=named, max_tokens=200).choices[0]
+        answer = chat(tools=[TOOL], tool_choice=named, max_tokens=360).choices[0]
         assert answer.finish_reason == "tool_calls", answer
         call = answer.message.tool_calls[0]
         assert call.function.name == "look" and call.type == "function"
         chosen(call.function.arguments)
         asked = answer.message
         with client.chat.completions.stream(
-            model=server.model, messages=QUESTION, temperature=0, max_tokens=200, tools=[TOOL], tool_choice="required"
+            model=server.model, messages=QUESTION, temperature=0, max_tokens=360, tools=[TOOL], tool_choice="required"
         ) as stream:
             final = stream.get_final_completion().choices[0].message
         chosen(final.tool_calls[0].function.arguments)
@@ -84,8 +84,8 @@ def schemas() -> None:
     if not STRUCTURED:
         return
     wanted = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
-    chosen(chat(response_format=wanted, max_tokens=200).choices[0].message.content)
-    pieces = [chunk.choices[0].delta.content or "" for chunk in chat(response_format=wanted, max_tokens=200, stream=True)]
+    chosen(chat(response_format=wanted, max_tokens=360).choices[0].message.content)
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chat(response_format=wanted, max_tokens=360, stream=True)]
     chosen("".join(pieces))
 
 
