@@ -110,6 +110,8 @@ def main() -> None:
     ]
     if not begins:
         remote = {key: value for key, value in served.items() if key != "tokenizer"} | {"tokenizer_backend": "auto"}
+        # In front of an empty context; lm_eval takes the one with id 0 for none there.
+        remote |= {"custom_prefix_token_id": tokenizer.bos_token_id}
         ways.append(("tokens of the server's tokenizer", "local-completions", LOSSLESS + WRITTEN, remote, []))
     chat = served | chat_url
     chats = [

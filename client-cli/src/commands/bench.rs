@@ -72,10 +72,11 @@ fn jobs(args: &BenchArgs, files: &ModelFiles) -> Result<Vec<Job>, CliError> {
             BenchKind::Forward => add(0, format!("forward, {sizes}")),
             BenchKind::Train => {
                 let Workload { task, method, .. } = &workload;
+                let mode = method.mode().to_string();
                 let mode = match method.injection {
-                    Injection::Add => "deep add".to_owned(),
-                    Injection::Replace => "deep replace".to_owned(),
-                    _ => method.mode().to_string(),
+                    Injection::Add => mode.replace("deep_ptune", "deep add"),
+                    Injection::Replace => mode.replace("deep_ptune", "deep replace"),
+                    _ => mode,
                 };
                 let size = match (method.prefix_len, method.weights) {
                     (0, WeightChange::LowRank { rank, .. }) => format!(" {rank}"),

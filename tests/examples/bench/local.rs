@@ -57,6 +57,9 @@ fn bench(name: &str) -> anyhow::Result<()> {
             bench(&arguments, Some(petals_bytes(hidden, blocks, deep)))?;
         }
     }
+    for mode in ["prefix", "ia3", "lora", "deep_ptune+lora"] {
+        bench(&["train", "--task", "causal-lm", "--mode", mode], None)?;
+    }
     println!();
     for server in &swarm.servers {
         println!(
