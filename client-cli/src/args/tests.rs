@@ -57,6 +57,17 @@ fn ptune_has_no_injection_and_deep_ptune_replaces_by_default() {
 }
 
 #[test]
+fn starts_of_prompts_are_refused_where_there_are_none() {
+    for mode in ["prefix", "lora"] {
+        let args = train("--init sample-vocab").unwrap();
+        let refused = args.start.check(mode.parse().unwrap()).unwrap_err();
+        assert!(refused.contains("--init") && refused.contains(mode), "{refused}");
+    }
+    let both: TuningMode = "deep_ptune+lora".parse().unwrap();
+    assert_eq!(train("--init sample-vocab --init-deep zeros").unwrap().start.check(both), Ok(()));
+}
+
+#[test]
 fn a_run_is_one_epoch_unless_told_otherwise() {
     assert_eq!(train("").unwrap().optimiser.length(), TrainLength::Epochs(1));
     assert_eq!(train("--steps 7").unwrap().optimiser.length(), TrainLength::Steps(7));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use petals_client::{DeepInit, InitRule, Method, Schedule, Task, WeightMode};
+use petals_client::{DeepInit, InitRule, Method, PrefixMode, Schedule, Task, TuningMode, WeightMode};
 
 use super::method::MethodArgs;
 use super::values::{at_least, deep_init, not_negative, schedule, task};
@@ -236,6 +236,19 @@ impl OptimiserArgs {
 }
 
 impl StartArgs {
+    /// Checks that flags for prompts are given with prompts only.
+    ///
+    /// # Errors
+    /// A sentence that names the flag.
+    pub(crate) fn check(&self, mode: TuningMode) -> Result<(), String> {
+        let has_prompts = matches!(mode.prefix, Some(PrefixMode::Ptune | PrefixMode::DeepPtune));
+        let given = [("--init", self.init != Init::Normal), ("--init-deep", self.init_deep.is_some())];
+        match given.iter().find(|(_, given)| *given && !has_prompts) {
+            Some((flag, _)) => Err(format!("{flag} says where prompts start, and --mode {mode} has none")),
+            None => Ok(()),
+        }
+    }
+
     /// First values of the input prompt. A text is tokenised with the post-processor, as PEFT does.
     ///
     /// # Errors

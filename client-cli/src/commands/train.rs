@@ -44,6 +44,7 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     let given = given.map(|given| given.tables);
     let method = args.method.method(given.as_ref().map(|given| given.shape().method()).as_ref());
     let method = method.map_err(CliError::Usage)?;
+    args.start.check(args.method.mode).map_err(CliError::Usage)?;
     let rules = args.text.rules(positions, method.prefix_len, earlier).map_err(CliError::Usage)?;
     let material = Material::load(&args, rules, files.config.vocab_size, &tokenizer)?;
     let mut plan = BatchPlan::new(material.data.lengths(), args.optimiser.step_size(), args.optimiser.order());

@@ -151,6 +151,13 @@ pub(super) fn lora(config: &Value, directory: &Path) -> Result<Lora, AdapterErro
         let (value, problem) = (value.to_string(), problem.to_owned());
         Err(AdapterError::PeftConfig { path: directory.to_owned(), key, value, problem })
     };
+    if config.is_null() {
+        return wrong(
+            "lora_alpha",
+            config,
+            "there is no such file, and nothing else says how the low-rank tables are scaled",
+        );
+    }
     let given = |key: &str| config.get(key).filter(|value| !value.is_null());
     for (key, problem) in [
         ("use_dora", "weights that are normed (DoRA) cannot be used"),

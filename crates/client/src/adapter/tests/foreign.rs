@@ -91,6 +91,7 @@ fn what_is_no_adapter_is_said_to_be_what_it_is() {
     write_foreign(root.path(), &[("base_model.model.lm_head.lora_A.weight", &[2, 4])]);
     assert!(refused(root.path()).contains("lm_head.lora_A"));
     write_foreign(root.path(), &[("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", &[2, 4])]);
+    fs::write(root.path().join("adapter_config.json"), r#"{"peft_type": "LORA"}"#).unwrap();
     assert!(refused(root.path()).contains("not the other one of its pair"));
     write_foreign(root.path(), &[("prompt_embeddings", &[5, 4])]);
     fs::write(root.path().join("adapter_config.json"), pointer).unwrap();
@@ -121,6 +122,15 @@ fn low_rank_with(config: Value) -> Result<Adapter, AdapterError> {
     write_foreign(root.path(), &[(&tensor("A"), &[2, 4]), (&tensor("B"), &[2, 2])]);
     fs::write(root.path().join("adapter_config.json"), config.to_string()).unwrap();
     Adapter::load(root.path(), &model())
+}
+
+#[test]
+fn low_rank_tables_without_a_configuration_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let tensor = |part: &str| format!("base_model.model.model.layers.1.self_attn.v_proj.lora_{part}.weight");
+    write_foreign(root.path(), &[(&tensor("A"), &[2, 4]), (&tensor("B"), &[2, 2])]);
+    let message = Adapter::load(root.path(), &model()).unwrap_err().to_string();
+    assert!(message.contains("adapter_config.json") && message.contains("lora_alpha"), "{message}");
 }
 
 #[test]
