@@ -24,7 +24,7 @@ pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
 pub(crate) use swarm::{PassArgs, SwarmArgs};
 pub(crate) use text::TextArgs;
-pub(crate) use train::{TrainArgs, TrainLength};
+pub(crate) use train::{Select, TrainArgs, TrainLength};
 
 /// Adapts a language model that a swarm of peers serves, by training prompts on this machine.
 #[derive(Debug, Parser)]

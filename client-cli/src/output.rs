@@ -83,7 +83,8 @@ impl Output {
         Ok(written.map_err(|error| anyhow::Error::new(error).context("cannot write to stdout"))?)
     }
 
-    fn line<E: Event>(self, event: &E) -> serde_json::Result<String> {
+    /// An event as it is printed.
+    pub(crate) fn line<E: Event>(self, event: &E) -> serde_json::Result<String> {
         if self.json { serde_json::to_string(&Tagged { event: E::NAME, body: event }) } else { Ok(event.to_string()) }
     }
 }
@@ -134,6 +135,22 @@ pub(crate) struct Saved {
     pub(crate) step: u64,
 }
 
+/// A run ends before its last step.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct EndedEarly {
+    /// Steps made.
+    pub(crate) step: u64,
+    /// Measurements on held-out data in a row that were not better.
+    pub(crate) in_vain: u64,
+}
+
+/// The adapter of the best measurement is the one that is left.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Selected {
+    /// Steps that it was trained for.
+    pub(crate) step: u64,
+}
+
 /// Nobody serves some blocks for now.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Waiting {
@@ -175,6 +192,14 @@ impl Event for Saved {
     const NAME: &'static str = "saved";
 }
 
+impl Event for EndedEarly {
+    const NAME: &'static str = "ended_early";
+}
+
+impl Event for Selected {
+    const NAME: &'static str = "selected";
+}
+
 impl Event for Waiting {
     const NAME: &'static str = "waiting";
 }
@@ -204,6 +229,22 @@ impl Display for Eval {
 impl Display for Resumed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "resuming after step {}", self.step)
+    }
+}
+
+impl Display for EndedEarly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "ended after step {}: the held-out loss has not become lower {} times in a row",
+            self.step, self.in_vain
+        )
+    }
+}
+
+impl Display for Selected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the adapter of step {} has the lowest held-out loss and is kept", self.step)
     }
 }
 

@@ -57,6 +57,17 @@ fn ptune_has_no_injection_and_deep_ptune_replaces_by_default() {
 }
 
 #[test]
+fn what_follows_from_held_out_data_needs_some() {
+    for flags in ["--select best", "--patience 2", "--select best --eval e.jsonl", "--patience 2 --eval-every 5"] {
+        let args = train(flags).unwrap();
+        let refused = args.report.check(args.eval.is_some()).unwrap_err();
+        assert!(refused.contains("--eval-every") && refused.contains("--eval FILE"), "{flags}: {refused}");
+    }
+    let args = train("--select best --patience 2 --eval e.jsonl --eval-every 5").unwrap();
+    assert_eq!(args.report.check(args.eval.is_some()), Ok(()));
+}
+
+#[test]
 fn starts_of_prompts_are_refused_where_there_are_none() {
     for mode in ["prefix", "lora"] {
         let args = train("--init sample-vocab").unwrap();

@@ -158,6 +158,14 @@ pub(crate) struct ReportArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) eval_every: u64,
 
+    /// Which adapter is kept: that of the last step, or that with the lowest loss on --eval, which is measured every --eval-every steps.
+    #[arg(long, value_enum, default_value = "last")]
+    pub(crate) select: Select,
+
+    /// End the run when the loss on --eval has not become lower N times in a row.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) patience: Option<u64>,
+
     /// Measure --eval before the first step too.
     #[arg(long)]
     pub(crate) eval_first: bool,
@@ -165,6 +173,15 @@ pub(crate) struct ReportArgs {
     /// With --json, print every N-th step.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) log_every: u64,
+}
+
+/// Which adapter a run leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Select {
+    /// That of the last step.
+    Last,
+    /// That with the lowest loss on held-out data.
+    Best,
 }
 
 /// First values of the input prompt.
@@ -232,6 +249,22 @@ impl OptimiserArgs {
     /// The order of the examples.
     pub(crate) fn order(&self) -> BatchOrder {
         if self.no_shuffle { BatchOrder::File } else { BatchOrder::Shuffled { seed: self.seed } }
+    }
+}
+
+impl ReportArgs {
+    /// Checks that what follows from held-out data has some.
+    ///
+    /// # Errors
+    /// A sentence that names the flag.
+    pub(crate) fn check(&self, has_eval: bool) -> Result<(), String> {
+        let given = [("--select best", self.select == Select::Best), ("--patience", self.patience.is_some())];
+        match given.iter().find(|(_, given)| *given && (!has_eval || self.eval_every == 0)) {
+            Some((flag, _)) => {
+                Err(format!("{flag} needs --eval FILE and --eval-every N, the steps between two measurements"))
+            }
+            None => Ok(()),
+        }
     }
 }
 

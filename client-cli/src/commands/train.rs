@@ -7,18 +7,25 @@ use petals_client::{
 };
 
 use super::{session, stop::StopSignal};
-use crate::args::{TrainArgs, TrainLength};
+use crate::args::{Select, TrainArgs, TrainLength};
 use crate::data::BatchPlan;
 use crate::error::CliError;
-use crate::output::{Done, Estimated, Eval, Output, Resumed, Saved, Step};
+use crate::output::{Done, EndedEarly, Estimated, Eval, Output, Resumed, Saved, Selected, Step};
 use crate::progress::Progress;
 use crate::text::TextTokenizer;
 
+mod best;
 mod material;
+mod metrics;
 mod out;
 mod start;
 
+use best::Best;
 use material::Material;
+use metrics::Metrics;
+
+/// Where the best adapter so far is kept within a run's directory.
+const BEST: &str = "best";
 
 /// A run between two steps.
 struct Run<'a> {
@@ -28,6 +35,8 @@ struct Run<'a> {
     rules: TextRules,
     record: TrainingRecord,
     tuner: PromptTuner,
+    metrics: Metrics,
+    best: Best,
 }
 
 pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError> {
@@ -45,6 +54,7 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     let method = args.method.method(given.as_ref().map(|given| given.shape().method()).as_ref());
     let method = method.map_err(CliError::Usage)?;
     args.start.check(args.method.mode).map_err(CliError::Usage)?;
+    args.report.check(args.eval.is_some()).map_err(CliError::Usage)?;
     let rules = args.text.rules(positions, method.prefix_len, earlier).map_err(CliError::Usage)?;
     let material = Material::load(&args, rules, files.config.vocab_size, &tokenizer)?;
     let mut plan = BatchPlan::new(material.data.lengths(), args.optimiser.step_size(), args.optimiser.order());
@@ -73,7 +83,8 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
         clip: args.optimiser.clip,
     };
     let tuner = PromptTuner::new(sequence.clone(), files.local.clone(), tables, optimizer, tuning);
-    let mut run = Run { args: &args, files: &files, output, rules, record, tuner };
+    let (metrics, best) = Metrics::open(&args.out, record.step)?;
+    let mut run = Run { args: &args, files: &files, output, rules, record, tuner, metrics, best };
     if run.record.step > 0 {
         output.emit(&Resumed { step: run.record.step })?;
     }
@@ -125,7 +136,9 @@ impl Run<'_> {
             let tokens_per_s = report.tokens as f64 / report.elapsed.as_secs_f64().max(1e-9);
             let (loss, grad_norm, traffic) = (report.loss, report.grad_norm, report.traffic);
             let left_s = progress.left(report.elapsed, total - step);
-            progress.step(&Step { step, loss, lr, tokens_per_s, grad_norm, traffic, left_s })?;
+            let made = Step { step, loss, lr, tokens_per_s, grad_norm, traffic, left_s };
+            self.metrics.add(&made)?;
+            progress.step(&made)?;
             if due(step, reports.save_every) {
                 self.save()?;
             }
@@ -134,14 +147,34 @@ impl Run<'_> {
                     done = self.evaluate(material) => done?,
                     () = &mut stopped => return self.stopped(anyhow::anyhow!("interrupted")),
                 }
+                if reports.patience.is_some_and(|patience| self.best.in_vain() >= patience) {
+                    self.output.emit(&EndedEarly { step, in_vain: self.best.in_vain() })?;
+                    break;
+                }
             }
         }
         drop(progress);
         self.save()?;
-        tokio::select! {
-            done = self.evaluate(material) => done,
-            () = &mut stopped => Err(anyhow::anyhow!("interrupted while evaluating; the adapter is saved").into()),
+        if self.record.step == total {
+            tokio::select! {
+                done = self.evaluate(material) => done?,
+                () = &mut stopped => {
+                    return Err(anyhow::anyhow!("interrupted while evaluating; the adapter is saved").into());
+                }
+            }
         }
+        self.select()
+    }
+
+    /// Leaves the adapter that is wanted in the run's directory, where that of the last step is.
+    fn select(&self) -> Result<(), CliError> {
+        let Some(step) = self.best.step().filter(|_| self.args.report.select == Select::Best) else { return Ok(()) };
+        if step < self.record.step {
+            let model = &self.files.adapted;
+            let best = Adapter::load(&self.args.out.join(BEST), model).map_err(Error::from)?;
+            best.save(&self.args.out, model).map_err(Error::from)?;
+        }
+        self.output.emit(&Selected { step })
     }
 
     fn learning_rate(&self) -> LearningRate {
@@ -168,22 +201,32 @@ impl Run<'_> {
         Err(reason.context(format!("stopped after step {step}, which is saved: add --resume to go on")).into())
     }
 
-    async fn evaluate(&self, material: &Material) -> Result<(), CliError> {
+    async fn evaluate(&mut self, material: &Material) -> Result<(), CliError> {
         let Some(eval) = &material.eval else { return Ok(()) };
         let score = self.tuner.evaluate(&eval.examples).await.map_err(Error::from)?;
         let loss = score.loss().context("the held-out data has no labels")?;
         let accuracy = score.accuracy().filter(|_| self.args.task == Task::SeqCls);
-        self.output.emit(&Eval { step: self.record.step, loss, accuracy })
+        let step = self.record.step;
+        let measured = Eval { step, loss, accuracy };
+        self.metrics.add(&measured)?;
+        let better = self.best.see(step, loss);
+        if better && self.args.report.select == Select::Best {
+            self.adapter().save(&self.args.out.join(BEST), &self.files.adapted).map_err(Error::from)?;
+        }
+        self.output.emit(&measured)
+    }
+
+    /// The tables as they are.
+    fn adapter(&self) -> Adapter {
+        let (labels, tables) = (self.record.labels.clone(), self.tuner.tables().clone());
+        Adapter::new(&self.files.adapted, tables, labels, self.rules, self.record.step)
     }
 
     /// Saves the training state and then the adapter: a run killed in between resumes and saves the adapter again.
     fn save(&self) -> Result<(), CliError> {
         let (out, tables) = (&self.args.out, self.tuner.tables());
         self.record.save(out, tables, self.tuner.optimizer()).map_err(Error::from)?;
-        let labels = self.record.labels.clone();
-        let (model, rules, step) = (&self.files.adapted, self.rules, self.record.step);
-        let adapter = Adapter::new(model, tables.clone(), labels, rules, step);
-        adapter.save(out, model).map_err(Error::from)?;
-        self.output.emit(&Saved { step })
+        self.adapter().save(out, &self.files.adapted).map_err(Error::from)?;
+        self.output.emit(&Saved { step: self.record.step })
     }
 }

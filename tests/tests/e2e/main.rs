@@ -33,6 +33,7 @@ mod relay_hostile;
 mod resume;
 mod routing;
 mod sampling;
+mod selection;
 mod serve;
 mod sessions;
 mod stashes;
