@@ -182,14 +182,18 @@ pub(super) fn lora(config: &Value, directory: &Path) -> Result<Lora, AdapterErro
             "the base's weights were changed with it: convert it to ordinary LoRA",
         );
     }
-    let alpha = given("lora_alpha").map_or(Some(8.0), Value::as_f64).filter(|alpha| alpha.is_finite());
-    let Some(alpha) = alpha else { return wrong("lora_alpha", &config["lora_alpha"], "it must be a number") };
+    // As f32, in which tables are scaled.
+    let finite = |alpha: &f64| (*alpha as f32).is_finite();
+    let alpha = given("lora_alpha").map_or(Some(8.0), Value::as_f64).filter(finite);
+    let Some(alpha) = alpha.filter(|alpha| *alpha as f32 != 0.0) else {
+        return wrong("lora_alpha", &config["lora_alpha"], "it must be a number other than 0");
+    };
     let mut alphas = Vec::new();
     if let Some(pattern) = given("alpha_pattern") {
         let entries = pattern.as_object().map(|entries| entries.iter().collect::<Vec<_>>()).unwrap_or_default();
         for (key, value) in entries {
             let is_name = key.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.');
-            match value.as_f64().filter(|_| is_name) {
+            match value.as_f64().filter(finite).filter(|_| is_name) {
                 Some(own) => alphas.push((key.clone(), own)),
                 None => return wrong("alpha_pattern", pattern, "only names of modules with numbers can be used"),
             }

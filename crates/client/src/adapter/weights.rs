@@ -87,13 +87,17 @@ impl Tensors<'_> {
         }
         // The highest one, if some matrices have a lower one: rows of zeros add nothing.
         let mut rank = 0;
-        for (place, name) in self.found.iter().filter(|((.., part), _)| *part == Part::A) {
+        for (place @ (_, module, _), name) in self.found.iter().filter(|((.., part), _)| *part == Part::A) {
+            let [input, _] = module.extents(model.widths);
             let shape = self.get(*place)?.map(|(_, tensor)| tensor.shape).unwrap_or_default();
             match shape[..] {
-                [rows, _] if rows > 0 => rank = rank.max(rows),
-                _ => return Err(self.file.misshapen(name, shape, "[rank, input]".to_owned()).into()),
+                [rows, width] if rows > 0 && width == input => rank = rank.max(rows),
+                _ => return Err(self.file.misshapen(name, shape, format!("[rank, {input}]")).into()),
             }
         }
+        // Before anything is allocated for it.
+        let change = WeightChange::LowRank { rank: u32::try_from(rank).unwrap_or(u32::MAX), modules: self.modules() };
+        change.validate().map_err(AdapterError::Weights)?;
         let scale = lora.scale(rank);
         let mut tables = Vec::new();
         for module in self.modules().iter() {
@@ -101,20 +105,16 @@ impl Tensors<'_> {
             let (mut a, mut b) = (vec![0.0; self.blocks * rank * input], vec![0.0; self.blocks * rank * output]);
             for block in 0..self.blocks {
                 let own = [self.get((block, module, Part::A))?, self.get((block, module, Part::B))?];
-                let (a_name, a_given, b_given) = match own {
+                let (a_given, (b_name, b_given)) = match own {
                     [None, None] => continue,
-                    [Some((name, a)), Some((_, b))] => (name, a, b),
+                    [Some((_, a)), Some(b)] => (a, b),
                     [Some((name, _)), None] | [None, Some((name, _))] => {
                         return Err(AdapterError::LonelyTensor { name: name.to_owned() });
                     }
                 };
-                let rows = a_given.shape.first().copied().unwrap_or_default();
-                if a_given.shape != [rows, input] || rows > rank {
-                    return Err(self.file.misshapen(a_name, a_given.shape, format!("[rank, {input}]")).into());
-                }
+                let rows = a_given.values.len() / input;
                 if b_given.shape != [output, rows] {
-                    let b_name = self.found.get(&(block, module, Part::B)).cloned().unwrap_or_default();
-                    return Err(self.file.misshapen(&b_name, b_given.shape, format!("[{output}, {rows}]")).into());
+                    return Err(self.file.misshapen(b_name, b_given.shape, format!("[{output}, {rows}]")).into());
                 }
                 a[block * rank * input..][..rows * input].copy_from_slice(&a_given.values);
                 // What differs from the scale of all is in `B`.
@@ -128,8 +128,6 @@ impl Tensors<'_> {
             }
             tables.extend([(Table::LowRankA(module), a), (Table::LowRankB(module), b)]);
         }
-        let change = WeightChange::LowRank { rank: u32::try_from(rank).unwrap_or(u32::MAX), modules: self.modules() };
-        change.validate().map_err(AdapterError::Weights)?;
         Ok(WeightParts { change, scale, tables })
     }
 

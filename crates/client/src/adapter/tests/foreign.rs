@@ -125,6 +125,17 @@ fn low_rank_with(config: Value) -> Result<Adapter, AdapterError> {
 }
 
 #[test]
+fn a_rank_that_no_data_stands_behind_allocates_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let tensor = |part: &str| format!("base_model.model.model.layers.1.self_attn.v_proj.lora_{part}.weight");
+    fs::write(root.path().join("adapter_config.json"), r#"{"peft_type": "LORA"}"#).unwrap();
+    for shape in [[1 << 40, 0], [0, 4]] {
+        write_foreign(root.path(), &[(&tensor("A"), &shape), (&tensor("B"), &[2, 0])]);
+        assert!(Adapter::load(root.path(), &model()).is_err(), "{shape:?}");
+    }
+}
+
+#[test]
 fn low_rank_tables_without_a_configuration_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let tensor = |part: &str| format!("base_model.model.model.layers.1.self_attn.v_proj.lora_{part}.weight");
@@ -155,6 +166,9 @@ fn what_other_implementations_of_low_rank_tables_have_is_refused_by_its_key() {
         ("init_lora_weights", json!("pissa_niter_4")),
         ("alpha_pattern", json!({"^model.*": 3})),
         ("lora_alpha", json!("much")),
+        ("lora_alpha", json!(0)),
+        ("lora_alpha", json!(1e300)),
+        ("alpha_pattern", json!({"v_proj": 1e300})),
     ] {
         let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 16});
         config[key] = value;
