@@ -5,11 +5,13 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod chat;
 mod eval;
+mod export;
 mod generate;
 mod logits;
 mod method;
 mod route;
 mod serve;
+mod start;
 mod swarm;
 mod text;
 mod train;
@@ -18,6 +20,7 @@ mod values;
 pub(crate) use bench::{BenchArgs, BenchKind};
 pub(crate) use chat::ChatArgs;
 pub(crate) use eval::EvalArgs;
+pub(crate) use export::{ExportArgs, ExportTo};
 pub(crate) use generate::GenerateArgs;
 pub(crate) use logits::LogitsArgs;
 pub(crate) use route::RouteArgs;
@@ -60,6 +63,8 @@ pub(crate) enum Command {
     Route(RouteArgs),
     /// Write the logits of given token ids to a file.
     Logits(LogitsArgs),
+    /// Turn an adapter into one that other programs run: prompts into keys and values, or low-rank products into a whole checkpoint.
+    Export(ExportArgs),
     /// Time passes and training steps through a swarm.
     Bench(Box<BenchArgs>),
 }

@@ -3,8 +3,10 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod logits;
+mod out;
 pub(crate) mod route;
 pub(crate) mod serve;
 mod session;

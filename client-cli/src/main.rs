@@ -44,6 +44,7 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
             Command::Serve(args) => commands::serve::run(*args, output).await,
             Command::Route(args) => commands::route::run(args, output).await,
             Command::Logits(args) => commands::logits::run(args, output).await,
+            Command::Export(args) => commands::export::run(args, output).await,
             Command::Bench(args) => commands::bench::run(*args, output).await,
         }
     })

@@ -176,6 +176,24 @@ pub(crate) struct LogitsWritten {
     pub(crate) shape: [usize; 3],
 }
 
+/// An adapter was turned into a prefix of keys and values.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Exported {
+    /// Directory of the new adapter.
+    pub(crate) out: PathBuf,
+    /// Rows of the prefix.
+    pub(crate) rows: usize,
+}
+
+/// An adapter was folded into a checkpoint.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Merged {
+    /// The checkpoint's directory.
+    pub(crate) out: PathBuf,
+    /// Matrices that changed.
+    pub(crate) matrices: usize,
+}
+
 impl Event for Step {
     const NAME: &'static str = "step";
 }
@@ -269,6 +287,26 @@ impl Display for Done {
 impl Display for LogitsWritten {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "logits {:?} written to {}", self.shape, self.out.display())
+    }
+}
+
+impl Event for Exported {
+    const NAME: &'static str = "exported";
+}
+
+impl Event for Merged {
+    const NAME: &'static str = "merged";
+}
+
+impl Display for Exported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a prefix of {} rows of keys and values is in {}", self.rows, self.out.display())
+    }
+}
+
+impl Display for Merged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the checkpoint in {} has {} changed matrices", self.out.display(), self.matrices)
     }
 }
 

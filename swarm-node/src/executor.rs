@@ -168,7 +168,8 @@ impl ExecutorHandle {
             return Err(Refusal::Draining);
         }
         let waiting = state.queue.len() as u64 + 1;
-        let (peer, cost, urgent) = (pass.peer, cost(&pass), !matches!(pass.work, Work::Forward { .. }));
+        let (peer, cost, urgent) =
+            (pass.peer, cost(&pass), !matches!(pass.work, Work::Forward { .. } | Work::KeysValues { .. }));
         let wait_ms = waiting * self.0.mean_us.load(Ordering::Relaxed) / 1000 / 2;
         let busy = Refusal::Busy { retry_after_ms: wait_ms.clamp(10, 5_000) as u32 };
         match state.queue.push(peer, (pass, reply), cost, urgent) {

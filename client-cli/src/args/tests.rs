@@ -69,11 +69,12 @@ fn what_follows_from_held_out_data_needs_some() {
 
 #[test]
 fn starts_of_prompts_are_refused_where_there_are_none() {
-    for mode in ["prefix", "lora"] {
-        let args = train("--init sample-vocab").unwrap();
+    for (flag, mode) in [("--init sample-vocab", "lora"), ("--init data", "ia3"), ("--init-deep zeros", "prefix")] {
+        let args = train(flag).unwrap();
         let refused = args.start.check(mode.parse().unwrap()).unwrap_err();
-        assert!(refused.contains("--init") && refused.contains(mode), "{refused}");
+        assert!(refused.starts_with(flag.split(' ').next().unwrap()) && refused.contains(mode), "{refused}");
     }
+    assert_eq!(train("--init sample-vocab").unwrap().start.check("prefix+lora".parse().unwrap()), Ok(()));
     let both: TuningMode = "deep_ptune+lora".parse().unwrap();
     assert_eq!(train("--init sample-vocab --init-deep zeros").unwrap().start.check(both), Ok(()));
 }

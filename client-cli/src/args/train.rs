@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use petals_client::{DeepInit, InitRule, Method, PrefixMode, Schedule, Task, TuningMode, WeightMode};
+use petals_client::{Method, Schedule, Task, WeightMode};
 
 use super::method::MethodArgs;
-use super::values::{at_least, deep_init, not_negative, schedule, task};
+use super::start::StartArgs;
+use super::values::{at_least, not_negative, schedule, task};
 use super::{PassArgs, SwarmArgs, TextArgs};
 use crate::data::BatchOrder;
-use crate::text::{TextError, TextTokenizer};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -121,31 +121,6 @@ pub(crate) struct OptimiserArgs {
     no_shuffle: bool,
 }
 
-/// Where the tables start.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Start")]
-pub(crate) struct StartArgs {
-    /// First values of the prompts: random, embeddings of random tokens, or embeddings of --init-text.
-    #[arg(long, value_enum, default_value = "normal")]
-    init: Init,
-
-    /// The text for --init text, repeated and cut to the prefix length.
-    #[arg(long, value_name = "TEXT", required_if_eq("init", "text"), allow_hyphen_values = true)]
-    init_text: Option<String>,
-
-    /// First values of the deep prompts [default: like-input for replace, zeros for add].
-    #[arg(long, value_name = "RULE", value_parser = deep_init())]
-    pub(crate) init_deep: Option<DeepInit>,
-
-    /// Start from the tables of this adapter; only its adapter_model.safetensors is needed.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) init_from: Option<PathBuf>,
-
-    /// Go on with the run saved in --out, or start if there is none.
-    #[arg(long)]
-    pub(crate) resume: bool,
-}
-
 /// What is saved and reported when.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Reports")]
@@ -182,17 +157,6 @@ pub(crate) enum Select {
     Last,
     /// That with the lowest loss on held-out data.
     Best,
-}
-
-/// First values of the input prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Init {
-    /// Normally distributed with the model's `initializer_range`.
-    Normal,
-    /// Embeddings of random tokens.
-    SampleVocab,
-    /// Embeddings of a text's tokens.
-    Text,
 }
 
 /// How long a run is.
@@ -265,32 +229,5 @@ impl ReportArgs {
             }
             None => Ok(()),
         }
-    }
-}
-
-impl StartArgs {
-    /// Checks that flags for prompts are given with prompts only.
-    ///
-    /// # Errors
-    /// A sentence that names the flag.
-    pub(crate) fn check(&self, mode: TuningMode) -> Result<(), String> {
-        let has_prompts = matches!(mode.prefix, Some(PrefixMode::Ptune | PrefixMode::DeepPtune));
-        let given = [("--init", self.init != Init::Normal), ("--init-deep", self.init_deep.is_some())];
-        match given.iter().find(|(_, given)| *given && !has_prompts) {
-            Some((flag, _)) => Err(format!("{flag} says where prompts start, and --mode {mode} has none")),
-            None => Ok(()),
-        }
-    }
-
-    /// First values of the input prompt. A text is tokenised with the post-processor, as PEFT does.
-    ///
-    /// # Errors
-    /// [`TextError::Encode`].
-    pub(crate) fn init_rule(&self, tokenizer: &TextTokenizer) -> Result<InitRule, TextError> {
-        Ok(match self.init {
-            Init::Normal => InitRule::Normal,
-            Init::SampleVocab => InitRule::SampleVocab,
-            Init::Text => InitRule::Text(tokenizer.encode(self.init_text.as_deref().unwrap_or_default())?),
-        })
     }
 }

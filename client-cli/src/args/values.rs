@@ -165,9 +165,10 @@ pub(super) fn injection() -> impl TypedValueParser<Value = Injection> {
 
 /// `zeros`, `normal` or `like-input`.
 pub(super) fn deep_init() -> impl TypedValueParser<Value = DeepInit> {
-    PossibleValuesParser::new(["zeros", "normal", "like-input"]).map(|text| match text.as_str() {
+    PossibleValuesParser::new(["zeros", "normal", "like-input", "states"]).map(|text| match text.as_str() {
         "zeros" => DeepInit::Zeros,
         "normal" => DeepInit::Normal,
+        "states" => DeepInit::States,
         _ => DeepInit::LikeInput,
     })
 }

@@ -6,7 +6,7 @@ use petals_client::{
     TunerConfig,
 };
 
-use super::{session, stop::StopSignal};
+use super::{out, session, stop::StopSignal};
 use crate::args::{Select, TrainArgs, TrainLength};
 use crate::data::BatchPlan;
 use crate::error::CliError;
@@ -17,7 +17,6 @@ use crate::text::TextTokenizer;
 mod best;
 mod material;
 mod metrics;
-mod out;
 mod start;
 
 use best::Best;
@@ -44,7 +43,7 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     let files = session::open(&args.swarm)?;
     let tokenizer = TextTokenizer::load(&args.swarm.model)?.ending_as(&files.config);
     let positions = files.config.max_position_embeddings;
-    out::check_writable(&args.out)?;
+    out::check_writable("--out", &args.out)?;
     let saved = TrainingState::load(&args.out).map_err(CliError::input)?;
     // A run that was told to cut shorter goes on to do so.
     let earlier = saved.as_ref().filter(|_| args.start.resume).and_then(|saved| start::max_length(&saved.record));
@@ -70,13 +69,17 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
         labels: material.data.labels.clone(),
         settings: args.settings(&method, &material.data.digest, material.max_length()),
     };
-    let TrainingState { record, tables, optimizer } =
+    let (TrainingState { record, tables, optimizer }, from_swarm) =
         start::state(&args, (&files, &tokenizer), &material, (&method, given.as_ref()), (saved, fresh))?;
     output.emit(&material.planned(&args, positions, &record, &plan))?;
     if args.validate {
         return Ok(());
     }
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
+    let tables = tokio::select! {
+        tables = from_swarm.fill(&sequence, &files, tables) => tables.map_err(Error::from)?,
+        () = StopSignal::install()?.received() => return Err(anyhow::anyhow!("interrupted before the first step").into()),
+    };
     let tuning = TunerConfig {
         micro_batch_tokens: args.passes.micro_batch_tokens,
         in_flight: args.passes.in_flight,

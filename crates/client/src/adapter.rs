@@ -21,6 +21,7 @@ pub(crate) mod atomic_file;
 mod base;
 pub(crate) mod labels;
 mod manifest;
+pub(crate) mod merge;
 pub(crate) mod method;
 mod missing;
 pub(crate) mod names;

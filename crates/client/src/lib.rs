@@ -16,6 +16,7 @@ mod tuning;
 
 pub use adapter::atomic_file::WriteError;
 pub use adapter::labels::{Label, LabelError, LabelMap};
+pub use adapter::merge::{MergeError, merge};
 pub use adapter::method::Method;
 pub use adapter::names::{PrefixMode, Task, TuningMode, UnknownName, WeightMode};
 pub use adapter::tables::{

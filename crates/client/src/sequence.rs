@@ -27,6 +27,7 @@ mod event;
 mod explain;
 mod forward;
 mod hedge;
+mod prefix;
 mod recover;
 mod relays;
 mod routes;

@@ -99,6 +99,18 @@ impl BlockStack {
         on_engine!(&self.blocks, blocks => blocks.forward(pass, keep))
     }
 
+    /// As [`Self::forward`], keeping nothing, with the prefix's keys and values in each block.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and [`PassError::NoPrefix`].
+    pub fn forward_with_keys_values(&self, pass: ForwardPass<'_>) -> Result<ForwardOutput, PassError> {
+        pass.check(self.span, &self.config)?;
+        if pass.layout.prefix_len == 0 {
+            return Err(PassError::NoPrefix);
+        }
+        on_engine!(&self.blocks, blocks => blocks.forward_with_keys_values(pass))
+    }
+
     /// Runs the stash's span backward, to the gradients of its inputs.
     ///
     /// Gradients of the prefix and of tables are sums over the examples. Without `text_grad` the text's gradient is not returned,

@@ -53,6 +53,9 @@ pub enum Request {
         /// Which.
         session: SessionId,
     },
+    /// As [`Request::Forward`], which must not ask for a stash, with a prefix whose keys and values are wanted: behind the tensors of its
+    /// answer there is one with those of each block as they are attended to, `[span, prefix_len * 2 * key]`.
+    KeysValues(ForwardRequest),
 }
 
 /// What a server answers. The tensors named in each variant follow the header, in this order.
@@ -61,7 +64,7 @@ pub enum Response {
     /// The stream is open. No tensors.
     Welcome(Box<Welcome>),
     /// Tensors: text `[output_rows, hidden]`; prefix `[prefix_len, hidden]` if the layout returns one. None if they were
-    /// passed on.
+    /// passed on. Behind them the prefix's keys and values, if asked for.
     Forward(ForwardReply),
     /// Tensors: text gradient `[tokens, hidden]` if asked for; prefix gradient `[prefix_len, hidden]` if the layout
     /// carries one; gradients of the tables `[span, block_values]` if it has any. Those of prefix and tables are

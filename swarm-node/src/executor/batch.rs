@@ -61,7 +61,7 @@ impl Worker {
         for (reply, queued, key) in waiting {
             let failed = || Err(Refusal::Internal { what: "the computation failed".into() });
             let done = results.next().unwrap_or_else(failed).map(|Stepped { text, prefix }| {
-                let output = Output::Forward { text, prefix, stash: StashLevel::None };
+                let output = Output::Forward { text, prefix, stash: StashLevel::None, keys_values: None };
                 Done { output, passes, queued, computed }
             });
             if reply.send(done).is_err() {

@@ -26,6 +26,7 @@ impl Compute {
         self.check_memory(self.blocks.activation_bytes_estimate(&layout))?;
         match work {
             Work::Forward { inputs, stash } => self.forward(layout, inputs, stash.map(|id| (stream, id)), stashes),
+            Work::KeysValues { inputs } => self.keys_values(&layout, inputs),
             Work::Backward { stash: Some(id), grads, text_grad, .. } => {
                 let stash = lock(stashes).take((stream, id), &layout).ok_or(Refusal::StashGone)?;
                 self.backward(stash, grads, text_grad, 0)
@@ -55,12 +56,26 @@ impl Compute {
             StashLevel::Inputs => (Keep::Inputs, Size { bytes: sizes.inputs.unwrap_or_default(), reduced: None }),
             StashLevel::Full => (Keep::Everything, Size { bytes: sizes.full, reduced: sizes.inputs }),
         };
-        let ForwardOutput { text, prefix, stash } = self.run_forward(&layout, inputs, keep)?;
-        let passes = BlockPasses { forward: layout.span.len() as u32, backward: 0 };
+        let ForwardOutput { text, prefix, stash, .. } = self.run_forward(&layout, inputs, keep)?;
+        let passes = passes_of_forward(&layout);
         let kept =
             key.zip(stash).is_some_and(|(key, stash)| lock(stashes).insert(key, layout, stash, size, Instant::now()));
         let stash = if kept { level } else { StashLevel::None };
-        Ok((Output::Forward { text, prefix, stash }, passes))
+        Ok((Output::Forward { text, prefix, stash, keys_values: None }, passes))
+    }
+
+    fn keys_values(&self, layout: &PassLayout, inputs: Inputs) -> Result<(Output, BlockPasses), Refusal> {
+        // Twice: on the device, and as they leave.
+        let of_block = (2 * layout.prefix_rows()).saturating_mul(2 * self.blocks.config().block_widths().key);
+        let wanted = (4 * layout.span.len() as u64).saturating_mul(of_block as u64);
+        self.check_memory(self.blocks.activation_bytes_estimate(layout).saturating_add(wanted))?;
+        let Inputs { text, prefix, tables } = inputs;
+        let tables = tables.map(|tables| tables.into_values());
+        let pass = ForwardPass { layout, text, prefix, tables };
+        let ForwardOutput { text, prefix, keys_values, .. } =
+            self.blocks.forward_with_keys_values(pass).map_err(refusal)?;
+        let output = Output::Forward { text, prefix, stash: StashLevel::None, keys_values };
+        Ok((output, passes_of_forward(layout)))
     }
 
     /// The backward of a forward that left nothing behind: repeats it first, at the level that the memory of a pass allows.
@@ -122,6 +137,10 @@ impl Compute {
         }
         Err(Refusal::TooLarge { what: "the memory of the pass".into(), got: bytes, limit: self.pass_bytes })
     }
+}
+
+fn passes_of_forward(layout: &PassLayout) -> BlockPasses {
+    BlockPasses { forward: layout.span.len() as u32, backward: 0 }
 }
 
 pub(crate) fn refusal(error: PassError) -> Refusal {

@@ -33,9 +33,27 @@ pub(crate) struct Inputs {
 /// What a pass does.
 #[derive(Debug)]
 pub(crate) enum Work {
-    Forward { inputs: Inputs, stash: Option<StashId> },
-    Backward { inputs: Option<Inputs>, stash: Option<StashId>, grads: OutputGrads, text_grad: bool },
-    Step { inputs: Inputs, session: SessionId, starts: Vec<u32>, order: Option<Vec<u32>>, open: Option<SessionOpen> },
+    Forward {
+        inputs: Inputs,
+        stash: Option<StashId>,
+    },
+    /// A forward of which the prefix's keys and values are wanted too.
+    KeysValues {
+        inputs: Inputs,
+    },
+    Backward {
+        inputs: Option<Inputs>,
+        stash: Option<StashId>,
+        grads: OutputGrads,
+        text_grad: bool,
+    },
+    Step {
+        inputs: Inputs,
+        session: SessionId,
+        starts: Vec<u32>,
+        order: Option<Vec<u32>>,
+        open: Option<SessionOpen>,
+    },
 }
 
 /// A pass with everything that decides where and when it runs.
@@ -60,7 +78,7 @@ pub(crate) struct Done {
 
 #[derive(Debug)]
 pub(crate) enum Output {
-    Forward { text: Vec<f32>, prefix: Option<Vec<f32>>, stash: StashLevel },
+    Forward { text: Vec<f32>, prefix: Option<Vec<f32>>, stash: StashLevel, keys_values: Option<Vec<f32>> },
     Backward(InputGrads),
 }
 

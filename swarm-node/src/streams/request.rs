@@ -49,6 +49,8 @@ pub(crate) struct ReplyShape {
     blocks: usize,
     /// Values of each block's tables.
     block_values: usize,
+    /// Values that each block has of keys and values of the prefix.
+    keys_values: usize,
 }
 
 /// A result on its way: the rows that flow on, and what the client gets in any case.
@@ -75,7 +77,7 @@ impl Asked {
     pub(crate) fn fill(&mut self, tensors: &[Tensor], widths: BlockWidths) -> Result<(), Refusal> {
         let mut tensors = TensorsOf { tensors: tensors.iter(), layout: &self.layout, widths };
         match &mut self.work {
-            Work::Forward { inputs, .. } | Work::Step { inputs, .. } => {
+            Work::Forward { inputs, .. } | Work::KeysValues { inputs } | Work::Step { inputs, .. } => {
                 (inputs.text, inputs.prefix) = tensors.input_rows()?
             }
             Work::Backward { grads, .. } => *grads = tensors.output_grads()?,
@@ -95,10 +97,10 @@ impl Asked {
         let Self { layout, work, .. } = self;
         let prefix = layout.prefix_rows();
         let when = |held: bool, rows: usize| if held { rows } else { 0 };
+        let output = layout.output_rows() + when(layout.returns_prefix(), prefix);
         let (rows, tables) = match work {
-            Work::Forward { .. } | Work::Step { .. } => {
-                (layout.output_rows() + when(layout.returns_prefix(), prefix), 0)
-            }
+            Work::Forward { .. } | Work::Step { .. } => (output, 0),
+            Work::KeysValues { .. } => (output, layout.span.len() * self.reply.keys_values),
             Work::Backward { text_grad, .. } => {
                 let rows = when(*text_grad, layout.tokens()) + when(layout.carries_prefix(), prefix);
                 (rows, layout.span.len() * self.reply.block_values)
@@ -119,6 +121,7 @@ pub(crate) fn pass(
 ) -> Result<Asked, Refusal> {
     match request {
         Request::Forward(request) => forward(hosted, limits, tables, request, tensors),
+        Request::KeysValues(request) => keys_values(hosted, limits, tables, request, tensors),
         Request::Step(request) => step(hosted, limits, tables, *request, tensors),
         Request::Backward(request) => backward(hosted, limits, tables, request, tensors),
         _ => Err(Refusal::BadRequest { what: "this request has no place here".into() }),
@@ -136,6 +139,26 @@ fn forward(
     hosted.admit(layout.span, false)?;
     check_layout(hosted, limits, layout, layout.validate())?;
     rows(hosted, kept, request, tensors)
+}
+
+/// A forward of which the prefix's keys and values are wanted.
+fn keys_values(
+    hosted: &Hosted,
+    limits: &Limits,
+    kept: &mut TableCache,
+    request: ForwardRequest,
+    tensors: Vec<Tensor>,
+) -> Result<Asked, Refusal> {
+    if request.layout.prefix_len == 0 || request.stash.is_some() {
+        let what = "keys and values are those of a prefix, and such a request keeps no stash";
+        return Err(Refusal::BadRequest { what: what.into() });
+    }
+    let asked = forward(hosted, limits, kept, request, tensors)?;
+    let work = match asked.work {
+        Work::Forward { inputs, .. } => Work::KeysValues { inputs },
+        other => other,
+    };
+    Ok(Asked { work, ..asked })
 }
 
 /// New rows of a session.
@@ -310,6 +333,7 @@ impl ReplyShape {
             prefix_rows,
             blocks,
             block_values: layout.block_values(hosted.widths),
+            keys_values: prefix_rows * 2 * hosted.widths.key,
         }
     }
 
@@ -317,19 +341,23 @@ impl ReplyShape {
         let (queue_us, compute_us, passes) = (micros(done.queued), micros(done.computed), done.passes);
         let handover = Handover::default();
         match done.output {
-            Output::Forward { text, prefix, stash } => {
+            Output::Forward { text, prefix, stash, keys_values } => {
                 let reply = ForwardReply { stash, passes, queue_us, compute_us, handover };
-                let rows = self.rows(Some(text), prefix);
-                Encoded { response: Response::Forward(reply), rows, rest: Vec::new() }
+                let rest = self.of_blocks(keys_values, self.keys_values);
+                Encoded { response: Response::Forward(reply), rows: self.rows(Some(text), prefix), rest }
             }
             Output::Backward(InputGrads { text, prefix, tables }) => {
                 let reply = BackwardReply { passes, queue_us, compute_us, handover };
-                let shape = [self.blocks, self.block_values];
-                let tables = tables.map(|values| Tensor::from_f32(WireDtype::F32, &shape, &values));
-                let (rows, rest) = (self.rows(text, prefix), tables.into_iter().collect());
+                let (rows, rest) = (self.rows(text, prefix), self.of_blocks(tables, self.block_values));
                 Encoded { response: Response::Backward(reply), rows, rest }
             }
         }
+    }
+
+    /// What each block has so many values of. Not rows of hidden states, and so never worth less than full precision.
+    fn of_blocks(&self, values: Option<Vec<f32>>, of_block: usize) -> Vec<Tensor> {
+        let shape = [self.blocks, of_block];
+        values.map(|values| Tensor::from_f32(WireDtype::F32, &shape, &values)).into_iter().collect()
     }
 
     fn rows(&self, text: Option<Vec<f32>>, prefix: Option<Vec<f32>>) -> Vec<Tensor> {

@@ -41,9 +41,19 @@ impl Stranger {
 
     /// The next answer and the id of its request.
     pub(crate) async fn receive(&mut self) -> anyhow::Result<(u64, Response)> {
-        let mut reader = FrameReader::new(&mut self.stream, FrameKind::Response, self.limits);
-        let answer: Frame<Response> = tokio::time::timeout(Duration::from_secs(15), reader.read()).await??;
+        let answer = self.frame().await?;
         Ok((answer.id, answer.message))
+    }
+
+    async fn frame(&mut self) -> anyhow::Result<Frame<Response>> {
+        let mut reader = FrameReader::new(&mut self.stream, FrameKind::Response, self.limits);
+        Ok(tokio::time::timeout(Duration::from_secs(15), reader.read()).await??)
+    }
+
+    /// As [`Self::ask`], with the answer's tensors.
+    pub(crate) async fn answer(&mut self, request: &Request, tensors: &[Tensor]) -> anyhow::Result<Frame<Response>> {
+        self.send(7, request, tensors).await?;
+        self.frame().await
     }
 
     pub(crate) async fn ask(&mut self, request: &Request, tensors: &[Tensor]) -> anyhow::Result<Response> {

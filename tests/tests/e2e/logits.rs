@@ -3,7 +3,7 @@
 use petals_e2e::{FAMILIES, Goldens, ProcessSwarm, Tune, assert_close};
 use safetensors::SafeTensors;
 
-fn logits(tune: Tune, out: &std::path::Path) -> anyhow::Result<Vec<f32>> {
+pub(crate) fn logits(tune: Tune, out: &std::path::Path) -> anyhow::Result<Vec<f32>> {
     let input = Goldens::data("input_ids.json");
     tune.path("--input-ids", &input).path("--out", out).events()?;
     let bytes = std::fs::read(out)?;

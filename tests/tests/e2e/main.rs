@@ -12,6 +12,7 @@ mod chat;
 mod command_line;
 mod curves;
 mod decoding;
+mod exports;
 mod failover;
 mod forged_records;
 mod generation;

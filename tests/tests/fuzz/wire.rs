@@ -99,6 +99,7 @@ fn requests() -> Vec<(Request, Vec<Tensor>)> {
             reply_dtype: WireDtype::F16,
             deadline_ms: 1000,
         };
+        requests.push((Request::KeysValues(forward.clone()), vec![tensor.clone()]));
         requests.push((Request::Forward(forward), vec![tensor.clone()]));
         requests.push((Request::Backward(backward), vec![tensor.clone(), tensor]));
     }

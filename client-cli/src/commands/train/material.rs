@@ -52,6 +52,22 @@ impl Material {
         Ok(Self { data, eval, rules })
     }
 
+    /// The first tokens of the training data as the run takes its examples, so many if there are.
+    pub(super) fn first_tokens(&self, args: &TrainArgs, count: usize) -> Vec<u32> {
+        let mut plan = BatchPlan::new(self.data.lengths(), args.optimiser.step_size(), args.optimiser.order());
+        let mut tokens = Vec::with_capacity(count);
+        for step in 0..plan.steps_per_epoch() {
+            for example in plan.batch(step).into_iter().filter_map(|index| self.data.examples.get(index)) {
+                tokens.extend_from_slice(&example.tokens);
+            }
+            if tokens.len() >= count {
+                break;
+            }
+        }
+        tokens.truncate(count);
+        tokens
+    }
+
     /// Most tokens of an example.
     pub(super) fn max_length(&self) -> usize {
         self.rules.max_length.unwrap_or(usize::MAX)

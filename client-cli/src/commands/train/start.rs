@@ -1,7 +1,10 @@
 //! Where a run starts: at its first step, or where it was saved.
 
+use std::sync::Arc;
+
 use petals_client::{
-    AdamW, LabelMap, Method, ModelFiles, PromptTables, SettingChange, TableInit, Task, TrainingRecord, TrainingState,
+    AdamW, DeepInit, Injection, LabelMap, LogitsError, Method, ModelFiles, PromptTables, RemoteModel, RemoteSequence,
+    SettingChange, Table, TableInit, Task, TrainingRecord, TrainingState,
 };
 
 use super::material::Material;
@@ -14,21 +17,53 @@ pub(super) fn max_length(saved: &TrainingRecord) -> Option<usize> {
     saved.settings.get("--max-length").and_then(|text| text.parse().ok())
 }
 
-/// The saved run, if there is one and it is to be resumed, or the fresh one.
+/// What first values have to be asked of the swarm: tables do not know the blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct FromSwarm {
+    /// The tokens whose keys and values the prefix starts as.
+    prefix: Vec<u32>,
+    /// Whether deep prompts start as the states of the input prompt.
+    states: bool,
+}
+
+impl FromSwarm {
+    /// Asks for the values and puts them in.
+    ///
+    /// # Errors
+    /// [`LogitsError`].
+    pub(super) async fn fill(
+        self,
+        sequence: &Arc<RemoteSequence>,
+        files: &ModelFiles,
+        mut tables: PromptTables,
+    ) -> Result<PromptTables, LogitsError> {
+        let model = RemoteModel::new(sequence.clone(), files.local.clone());
+        if !self.prefix.is_empty() {
+            let prefix = model.prefix_of_text(&self.prefix).await?;
+            let values = prefix.table(Table::KeysValues);
+            if let Some((own, values)) = tables.table_mut(Table::KeysValues).zip(values) {
+                own.copy_from_slice(values);
+            }
+        }
+        if self.states { model.with_prompt_states(tables).await } else { Ok(tables) }
+    }
+}
+
+/// The saved run, if there is one and it is to be resumed, or the fresh one and what it has to ask for.
 pub(super) fn state(
     args: &TrainArgs,
     (files, tokenizer): (&ModelFiles, &TextTokenizer),
     material: &Material,
     (method, given): (&Method, Option<&PromptTables>),
     (saved, fresh): (Option<TrainingState>, TrainingRecord),
-) -> Result<TrainingState, CliError> {
+) -> Result<(TrainingState, FromSwarm), CliError> {
     match saved {
         Some(mut saved) if args.start.resume => {
             check_same_run(&saved.record, &fresh, material.data.counts.longest)?;
             // More steps than planned are fine, they only change the schedule's end.
             saved.record.total_steps = fresh.total_steps;
             saved.record.settings = fresh.settings;
-            return Ok(saved);
+            return Ok((saved, FromSwarm::default()));
         }
         Some(saved) if saved.record.step < saved.record.total_steps => {
             let (step, total) = (saved.record.step, saved.record.total_steps);
@@ -40,9 +75,10 @@ pub(super) fn state(
         }
         _ => {}
     }
-    let tables = first_tables(args, (files, tokenizer), (method, given), fresh.labels.as_ref())?;
+    let labels = fresh.labels.as_ref();
+    let (tables, from_swarm) = first_tables(args, (files, tokenizer), material, (method, given), labels)?;
     let optimizer = AdamW::new(tables.shape(), args.optimiser.weight_decay);
-    Ok(TrainingState { record: fresh, tables, optimizer })
+    Ok((TrainingState { record: fresh, tables, optimizer }, from_swarm))
 }
 
 /// Checks that a run goes on with what it began with. `longest` is the longest example before it is cut.
@@ -104,13 +140,14 @@ fn description(change: &SettingChange) -> String {
 fn first_tables(
     args: &TrainArgs,
     (files, tokenizer): (&ModelFiles, &TextTokenizer),
+    material: &Material,
     (method, given): (&Method, Option<&PromptTables>),
     labels: Option<&LabelMap>,
-) -> Result<PromptTables, CliError> {
+) -> Result<(PromptTables, FromSwarm), CliError> {
     let config = &files.config;
     let shape = method.shape(config, labels.filter(|_| args.task == Task::SeqCls).map(LabelMap::len));
     let init = TableInit {
-        rule: args.start.init_rule(tokenizer)?,
+        rule: args.start.init_rule(tokenizer, || material.first_tokens(args, method.prefix_len))?,
         deep: args.start.init_deep,
         std: config.initializer_range,
         vocab_size: config.vocab_size as u32,
@@ -118,13 +155,23 @@ fn first_tables(
     };
     let embed = |ids: &[u32]| files.local.embed(ids);
     let mut tables = PromptTables::initialise(shape, &init, embed).map_err(CliError::input)?;
+    let has = |table| given.is_some_and(|given| given.table(table).is_some());
+    let mut from_swarm = FromSwarm::default();
+    if method.injection == Injection::KeysValues && !has(Table::KeysValues) {
+        from_swarm.prefix = init.prefix_tokens(method.prefix_len);
+    }
+    from_swarm.states = init.deep == Some(DeepInit::States) && !has(Table::Deep);
+    if from_swarm.states && method.injection != Injection::Replace {
+        let message = "--init-deep states is for prompts that replace the prefix: those that are added start as zeros";
+        return Err(CliError::Usage(message.to_owned()));
+    }
     if let Some(given) = given {
         let kept = tables.start_from(given).map_err(CliError::input)?;
         for table in kept {
             tracing::warn!("--init-from has no `{}`: it starts as without --init-from", table.tensor_name());
         }
     }
-    Ok(tables)
+    Ok((tables, from_swarm))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use petals_protocol::{Refusal, Span, StashId};
 use super::hedge::BACKWARD;
 use super::recover::BUSY_ATTEMPTS;
 use super::trace::{HopRecord, HopTiming};
-use super::verify::{Question, SpanResult};
+use super::verify::{Question, SpanResult, Wanted};
 use super::{PassGradients, PassInput, RelayMode, RemoteSequence, SequenceError, Trace, Way};
 use crate::planner::Hop;
 use crate::servers::exchange::{BackwardInput, Backwarded, Ends, Flow};
@@ -136,7 +136,7 @@ impl RemoteSequence {
         let (flow, mut hop) = self.backward_hop(input, record, grad).await.map_err(|error| (record.hop, error))?;
         let Some(entered) = &record.flow else { return Ok((flow, hop)) };
         let result = SpanResult { flow, tables: hop.tables.take() };
-        let asked = Question { input, span: hop.hop.span, flow: entered, grad: Some(grad) };
+        let asked = Question { input, span: hop.hop.span, flow: entered, wanted: Wanted::Gradients(grad) };
         self.check(hop.hop.peer, asked, &result).await.map_err(|error| (hop.hop, error))?;
         Ok((result.flow, HopGradients { tables: result.tables, ..hop }))
     }

@@ -94,7 +94,7 @@ impl RemoteSequence {
         let answers = self.gather(self.pass_of(input), hops, false, requests).await?;
         let (mut output, mut records) = (None, Vec::with_capacity(hops.len()));
         for (hop, mut stash, answer) in answers {
-            let Forwarded { output: rows, stashed, measured } = answer;
+            let Forwarded { output: rows, stashed, measured, .. } = answer;
             self.view.succeeded(hop.peer, measured);
             if let Some(stash) = stash.as_mut().filter(|_| !stashed) {
                 stash.used = true;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use petals_protocol::{Span, StashId};
 
 use super::trace::{HopRecord, HopTiming, Stashed};
-use super::verify::{Question, SpanResult};
+use super::verify::{Question, SpanResult, Wanted};
 use super::{PassInput, Purpose, RelayMode, RemoteSequence, SequenceError, Trace, Way};
 use crate::planner::Hop;
 use crate::servers::exchange::{Ends, Flow, Forwarded};
@@ -88,7 +88,7 @@ impl RemoteSequence {
                 match self.raced(hop, pass, 1.0, ask(hop), ask).await {
                     Ok((hop, (output, stash, timing))) => {
                         let result = SpanResult { flow: output, tables: None };
-                        let asked = Question { input, span: hop.span, flow: &flow, grad: None };
+                        let asked = Question { input, span: hop.span, flow: &flow, wanted: Wanted::Output };
                         if let Err(error) = self.check(hop.peer, asked, &result).await {
                             self.recover(pass, hop, error, &mut retry).await?;
                             route.clear();
@@ -123,7 +123,7 @@ impl RemoteSequence {
         let mut stash = keep.then(|| Stashed { id: self.stash_id(), connection: connection.clone(), used: false });
         let request = self.hop_input(input, hop, Some(flow), Ends::default());
         let answer = request.forward(&connection, stash.as_ref().map(|stash| stash.id)).await?;
-        let Forwarded { output, stashed, measured } = answer;
+        let Forwarded { output, stashed, measured, .. } = answer;
         self.view.succeeded(hop.peer, measured);
         if let Some(stash) = stash.as_mut().filter(|_| !stashed) {
             stash.used = true;

@@ -41,11 +41,23 @@ pub struct Verification {
 #[derive(Debug, Default)]
 pub(super) struct Verifier(Mutex<Verification>);
 
-/// What a span gave: hidden states, or gradients of what entered it and of its tables.
+/// What a span gave: hidden states and perhaps keys and values, or gradients of what entered it and of its tables.
 #[derive(Debug, Clone)]
 pub(super) struct SpanResult {
     pub(super) flow: Flow,
+    /// What belongs to the blocks: gradients of their tables, or keys and values of the prefix.
     pub(super) tables: Option<Vec<f32>>,
+}
+
+/// What is wanted of a span.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted<'a> {
+    /// What leaves it.
+    Output,
+    /// That, and the keys and values of the prefix in each block, of which each row has so many.
+    KeysValues(usize),
+    /// The gradients of what enters it and of its tables, given that of what leaves it.
+    Gradients(&'a Flow),
 }
 
 /// What is asked.
@@ -55,8 +67,7 @@ pub(super) struct Question<'a> {
     pub(super) span: Span,
     /// What enters the span.
     pub(super) flow: &'a Flow,
-    /// The gradient of what leaves it; none asks for the forward.
-    pub(super) grad: Option<&'a Flow>,
+    pub(super) wanted: Wanted<'a>,
 }
 
 /// A result and who gave it.
@@ -175,21 +186,31 @@ impl RemoteSequence {
 
     /// Runs a question over hops, one by one; who failed and how if one did.
     async fn run_over(&self, asked: Question<'_>, hops: &[Hop]) -> Result<SpanResult, (PeerId, HopError)> {
-        let Question { input, grad, .. } = asked;
-        let (mut flow, mut records) = (asked.flow.clone(), Vec::with_capacity(hops.len()));
+        let Question { input, wanted, .. } = asked;
+        let (mut flow, mut records, mut parts) = (asked.flow.clone(), Vec::with_capacity(hops.len()), Vec::new());
         let last = hops.len().saturating_sub(1);
         for (number, &hop) in hops.iter().enumerate() {
             // The last one's output is of no use to a backward, which brings its own gradient.
-            if grad.is_some() && number == last {
+            if matches!(wanted, Wanted::Gradients(_)) && number == last {
                 records.push(HopRecord { hop, flow: Some(flow.clone()), stash: None, timing: Default::default() });
                 break;
             }
-            let done = self.forward_hop(input, hop, &flow, false).await.map_err(|error| (hop.peer, error))?;
-            let entered = std::mem::replace(&mut flow, done.0);
-            records.push(HopRecord { hop, flow: Some(entered), stash: None, timing: done.2 });
+            let failed = |error| (hop.peer, error);
+            let (left, timing) = if let Wanted::KeysValues(of_row) = wanted {
+                let (result, timing) = self.keys_values_of_hop(input, hop, &flow, of_row).await.map_err(failed)?;
+                parts.extend(result.tables);
+                (result.flow, timing)
+            } else {
+                let (left, _, timing) = self.forward_hop(input, hop, &flow, false).await.map_err(failed)?;
+                (left, timing)
+            };
+            let entered = std::mem::replace(&mut flow, left);
+            records.push(HopRecord { hop, flow: Some(entered), stash: None, timing });
         }
-        let Some(grad) = grad else { return Ok(SpanResult { flow, tables: None }) };
-        let (mut grad, mut parts) = (grad.clone(), Vec::new());
+        let Wanted::Gradients(grad) = wanted else {
+            return Ok(SpanResult { flow, tables: (!parts.is_empty()).then(|| parts.concat()) });
+        };
+        let mut grad = grad.clone();
         for HopRecord { hop, flow, .. } in records.iter().rev() {
             let failed = |error| (hop.peer, error);
             let done = self.ask_backward(input, *hop, flow.as_ref(), None, &grad).await.map_err(failed)?;
@@ -223,7 +244,8 @@ impl RemoteSequence {
             WireDtype::Int8 => 1e-1,
         };
         // Gradients have gone both ways, through more roundings.
-        let ways = if asked.grad.is_some() { 2.0 } else { 1.0 };
+        let backward = matches!(asked.wanted, Wanted::Gradients(_));
+        let ways = if backward { 2.0 } else { 1.0 };
         let allowed = ways * computed.fold(wire, f64::max);
         let none = Vec::new();
         let parts = [
@@ -234,7 +256,7 @@ impl RemoteSequence {
         parts.into_iter().find_map(|(what, one, other)| {
             let difference = relative_difference(one, other);
             (difference.is_nan() || difference > allowed).then(|| {
-                let of = if asked.grad.is_some() { "gradients of the " } else { "" };
+                let of = if backward { "gradients of the " } else { "" };
                 format!("{of}{what} differ by {:.1e} of their size, {allowed:.1e} is usual", difference)
             })
         })

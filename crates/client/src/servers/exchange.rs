@@ -60,6 +60,8 @@ pub(crate) struct Forwarded {
     /// What leaves the span, unless it went on to another server.
     pub(crate) output: Option<Flow>,
     pub(crate) stashed: bool,
+    /// Keys and values of the prefix, `[span, prefix_len * 2 * key]`, if they were asked for.
+    pub(crate) keys_values: Option<Vec<f32>>,
     pub(crate) measured: Measurement,
 }
 
@@ -78,14 +80,19 @@ impl HopInput<'_> {
         connection: &HopConnection,
         stash: Option<StashId>,
     ) -> Result<Forwarded, HopError> {
-        self.run(connection, Request::Forward(self.forward_request(stash))).await
+        self.run(connection, Request::Forward(self.forward_request(stash)), None).await
+    }
+
+    /// Runs the span, for the keys and values of its prefix too, of which each row has `of_row` in every block.
+    pub(crate) async fn keys_values(&self, connection: &HopConnection, of_row: usize) -> Result<Forwarded, HopError> {
+        self.run(connection, Request::KeysValues(self.forward_request(None)), Some(of_row)).await
     }
 
     /// Runs new rows of a session.
     pub(crate) async fn step(&self, connection: &HopConnection, part: StepPart) -> Result<Forwarded, HopError> {
         let StepPart { session, starts, order, open } = part;
         let step = StepRequest { session, forward: self.forward_request(None), starts, order, open };
-        self.run(connection, Request::Step(Box::new(step))).await
+        self.run(connection, Request::Step(Box::new(step)), None).await
     }
 
     fn forward_request(&self, stash: Option<StashId>) -> ForwardRequest {
@@ -100,7 +107,12 @@ impl HopInput<'_> {
         }
     }
 
-    async fn run(&self, connection: &HopConnection, request: Request) -> Result<Forwarded, HopError> {
+    async fn run(
+        &self,
+        connection: &HopConnection,
+        request: Request,
+        keys_values: Option<usize>,
+    ) -> Result<Forwarded, HopError> {
         let rows = self.ends.source == RowSource::Inline;
         let started = Instant::now();
         let (response, tensors) =
@@ -118,9 +130,12 @@ impl HopInput<'_> {
                 Some(Flow { text: text.into(), prefix })
             }
         };
+        let of_block = |of_row: usize| [layout.span.len(), layout.prefix_rows() * of_row];
+        let keys_values = keys_values.map(|of_row| tensors.next("the prefix's keys and values", &of_block(of_row)));
+        let keys_values = keys_values.transpose()?;
         tensors.end()?;
         let measured = self.measured(started.elapsed(), reply.queue_us, reply.compute_us, reply.handover);
-        Ok(Forwarded { output, stashed: reply.stash != StashLevel::None, measured })
+        Ok(Forwarded { output, stashed: reply.stash != StashLevel::None, keys_values, measured })
     }
 
     /// Runs the span backward.

@@ -168,7 +168,7 @@ impl Exchange for Bookkeeping {
             tensors.insert(tables.place.min(tensors.len()), tables.tensor());
         }
         match request {
-            Request::Forward(forward) => forward.tables = source,
+            Request::Forward(forward) | Request::KeysValues(forward) => forward.tables = source,
             Request::Backward(backward) => backward.tables = source,
             Request::Step(step) => step.forward.tables = source,
             _ => {}

@@ -53,11 +53,31 @@ impl<E: Engine> Blocks<E> {
         E: Listed,
     {
         let layout = pass.layout;
-        let (output, kept) = self.engine.install(|| self.run_forward(pass, keep))?;
+        let (output, kept) = self.engine.install(|| self.run_forward(pass, keep, None))?;
         Ok(ForwardOutput { stash: kept.map(|kept| Stash::new(layout.clone(), E::wrap(kept))), ..output })
     }
 
-    fn run_forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<(ForwardOutput, Option<Kept<E>>), PassError> {
+    /// See [`super::BlockStack::forward_with_keys_values`]; the pass has been checked.
+    pub(super) fn forward_with_keys_values(&self, pass: ForwardPass<'_>) -> Result<ForwardOutput, PassError> {
+        self.engine.install(|| {
+            let mut of_prefix = Vec::with_capacity(pass.layout.span.len());
+            let (output, _) = self.run_forward(pass, Keep::Nothing, Some(&mut of_prefix))?;
+            let mut keys_values = Vec::new();
+            for rows in of_prefix {
+                keys_values.extend(self.engine.download(rows)?);
+            }
+            finite("the keys and values of the prefix", &keys_values)?;
+            Ok(ForwardOutput { keys_values: Some(keys_values), ..output })
+        })
+    }
+
+    /// Where they are wanted, and nothing is kept, each block's keys and values of the prefix are added to `of_prefix`.
+    fn run_forward(
+        &self,
+        pass: ForwardPass<'_>,
+        keep: Keep,
+        mut of_prefix: Option<&mut Vec<E::Rows>>,
+    ) -> Result<(ForwardOutput, Option<Kept<E>>), PassError> {
         let ForwardPass { layout, text, prefix, tables } = pass;
         let (engine, d) = (&self.engine, self.config.hidden_size);
         let plan = Arc::new(PassPlan::new(layout, &self.config, &self.rotary, engine));
@@ -73,16 +93,24 @@ impl<E: Engine> Blocks<E> {
             }
             let plan = plan.block(number);
             let adapted = own.as_deref().map(|own| self.adapted(own, &x, plan.step.rows));
-            let (y, of_block) = block.forward(engine, x, plan, given(own.as_deref(), adapted.as_slice()), keep);
-            kept.extend(of_block);
-            x = y;
+            let given = given(own.as_deref(), adapted.as_slice());
+            x = if let Some(of_prefix) = &mut of_prefix {
+                block.step(engine, x, plan.step, given, |q, kv| {
+                    of_prefix.push(engine.slice(kv, 0..layout.prefix_rows()));
+                    engine.attend(plan.attention, q, kv)
+                })
+            } else {
+                let (y, of_block) = block.forward(engine, x, plan, given, keep);
+                kept.extend(of_block);
+                y
+            };
         }
         let all = engine.download(x)?;
         let (prefix, text) = split(layout.returns_prefix().then_some(layout.prefix_rows() * d), all);
         finite("the span's text output", &text)?;
         prefix.as_ref().map_or(Ok(()), |prefix| finite("the span's prefix output", prefix))?;
         let kept = (keep != Keep::Nothing).then_some(Kept { plan, blocks: kept, tables });
-        Ok((ForwardOutput { text, prefix, stash: None }, kept))
+        Ok((ForwardOutput { text, prefix, stash: None, keys_values: None }, kept))
     }
 
     /// A block's tables over all rows of `x`.

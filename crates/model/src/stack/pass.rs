@@ -28,6 +28,8 @@ pub struct ForwardOutput {
     pub prefix: Option<Vec<f32>>,
     /// What the backward needs, if it was to be kept.
     pub stash: Option<Stash>,
+    /// Keys beside values of the prefix in each block as they are attended to, `[n, m, 2·key]`, if they were asked for.
+    pub keys_values: Option<Vec<f32>>,
 }
 
 /// Gradients of a forward's outputs.
@@ -98,6 +100,9 @@ pub enum PassError {
     /// A value is NaN or infinite: the inputs were extreme, or the weights are broken.
     #[error("{0} is not finite")]
     NotFinite(&'static str),
+    /// Keys and values of a prefix where there is none.
+    #[error("keys and values of a prefix were asked for, and the pass has no prefix")]
+    NoPrefix,
     /// Rows to read that are not ascending or not there, or a prefix where there can be none.
     #[error("the rows of the step make no sense")]
     Rows,

@@ -29,9 +29,13 @@ pub enum DeepInit {
     Normal,
     /// By the same rule as the input prompt, anew for each block. The default for [`Injection::Replace`].
     LikeInput,
+    /// What the input prompt becomes on its way through the blocks, so that the first step of [`Injection::Replace`] equals `ptune`. The
+    /// tables do not know the blocks: whoever asks for it puts them in, and until then they are zeros.
+    States,
 }
 
-/// How tables get their first values. The score head, and keys and values, are always normally distributed; low-rank tables begin as PEFT's do, with `B`
+/// How tables get their first values. The score head is always normally distributed, and so are keys and
+/// values until those of [`TableInit::prefix_tokens`] are put in their place; low-rank tables begin as PEFT's do, with `B`
 /// zero, and scales as ones, so that the first step equals that without them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TableInit {
@@ -88,7 +92,7 @@ impl PromptTables {
             let mut random = Source::new(init, table);
             match (table, init.deep_rule(shape.injection)) {
                 (Table::Score | Table::KeysValues, _) | (Table::Deep, DeepInit::Normal) => random.fill_normal(values),
-                (Table::Deep, DeepInit::Zeros) | (Table::LowRankB(_), _) => {}
+                (Table::Deep, DeepInit::Zeros | DeepInit::States) | (Table::LowRankB(_), _) => {}
                 (Table::LowRankA(module), _) => random.fill_uniform(values, module.extents(shape.widths)[0]),
                 (Table::Scale(_), _) => values.fill(1.0),
                 (Table::Input, _) | (Table::Deep, DeepInit::LikeInput) => {
@@ -103,6 +107,12 @@ impl PromptTables {
 }
 
 impl TableInit {
+    /// The tokens whose keys and values a prefix of so many rows starts as; none if its first values are random. The tables do not know the
+    /// blocks that these come from.
+    pub fn prefix_tokens(&self, rows: usize) -> Vec<u32> {
+        Source::new(self, Table::KeysValues).tokens(rows)
+    }
+
     fn deep_rule(&self, injection: Injection) -> DeepInit {
         let default = if injection == Injection::Add { DeepInit::Zeros } else { DeepInit::LikeInput };
         self.deep.unwrap_or(default)
@@ -139,6 +149,17 @@ impl<'a> Source<'a> {
         values.iter_mut().for_each(|value| *value = self.rng.random_range(-bound..=bound));
     }
 
+    /// Tokens for so many rows; none if there are none to take.
+    fn tokens(&mut self, rows: usize) -> Vec<u32> {
+        match &self.init.rule {
+            InitRule::SampleVocab if self.init.vocab_size > 0 => {
+                (0..rows).map(|_| self.rng.random_range(0..self.init.vocab_size)).collect()
+            }
+            InitRule::Text(text) => text.iter().copied().cycle().take(rows).collect(),
+            InitRule::Normal | InitRule::SampleVocab => Vec::new(),
+        }
+    }
+
     fn fill_prompt<E: Error + 'static>(
         &mut self,
         prompt: &mut [f32],
@@ -151,9 +172,8 @@ impl<'a> Source<'a> {
                 return Ok(());
             }
             InitRule::SampleVocab if self.init.vocab_size == 0 => return Err(InitError::EmptyVocabulary),
-            InitRule::SampleVocab => (0..rows).map(|_| self.rng.random_range(0..self.init.vocab_size)).collect(),
             InitRule::Text(text) if text.is_empty() => return Err(InitError::EmptyText),
-            InitRule::Text(text) => text.iter().copied().cycle().take(rows).collect(),
+            InitRule::SampleVocab | InitRule::Text(_) => self.tokens(rows),
         };
         let values = embed(&ids).map_err(InitError::Embeddings)?;
         if values.len() != prompt.len() {

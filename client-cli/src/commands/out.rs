@@ -1,12 +1,12 @@
-//! The directory that a run writes to, looked at before there is anything to write.
+//! The directory that a command writes to, looked at before there is anything to write.
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use crate::error::CliError;
 
-/// Checks that `out` can be written to, or made, and leaves nothing there.
-pub(super) fn check_writable(out: &Path) -> Result<(), CliError> {
+/// Checks that `out`, given by `flag`, can be written to, or made, and leaves nothing there.
+pub(super) fn check_writable(flag: &str, out: &Path) -> Result<(), CliError> {
     let mut there: PathBuf = out.to_owned();
     while !there.exists() {
         // The parent of a bare name is the empty path, which is this directory.
@@ -16,13 +16,13 @@ pub(super) fn check_writable(out: &Path) -> Result<(), CliError> {
         }
     }
     if !there.is_dir() {
-        let message = format!("--out {}: {} is a file, not a directory", out.display(), there.display());
+        let message = format!("{flag} {}: {} is a file, not a directory", out.display(), there.display());
         return Err(CliError::Usage(message));
     }
     let probe = there.join(format!(".petals-tune-{}", std::process::id()));
     let made = OpenOptions::new().write(true).create_new(true).open(&probe);
     made.map_err(|error| {
-        let message = format!("--out {}: cannot write into {}: {error}", out.display(), there.display());
+        let message = format!("{flag} {}: cannot write into {}: {error}", out.display(), there.display());
         CliError::Usage(message)
     })?;
     // What could be made can be removed; if not, a file of no bytes stays.
@@ -37,8 +37,8 @@ mod tests {
     #[test]
     fn a_directory_that_can_be_made_is_writable_and_nothing_is_left() {
         let root = tempfile::tempdir().unwrap();
-        check_writable(root.path()).unwrap();
-        check_writable(&root.path().join("new/newer")).unwrap();
+        check_writable("--out", root.path()).unwrap();
+        check_writable("--out", &root.path().join("new/newer")).unwrap();
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 
@@ -48,7 +48,7 @@ mod tests {
         let file = root.path().join("out");
         fs::write(&file, "x").unwrap();
         for out in [file.clone(), file.join("deeper")] {
-            let message = check_writable(&out).unwrap_err().to_string();
+            let message = check_writable("--out", &out).unwrap_err().to_string();
             assert!(message.starts_with("--out ") && message.contains("out is a file"), "{message}");
         }
     }
