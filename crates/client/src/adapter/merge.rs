@@ -14,6 +14,7 @@ use memmap2::Mmap;
 use petals_protocol::{Module, Modules, WeightChange};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View, serialize_to_file};
 
+use super::names::TuningMode;
 use super::tables::{PromptTables, Table};
 
 /// What weights come in, without the dot.
@@ -28,12 +29,10 @@ const CONFIG: &str = "config.json";
 #[non_exhaustive]
 pub enum MergeError {
     /// The adapter is not, or not only, a change of weights.
-    #[error("only an adapter of lora or ia3 can be merged into weights, and this one is of {mode}{also}")]
+    #[error("only an adapter of lora or ia3 can be merged into weights, and this one is of {mode}")]
     Kind {
         /// What it is.
-        mode: String,
-        /// What else is in the way.
-        also: &'static str,
+        mode: TuningMode,
     },
     /// The output is, or would overwrite, something else.
     #[error("{} is not empty: a merged checkpoint is written to a folder of its own", path.display())]
@@ -79,7 +78,8 @@ pub enum MergeError {
 
 /// Writes the checkpoint in `model` with the change of `tables` folded into its weights to `out`; returns how many matrices changed.
 ///
-/// Every other file of the folder is copied, but for weights in other formats. The dtypes stay as they are.
+/// Every other file of the folder is copied, but for weights in other formats. The dtypes stay as they are. A classifier's head stays in the
+/// adapter.
 ///
 /// # Errors
 /// [`MergeError`]; what was written until then stays and is no model.
@@ -87,12 +87,8 @@ pub fn merge(tables: &PromptTables, model: &Path, out: &Path) -> Result<usize, M
     let shape = tables.shape();
     let modules = match shape.weights {
         WeightChange::LowRank { modules, .. } | WeightChange::Scales { modules } if shape.prefix_len == 0 => modules,
-        _ => return Err(MergeError::Kind { mode: shape.mode().to_string(), also: "" }),
+        _ => return Err(MergeError::Kind { mode: shape.mode() }),
     };
-    if shape.labels.is_some() {
-        let also = " with a classifier's head, which a checkpoint of a language model has no place for";
-        return Err(MergeError::Kind { mode: shape.mode().to_string(), also });
-    }
     fs::create_dir_all(out).map_err(|source| failed(out, source))?;
     if files(out)?.next().is_some() {
         return Err(MergeError::NotEmpty { path: out.to_owned() });

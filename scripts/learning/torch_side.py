@@ -1,0 +1,116 @@
+"""The same adapter trained by PEFT in torch: same model, data, steps and settings as a run of petals-tune, from the same first tables.
+
+Usage: torch_side.py MODEL START --task TASK --train FILE --test FILE --steps N --batch-size N --lr X --schedule S --warmup N --seed N
+START is an adapter that petals-tune saved before its first step. Prints one JSON line: score, seconds of training, trained values."""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+logging.set_verbosity_error()
+
+
+def batch_of(rows, tokenizer, task):
+    longest = max(len(ids) for ids, _ in rows)
+    # A classifier reads the last token, so that padding is in front.
+    pads = [[0] * (longest - len(ids)) for ids, _ in rows]
+    front = task == "seq-cls"
+    ids = torch.tensor([pad + ids if front else ids + pad for (ids, _), pad in zip(rows, pads)])
+    mask = torch.tensor([[0] * len(pad) + [1] * len(ids) if front else [1] * len(ids) + [0] * len(pad) for (ids, _), pad in zip(rows, pads)])
+    if front:
+        return ids, mask, torch.tensor([label for _, label in rows])
+    return ids, mask, ids.masked_fill(mask == 0, -100)
+
+
+def loss_of(model, batch, task):
+    """Sum of cross-entropies, labels and hits."""
+    ids, mask, labels = batch
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    if task == "causal-lm":
+        logits, labels = logits[:, -ids.shape[1] :][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return loss, (labels != -100).sum().item(), (logits.argmax(-1) == labels).sum().item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("start")
+    parser.add_argument("--task", required=True)
+    for name in ["train", "test"]:
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in ["steps", "batch-size", "warmup", "seed"]:
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--schedule", required=True)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    if args.task == "seq-cls":
+        base = AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2, dtype=torch.float32)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    base.config.pad_token_id = 0
+    model = PeftModel.from_pretrained(base, args.start, is_trainable=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.0)
+
+    def read(path):
+        rows = map(json.loads, path.open())
+        return [(tokenizer(row["text"]).input_ids, row.get("label", 0)) for row in rows]
+
+    data, test = read(args.train), read(args.test)
+    order = []
+    # As petals-tune: batches of similar lengths, which is what makes them cheap.
+    draw = random.Random(args.seed)
+
+    def epoch():
+        indices = list(range(len(data)))
+        draw.shuffle(indices)
+        window = 50 * args.batch_size
+        batches = []
+        for at in range(0, len(indices), window):
+            part = sorted(indices[at : at + window], key=lambda i: len(data[i][0]))
+            batches += [part[i : i + args.batch_size] for i in range(0, len(part), args.batch_size)]
+        draw.shuffle(batches)
+        return batches
+
+    started = time.time()
+    for step in range(args.steps):
+        if not order:
+            order = epoch()
+        rate = min(1.0, (step + 1) / args.warmup) if args.warmup else 1.0
+        behind = max(0, step - args.warmup) / max(1, args.steps - args.warmup)
+        if args.schedule == "linear" and step >= args.warmup:
+            rate = 1 - behind
+        elif args.schedule == "cosine" and step >= args.warmup:
+            rate = 0.5 * (1 + math.cos(math.pi * behind))
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * rate
+        loss, labels, _ = loss_of(model, batch_of([data[i] for i in order.pop()], tokenizer, args.task), args.task)
+        (loss / labels).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    seconds = time.time() - started
+    total = [0.0, 0, 0]
+    model.eval()
+    with torch.no_grad():
+        test.sort(key=lambda row: len(row[0]))
+        for at in range(0, len(test), 32):
+            loss, labels, hits = loss_of(model, batch_of(test[at : at + 32], tokenizer, args.task), args.task)
+            total = [total[0] + loss.item(), total[1] + labels, total[2] + hits]
+    score = {"loss": total[0] / total[1], "accuracy": total[2] / total[1]}
+    print(json.dumps(score | {"seconds": seconds, "trained": sum(p.numel() for p in trained)}))
+
+
+if __name__ == "__main__":
+    main()
