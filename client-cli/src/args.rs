@@ -10,6 +10,7 @@ mod logits;
 mod method;
 mod route;
 mod serve;
+mod shaping;
 mod swarm;
 mod text;
 mod train;

@@ -15,6 +15,7 @@ mod chat;
 mod data;
 mod explain;
 mod generated;
+mod rates;
 mod swarm;
 mod time;
 
@@ -23,6 +24,7 @@ pub(crate) use chat::{Answered, Notice, Serving};
 pub(crate) use data::{Measured, Planned, ReadData};
 pub(crate) use explain::{Considered, TrainingRoute};
 pub(crate) use generated::{Course, Generated};
+pub(crate) use rates::{RateChosen, RateTried};
 pub(crate) use swarm::{
     Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
 };

@@ -7,7 +7,8 @@ use clap::{Args, ValueEnum};
 use petals_client::{DeepInit, InitRule, Method, PrefixMode, Schedule, Task, TuningMode, WeightMode};
 
 use super::method::MethodArgs;
-use super::values::{at_least, deep_init, not_negative, schedule, task};
+use super::shaping::ShapingArgs;
+use super::values::{Rate, at_least, deep_init, learning_rate, not_negative, schedule, task};
 use super::{PassArgs, SwarmArgs, TextArgs};
 use crate::data::BatchOrder;
 use crate::text::{TextError, TextTokenizer};
@@ -60,6 +61,9 @@ pub(crate) struct TrainArgs {
     pub(crate) optimiser: OptimiserArgs,
 
     #[command(flatten)]
+    pub(crate) shaping: ShapingArgs,
+
+    #[command(flatten)]
     pub(crate) text: TextArgs,
 
     #[command(flatten)]
@@ -92,9 +96,10 @@ pub(crate) struct OptimiserArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub(crate) accumulation: usize,
 
-    /// Highest learning rate [default: 0.001 where lora is trained, else 0.01].
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = not_negative)]
-    lr: Option<f64>,
+    /// Highest learning rate [default: 0.001 where lora is trained, else 0.01]. `auto` tries six rates, from a tenth to thirty times that, for ten
+    /// steps each on the first batches, and takes the one that learns most.
+    #[arg(long, value_name = "X|auto", allow_negative_numbers = true, value_parser = learning_rate)]
+    lr: Option<Rate>,
 
     /// Decoupled weight decay of AdamW, on every trained table.
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative)]
@@ -216,7 +221,7 @@ impl TrainArgs {
             ("--append-eos", self.text.append_eos.to_string()),
             ("--batch-size", optimiser.batch_size.to_string()),
             ("--accumulation", optimiser.accumulation.to_string()),
-            ("--lr", self.lr().to_string()),
+            ("--lr", if self.optimiser.lr == Some(Rate::Auto) { "auto".to_owned() } else { self.lr().to_string() }),
             ("--weight-decay", optimiser.weight_decay.to_string()),
             ("--schedule", optimiser.schedule.to_string()),
             ("--warmup", optimiser.warmup.to_string()),
@@ -224,14 +229,18 @@ impl TrainArgs {
             ("--seed", optimiser.seed.to_string()),
             ("--no-shuffle", optimiser.no_shuffle.to_string()),
         ];
-        self.method.settings(method).into_iter().chain(others).map(|(flag, value)| (flag.to_owned(), value)).collect()
+        let all = self.method.settings(method).into_iter().chain(others).chain(self.shaping.settings());
+        all.map(|(flag, value)| (flag.to_owned(), value)).collect()
     }
 
-    /// The highest learning rate: what is given, or what suits the mode. Low-rank products begin at nothing and grow by both of their factors, so
+    /// The highest learning rate: what is given, or what suits the mode, which is also what others are tried around. Low-rank products begin at nothing and grow by both of their factors, so
     /// that steps as large as those of prompts throw them about.
     pub(crate) fn lr(&self) -> f64 {
         let usual = if self.method.mode.weights == Some(WeightMode::Lora) { 0.001 } else { 0.01 };
-        self.optimiser.lr.unwrap_or(usual)
+        match self.optimiser.lr {
+            Some(Rate::Given(rate)) => rate,
+            Some(Rate::Auto) | None => usual,
+        }
     }
 }
 
@@ -275,11 +284,16 @@ impl StartArgs {
     /// A sentence that names the flag.
     pub(crate) fn check(&self, mode: TuningMode) -> Result<(), String> {
         let has_prompts = matches!(mode.prefix, Some(PrefixMode::Ptune | PrefixMode::DeepPtune));
-        let given = [("--init", self.init != Init::Normal), ("--init-deep", self.init_deep.is_some())];
-        match given.iter().find(|(_, given)| *given && !has_prompts) {
-            Some((flag, _)) => Err(format!("{flag} says where prompts start, and --mode {mode} has none")),
+        match self.prompts_flag().filter(|_| !has_prompts) {
+            Some(flag) => Err(format!("{flag} says where prompts start, and --mode {mode} has none")),
             None => Ok(()),
         }
+    }
+
+    /// The flag that says where prompts start, if one is given.
+    pub(crate) fn prompts_flag(&self) -> Option<&'static str> {
+        let given = [("--init", self.init != Init::Normal), ("--init-deep", self.init_deep.is_some())];
+        given.into_iter().find_map(|(flag, given)| given.then_some(flag))
     }
 
     /// First values of the input prompt. A text is tokenised with the post-processor, as PEFT does.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use petals_client::{Label, LabelMap, TextRules, TrainingRecord};
+use petals_client::{Example, Label, LabelMap, TextRules, TrainingRecord};
 
 use crate::args::TrainArgs;
 use crate::data::{BatchPlan, DataRules, Dataset};
@@ -61,6 +61,12 @@ impl Material {
     pub(super) fn tokens_per_step(&self, plan: &BatchPlan) -> f64 {
         let tokens: usize = self.data.lengths().iter().sum();
         tokens as f64 / plan.steps_per_epoch() as f64
+    }
+
+    /// The examples of a step, counted from 0.
+    pub(super) fn batch(&self, plan: &mut BatchPlan, step: u64) -> Vec<Example> {
+        let indices = plan.batch(step);
+        indices.iter().filter_map(|&index| self.data.examples.get(index)).cloned().collect()
     }
 
     /// What the run is going to do, for its report.
@@ -127,7 +133,7 @@ fn alike(labels: &[Label]) -> Option<(&Label, &Label)> {
 
 #[cfg(test)]
 mod tests {
-    use petals_client::{Example, Target};
+    use petals_client::Target;
 
     use super::*;
     use crate::data::Counts;

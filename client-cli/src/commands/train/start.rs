@@ -1,7 +1,8 @@
 //! Where a run starts: at its first step, or where it was saved.
 
 use petals_client::{
-    AdamW, LabelMap, Method, ModelFiles, PromptTables, SettingChange, TableInit, Task, TrainingRecord, TrainingState,
+    AdamW, Aids, Average, Encoder, LabelMap, Method, ModelFiles, PromptTables, SettingChange, TableInit, Task,
+    TrainingRecord, TrainingState,
 };
 
 use super::material::Material;
@@ -40,9 +41,18 @@ pub(super) fn state(
         }
         _ => {}
     }
-    let tables = first_tables(args, (files, tokenizer), (method, given), fresh.labels.as_ref())?;
+    let mut tables = first_tables(args, (files, tokenizer), (method, given), fresh.labels.as_ref())?;
     let optimizer = AdamW::new(tables.shape(), args.optimiser.weight_decay);
-    Ok(TrainingState { record: fresh, tables, optimizer })
+    let aids = first_aids(args, &mut tables)?;
+    Ok(TrainingState { record: fresh, tables, optimizer, aids })
+}
+
+/// What the flags ask for beside the tables, which become what a network makes.
+fn first_aids(args: &TrainArgs, tables: &mut PromptTables) -> Result<Aids, CliError> {
+    let encoder = args.shaping.reparam().map(|reparam| Encoder::new(reparam, tables, args.optimiser.seed));
+    let encoder = encoder.transpose().map_err(|error| CliError::Usage(format!("--reparam: {error}")))?;
+    let average = args.shaping.ema.map(|decay| Average::new(decay, tables));
+    Ok(Aids { encoder, average })
 }
 
 /// Checks that a run goes on with what it began with. `longest` is the longest example before it is cut.
