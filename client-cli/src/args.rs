@@ -4,13 +4,16 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod chat;
+mod distill;
 mod eval;
 mod export;
 mod generate;
+mod learning;
 mod logits;
 mod method;
 mod route;
 mod serve;
+mod shaping;
 mod start;
 mod swarm;
 mod text;
@@ -19,9 +22,11 @@ mod values;
 
 pub(crate) use bench::{BenchArgs, BenchKind};
 pub(crate) use chat::ChatArgs;
+pub(crate) use distill::DistillArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use export::{ExportArgs, ExportTo};
 pub(crate) use generate::GenerateArgs;
+pub(crate) use learning::Learning;
 pub(crate) use logits::LogitsArgs;
 pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
@@ -51,6 +56,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train prompts, and for seq-cls a score head, on a data file.
     Train(Box<TrainArgs>),
+    /// Train a prefix that stands for a long text: model and prefix are brought to say what model and text say.
+    Distill(Box<DistillArgs>),
     /// Measure an adapter's loss, and for seq-cls its accuracy, on a data file.
     Eval(EvalArgs),
     /// Continue a prompt, with or without an adapter.

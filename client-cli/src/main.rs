@@ -38,6 +38,7 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
     runtime.block_on(async {
         match command {
             Command::Train(args) => commands::train::run(*args, output).await,
+            Command::Distill(args) => commands::distill::run(*args, output).await,
             Command::Eval(args) => commands::eval::run(args, output).await,
             Command::Generate(args) => commands::generate::run(*args, output).await,
             Command::Chat(args) => commands::chat::run(*args, output).await,

@@ -15,6 +15,7 @@ mod chat;
 mod data;
 mod explain;
 mod generated;
+mod rates;
 mod swarm;
 mod time;
 
@@ -23,6 +24,7 @@ pub(crate) use chat::{Answered, Notice, Serving};
 pub(crate) use data::{Measured, Planned, ReadData};
 pub(crate) use explain::{Considered, TrainingRoute};
 pub(crate) use generated::{Course, Generated};
+pub(crate) use rates::{RateChosen, RateTried};
 pub(crate) use swarm::{
     Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
 };
@@ -176,6 +178,19 @@ pub(crate) struct LogitsWritten {
     pub(crate) shape: [usize; 3],
 }
 
+/// A teacher was asked.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Taught {
+    /// Tokens that it has in front.
+    pub(crate) context_tokens: usize,
+    /// Its mean loss on the held-out texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) loss: Option<f64>,
+    /// The same with nothing in front.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) loss_without: Option<f64>,
+}
+
 /// An adapter was turned into a prefix of keys and values.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Exported {
@@ -287,6 +302,18 @@ impl Display for Done {
 impl Display for LogitsWritten {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "logits {:?} written to {}", self.shape, self.out.display())
+    }
+}
+
+impl Event for Taught {
+    const NAME: &'static str = "taught";
+}
+
+impl Display for Taught {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the teacher has {} tokens in front", self.context_tokens)?;
+        let Some((loss, without)) = self.loss.zip(self.loss_without) else { return Ok(()) };
+        write!(f, ": held-out loss {loss:.4}, and {without:.4} with nothing in front")
     }
 }
 

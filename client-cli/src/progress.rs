@@ -119,6 +119,29 @@ impl Texts {
     }
 }
 
+/// Progress of tokens that go through the blocks once.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    total: usize,
+    started: Instant,
+    shown: Shown,
+}
+
+impl Tokens {
+    /// Progress of `total` tokens.
+    pub(crate) fn new(output: Output, total: usize) -> Self {
+        Self { total, started: Instant::now(), shown: Shown::new(output, "tokens", total as u64, 0) }
+    }
+
+    /// Shows how many have been through.
+    pub(crate) fn reached(&mut self, tokens: usize) {
+        let rate = tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9);
+        let short = || format!("asking the teacher, {rate:.0} tokens/s");
+        let line = || format!("asking the teacher: {tokens} of {} tokens, {rate:.0} tokens/s", self.total);
+        self.shown.show(tokens as u64, false, short, line);
+    }
+}
+
 impl Shown {
     fn new(output: Output, unit: &str, total: u64, done: u64) -> Self {
         if io::stderr().is_terminal() {

@@ -1,11 +1,11 @@
 """The same adapter trained by PEFT in torch: same model, data, steps and settings as a run of petals-tune, from the same first tables.
 
-Usage: torch_side.py MODEL START --task TASK --train FILE --test FILE --steps N --batch-size N --lr X --schedule S --warmup N --seed N
-START is an adapter that petals-tune saved before its first step. Prints one JSON line: score, seconds of training, trained values."""
+Usage: torch_side.py MODEL START --task TASK --train FILE --test FILE --rates FILE --seed N
+START is an adapter that petals-tune saved before its first step, FILE of rates a JSON list with the learning rate of each step. Prints one JSON
+line: score, seconds of training, trained values."""
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -16,6 +16,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.utils import logging
 
 logging.set_verbosity_error()
+
+# As petals-tune has it.
+BATCH = 16
 
 
 def batch_of(rows, tokenizer, task):
@@ -45,12 +48,9 @@ def main():
     parser.add_argument("model")
     parser.add_argument("start")
     parser.add_argument("--task", required=True)
-    for name in ["train", "test"]:
+    for name in ["train", "test", "rates"]:
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ["steps", "batch-size", "warmup", "seed"]:
-        parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--lr", type=float, required=True)
-    parser.add_argument("--schedule", required=True)
+    parser.add_argument("--seed", type=int, required=True)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -61,7 +61,7 @@ def main():
     base.config.pad_token_id = 0
     model = PeftModel.from_pretrained(base, args.start, is_trainable=True)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
 
     def read(path):
         rows = map(json.loads, path.open())
@@ -75,26 +75,20 @@ def main():
     def epoch():
         indices = list(range(len(data)))
         draw.shuffle(indices)
-        window = 50 * args.batch_size
+        window = 64 * BATCH
         batches = []
         for at in range(0, len(indices), window):
             part = sorted(indices[at : at + window], key=lambda i: len(data[i][0]))
-            batches += [part[i : i + args.batch_size] for i in range(0, len(part), args.batch_size)]
+            batches += [part[i : i + BATCH] for i in range(0, len(part), BATCH)]
         draw.shuffle(batches)
         return batches
 
     started = time.time()
-    for step in range(args.steps):
+    for rate in json.loads(args.rates.read_text()):
         if not order:
             order = epoch()
-        rate = min(1.0, (step + 1) / args.warmup) if args.warmup else 1.0
-        behind = max(0, step - args.warmup) / max(1, args.steps - args.warmup)
-        if args.schedule == "linear" and step >= args.warmup:
-            rate = 1 - behind
-        elif args.schedule == "cosine" and step >= args.warmup:
-            rate = 0.5 * (1 + math.cos(math.pi * behind))
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * rate
+            group["lr"] = rate
         loss, labels, _ = loss_of(model, batch_of([data[i] for i in order.pop()], tokenizer, args.task), args.task)
         (loss / labels).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -13,9 +13,10 @@ use crate::text::{TextError, TextTokenizer};
 #[command(next_help_heading = "Start")]
 pub(crate) struct StartArgs {
     /// First values of prompts and prefixes: random (normal), or tokens: random ones (sample-vocab), those of the training data (data) or
-    /// of --init-text (text). Prompts start as their embeddings, a prefix as their keys and values in every block.
-    #[arg(long, value_enum, default_value = "normal")]
-    init: Init,
+    /// of --init-text (text). Prompts start as their embeddings, a prefix as their keys and values in every block [default: normal; the
+    /// context's tokens for --task distill].
+    #[arg(long, value_enum)]
+    init: Option<Init>,
 
     /// The text for --init text, repeated and cut to the prefix length.
     #[arg(long, value_name = "TEXT", required_if_eq("init", "text"), allow_hyphen_values = true)]
@@ -55,7 +56,7 @@ impl StartArgs {
     /// A sentence that names the flag.
     pub(crate) fn check(&self, mode: TuningMode) -> Result<(), String> {
         let given = [
-            ("--init", self.init != Init::Normal, mode.prefix.is_some(), "prompts or a prefix start"),
+            ("--init", self.init.is_some(), mode.prefix.is_some(), "prompts or a prefix start"),
             ("--init-deep", self.init_deep.is_some(), mode.prefix == Some(PrefixMode::DeepPtune), "deep prompts start"),
         ];
         match given.iter().find(|(_, given, has, _)| *given && !has) {
@@ -64,7 +65,14 @@ impl StartArgs {
         }
     }
 
-    /// First values of the prefix. A text is tokenised with the post-processor, as PEFT does; `data` gives the training data's tokens.
+    /// The flag that says where prompts start, if one is given.
+    pub(crate) fn prompts_flag(&self) -> Option<&'static str> {
+        let given = [("--init", self.init.is_some()), ("--init-deep", self.init_deep.is_some())];
+        given.into_iter().find_map(|(flag, given)| given.then_some(flag))
+    }
+
+    /// First values of the prefix. A text is tokenised with the post-processor, as PEFT does; `data` gives the training data's tokens,
+    /// `context` is what is distilled, if anything is.
     ///
     /// # Errors
     /// [`TextError::Encode`].
@@ -72,12 +80,14 @@ impl StartArgs {
         &self,
         tokenizer: &TextTokenizer,
         data: impl FnOnce() -> Vec<u32>,
+        context: Option<&[u32]>,
     ) -> Result<InitRule, TextError> {
         Ok(match self.init {
-            Init::Normal => InitRule::Normal,
-            Init::SampleVocab => InitRule::SampleVocab,
-            Init::Data => InitRule::Text(data()),
-            Init::Text => InitRule::Text(tokenizer.encode(self.init_text.as_deref().unwrap_or_default())?),
+            None => context.map_or(InitRule::Normal, |context| InitRule::Text(context.to_vec())),
+            Some(Init::Normal) => InitRule::Normal,
+            Some(Init::SampleVocab) => InitRule::SampleVocab,
+            Some(Init::Data) => InitRule::Text(data()),
+            Some(Init::Text) => InitRule::Text(tokenizer.encode(self.init_text.as_deref().unwrap_or_default())?),
         })
     }
 }

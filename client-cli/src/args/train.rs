@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use petals_client::{Method, Schedule, Task, WeightMode};
 
+use super::learning::{Learning, TeacherArgs};
 use super::method::MethodArgs;
+use super::shaping::ShapingArgs;
 use super::start::StartArgs;
-use super::values::{at_least, not_negative, schedule, task};
+use super::values::{Rate, at_least, learning_rate, not_negative, schedule};
 use super::{PassArgs, SwarmArgs, TextArgs};
 use crate::data::BatchOrder;
 
@@ -33,9 +35,9 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) method: MethodArgs,
 
-    /// Predict the next token, or classify texts.
-    #[arg(long, value_parser = task())]
-    pub(crate) task: Task,
+    /// What is learnt.
+    #[arg(long = "task", value_name = "TASK", value_enum)]
+    pub(crate) learning: Learning,
 
     /// Training data: JSON lines, a JSON list, CSV or TSV with a header, or plain text (.txt) for causal-lm. Rows have `text` and
     /// `label` for seq-cls; for causal-lm `text`, `prompt` and `completion`, `instruction`, `input` and `output`, or `messages`
@@ -57,7 +59,13 @@ pub(crate) struct TrainArgs {
     pub(crate) validate: bool,
 
     #[command(flatten)]
+    pub(crate) teacher: TeacherArgs,
+
+    #[command(flatten)]
     pub(crate) optimiser: OptimiserArgs,
+
+    #[command(flatten)]
+    pub(crate) shaping: ShapingArgs,
 
     #[command(flatten)]
     pub(crate) text: TextArgs,
@@ -92,9 +100,10 @@ pub(crate) struct OptimiserArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub(crate) accumulation: usize,
 
-    /// Highest learning rate [default: 0.001 where lora is trained, else 0.01].
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = not_negative)]
-    lr: Option<f64>,
+    /// Highest learning rate [default: 0.001 where lora is trained, else 0.01]. `auto` tries six rates, from a tenth to thirty times that, for ten
+    /// steps each on the first batches, and takes the one that learns most.
+    #[arg(long, value_name = "X|auto", allow_negative_numbers = true, value_parser = learning_rate)]
+    lr: Option<Rate>,
 
     /// Decoupled weight decay of AdamW, on every trained table.
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative)]
@@ -170,17 +179,23 @@ pub(crate) enum TrainLength {
 
 impl TrainArgs {
     /// The flags that shape the loss curve, for [`petals_client::TrainingRecord::settings`]; `data` is the digest of the
-    /// training data before it is cut to `max_length`.
-    pub(crate) fn settings(&self, method: &Method, data: &str, max_length: usize) -> BTreeMap<String, String> {
+    /// training data before it is cut to `max_length`, `context` what the teacher has in front.
+    pub(crate) fn settings(
+        &self,
+        method: &Method,
+        data: &str,
+        max_length: usize,
+        context: Option<&[u32]>,
+    ) -> BTreeMap<String, String> {
         let optimiser = &self.optimiser;
         let others = [
-            ("--task", self.task.to_string()),
+            ("--task", self.learning.to_string()),
             ("--data", data.to_owned()),
             ("--max-length", max_length.to_string()),
             ("--append-eos", self.text.append_eos.to_string()),
             ("--batch-size", optimiser.batch_size.to_string()),
             ("--accumulation", optimiser.accumulation.to_string()),
-            ("--lr", self.lr().to_string()),
+            ("--lr", if self.optimiser.lr == Some(Rate::Auto) { "auto".to_owned() } else { self.lr().to_string() }),
             ("--weight-decay", optimiser.weight_decay.to_string()),
             ("--schedule", optimiser.schedule.to_string()),
             ("--warmup", optimiser.warmup.to_string()),
@@ -188,14 +203,24 @@ impl TrainArgs {
             ("--seed", optimiser.seed.to_string()),
             ("--no-shuffle", optimiser.no_shuffle.to_string()),
         ];
-        self.method.settings(method).into_iter().chain(others).map(|(flag, value)| (flag.to_owned(), value)).collect()
+        let all = self
+            .method
+            .settings(method)
+            .into_iter()
+            .chain(others)
+            .chain(self.shaping.settings())
+            .chain(self.teacher.settings(context));
+        all.map(|(flag, value)| (flag.to_owned(), value)).collect()
     }
 
-    /// The highest learning rate: what is given, or what suits the mode. Low-rank products begin at nothing and grow by both of their factors, so
-    /// that steps as large as those of prompts throw them about.
+    /// The highest learning rate: what is given, or what suits the mode, which is also what others are tried around. Low-rank products begin at
+    /// nothing and grow by both of their factors, so that steps as large as those of prompts throw them about.
     pub(crate) fn lr(&self) -> f64 {
         let usual = if self.method.mode.weights == Some(WeightMode::Lora) { 0.001 } else { 0.01 };
-        self.optimiser.lr.unwrap_or(usual)
+        match self.optimiser.lr {
+            Some(Rate::Given(rate)) => rate,
+            Some(Rate::Auto) | None => usual,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
-use petals_client::{DeepInit, Injection, PeerId, RouteRules, Schedule, Span, Task, TuningMode};
+use petals_client::{DeepInit, Injection, PeerId, ReparamKind, RouteRules, Schedule, Span, Task, TuningMode};
 
 use crate::chat::Json;
 
@@ -142,6 +142,37 @@ pub(super) fn mode() -> impl TypedValueParser<Value = TuningMode> {
     clap::builder::NonEmptyStringValueParser::new().try_map(|text| text.parse::<TuningMode>())
 }
 
+/// A learning rate, or the word for finding one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Rate {
+    /// Found by trying some.
+    Auto,
+    /// This one.
+    Given(f64),
+}
+
+/// A finite number of at least 0, or `auto`.
+pub(super) fn learning_rate(text: &str) -> Result<Rate, String> {
+    let number = || not_negative(text).map_err(|problem| format!("{problem}; write a number, or auto"));
+    if text == "auto" { Ok(Rate::Auto) } else { number().map(Rate::Given) }
+}
+
+/// A probability of something that must not be certain.
+pub(super) fn below_one(text: &str) -> Result<f64, String> {
+    rate(text).and_then(|rate| if rate < 1.0 { Ok(rate) } else { Err("must be below 1".to_owned()) })
+}
+
+/// A number above 0 and below 1.
+pub(super) fn between_0_and_1(text: &str) -> Result<f64, String> {
+    below_one(text).and_then(|number| if number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) })
+}
+
+/// `mlp`, `p-tuning-mlp`, ...
+pub(super) fn reparam() -> impl TypedValueParser<Value = ReparamKind> {
+    PossibleValuesParser::new(["mlp", "p-tuning-mlp", "p-tuning-lstm", "prefix-projection"])
+        .try_map(|text| text.parse::<ReparamKind>())
+}
+
 /// A number above 0.
 pub(super) fn positive(text: &str) -> Result<f64, String> {
     not_negative(text).and_then(|number| if number > 0.0 { Ok(number) } else { Err("must be above 0".to_owned()) })
@@ -195,6 +226,10 @@ mod tests {
         assert!(not_negative_f32("1e300").is_err());
         assert!(part("0").is_ok() && part("1.5").is_err());
         assert!(positive_f32("1.3").is_ok() && ["0", "-1", "inf"].iter().all(|text| positive_f32(text).is_err()));
+        assert!(between_0_and_1("0.9").is_ok() && ["0", "1"].iter().all(|text| between_0_and_1(text).is_err()));
+        assert!(below_one("0").is_ok() && below_one("1").is_err());
+        assert_eq!((learning_rate("auto"), learning_rate("0.5")), (Ok(Rate::Auto), Ok(Rate::Given(0.5))));
+        assert!(learning_rate("automatic").unwrap_err().contains("auto"));
         assert!(signed_f32("-0.5").is_ok() && signed_f32("nan").is_err());
         assert!(not_empty("").is_err());
     }

@@ -18,7 +18,9 @@ pub(crate) async fn run(args: ExportArgs, output: Output) -> Result<(), CliError
         let model = args.swarm.model;
         out::check_writable("--merge-lora", &directory)?;
         if adapter.tables.score().is_some() {
-            tracing::warn!("a checkpoint of a language model has no place for a classifier's head: it stays in the adapter");
+            tracing::warn!(
+                "a checkpoint of a language model has no place for a classifier's head: it stays in the adapter"
+            );
         }
         let into = directory.clone();
         // Not async: nothing else is going on, and Ctrl-C may end it at any time, as what is there until then is no model.

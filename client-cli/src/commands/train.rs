@@ -2,12 +2,11 @@
 
 use anyhow::{Context, Error};
 use petals_client::{
-    Adapter, Example, LearningRate, ModelFiles, PromptTuner, Task, TextRules, TrainingRecord, TrainingState,
-    TunerConfig,
+    Adapter, LearningRate, ModelFiles, PromptTuner, Task, TextRules, TrainingRecord, TrainingState, TunerConfig,
 };
 
 use super::{out, session, stop::StopSignal};
-use crate::args::{Select, TrainArgs, TrainLength};
+use crate::args::{Learning, Select, TrainArgs, TrainLength};
 use crate::data::BatchPlan;
 use crate::error::CliError;
 use crate::output::{Done, EndedEarly, Estimated, Eval, Output, Resumed, Saved, Selected, Step};
@@ -17,11 +16,14 @@ use crate::text::TextTokenizer;
 mod best;
 mod material;
 mod metrics;
+mod probe;
 mod start;
+mod teacher;
 
 use best::Best;
 use material::Material;
 use metrics::Metrics;
+pub(crate) use teacher::context;
 
 /// Where the best adapter so far is kept within a run's directory.
 const BEST: &str = "best";
@@ -53,39 +55,63 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     let method = args.method.method(given.as_ref().map(|given| given.shape().method()).as_ref());
     let method = method.map_err(CliError::Usage)?;
     args.start.check(args.method.mode).map_err(CliError::Usage)?;
+    let shaping = args.shaping.check(args.method.mode, args.learning, given.as_ref(), args.start.prompts_flag());
+    shaping.map_err(CliError::Usage)?;
     args.report.check(args.eval.is_some()).map_err(CliError::Usage)?;
-    let rules = args.text.rules(positions, method.prefix_len, earlier).map_err(CliError::Usage)?;
-    let material = Material::load(&args, rules, files.config.vocab_size, &tokenizer)?;
+    let context = args.teacher.context(args.learning).map_err(CliError::Usage)?;
+    let context = context.map(|path| teacher::context(path, &tokenizer)).transpose()?;
+    // The teacher has to have room for an example too.
+    let in_front = context.as_ref().map_or(0, Vec::len).max(method.prefix_len);
+    let rules = args.text.rules(positions, in_front, earlier).map_err(CliError::Usage)?;
+    let mut material = Material::load(&args, rules, files.config.vocab_size, &tokenizer)?;
+    let loss = args.shaping.loss(material.data.labels.as_ref(), &material.data.of_each_class());
+    let loss = loss.map_err(CliError::Usage)?;
     let mut plan = BatchPlan::new(material.data.lengths(), args.optimiser.step_size(), args.optimiser.order());
     let total = match args.optimiser.length() {
         TrainLength::Epochs(epochs) => plan.steps_of(epochs),
         TrainLength::Steps(steps) => steps,
     };
-    let fresh = TrainingRecord {
+    let mut fresh = TrainingRecord {
         model: files.adapted.id.clone(),
         step: 0,
         total_steps: total,
         seed: args.optimiser.seed,
         labels: material.data.labels.clone(),
-        settings: args.settings(&method, &material.data.digest, material.max_length()),
+        settings: args.settings(&method, &material.data.digest, material.max_length(), context.as_deref()),
     };
-    let (TrainingState { record, tables, optimizer }, from_swarm) =
-        start::state(&args, (&files, &tokenizer), &material, (&method, given.as_ref()), (saved, fresh))?;
-    output.emit(&material.planned(&args, positions, &record, &plan))?;
+    if let Some(saved) = saved.as_ref().filter(|_| args.start.resume) {
+        probe::recall(&saved.record.settings, &mut fresh.settings);
+    }
+    let (state, from_swarm) = start::state(
+        &args,
+        (&files, &tokenizer),
+        (&material, context.as_deref()),
+        (&method, given.as_ref()),
+        (saved, fresh),
+    )?;
+    output.emit(&material.planned(&args, positions, &state.record, &plan))?;
     if args.validate {
         return Ok(());
     }
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
-    let tables = tokio::select! {
-        tables = from_swarm.fill(&sequence, &files, tables) => tables.map_err(Error::from)?,
+    let TrainingState { record, tables, optimizer, aids } = tokio::select! {
+        state = from_swarm.fill(&sequence, &files, &args, state) => state?,
         () = StopSignal::install()?.received() => return Err(anyhow::anyhow!("interrupted before the first step").into()),
     };
     let tuning = TunerConfig {
         micro_batch_tokens: args.passes.micro_batch_tokens,
         in_flight: args.passes.in_flight,
         clip: args.optimiser.clip,
+        loss,
+        dropout: args.shaping.dropout(args.optimiser.seed),
     };
-    let tuner = PromptTuner::new(sequence.clone(), files.local.clone(), tables, optimizer, tuning);
+    if let Some(context) = &context {
+        tokio::select! {
+            asked = teacher::ask(&sequence, (&files, &args), &tuning, context, &mut material, output) => asked?,
+            () = StopSignal::install()?.received() => return Err(anyhow::anyhow!("interrupted before the first step").into()),
+        }
+    }
+    let tuner = PromptTuner::new(sequence.clone(), files.local.clone(), tables, optimizer, tuning).with_aids(aids);
     let (metrics, best) = Metrics::open(&args.out, record.step)?;
     let mut run = Run { args: &args, files: &files, output, rules, record, tuner, metrics, best };
     if run.record.step > 0 {
@@ -108,11 +134,15 @@ impl Run<'_> {
     async fn steps(&mut self, material: &Material, plan: &mut BatchPlan) -> Result<(), CliError> {
         let reports = self.args.report.clone();
         let total = self.record.total_steps;
-        let rate = self.learning_rate();
         let stop = StopSignal::install()?;
         tokio::pin! {
             let stopped = stop.received();
         }
+        tokio::select! {
+            found = self.find_rate(material, plan) => found?,
+            () = &mut stopped => return self.stopped(anyhow::anyhow!("interrupted")),
+        }
+        let rate = self.learning_rate();
         if reports.eval_first && self.record.step == 0 {
             tokio::select! {
                 done = self.evaluate(material) => done?,
@@ -122,9 +152,7 @@ impl Run<'_> {
         let mut progress = Progress::new(self.output, total, self.record.step, reports.log_every);
         let due = |step: u64, every: u64| every > 0 && step.is_multiple_of(every) && step < total;
         while self.record.step < total {
-            let indices = plan.batch(self.record.step);
-            let examples = indices.iter().filter_map(|&index| material.data.examples.get(index));
-            let batch: Vec<Example> = examples.cloned().collect();
+            let batch = material.batch(plan, self.record.step);
             let lr = rate.at(self.record.step);
             let report = tokio::select! {
                 report = self.tuner.step(&batch, lr) => report,
@@ -183,7 +211,7 @@ impl Run<'_> {
     fn learning_rate(&self) -> LearningRate {
         let optimiser = &self.args.optimiser;
         LearningRate {
-            peak: self.args.lr(),
+            peak: probe::peak(&self.record.settings).unwrap_or_else(|| self.args.lr()),
             schedule: optimiser.schedule,
             warmup: optimiser.warmup,
             total: self.record.total_steps,
@@ -208,7 +236,7 @@ impl Run<'_> {
         let Some(eval) = &material.eval else { return Ok(()) };
         let score = self.tuner.evaluate(&eval.examples).await.map_err(Error::from)?;
         let loss = score.loss().context("the held-out data has no labels")?;
-        let accuracy = score.accuracy().filter(|_| self.args.task == Task::SeqCls);
+        let accuracy = score.accuracy().filter(|_| self.args.learning == Learning::SeqCls);
         let step = self.record.step;
         let measured = Eval { step, loss, accuracy };
         self.metrics.add(&measured)?;
@@ -221,14 +249,14 @@ impl Run<'_> {
 
     /// The tables as they are.
     fn adapter(&self) -> Adapter {
-        let (labels, tables) = (self.record.labels.clone(), self.tuner.tables().clone());
+        let (labels, tables) = (self.record.labels.clone(), self.tuner.judged().clone());
         Adapter::new(&self.files.adapted, tables, labels, self.rules, self.record.step)
     }
 
     /// Saves the training state and then the adapter: a run killed in between resumes and saves the adapter again.
     fn save(&self) -> Result<(), CliError> {
         let (out, tables) = (&self.args.out, self.tuner.tables());
-        self.record.save(out, tables, self.tuner.optimizer()).map_err(Error::from)?;
+        self.record.save(out, tables, self.tuner.optimizer(), self.tuner.aids()).map_err(Error::from)?;
         self.adapter().save(out, &self.files.adapted).map_err(Error::from)?;
         self.output.emit(&Saved { step: self.record.step })
     }

@@ -49,8 +49,14 @@ pub use sequence::{
 pub use servers::hop::{HopError, ServerWork, TrafficCount};
 pub use servers::peers::{CostEstimate, Figure, Source};
 pub use tuning::Pace;
+pub use tuning::aids::Aids;
+pub use tuning::average::Average;
 pub use tuning::batch::{Example, Target};
+pub use tuning::dropout::PromptDropout;
+pub use tuning::encoder::{Encoder, EncoderError, Reparam, ReparamKind};
+pub use tuning::loss::{TrainingLoss, balanced_weights};
 pub use tuning::optimizer::AdamW;
+pub use tuning::probe::{TriedRate, best_rate};
 pub use tuning::schedule::{LearningRate, Schedule};
 pub use tuning::training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};
-pub use tuning::tuner::{PromptTuner, Score, StepEstimate, StepReport, TuneError, TunerConfig, evaluate};
+pub use tuning::tuner::{PromptTuner, Score, StepEstimate, StepReport, TuneError, TunerConfig, evaluate, teach};

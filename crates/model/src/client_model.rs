@@ -1,5 +1,6 @@
 //! What a client computes itself: embeddings before the first block, final norm, head and loss behind the last.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -11,7 +12,11 @@ use crate::engine::host::matmul::FrozenMatrix;
 use crate::engine::host::rms_norm;
 use cross_entropy::cross_entropy;
 
+pub use cross_entropy::LossRules;
+pub use distillation::TopTokens;
+
 mod cross_entropy;
+mod distillation;
 
 /// Bytes that the logits of one chunk of rows may take.
 const LOGITS_BYTES: usize = 32 << 20;
@@ -33,7 +38,7 @@ pub struct ClientModel {
 /// A loss over language-model labels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LossOutput {
-    /// Sum of the cross-entropies over the rows, in nats.
+    /// Sum of the cross-entropies over the rows, in nats, as the rules have them.
     pub loss_sum: f64,
     /// Rows whose label has the largest logit.
     pub correct: usize,
@@ -44,7 +49,7 @@ pub struct LossOutput {
 /// A loss over classes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassOutput {
-    /// Sum of the cross-entropies over the rows, in nats.
+    /// Sum of the cross-entropies over the rows, in nats, as the rules have them.
     pub loss_sum: f64,
     /// Rows whose label has the largest logit.
     pub correct: usize,
@@ -178,15 +183,29 @@ impl ClientModel {
     ///
     /// # Errors
     /// If sizes do not match, a label is not in the vocabulary, or the loss is not finite.
-    pub fn lm_loss(&self, hidden: &[f32], labels: &[u32]) -> Result<LossOutput, HeadError> {
+    pub fn lm_loss(&self, hidden: &[f32], labels: &[u32], rules: LossRules<'_>) -> Result<LossOutput, HeadError> {
+        expect_weights(rules, self.config.vocab_size)?;
+        self.loss_of_rows(hidden, labels, |logits, rows| {
+            cross_entropy(logits, &labels[rows], self.config.vocab_size, rules)
+        })
+    }
+
+    /// A loss of the logits behind the rows of `hidden`, which `of_chunk` turns into its gradient and sums for some of the rows, with the
+    /// number of those that are largest at their label.
+    fn loss_of_rows(
+        &self,
+        hidden: &[f32],
+        labels: &[u32],
+        of_chunk: impl Fn(&mut [f32], Range<usize>) -> (f64, usize),
+    ) -> Result<LossOutput, HeadError> {
         let d = self.config.hidden_size;
         expect_size("hidden", hidden.len(), labels.len() * d)?;
         check_tokens(labels, self.config.vocab_size)?;
         let mut total = LossOutput { loss_sum: 0.0, correct: 0, grad: Vec::with_capacity(hidden.len()) };
         let rows = self.chunk_rows();
-        for (chunk, labels) in hidden.chunks(rows * d).zip(labels.chunks(rows)) {
+        for (number, chunk) in hidden.chunks(rows * d).enumerate() {
             let mut logits = self.logits(chunk);
-            let (loss, correct) = cross_entropy(&mut logits, labels, self.config.vocab_size);
+            let (loss, correct) = of_chunk(&mut logits, number * rows..number * rows + chunk.len() / d);
             total.loss_sum += loss;
             total.correct += correct;
             let mut grad = self.head.backward(&logits);
@@ -205,7 +224,13 @@ impl ClientModel {
     ///
     /// # Errors
     /// If sizes do not match, a label has no row in `score`, or the loss is not finite.
-    pub fn class_loss(&self, hidden: &[f32], score: &[f32], labels: &[u32]) -> Result<ClassOutput, HeadError> {
+    pub fn class_loss(
+        &self,
+        hidden: &[f32],
+        score: &[f32],
+        labels: &[u32],
+        rules: LossRules<'_>,
+    ) -> Result<ClassOutput, HeadError> {
         let d = self.config.hidden_size;
         let classes = score.len() / d;
         expect_size("score", score.len(), classes.max(1) * d)?;
@@ -213,10 +238,11 @@ impl ClientModel {
         if let Some(&label) = labels.iter().find(|&&label| label as usize >= classes) {
             return Err(HeadError::Label { label, labels: classes });
         }
+        expect_weights(rules, classes)?;
         let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
         let logits = class_logits(&normed, score, d);
         let mut d_logits = logits.clone();
-        let (loss_sum, correct) = cross_entropy(&mut d_logits, labels, classes);
+        let (loss_sum, correct) = cross_entropy(&mut d_logits, labels, classes, rules);
         let (mut hidden_grad, mut score_grad) = (vec![0.0; hidden.len()], vec![0.0; score.len()]);
         let examples = normed.chunks_exact(d).zip(hidden_grad.chunks_exact_mut(d)).zip(d_logits.chunks_exact(classes));
         for ((normed, hidden_grad), d_logits) in examples {
@@ -265,6 +291,11 @@ fn check_tokens(ids: &[u32], vocab_size: usize) -> Result<(), HeadError> {
 
 fn expect_size(what: &'static str, got: usize, expected: usize) -> Result<(), HeadError> {
     if got == expected { Ok(()) } else { Err(HeadError::Size { what, got, expected }) }
+}
+
+/// A weight for each label, or none.
+fn expect_weights(rules: LossRules<'_>, labels: usize) -> Result<(), HeadError> {
+    if rules.weights.is_empty() { Ok(()) } else { expect_size("weights", rules.weights.len(), labels) }
 }
 
 fn finite(what: &'static str, values: &[f32]) -> Result<(), HeadError> {

@@ -16,7 +16,7 @@ mod kv;
 mod stack;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
-pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput};
+pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput, LossRules, TopTokens};
 pub use config::{ConfigError, ModelConfig, RopeScaling, parse_json};
 pub use device::{Device, DeviceError, Dtype};
 pub use engine::shapes::PAGE_TOKENS;

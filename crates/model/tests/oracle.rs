@@ -8,7 +8,9 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use petals_model::{BlockStack, Checkpoint, ClientModel, Device, Dtype, ForwardPass, Keep, OutputGrads, Stash};
+use petals_model::{
+    BlockStack, Checkpoint, ClientModel, Device, Dtype, ForwardPass, Keep, LossRules, OutputGrads, Stash,
+};
 use petals_protocol::{Injection, Module, Modules, PassLayout, Span, WeightChange};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -286,10 +288,10 @@ fn step_with(
     let scale = 1.0 / labels.len() as f32;
     let scaled = |grad: Vec<f32>| grad.into_iter().map(|g| g * scale).collect::<Vec<f32>>();
     let (loss, grad, score) = if task == "causal-lm" {
-        let loss = swarm.client.lm_loss(&run.text, &labels).unwrap();
+        let loss = swarm.client.lm_loss(&run.text, &labels, LossRules::default()).unwrap();
         (loss.loss_sum, loss.grad, None)
     } else {
-        let loss = swarm.client.class_loss(&run.text, &golden.tensor("score"), &labels).unwrap();
+        let loss = swarm.client.class_loss(&run.text, &golden.tensor("score"), &labels, LossRules::default()).unwrap();
         (loss.loss_sum, loss.hidden_grad, Some(scaled(loss.score_grad)))
     };
     ((loss * f64::from(scale), score), swarm.backward(run, scaled(grad)))

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use petals_client::{AdaptedModel, Adapter, TrainingState};
+use petals_client::{AdaptedModel, Adapter, Aids, Average, Encoder, Reparam, ReparamKind, TrainingState};
 use petals_e2e::Goldens;
 use petals_model::{Checkpoint, Device, Dtype};
 use petals_swarm::Identity;
@@ -109,8 +109,7 @@ fn adapters_and_their_manifests() {
 #[test]
 fn training_states() {
     let directory = directory();
-    let tables = Adapter::load(&goldens().path("init-add"), &adapted()).expect("an adapter").tables;
-    let optimizer = petals_client::AdamW::new(tables.shape(), 0.01);
+    let plain = Adapter::load(&goldens().path("init-add"), &adapted()).expect("an adapter").tables;
     let record = petals_client::TrainingRecord {
         model: adapted().id,
         step: 3,
@@ -119,12 +118,19 @@ fn training_states() {
         labels: None,
         settings: [("--lr".to_owned(), "0.01".to_owned())].into(),
     };
-    record.save(directory.path(), &tables, &optimizer).expect("a saved state");
-    let file = directory.path().join("training_state/state.safetensors");
-    fuzz("training states", &[fs::read(&file).expect("a state")], INPUTS, MEMORY, |bytes| {
-        fs::write(&file, bytes).expect("a written file");
-        matches!(TrainingState::load(directory.path()), Ok(Some(_)))
-    });
+    for (name, made) in [("training states", false), ("training states with networks", true)] {
+        let mut tables = plain.clone();
+        let optimizer = petals_client::AdamW::new(tables.shape(), 0.01);
+        let reparam = Reparam { kind: ReparamKind::PTuningLstm, width: Some(2) };
+        let encoder = made.then(|| Encoder::new(reparam, &mut tables, 1).expect("an encoder"));
+        let average = made.then(|| Average::new(0.5, &plain));
+        record.save(directory.path(), &tables, &optimizer, &Aids { encoder, average }).expect("a saved state");
+        let file = directory.path().join("training_state/state.safetensors");
+        fuzz(name, &[fs::read(&file).expect("a state")], INPUTS, MEMORY, |bytes| {
+            fs::write(&file, bytes).expect("a written file");
+            matches!(TrainingState::load(directory.path()), Ok(Some(_)))
+        });
+    }
 }
 
 #[test]

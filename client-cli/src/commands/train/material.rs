@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use petals_client::{Label, LabelMap, TextRules, TrainingRecord};
+use petals_client::{Example, Label, LabelMap, TextRules, TrainingRecord};
 
 use crate::args::TrainArgs;
 use crate::data::{BatchPlan, DataRules, Dataset};
@@ -29,14 +29,14 @@ impl Material {
         vocab_size: usize,
         tokenizer: &TextTokenizer,
     ) -> Result<Self, CliError> {
-        let columns = args.text.columns(args.task).map_err(CliError::Usage)?;
+        let columns = args.text.columns(args.learning.task()).map_err(CliError::Usage)?;
         if args.data == Path::new("-") && args.eval.as_deref() == Some(Path::new("-")) {
             return Err(CliError::Usage("--data and --eval cannot both be read from standard input".to_owned()));
         }
         let templates = args.text.templates(&args.swarm.model);
         let load = |path: &Path, labels: Option<&LabelMap>| {
             let rules = DataRules {
-                task: args.task,
+                task: args.learning.task(),
                 text: rules,
                 labels,
                 columns: &columns,
@@ -77,6 +77,12 @@ impl Material {
     pub(super) fn tokens_per_step(&self, plan: &BatchPlan) -> f64 {
         let tokens: usize = self.data.lengths().iter().sum();
         tokens as f64 / plan.steps_per_epoch() as f64
+    }
+
+    /// The examples of a step, counted from 0.
+    pub(super) fn batch(&self, plan: &mut BatchPlan, step: u64) -> Vec<Example> {
+        let indices = plan.batch(step);
+        indices.iter().filter_map(|&index| self.data.examples.get(index)).cloned().collect()
     }
 
     /// What the run is going to do, for its report.
@@ -143,7 +149,7 @@ fn alike(labels: &[Label]) -> Option<(&Label, &Label)> {
 
 #[cfg(test)]
 mod tests {
-    use petals_client::{Example, Target};
+    use petals_client::Target;
 
     use super::*;
     use crate::data::Counts;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use petals_client::{
-    AdamW, DeepInit, Injection, LabelMap, LogitsError, Method, ModelFiles, PromptTables, RemoteModel, RemoteSequence,
-    SettingChange, Table, TableInit, Task, TrainingRecord, TrainingState,
+    AdamW, Aids, Average, DeepInit, Encoder, Injection, LabelMap, LogitsError, Method, ModelFiles, PromptTables,
+    RemoteModel, RemoteSequence, SettingChange, Table, TableInit, Task, TrainingRecord, TrainingState,
 };
 
 use super::material::Material;
@@ -27,11 +27,26 @@ pub(super) struct FromSwarm {
 }
 
 impl FromSwarm {
-    /// Asks for the values and puts them in.
+    /// Asks for the values, puts them in, and has what goes with the tables begin anew.
     ///
     /// # Errors
-    /// [`LogitsError`].
+    /// If the swarm does not answer.
     pub(super) async fn fill(
+        self,
+        sequence: &Arc<RemoteSequence>,
+        files: &ModelFiles,
+        args: &TrainArgs,
+        state: TrainingState,
+    ) -> Result<TrainingState, CliError> {
+        if self == Self::default() {
+            return Ok(state);
+        }
+        let mut tables = self.values(sequence, files, state.tables).await.map_err(anyhow::Error::from)?;
+        let aids = first_aids(args, &mut tables)?;
+        Ok(TrainingState { tables, aids, ..state })
+    }
+
+    async fn values(
         self,
         sequence: &Arc<RemoteSequence>,
         files: &ModelFiles,
@@ -53,7 +68,7 @@ impl FromSwarm {
 pub(super) fn state(
     args: &TrainArgs,
     (files, tokenizer): (&ModelFiles, &TextTokenizer),
-    material: &Material,
+    (material, context): (&Material, Option<&[u32]>),
     (method, given): (&Method, Option<&PromptTables>),
     (saved, fresh): (Option<TrainingState>, TrainingRecord),
 ) -> Result<(TrainingState, FromSwarm), CliError> {
@@ -76,9 +91,20 @@ pub(super) fn state(
         _ => {}
     }
     let labels = fresh.labels.as_ref();
-    let (tables, from_swarm) = first_tables(args, (files, tokenizer), material, (method, given), labels)?;
+    let (mut tables, from_swarm) =
+        first_tables(args, (files, tokenizer), (material, context), (method, given), labels)?;
     let optimizer = AdamW::new(tables.shape(), args.optimiser.weight_decay);
-    Ok((TrainingState { record: fresh, tables, optimizer }, from_swarm))
+    // Whatever is wrong with it is found out before a swarm is joined.
+    let aids = first_aids(args, &mut tables)?;
+    Ok((TrainingState { record: fresh, tables, optimizer, aids }, from_swarm))
+}
+
+/// What the flags ask for beside the tables, which become what a network makes.
+fn first_aids(args: &TrainArgs, tables: &mut PromptTables) -> Result<Aids, CliError> {
+    let encoder = args.shaping.reparam().map(|reparam| Encoder::new(reparam, tables, args.optimiser.seed));
+    let encoder = encoder.transpose().map_err(|error| CliError::Usage(format!("--reparam: {error}")))?;
+    let average = args.shaping.ema.map(|decay| Average::new(decay, tables));
+    Ok(Aids { encoder, average })
 }
 
 /// Checks that a run goes on with what it began with. `longest` is the longest example before it is cut.
@@ -140,14 +166,14 @@ fn description(change: &SettingChange) -> String {
 fn first_tables(
     args: &TrainArgs,
     (files, tokenizer): (&ModelFiles, &TextTokenizer),
-    material: &Material,
+    (material, context): (&Material, Option<&[u32]>),
     (method, given): (&Method, Option<&PromptTables>),
     labels: Option<&LabelMap>,
 ) -> Result<(PromptTables, FromSwarm), CliError> {
     let config = &files.config;
-    let shape = method.shape(config, labels.filter(|_| args.task == Task::SeqCls).map(LabelMap::len));
+    let shape = method.shape(config, labels.filter(|_| args.learning.task() == Task::SeqCls).map(LabelMap::len));
     let init = TableInit {
-        rule: args.start.init_rule(tokenizer, || material.first_tokens(args, method.prefix_len))?,
+        rule: args.start.init_rule(tokenizer, || material.first_tokens(args, method.prefix_len), context)?,
         deep: args.start.init_deep,
         std: config.initializer_range,
         vocab_size: config.vocab_size as u32,

@@ -62,6 +62,8 @@ impl Task {
 impl TuningMode {
     /// A prompt in front of the embeddings.
     pub const PTUNE: Self = Self { prefix: Some(PrefixMode::Ptune), weights: None };
+    /// Keys and values in front of every block's.
+    pub const PREFIX: Self = Self { prefix: Some(PrefixMode::Prefix), weights: None };
     /// Prompts in front of every block.
     pub const DEEP_PTUNE: Self = Self { prefix: Some(PrefixMode::DeepPtune), weights: None };
 

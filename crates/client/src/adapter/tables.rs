@@ -13,6 +13,7 @@ mod gradients;
 mod init;
 mod parts;
 
+pub(crate) use gradients::clip_factor;
 pub use gradients::{GradientError, TableGradients};
 pub use init::{DeepInit, InitError, InitRule, TableInit};
 pub(crate) use parts::Parts;
@@ -85,6 +86,9 @@ impl PartialEq for PromptTables {
 }
 
 impl Table {
+    /// The tables that are in front of the text.
+    pub(crate) const IN_FRONT: [Self; 3] = [Self::Input, Self::Deep, Self::KeysValues];
+
     /// Name of the table's tensor in a training state, and in a saved adapter where PEFT has no other.
     pub fn tensor_name(self) -> Cow<'static, str> {
         match self {
@@ -312,6 +316,10 @@ impl PromptTables {
     /// The name of the values as they are now: equal names, equal values.
     pub(crate) fn version(&self) -> TablesId {
         self.version.0
+    }
+
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     pub(crate) fn parts_mut(&mut self) -> &mut Parts {

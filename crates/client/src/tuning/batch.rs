@@ -1,9 +1,12 @@
 //! Examples, and how a batch of them becomes micro-batches.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use petals_model::TopTokens;
 
 /// A tokenised example.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// Token ids: at least one, for next-token prediction at least two.
     pub tokens: Vec<u32>,
@@ -12,7 +15,7 @@ pub struct Example {
 }
 
 /// The labels of an example.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Target {
     /// Each token from this index on (at least 1) is predicted from those before it.
     NextToken {
@@ -24,32 +27,50 @@ pub enum Target {
     Tokens(Vec<Range<usize>>),
     /// The class of the whole text, predicted at its last token.
     Class(usize),
+    /// What a teacher takes for the tokens that the first one names, a row for each of its labels in their order.
+    Taught(Box<Target>, Arc<TopTokens>),
 }
 
 /// One micro-batch: token rows to embed, output rows to read, a label for each of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct MicroBatch {
     pub(crate) lengths: Vec<u32>,
     pub(crate) tokens: Vec<u32>,
     pub(crate) read_rows: Vec<u32>,
     pub(crate) labels: Vec<u32>,
+    /// What a teacher takes for the labels, if there was one.
+    pub(crate) taught: Option<TopTokens>,
+}
+
+impl Target {
+    /// What is predicted, whoever says what it is.
+    pub fn plain(&self) -> &Self {
+        match self {
+            Self::Taught(plain, _) => plain,
+            plain => plain,
+        }
+    }
 }
 
 impl Example {
     /// Tokens that go through the blocks. What comes behind the last prediction is not needed: nothing before it depends on
     /// it. So the last token of a text, which has no successor, never is.
     pub(crate) fn input_len(&self) -> usize {
-        match &self.target {
+        match self.target.plain() {
             Target::NextToken { .. } => self.tokens.len().saturating_sub(1),
-            Target::Tokens(_) => self.predicted().last().map_or(0, |span| span.end.saturating_sub(1)),
+            Target::Tokens(_) | Target::Taught(..) => {
+                self.predicted().last().map_or(0, |span| span.end.saturating_sub(1))
+            }
             Target::Class(_) => self.tokens.len(),
         }
     }
 
     /// Number of labels.
     pub fn labels(&self) -> usize {
-        match &self.target {
-            Target::NextToken { .. } | Target::Tokens(_) => self.predicted().map(|span| span.len()).sum(),
+        match self.target.plain() {
+            Target::NextToken { .. } | Target::Tokens(_) | Target::Taught(..) => {
+                self.predicted().map(|span| span.len()).sum()
+            }
             Target::Class(_) => usize::from(!self.tokens.is_empty()),
         }
     }
@@ -57,10 +78,10 @@ impl Example {
     /// Where tokens are predicted, without ranges that are empty.
     fn predicted(&self) -> impl Iterator<Item = Range<usize>> {
         let end = self.tokens.len();
-        let (from, spans) = match &self.target {
+        let (from, spans) = match self.target.plain() {
             Target::NextToken { from } => (Some(*from..end), [].as_slice()),
             Target::Tokens(spans) => (None, spans.as_slice()),
-            Target::Class(_) => (None, [].as_slice()),
+            Target::Class(_) | Target::Taught(..) => (None, [].as_slice()),
         };
         let all = from.into_iter().chain(spans.iter().cloned());
         all.map(move |span| span.start.max(1)..span.end.min(end)).filter(|span| !span.is_empty())
@@ -70,12 +91,15 @@ impl Example {
 impl MicroBatch {
     /// Packs examples. Those without a label are left out.
     pub(crate) fn new(examples: &[Example]) -> Self {
-        let mut batch = Self { lengths: Vec::new(), tokens: Vec::new(), read_rows: Vec::new(), labels: Vec::new() };
+        let mut batch = Self::default();
         for example in examples.iter().filter(|example| example.labels() > 0) {
             let offset = batch.tokens.len();
             let input = &example.tokens[..example.input_len()];
-            match &example.target {
-                Target::NextToken { .. } | Target::Tokens(_) => {
+            if let Target::Taught(_, top) = &example.target {
+                batch.taught.get_or_insert_default().append(top);
+            }
+            match example.target.plain() {
+                Target::NextToken { .. } | Target::Tokens(_) | Target::Taught(..) => {
                     for at in example.predicted().flatten() {
                         batch.read_rows.push((offset + at - 1) as u32);
                         batch.labels.push(example.tokens[at]);

@@ -59,6 +59,23 @@ impl AdamW {
     }
 }
 
+impl AdamW {
+    /// Updates a parameter that is no table with the last step's count, decay and betas; `mean` and `square` are its moments.
+    pub(crate) fn step_beside(
+        &self,
+        lr: f64,
+        values: &mut [f32],
+        gradients: &[f32],
+        mean: &mut [f32],
+        square: &mut [f32],
+    ) {
+        let factors = Factors::at(self.steps, lr, self.weight_decay);
+        for (((value, &gradient), mean), square) in values.iter_mut().zip(gradients).zip(mean).zip(square) {
+            factors.update(value, gradient, mean, square);
+        }
+    }
+}
+
 /// The scalars of one step; computed in f64 and rounded once, as torch does.
 struct Factors {
     keep: f32,

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use petals_protocol::{BlockWidths, Injection, ModelId, WeightChange};
 use serde::{Deserialize, Serialize};
 
+use super::aids::Aids;
+use super::average::Average;
+use super::encoder::{Encoder, EncoderPart, Reparam};
 use super::optimizer::AdamW;
 use crate::adapter::labels::LabelMap;
 use crate::adapter::names::injection_name;
@@ -22,6 +25,10 @@ const RECORD_KEY: &str = "petals_training_state";
 const TABLES: &str = "tables";
 const MEANS: &str = "adamw.exp_avg";
 const SQUARES: &str = "adamw.exp_avg_sq";
+const AVERAGES: &str = "ema";
+const ENCODER: &str = "encoder";
+const ENCODER_MEANS: &str = "encoder.exp_avg";
+const ENCODER_SQUARES: &str = "encoder.exp_avg_sq";
 
 /// Position and settings of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +56,8 @@ pub struct TrainingState {
     pub tables: PromptTables,
     /// The optimiser after the last step.
     pub optimizer: AdamW,
+    /// What there is beside them.
+    pub aids: Aids,
 }
 
 /// A setting that differs from that of the saved run.
@@ -102,6 +111,12 @@ struct SavedRecord {
     classes: Option<usize>,
     optimizer_steps: u64,
     weight_decay: f64,
+    /// What the average keeps in a step; runs without one say nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ema: Option<f64>,
+    /// What makes the tables; runs whose tables are trained themselves say nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reparam: Option<Reparam>,
 }
 
 fn one() -> f32 {
@@ -133,18 +148,28 @@ impl TrainingRecord {
     ///
     /// # Errors
     /// [`TrainingStateError::Tensors`].
-    pub fn save(&self, out: &Path, tables: &PromptTables, optimizer: &AdamW) -> Result<(), TrainingStateError> {
+    pub fn save(
+        &self,
+        out: &Path,
+        tables: &PromptTables,
+        optimizer: &AdamW,
+        aids: &Aids,
+    ) -> Result<(), TrainingStateError> {
         let shape = tables.shape();
         let (means, squares) = optimizer.moments();
+        let mut groups = vec![(TABLES, tables.parts()), (MEANS, means), (SQUARES, squares)];
+        groups.extend(aids.average.iter().map(|average| (AVERAGES, average.tables().parts())));
         let mut tensors = Vec::new();
-        for table in shape.tables() {
+        for (table, (group, values)) in
+            shape.tables().into_iter().flat_map(|table| groups.iter().map(move |group| (table, group)))
+        {
             let Some(extents) = shape.of(table) else { continue };
-            for (group, values) in
-                [(TABLES, tables.table(table)), (MEANS, means.get(table)), (SQUARES, squares.get(table))]
-            {
-                tensors.push((tensor_name(group, table), extents.clone(), values.unwrap_or(&[])));
-            }
+            tensors.push((tensor_name(group, table), extents, values.get(table).unwrap_or(&[])));
         }
+        let of_encoder = aids.encoder.iter().flat_map(Encoder::state);
+        tensors.extend(
+            of_encoder.map(|(part, name, extents, values)| (encoder_name(part, &name), extents.to_vec(), values)),
+        );
         let saved = SavedRecord {
             record: self.clone(),
             injection: shape.injection,
@@ -157,6 +182,8 @@ impl TrainingRecord {
             classes: shape.labels,
             optimizer_steps: optimizer.steps(),
             weight_decay: optimizer.weight_decay(),
+            ema: aids.average.as_ref().map(Average::decay),
+            reparam: aids.encoder.as_ref().map(Encoder::reparam),
         };
         let path = out.join(STATE_FILE);
         let text = serde_json::to_string(&saved)
@@ -191,8 +218,23 @@ impl TrainingState {
         let tables = PromptTables::from_parts(shape, read_parts(&file, TABLES, &shape)?);
         let (means, squares) = (read_parts(&file, MEANS, &shape)?, read_parts(&file, SQUARES, &shape)?);
         let optimizer = AdamW::from_saved(saved.weight_decay, saved.optimizer_steps, means, squares);
-        Ok(Some(Self { record: saved.record, tables, optimizer }))
+        let average = |decay| {
+            Ok(Average::from_saved(decay, PromptTables::from_parts(shape, read_parts(&file, AVERAGES, &shape)?)))
+        };
+        let average = saved.ema.map(average).transpose().map_err(TrainingStateError::Tensors)?;
+        let read = |part, name: &str, extents: &[usize]| file.expect(&encoder_name(part, name), extents);
+        let encoder = saved.reparam.map(|reparam| Encoder::from_saved(reparam, &shape, read)).transpose()?;
+        Ok(Some(Self { record: saved.record, tables, optimizer, aids: Aids { encoder, average } }))
     }
+}
+
+fn encoder_name(part: EncoderPart, name: &str) -> String {
+    let group = match part {
+        EncoderPart::Value => ENCODER,
+        EncoderPart::Mean => ENCODER_MEANS,
+        EncoderPart::Square => ENCODER_SQUARES,
+    };
+    format!("{group}.{name}")
 }
 
 fn tensor_name(group: &str, table: Table) -> String {
@@ -215,6 +257,7 @@ mod tests {
 
     use super::*;
     use crate::adapter::tables::TableGradients;
+    use crate::tuning::encoder::ReparamKind;
 
     fn record(step: u64) -> TrainingRecord {
         let settings = [("--lr", "0.1"), ("--clip", "1")].map(|(flag, value)| (flag.to_owned(), value.to_owned()));
@@ -252,7 +295,7 @@ mod tests {
         for i in 0..3 {
             optimizer.step(&mut tables, &gradients(shape, i as f32), 0.1);
         }
-        record(3).save(root.path(), &tables, &optimizer).unwrap();
+        record(3).save(root.path(), &tables, &optimizer, &Aids::default()).unwrap();
         let mut resumed = TrainingState::load(root.path()).unwrap().unwrap();
         assert_eq!(resumed.record, record(3));
         for i in 3..6 {
@@ -260,6 +303,41 @@ mod tests {
             resumed.optimizer.step(&mut resumed.tables, &gradients(shape, i as f32), 0.1);
         }
         assert_eq!((resumed.tables, resumed.optimizer), (tables, optimizer));
+    }
+
+    #[test]
+    fn a_run_with_an_encoder_and_an_average_resumes_exactly() {
+        let root = tempfile::tempdir().unwrap();
+        let shape = TableShape {
+            injection: Injection::Add,
+            weights: WeightChange::None,
+            scale: 1.0,
+            blocks: 2,
+            prefix_len: 2,
+            widths: BlockWidths::uniform(2),
+            labels: Some(2),
+        };
+        for kind in [ReparamKind::Mlp, ReparamKind::PTuningLstm] {
+            let (mut tables, mut optimizer) = (PromptTables::zeros(shape), AdamW::new(&shape, 0.01));
+            let encoder = Encoder::new(Reparam { kind, width: Some(3) }, &mut tables, 4).unwrap();
+            let mut aids = Aids { encoder: Some(encoder), average: Some(Average::new(0.9, &tables)) };
+            let step = |tables: &mut PromptTables, optimizer: &mut AdamW, aids: &mut Aids, i: usize| {
+                aids.step((tables, optimizer), gradients(shape, i as f32), (1.0, 0.1)).unwrap()
+            };
+            for i in 0..3 {
+                step(&mut tables, &mut optimizer, &mut aids, i);
+            }
+            record(3).save(root.path(), &tables, &optimizer, &aids).unwrap();
+            let TrainingState { tables: mut own, optimizer: mut own_optimizer, aids: mut own_aids, .. } =
+                TrainingState::load(root.path()).unwrap().unwrap();
+            assert_eq!((&own, &own_aids), (&tables, &aids), "{kind}");
+            for i in 3..6 {
+                let norm = step(&mut tables, &mut optimizer, &mut aids, i);
+                assert_eq!(step(&mut own, &mut own_optimizer, &mut own_aids, i), norm);
+            }
+            assert_ne!(aids.average.as_ref().unwrap().tables().as_ref(), &tables);
+            assert_eq!((own, own_optimizer, own_aids), (tables, optimizer, aids), "{kind}");
+        }
     }
 
     #[test]
@@ -285,7 +363,7 @@ mod tests {
             widths: BlockWidths::uniform(2),
             labels: None,
         };
-        record(1).save(root.path(), &PromptTables::zeros(shape), &AdamW::new(&shape, 0.0)).unwrap();
+        record(1).save(root.path(), &PromptTables::zeros(shape), &AdamW::new(&shape, 0.0), &Aids::default()).unwrap();
         let path = root.path().join(STATE_FILE);
         let whole = fs::read(&path).unwrap();
         fs::write(&path, &whole[..whole.len() - 4]).unwrap();

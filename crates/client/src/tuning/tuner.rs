@@ -12,7 +12,10 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use petals_model::{ClientModel, HeadError};
 use petals_swarm::PeerId;
 
+use super::aids::Aids;
 use super::batch::{Example, MicroBatch, Target, micro_batches};
+use super::dropout::{Mask, PromptDropout};
+use super::loss::TrainingLoss;
 use super::optimizer::AdamW;
 use super::pacer::{Pace, Pacer};
 use crate::adapter::tables::{GradientError, PromptTables, TableGradients};
@@ -22,9 +25,11 @@ use crate::servers::hop::TrafficCount;
 
 mod estimate;
 mod passes;
+mod teach;
 
 pub use estimate::StepEstimate;
 use passes::{MicroGradients, Passes, Task};
+pub use teach::teach;
 
 /// Results that wait for those in front of them, for each micro-batch under way: one that is repeated elsewhere must not
 /// keep the others from going on.
@@ -40,6 +45,10 @@ pub struct TunerConfig {
     pub in_flight: Option<usize>,
     /// Largest global norm of the gradients; 0 is off, the default.
     pub clip: f64,
+    /// What steps minimise. Evaluation is always by a plain cross-entropy.
+    pub loss: TrainingLoss,
+    /// What steps leave out of prompts and prefixes; evaluation leaves out nothing.
+    pub dropout: Option<PromptDropout>,
 }
 
 impl TunerConfig {
@@ -82,7 +91,7 @@ pub enum TuneError {
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
-    /// Mean cross-entropy over all labels of the batch.
+    /// Mean loss over all labels of the batch: of what is minimised, with smoothing and weights where there are some.
     pub loss: f64,
     /// Global norm of the gradients before clipping.
     pub grad_norm: f64,
@@ -135,6 +144,7 @@ pub struct PromptTuner {
     model: Arc<ClientModel>,
     tables: Arc<PromptTables>,
     optimizer: AdamW,
+    aids: Aids,
     config: TunerConfig,
     pacer: Mutex<Pacer>,
 }
@@ -148,12 +158,35 @@ impl PromptTuner {
         optimizer: AdamW,
         config: TunerConfig,
     ) -> Self {
-        Self { sequence, model, tables: Arc::new(tables), optimizer, config, pacer: Mutex::default() }
+        let (tables, aids) = (Arc::new(tables), Aids::default());
+        Self { sequence, model, tables, optimizer, aids, config, pacer: Mutex::default() }
+    }
+
+    /// The same with what a run may have beside its tables, which must have been made for them.
+    pub fn with_aids(self, aids: Aids) -> Self {
+        Self { aids, ..self }
+    }
+
+    /// One that begins where this one is and goes its own way from there.
+    pub fn fork(&self) -> Self {
+        let (sequence, model, tables) = (self.sequence.clone(), self.model.clone(), self.tables.clone());
+        let (optimizer, aids, config) = (self.optimizer.clone(), self.aids.clone(), self.config.clone());
+        Self { sequence, model, tables, optimizer, aids, config, pacer: Mutex::new(lock(&self.pacer).clone()) }
     }
 
     /// The tables as trained so far.
     pub fn tables(&self) -> &PromptTables {
         &self.tables
+    }
+
+    /// The tables that the run is to be judged by, and that an adapter has: their average where there is one.
+    pub fn judged(&self) -> &PromptTables {
+        self.aids.judged(&self.tables)
+    }
+
+    /// What there is beside the tables.
+    pub fn aids(&self) -> &Aids {
+        &self.aids
     }
 
     /// The optimiser's state.
@@ -164,23 +197,22 @@ impl PromptTuner {
     /// One step on `batch` with learning rate `lr`.
     ///
     /// The result does not depend on the micro-batches or on who computed them: gradients of the summed loss are added
-    /// up in the batch's order and divided by its number of labels.
+    /// up in the batch's order and divided by its number of labels, or by what these count together.
     ///
     /// # Errors
     /// [`TuneError`]; the tables and the optimiser are unchanged then.
     pub async fn step(&mut self, batch: &[Example], lr: f64) -> Result<StepReport, TuneError> {
         let (started, before) = (Instant::now(), self.sequence.traffic());
         let pace = self.pace(batch);
-        let (mut gradients, score) = self.gradients_at(pace, batch).await?;
+        let (gradients, score) = self.gradients_at(pace, batch).await?;
         let loss = score.loss().filter(|loss| loss.is_finite()).ok_or(TuneError::LossNotFinite)?;
-        gradients.check_finite()?;
-        let grad_norm = gradients.clip_global_norm(self.config.clip);
-        self.optimizer.step(Arc::make_mut(&mut self.tables), &gradients, lr);
+        let trained = (Arc::make_mut(&mut self.tables), &mut self.optimizer);
+        let grad_norm = self.aids.step(trained, gradients, (self.config.clip, lr))?;
         let traffic = self.sequence.traffic().since(&before);
         Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed: started.elapsed(), traffic, pace })
     }
 
-    /// Gradients of the mean loss over `batch`, and that loss.
+    /// Gradients of the mean loss over `batch` by the tables, and that loss: as the next step would have them, dropout included.
     ///
     /// # Errors
     /// [`TuneError`].
@@ -193,10 +225,14 @@ impl PromptTuner {
         if labels == 0 {
             return Err(TuneError::NoLabels);
         }
+        let dropout = self.config.dropout.as_ref();
+        let mask = dropout.and_then(|dropout| dropout.mask(&self.tables, self.optimizer.steps()));
+        let seen = mask.as_ref().map_or_else(|| self.tables.clone(), |mask| Arc::new(mask.of(&self.tables)));
         // Servers that are found to give wrong results may have done so in micro-batches that were not checked.
         loop {
-            let (gradients, score, peers) = self.gradients_once(pace, batch, labels).await?;
+            let (mut gradients, score, peers) = self.gradients_once(pace, batch, &seen).await?;
             if !peers.iter().any(|peer| self.sequence.is_untrue(*peer)) {
+                mask.iter().for_each(|mask: &Mask| mask.back(&mut gradients));
                 return Ok((gradients, score));
             }
             tracing::info!("a server with wrong results had a part in this step, repeating it");
@@ -208,11 +244,12 @@ impl PromptTuner {
         &self,
         pace: Pace,
         batch: &[Example],
-        labels: usize,
+        seen: &Arc<PromptTables>,
     ) -> Result<(TableGradients, Score, HashSet<PeerId>), TuneError> {
         let (started, mut peers) = (Instant::now(), HashSet::new());
-        let scale = 1.0 / labels as f32;
-        let passes = self.passes(batch, pace);
+        let weight = self.config.loss.weight(batch);
+        let scale = (1.0 / weight) as f32;
+        let passes = self.passes(batch, pace, seen).with_loss(self.config.loss.clone());
         let mut results = in_order(&passes, batch, pace, |passes, micro| passes.train(micro, scale));
         let mut gradients = TableGradients::zeros(*self.tables.shape());
         let mut score = Score::default();
@@ -222,6 +259,8 @@ impl PromptTuner {
             peers.extend(&micro.peers);
             lock(&self.pacer).record(&micro.measured);
         }
+        // So that the mean over labels is that by weight.
+        score.loss_sum *= score.labels as f64 / weight;
         let routed = (tokens(batch) as f64 * self.sequence.largest_share()).ceil() as usize;
         lock(&self.pacer).record_batch(routed, pace, started.elapsed());
         Ok((gradients, score, peers))
@@ -235,18 +274,18 @@ impl PromptTuner {
         self.config.pace(Pace { in_flight, ..pace })
     }
 
-    fn passes(&self, examples: &[Example], pace: Pace) -> Passes {
-        let tables = Some(self.tables.clone());
+    fn passes(&self, examples: &[Example], pace: Pace, tables: &Arc<PromptTables>) -> Passes {
+        let tables = Some(tables.clone());
         Passes::new(self.sequence.clone(), self.model.clone(), tables, is_class(examples), pace.in_flight)
     }
 
-    /// Losses and hits over `examples`, with the tables as they are.
+    /// Losses and hits over `examples`, with the tables that the run is to be judged by.
     ///
     /// # Errors
     /// [`TuneError`].
     pub async fn evaluate(&self, examples: &[Example]) -> Result<Score, TuneError> {
         let pace = self.pace(examples);
-        score(&self.passes(examples, pace), examples, pace).await
+        score(&self.passes(examples, pace, self.aids.judged(&self.tables)), examples, pace).await
     }
 }
 

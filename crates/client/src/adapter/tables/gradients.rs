@@ -100,9 +100,8 @@ impl TableGradients {
     /// off. Returns the norm before.
     pub fn clip_global_norm(&mut self, max_norm: f64) -> f64 {
         let norm = self.global_norm();
-        let factor = max_norm / (norm + 1e-6);
-        if max_norm > 0.0 && factor < 1.0 {
-            self.scale(factor as f32);
+        if let Some(factor) = clip_factor(norm, max_norm) {
+            self.scale(factor);
         }
         norm
     }
@@ -126,6 +125,16 @@ impl TableGradients {
     pub(crate) fn parts(&self) -> &Parts {
         &self.parts
     }
+
+    pub(crate) fn parts_mut(&mut self) -> &mut Parts {
+        &mut self.parts
+    }
+}
+
+/// What gradients of this norm are multiplied with to have `max_norm`, as torch does it; `None` if they may stay. 0 is off.
+pub(crate) fn clip_factor(norm: f64, max_norm: f64) -> Option<f32> {
+    let factor = max_norm / (norm + 1e-6);
+    (max_norm > 0.0 && factor < 1.0).then_some(factor as f32)
 }
 
 fn add(what: &'static str, sum: &mut [f32], gradient: &[f32], factor: f32) -> Result<(), GradientError> {

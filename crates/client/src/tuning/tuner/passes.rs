@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use petals_model::ClientModel;
+use petals_model::{ClientModel, TopTokens};
 use petals_swarm::PeerId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -13,6 +13,7 @@ use crate::adapter::tables::PromptTables;
 use crate::planner::Hop;
 use crate::sequence::{HopTiming, PassGradients, PassInput, RemoteSequence, Trace};
 use crate::tuning::batch::MicroBatch;
+use crate::tuning::loss::TrainingLoss;
 use crate::tuning::pacer::Measured;
 
 /// Heads that compute at a time. Each uses every core, and one after the other the first backward begins sooner than side
@@ -27,6 +28,7 @@ pub(super) struct Passes {
     pub(super) tables: Option<Arc<PromptTables>>,
     /// Whether classes are learnt, and not next tokens.
     pub(super) class: bool,
+    loss: TrainingLoss,
     under_way: Arc<Semaphore>,
     heads: Arc<Semaphore>,
 }
@@ -59,7 +61,12 @@ impl Passes {
         in_flight: usize,
     ) -> Self {
         let (under_way, heads) = (Arc::new(Semaphore::new(in_flight.max(1))), Arc::new(Semaphore::new(HEADS)));
-        Self { sequence, model, tables, class, under_way, heads }
+        Self { sequence, model, tables, class, loss: TrainingLoss::default(), under_way, heads }
+    }
+
+    /// The same with another loss than a plain cross-entropy.
+    pub(super) fn with_loss(self, loss: TrainingLoss) -> Self {
+        Self { loss, ..self }
     }
 
     /// Waits for the place of one more micro-batch. It is free again when another has gone all the way: forwards never run
@@ -87,6 +94,20 @@ impl Passes {
         Ok((self.local_loss(micro, output, 1.0).await?.score, peers))
     }
 
+    /// The `k` tokens that are taken for each label, who computed it, and how many tokens went through.
+    pub(super) async fn top_tokens(
+        self,
+        micro: MicroBatch,
+        k: usize,
+    ) -> Result<(TopTokens, Vec<PeerId>, usize), TuneError> {
+        let (output, trace) = self.forward(&micro, false).await?;
+        let peers = trace.hops().map(|hop| hop.peer).collect();
+        let _turn = self.heads.acquire().await;
+        let model = self.model.clone();
+        let top = tokio::task::spawn_blocking(move || model.top_tokens(&output, k)).await??;
+        Ok((top, peers, micro.tokens.len()))
+    }
+
     async fn forward(&self, micro: &MicroBatch, keep: bool) -> Result<(Vec<f32>, Trace), TuneError> {
         let input = PassInput {
             lengths: micro.lengths.clone(),
@@ -101,16 +122,19 @@ impl Passes {
     /// Head and loss on a thread of their own, while other micro-batches are on their way.
     async fn local_loss(&self, micro: MicroBatch, hidden: Vec<f32>, scale: f32) -> Result<LocalLoss, TuneError> {
         let _turn = self.heads.acquire().await;
-        let (model, tables, class) = (self.model.clone(), self.tables.clone(), self.class);
+        let (model, tables, class, loss) = (self.model.clone(), self.tables.clone(), self.class, self.loss.clone());
         tokio::task::spawn_blocking(move || {
-            let (labels, tokens) = (&micro.labels, micro.tokens.len());
+            let (labels, tokens, rules) = (&micro.labels, micro.tokens.len(), loss.rules(class));
             let mut local = if class {
                 let head = tables.as_ref().and_then(|tables| tables.score()).ok_or(TuneError::NoScoreHead)?;
-                let loss = model.class_loss(&hidden, head, labels)?;
+                let loss = model.class_loss(&hidden, head, labels, rules)?;
                 let score = Score { loss_sum: loss.loss_sum, correct: loss.correct, labels: labels.len(), tokens };
                 LocalLoss { score, hidden_grad: loss.hidden_grad, head_grad: Some(loss.score_grad) }
             } else {
-                let loss = model.lm_loss(&hidden, labels)?;
+                let loss = match &micro.taught {
+                    Some(taught) => model.distillation_loss(&hidden, labels, taught)?,
+                    None => model.lm_loss(&hidden, labels, rules)?,
+                };
                 let score = Score { loss_sum: loss.loss_sum, correct: loss.correct, labels: labels.len(), tokens };
                 LocalLoss { score, hidden_grad: loss.grad, head_grad: None }
             };
