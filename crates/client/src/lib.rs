@@ -15,6 +15,7 @@ mod servers;
 mod tuning;
 
 pub use adapter::atomic_file::WriteError;
+pub use adapter::card::{CardData, CardDetails, CardScore};
 pub use adapter::labels::{Label, LabelError, LabelMap};
 pub use adapter::method::Method;
 pub use adapter::names::{PrefixMode, Task, TuningMode, UnknownName, WeightMode};
@@ -49,7 +50,8 @@ pub use servers::hop::{HopError, ServerWork, TrafficCount};
 pub use servers::peers::{CostEstimate, Figure, Source};
 pub use tuning::Pace;
 pub use tuning::batch::{Example, Target};
+pub use tuning::confusion::Confusion;
 pub use tuning::optimizer::AdamW;
 pub use tuning::schedule::{LearningRate, Schedule};
 pub use tuning::training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};
-pub use tuning::tuner::{PromptTuner, Score, StepEstimate, StepReport, TuneError, TunerConfig, evaluate};
+pub use tuning::tuner::{HopPasses, PromptTuner, Score, StepEstimate, StepReport, TuneError, TunerConfig, evaluate};

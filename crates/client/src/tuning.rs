@@ -3,6 +3,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `tuner` | a step, and the losses of evaluation |
+//! | `confusion` | which classes were taken for which |
 //! | `batch`, `pacer` | how a batch is cut into micro-batches, and how large they should be |
 //! | `optimizer`, `schedule` | what is done with the gradients |
 //! | `training_state` | everything that a run needs to go on |
@@ -11,6 +12,7 @@
 //! and the trained tables.
 
 pub(crate) mod batch;
+pub(crate) mod confusion;
 pub(crate) mod optimizer;
 mod pacer;
 pub(crate) mod schedule;

@@ -13,6 +13,7 @@ use petals_model::{ClientModel, HeadError};
 use petals_swarm::PeerId;
 
 use super::batch::{Example, MicroBatch, Target, micro_batches};
+use super::confusion::Confusion;
 use super::optimizer::AdamW;
 use super::pacer::{Pace, Pacer};
 use crate::adapter::tables::{GradientError, PromptTables, TableGradients};
@@ -22,9 +23,11 @@ use crate::servers::hop::TrafficCount;
 
 mod estimate;
 mod passes;
+mod route;
 
 pub use estimate::StepEstimate;
 use passes::{MicroGradients, Passes, Task};
+pub use route::HopPasses;
 
 /// Results that wait for those in front of them, for each micro-batch under way: one that is repeated elsewhere must not
 /// keep the others from going on.
@@ -80,7 +83,7 @@ pub enum TuneError {
 }
 
 /// What a step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
     /// Mean cross-entropy over all labels of the batch.
     pub loss: f64,
@@ -94,10 +97,12 @@ pub struct StepReport {
     pub traffic: TrafficCount,
     /// How the batch was cut.
     pub pace: Pace,
+    /// Who ran it forward, in the order of the blocks.
+    pub hops: Vec<HopPasses>,
 }
 
 /// Losses summed over examples.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Score {
     /// Sum of cross-entropies.
     pub loss_sum: f64,
@@ -107,6 +112,8 @@ pub struct Score {
     pub correct: usize,
     /// Tokens that went through the blocks.
     pub tokens: usize,
+    /// Which classes were taken for which; empty for next tokens.
+    pub confusion: Confusion,
 }
 
 impl Score {
@@ -125,6 +132,7 @@ impl Score {
         self.labels += other.labels;
         self.correct += other.correct;
         self.tokens += other.tokens;
+        self.confusion.merge(&other.confusion);
     }
 }
 
@@ -137,6 +145,8 @@ pub struct PromptTuner {
     optimizer: AdamW,
     config: TunerConfig,
     pacer: Mutex<Pacer>,
+    /// Who ran the last batch.
+    hops: Mutex<Vec<HopPasses>>,
 }
 
 impl PromptTuner {
@@ -148,7 +158,15 @@ impl PromptTuner {
         optimizer: AdamW,
         config: TunerConfig,
     ) -> Self {
-        Self { sequence, model, tables: Arc::new(tables), optimizer, config, pacer: Mutex::default() }
+        Self {
+            sequence,
+            model,
+            tables: Arc::new(tables),
+            optimizer,
+            config,
+            pacer: Mutex::default(),
+            hops: Mutex::default(),
+        }
     }
 
     /// The tables as trained so far.
@@ -177,7 +195,8 @@ impl PromptTuner {
         let grad_norm = gradients.clip_global_norm(self.config.clip);
         self.optimizer.step(Arc::make_mut(&mut self.tables), &gradients, lr);
         let traffic = self.sequence.traffic().since(&before);
-        Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed: started.elapsed(), traffic, pace })
+        let (elapsed, hops) = (started.elapsed(), lock(&self.hops).clone());
+        Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed, traffic, pace, hops })
     }
 
     /// Gradients of the mean loss over `batch`, and that loss.
@@ -215,15 +234,17 @@ impl PromptTuner {
         let passes = self.passes(batch, pace);
         let mut results = in_order(&passes, batch, pace, |passes, micro| passes.train(micro, scale));
         let mut gradients = TableGradients::zeros(*self.tables.shape());
-        let mut score = Score::default();
+        let (mut score, mut hops) = (Score::default(), Vec::new());
         while let Some(micro) = results.try_next().await? {
             score.add(&micro.score);
             accumulate(&mut gradients, &micro)?;
             peers.extend(&micro.peers);
+            route::count(&mut hops, &micro.hops);
             lock(&self.pacer).record(&micro.measured);
         }
         let routed = (tokens(batch) as f64 * self.sequence.largest_share()).ceil() as usize;
         lock(&self.pacer).record_batch(routed, pace, started.elapsed());
+        *lock(&self.hops) = hops;
         Ok((gradients, score, peers))
     }
 
