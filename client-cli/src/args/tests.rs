@@ -60,11 +60,23 @@ fn ptune_has_no_injection_and_deep_ptune_replaces_by_default() {
 fn what_follows_from_held_out_data_needs_some() {
     for flags in ["--select best", "--patience 2", "--select best --eval e.jsonl", "--patience 2 --eval-every 5"] {
         let args = train(flags).unwrap();
-        let refused = args.report.check(args.eval.is_some()).unwrap_err();
+        let refused = args.report.check(args.eval.is_some(), args.task).unwrap_err();
         assert!(refused.contains("--eval-every") && refused.contains("--eval FILE"), "{flags}: {refused}");
     }
     let args = train("--select best --patience 2 --eval e.jsonl --eval-every 5").unwrap();
-    assert_eq!(args.report.check(args.eval.is_some()), Ok(()));
+    assert_eq!(args.report.check(args.eval.is_some(), args.task), Ok(()));
+}
+
+#[test]
+fn texts_are_gone_on_with_where_there_are_some() {
+    let check = |args: TrainArgs, task| args.report.check(args.eval.is_some(), task);
+    let without = check(*train("--eval-generate 2").unwrap(), Task::CausalLm).unwrap_err();
+    assert!(without.contains("--eval FILE"), "{without}");
+    let args = *train("--eval-generate 2 --eval e.jsonl").unwrap();
+    assert_eq!((args.report.eval_generate, args.report.eval_generate_tokens), (Some(2), 48));
+    assert_eq!(check(args.clone(), Task::CausalLm), Ok(()));
+    let refused = check(args, Task::SeqCls).unwrap_err();
+    assert!(refused.contains("--eval-generate") && refused.contains("seq-cls"), "{refused}");
 }
 
 #[test]
