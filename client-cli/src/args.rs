@@ -8,6 +8,7 @@ mod eval;
 mod generate;
 mod logits;
 mod method;
+mod report;
 mod route;
 mod serve;
 mod swarm;
@@ -20,6 +21,7 @@ pub(crate) use chat::ChatArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use logits::LogitsArgs;
+pub(crate) use report::ReportArgs;
 pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
 pub(crate) use swarm::{PassArgs, SwarmArgs};
@@ -48,8 +50,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Train prompts, and for seq-cls a score head, on a data file.
     Train(Box<TrainArgs>),
-    /// Measure an adapter's loss, and for seq-cls its accuracy, on a data file.
+    /// Measure an adapter on a data file: its loss, and for seq-cls accuracy, macro-F1 and what is taken for what.
     Eval(EvalArgs),
+    /// Write a page about runs: their losses, scores, speed, traffic and routes.
+    Report(ReportArgs),
     /// Continue a prompt, with or without an adapter.
     Generate(Box<GenerateArgs>),
     /// Talk to the model, with or without an adapter.

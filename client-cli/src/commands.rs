@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod logits;
+pub(crate) mod report;
 pub(crate) mod route;
 pub(crate) mod serve;
 mod session;
