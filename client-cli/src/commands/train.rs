@@ -210,8 +210,10 @@ impl Run<'_> {
     }
 
     /// What was learnt is worth keeping whatever went wrong.
-    fn stopped(&self, reason: Error) -> Result<(), CliError> {
+    fn stopped(&mut self, reason: Error) -> Result<(), CliError> {
         let step = self.record.step;
+        // Why is the first thing that is asked, and a failure to write it down must not hide it.
+        let _ = self.journal.happened(step);
         if step == 0 {
             return Err(reason.context("stopped before the first step").into());
         }

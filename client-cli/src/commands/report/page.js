@@ -96,6 +96,17 @@ function ticks(low, high, most) {
   return all;
 }
 
+function tick(svg, x, width, y, step) {
+  const atTheEnd = x > width - 22;
+  draw(svg, "text", { x: atTheEnd ? width : x, y, "text-anchor": atTheEnd ? "end" : "middle" }, number(step));
+}
+
+function logTicks(low, high) {
+  const decades = ticks(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)), 8).filter(Number.isInteger);
+  const of = parts => decades.flatMap(decade => parts.map(part => part * 10 ** decade)).filter(t => t >= low && t <= high);
+  return [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]].map(of).find((labels, at) => labels.length >= 3 || at === 3);
+}
+
 function chart(definition, card) {
   const log = definition.loss && $("log").checked, format = definition.format ?? number;
   const weight = Number($("smooth").value);
@@ -129,15 +140,13 @@ function chart(definition, card) {
   const svg = draw(card, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": definition.title });
   const clip = `clip${CHARTS.indexOf(definition)}`;
   draw(draw(svg, "clipPath", { id: clip }), "rect", { x: left, y: top - 2, width: width - left - right, height: height - top - bottom + 4 });
-  const labels = log && high - low >= 1.5
-    ? ticks(Math.ceil(low), Math.floor(high), 5).map(t => 10 ** t)
-    : log ? ticks(10 ** low, 10 ** high, 5).filter(t => t > 0) : ticks(low, high, 5);
+  const labels = log ? logTicks(10 ** low, 10 ** high) : ticks(low, high, 5);
   for (const label of labels) {
     draw(svg, "line", { class: "grid", x1: left, x2: width - right, y1: py(label), y2: py(label) });
     draw(svg, "text", { x: left - 6, y: py(label) + 4, "text-anchor": "end" }, format(label));
   }
   for (const label of ticks(x0, x1, Math.min(6, width / 80)).filter(Number.isInteger)) {
-    draw(svg, "text", { x: px(label), y: height - 6, "text-anchor": "middle" }, number(label));
+    tick(svg, px(label), width, height - 6, label);
   }
   draw(svg, "line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom });
   const inside = draw(svg, "g", { "clip-path": `url(#${clip})` });
@@ -220,17 +229,19 @@ function settings() {
   const text = value => typeof value === "string" ? value : value === undefined ? "–" : JSON.stringify(value);
   const of = run => {
     const { settings = {}, model, version, data, eval: heldOut } = run.began;
-    const file = f => f && `${object(f).file}, ${object(f).examples} examples`;
-    return Object.fromEntries(Object.entries({ model, data: file(data), "held-out data": file(heldOut), ...object(settings), "petals-tune": version }).filter(([, value]) => value !== undefined && value !== null));
+    const file = (f, name) => f && `${name ?? object(f).file}, ${number(object(f).examples)} examples`;
+    // What is said of the files has their flags in it.
+    const { "--data": digested, "--eval": _, ...flags } = object(settings);
+    return Object.fromEntries(Object.entries({ model, data: file(data, digested), "held-out data": file(heldOut), ...flags, "petals-tune": version }).filter(([, value]) => value !== undefined && value !== null));
   };
   const all = runs.map(of), flags = [...new Set(all.flatMap(Object.keys))];
   const row = flag => [flag, ...all.map(one => make("td", { className: "text" }, text(Object.hasOwn(one, flag) ? one[flag] : undefined)))];
-  const head = ["", ...runs.map((run, at) => make("span", {}, swatch(at), " ", run.name))];
+  const head = () => ["", ...runs.map((run, at) => make("span", {}, swatch(at), " ", run.name))];
   const differing = flags.filter(flag => new Set(all.map(one => text(Object.hasOwn(one, flag) ? one[flag] : undefined))).size > 1);
-  if (differing.length) fill($("differing"), head, differing.map(row));
+  if (differing.length) fill($("differing"), head(), differing.map(row));
   else $("differing").replaceChildren(make("tbody", {}, make("tr", {}, make("td", { className: "text" },
     runs.length === 1 ? "One run, so nothing differs." : flags.length ? "Nothing differs." : "These runs did not write down their settings: they were made by an earlier version."))));
-  if (flags.length) fill($("settings"), head, flags.map(row));
+  if (flags.length) fill($("settings"), head(), flags.map(row));
 }
 
 function lanes() {
@@ -261,7 +272,7 @@ function lanes() {
       }
     });
     for (const label of ticks(x0, x1 - 1, Math.min(8, width / 90)).filter(Number.isInteger)) {
-      draw(svg, "text", { x: px(label + 0.5), y: height - 6, "text-anchor": "middle" }, number(label));
+      tick(svg, px(label + 0.5), width, height - 6, label);
     }
     if (run.more_lanes > 0) card.append(make("p", {}, `and ${run.more_lanes} more that did less`));
   });

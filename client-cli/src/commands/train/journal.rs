@@ -90,7 +90,7 @@ impl Journal {
     }
 
     /// Writes down what happened among the servers since the last time, as a part of step `step`.
-    fn happened(&mut self, step: u64) -> Result<(), CliError> {
+    pub(super) fn happened(&mut self, step: u64) -> Result<(), CliError> {
         self.swarm.take().into_iter().try_for_each(|event| self.metrics.note(step, event))
     }
 }
