@@ -56,7 +56,8 @@ impl Lanes {
         for ((blocks, peer), columns) in shares {
             let part = |(column, steps): (u64, f64)| {
                 let from = self.first + column * self.width;
-                (from, (from + self.width - 1).min(last), steps / self.width as f64)
+                let to = (from + self.width - 1).min(last);
+                (from, to, steps / (to - from + 1) as f64)
             };
             lanes.push(Lane { peer, blocks, parts: joined(columns.into_iter().map(part)) });
         }
@@ -141,6 +142,8 @@ mod tests {
         let (lanes, _) = Lanes::new(1, 640).of(&routes, 640);
         assert_eq!(lanes[0].parts, [(1, 4, 0.5)]);
         assert_eq!(lanes[1].parts, [(1, 4, 0.5), (5, 640, 1.0)]);
+        let (lanes, _) = Lanes::new(1, 641).of(&routes[1..], 641);
+        assert_eq!(lanes[0].parts, [(1, 5, 0.6), (6, 641, 1.0)], "the last column has one step alone");
         let hops: Vec<Value> = (0..50).map(|at| hop(&format!("{at:02}"), "0..4", at + 1)).collect();
         let (lanes, more) = Lanes::new(1, 2).of(&[json!({"step": 1, "hops": hops})], 2);
         assert_eq!((lanes.len(), more, lanes[0].peer.as_str()), (40, 10, "10"));
