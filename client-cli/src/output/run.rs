@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use super::Event;
 
+/// A change of a hop's share that makes a route another one.
+const NOTICED: f64 = 0.1;
+
 /// A run and its settings, as it begins or goes on.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct RunSettings {
@@ -66,8 +69,8 @@ struct HopTaken {
     peer: String,
     /// Blocks, `A..B`.
     blocks: String,
-    /// Micro-batches.
-    passes: usize,
+    /// Of the micro-batches through these blocks, the part that went there, 0 to 1.
+    share: f64,
 }
 
 /// A page about runs was written.
@@ -82,9 +85,22 @@ pub(crate) struct ReportWritten {
 impl RouteTaken {
     /// The route of step `step`.
     pub(crate) fn new(step: u64, hops: &[HopPasses]) -> Self {
-        let taken =
-            |hop: &HopPasses| HopTaken { peer: hop.peer.to_string(), blocks: hop.span.to_string(), passes: hop.passes };
+        let taken = |hop: &HopPasses| {
+            let first = hop.span.start();
+            let beside = hops.iter().filter(|other| other.span.start() <= first && first < other.span.end());
+            let all: usize = beside.map(|hop| hop.passes).sum();
+            let share = hop.passes as f64 / all.max(1) as f64;
+            HopTaken { peer: hop.peer.to_string(), blocks: hop.span.to_string(), share }
+        };
         Self { step, hops: hops.iter().map(taken).collect() }
+    }
+
+    /// Whether the other one is hardly another way.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let like = |(a, b): (&HopTaken, &HopTaken)| {
+            (&a.peer, &a.blocks) == (&b.peer, &b.blocks) && (a.share - b.share).abs() < NOTICED
+        };
+        self.hops.len() == other.hops.len() && self.hops.iter().zip(&other.hops).all(like)
     }
 }
 
@@ -132,5 +148,28 @@ impl Display for RouteTaken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {} through", self.step)?;
         self.hops.iter().try_for_each(|hop| write!(f, " {} via {}", hop.blocks, super::short(&hop.peer)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use petals_client::{PeerId, Span};
+
+    use super::*;
+
+    #[test]
+    fn routes_have_shares_and_are_alike_whatever_the_number_of_micro_batches() {
+        let peers = [PeerId::random(), PeerId::random(), PeerId::random()];
+        let route = |passes: [usize; 3]| {
+            let spans = [(0, 2), (0, 4), (2, 4)].map(|(start, end)| Span::new(start, end).unwrap());
+            let hops = peers.iter().zip(spans).zip(passes).filter(|(_, passes)| *passes > 0);
+            let hops: Vec<HopPasses> = hops.map(|((&peer, span), passes)| HopPasses { peer, span, passes }).collect();
+            RouteTaken::new(7, &hops)
+        };
+        let shares = |route: &RouteTaken| route.hops.iter().map(|hop| hop.share).collect::<Vec<_>>();
+        let first = route([3, 1, 3]);
+        assert_eq!(shares(&first), [0.75, 0.25, 0.75]);
+        assert!(first.is_like(&route([6, 2, 6])) && first.is_like(&route([20, 7, 20])));
+        assert!(!first.is_like(&route([1, 1, 1])) && !first.is_like(&route([3, 0, 3])));
     }
 }

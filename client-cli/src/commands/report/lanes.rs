@@ -28,7 +28,7 @@ pub(super) struct Lanes {
     width: u64,
 }
 
-/// The hops of a route: server, blocks, micro-batches.
+/// The hops of a route: server, blocks, share of the micro-batches.
 type Hops = Vec<(String, (u64, u64), f64)>;
 
 impl Lanes {
@@ -45,11 +45,8 @@ impl Lanes {
             let Some((begin, hops)) = route_of(route) else { continue };
             let next = routes.get(at + 1).and_then(|next| next.get("step")?.as_u64()).unwrap_or(last.saturating_add(1));
             let (begin, end) = (begin.max(self.first), next.min(last.saturating_add(1)));
-            for (peer, blocks, passes) in &hops {
-                let beside = hops.iter().filter(|(_, other, _)| other.0 <= blocks.0 && blocks.0 < other.1);
-                let all: f64 = beside.map(|(.., passes)| passes).sum();
-                let columns = shares.entry((*blocks, peer.clone())).or_default();
-                self.spread(begin, end, passes / all.max(1.0), columns);
+            for (peer, blocks, share) in hops {
+                self.spread(begin, end, share, shares.entry((blocks, peer)).or_default());
             }
         }
         let mut lanes: Vec<Lane> = Vec::new();
@@ -104,7 +101,7 @@ fn route_of(route: &Value) -> Option<(u64, Hops)> {
     let hop = |hop: &Value| {
         let (start, end) = hop.get("blocks")?.as_str()?.split_once("..")?;
         let blocks = (start.parse().ok()?, end.parse().ok()?);
-        Some((hop.get("peer")?.as_str()?.to_owned(), blocks, hop.get("passes")?.as_f64()?))
+        Some((hop.get("peer")?.as_str()?.to_owned(), blocks, hop.get("share")?.as_f64()?.clamp(0.0, 1.0)))
     };
     let hops = route.get("hops")?.as_array()?.iter().filter_map(hop).collect();
     Some((route.get("step")?.as_u64()?, hops))
@@ -116,15 +113,15 @@ mod tests {
 
     use super::*;
 
-    fn hop(peer: &str, blocks: &str, passes: u64) -> Value {
-        json!({"peer": peer, "blocks": blocks, "passes": passes})
+    fn hop(peer: &str, blocks: &str, share: f64) -> Value {
+        json!({"peer": peer, "blocks": blocks, "share": share})
     }
 
     #[test]
     fn a_lane_has_the_share_of_the_micro_batches_that_went_through_its_blocks() {
         let routes = [
-            json!({"step": 1, "hops": [hop("a", "0..2", 3), hop("b", "0..4", 1), hop("c", "2..4", 3)]}),
-            json!({"step": 4, "hops": [hop("a", "0..2", 2), hop("c", "2..4", 2)]}),
+            json!({"step": 1, "hops": [hop("a", "0..2", 0.75), hop("b", "0..4", 0.25), hop("c", "2..4", 0.75)]}),
+            json!({"step": 4, "hops": [hop("a", "0..2", 1.0), hop("c", "2..4", 1.0)]}),
             json!({"step": "?"}),
         ];
         let (lanes, more) = Lanes::new(1, 5).of(&routes, 5);
@@ -138,13 +135,13 @@ mod tests {
     #[test]
     fn many_steps_share_a_column_and_of_many_servers_those_stay_that_did_most() {
         let routes =
-            [json!({"step": 1, "hops": [hop("a", "0..4", 1)]}), json!({"step": 3, "hops": [hop("b", "0..4", 1)]})];
+            [json!({"step": 1, "hops": [hop("a", "0..4", 1.0)]}), json!({"step": 3, "hops": [hop("b", "0..4", 1.0)]})];
         let (lanes, _) = Lanes::new(1, 640).of(&routes, 640);
         assert_eq!(lanes[0].parts, [(1, 4, 0.5)]);
         assert_eq!(lanes[1].parts, [(1, 4, 0.5), (5, 640, 1.0)]);
         let (lanes, _) = Lanes::new(1, 641).of(&routes[1..], 641);
         assert_eq!(lanes[0].parts, [(1, 5, 0.6), (6, 641, 1.0)], "the last column has one step alone");
-        let hops: Vec<Value> = (0..50).map(|at| hop(&format!("{at:02}"), "0..4", at + 1)).collect();
+        let hops: Vec<Value> = (0..50).map(|at| hop(&format!("{at:02}"), "0..4", f64::from(at + 1) / 50.0)).collect();
         let (lanes, more) = Lanes::new(1, 2).of(&[json!({"step": 1, "hops": hops})], 2);
         assert_eq!((lanes.len(), more, lanes[0].peer.as_str()), (40, 10, "10"));
     }

@@ -35,7 +35,7 @@ fn a_history_has_all_that_a_run_wrote() {
     let failed =
         |step: u64| json!({"event": "hop_failed", "step": step, "peer": "p", "blocks": "0..4", "reason": "lost"});
     let matrix = json!({"labels": ["a", "b"], "matrix": [[1, 2], [3, 4]]});
-    let hops = json!([{"peer": "p", "blocks": "0..4", "passes": 2}]);
+    let hops = json!([{"peer": "p", "blocks": "0..4", "share": 1.0}]);
     let content = lines(&[
         json!({"event": "run", "step": 0, "settings": {"--lr": "0.01"}, "time": 99.5}),
         json!({"event": "route", "step": 1, "hops": hops}),
@@ -109,7 +109,7 @@ fn a_page_is_whole_and_hostile_texts_stay_texts() {
 #[test]
 fn numbers_beyond_all_measure_are_no_steps() {
     let step = |step: u64| json!({"event": "step", "step": step, "loss": 1.0});
-    let route = json!({"event": "route", "step": u64::MAX, "hops": [{"peer": "p", "blocks": "0..18446744073709551615", "passes": -1}]});
+    let route = json!({"event": "route", "step": u64::MAX, "hops": [{"peer": "p", "blocks": "0..18446744073709551615", "share": -1}]});
     let history = history(&lines(&[step(1), step(u64::MAX), route]));
     assert_eq!((&history["last_step"], &history["unknown"]), (&json!(1), &json!(2)));
 }

@@ -1,6 +1,6 @@
 //! Everything that a run writes down as it goes: the file of its measurements, TensorBoard's events, and what the model card says of them.
 
-use petals_client::{HopPasses, StepReport, TrainingRecord};
+use petals_client::{StepReport, TrainingRecord};
 
 use super::best::Best;
 use super::board::Board;
@@ -18,8 +18,8 @@ pub(super) struct Journal {
     metrics: Metrics,
     board: Option<Board>,
     swarm: SwarmLog,
-    /// Who ran the last step.
-    hops: Vec<HopPasses>,
+    /// Who ran the last steps.
+    route: Option<RouteTaken>,
 }
 
 impl Journal {
@@ -41,15 +41,16 @@ impl Journal {
             metrics.add(&RunBegins(&settings))?;
         }
         let board = args.report.tensorboard.then(|| Board::open(&args.out, step)).transpose()?;
-        Ok((Self { metrics, board, swarm, hops: Vec::new() }, best))
+        Ok((Self { metrics, board, swarm, route: None }, best))
     }
 
     /// Writes down a step and how it was made.
     pub(super) fn step(&mut self, step: &Step, report: &StepReport) -> Result<(), CliError> {
         self.happened(step.step)?;
-        if report.hops != self.hops {
-            self.metrics.add(&RouteTaken::new(step.step, &report.hops))?;
-            self.hops.clone_from(&report.hops);
+        let route = RouteTaken::new(step.step, &report.hops);
+        if !self.route.as_ref().is_some_and(|before| before.is_like(&route)) {
+            self.metrics.add(&route)?;
+            self.route = Some(route);
         }
         self.metrics.add(step)?;
         let Some(board) = &mut self.board else { return Ok(()) };
