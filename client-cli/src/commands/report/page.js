@@ -346,5 +346,5 @@ $("theme").onclick = () => {
   document.documentElement.className = dark ? "light" : "dark";
 };
 let width = 0;
-new ResizeObserver(() => { if (innerWidth !== width) { width = innerWidth; drawAll(); } }).observe(document.body);
+new ResizeObserver(() => { if (innerWidth !== width) { width = innerWidth; requestAnimationFrame(drawAll); } }).observe(document.body);
 scores(); settings(); events(); everything();
