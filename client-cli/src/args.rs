@@ -11,6 +11,7 @@ mod generate;
 mod learning;
 mod logits;
 mod method;
+mod report;
 mod route;
 mod serve;
 mod shaping;
@@ -28,6 +29,7 @@ pub(crate) use export::{ExportArgs, ExportTo};
 pub(crate) use generate::GenerateArgs;
 pub(crate) use learning::Learning;
 pub(crate) use logits::LogitsArgs;
+pub(crate) use report::ReportArgs;
 pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
 pub(crate) use swarm::{PassArgs, SwarmArgs};
@@ -58,8 +60,10 @@ pub(crate) enum Command {
     Train(Box<TrainArgs>),
     /// Train a prefix that stands for a long text: model and prefix are brought to say what model and text say.
     Distill(Box<DistillArgs>),
-    /// Measure an adapter's loss, and for seq-cls its accuracy, on a data file.
+    /// Measure an adapter on a data file: its loss, and for seq-cls accuracy, macro-F1 and what is taken for what.
     Eval(EvalArgs),
+    /// Write a page about runs: their losses, scores, speed, traffic and routes.
+    Report(ReportArgs),
     /// Continue a prompt, with or without an adapter.
     Generate(Box<GenerateArgs>),
     /// Talk to the model, with or without an adapter.

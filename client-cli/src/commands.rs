@@ -8,6 +8,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod logits;
 mod out;
+pub(crate) mod report;
 pub(crate) mod route;
 pub(crate) mod serve;
 mod session;

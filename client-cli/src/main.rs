@@ -40,6 +40,7 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
             Command::Train(args) => commands::train::run(*args, output).await,
             Command::Distill(args) => commands::distill::run(*args, output).await,
             Command::Eval(args) => commands::eval::run(args, output).await,
+            Command::Report(args) => commands::report::run(&args, output),
             Command::Generate(args) => commands::generate::run(*args, output).await,
             Command::Chat(args) => commands::chat::run(*args, output).await,
             Command::Serve(args) => commands::serve::run(*args, output).await,

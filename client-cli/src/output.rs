@@ -13,18 +13,24 @@ use crate::terminal;
 mod bench;
 mod chat;
 mod data;
+mod eval;
 mod explain;
 mod generated;
 mod rates;
+mod run;
+mod samples;
 mod swarm;
 mod time;
 
 pub(crate) use bench::{BenchRepetition, BenchResult, BenchServer, BenchSetup};
 pub(crate) use chat::{Answered, Notice, Serving};
 pub(crate) use data::{Measured, Planned, ReadData};
+pub(crate) use eval::Eval;
 pub(crate) use explain::{Considered, TrainingRoute};
 pub(crate) use generated::{Course, Generated};
 pub(crate) use rates::{RateChosen, RateTried};
+pub(crate) use run::{DataFile, ReportWritten, RouteTaken, RunBegins, RunGoesOn, RunSettings};
+pub(crate) use samples::{Sample, Samples};
 pub(crate) use swarm::{
     Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
 };
@@ -85,6 +91,11 @@ impl Output {
         Ok(written.map_err(|error| anyhow::Error::new(error).context("cannot write to stdout"))?)
     }
 
+    /// An event as scripts read it.
+    pub(crate) fn tagged<E: Event>(event: &E) -> serde_json::Result<serde_json::Value> {
+        serde_json::to_value(Tagged { event: E::NAME, body: event })
+    }
+
     /// An event as it is printed.
     pub(crate) fn line<E: Event>(self, event: &E) -> serde_json::Result<String> {
         if self.json { serde_json::to_string(&Tagged { event: E::NAME, body: event }) } else { Ok(event.to_string()) }
@@ -109,18 +120,6 @@ pub(crate) struct Step {
     pub(crate) traffic: TrafficCount,
     /// Seconds that the steps still to be made will take, as the last ones went.
     pub(crate) left_s: f64,
-}
-
-/// A measurement on held-out data.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Eval {
-    /// Steps that the tables were trained for.
-    pub(crate) step: u64,
-    /// Mean cross-entropy over all labels.
-    pub(crate) loss: f64,
-    /// Share of correct classes; seq-cls only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) accuracy: Option<f64>,
 }
 
 /// A run goes on from its saved state.
@@ -213,10 +212,6 @@ impl Event for Step {
     const NAME: &'static str = "step";
 }
 
-impl Event for Eval {
-    const NAME: &'static str = "eval";
-}
-
 impl Event for Resumed {
     const NAME: &'static str = "resumed";
 }
@@ -249,13 +244,6 @@ impl Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { step, loss, lr, tokens_per_s, .. } = self;
         write!(f, "step {step}: loss {loss:.4}, lr {lr:.2e}, {tokens_per_s:.0} tokens/s")
-    }
-}
-
-impl Display for Eval {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after step {}: held-out loss {:.4}", self.step, self.loss)?;
-        self.accuracy.map_or(Ok(()), |accuracy| write!(f, ", accuracy {:.1} %", accuracy * 100.0))
     }
 }
 
@@ -349,16 +337,7 @@ mod tests {
         let line = r#"{"event":"step","step":3,"loss":0.25,"lr":0.01,"tokens_per_s":100.0,"grad_norm":2.0,"#;
         let rest = r#""sent":5,"received":4,"requests":2,"block_forwards":8,"block_backwards":8,"left_s":7.5}"#;
         assert_eq!(json.line(&step).unwrap(), format!("{line}{rest}"));
-        let eval = |accuracy| Eval { step: 3, loss: 0.5, accuracy };
-        assert_eq!(json.line(&eval(Some(0.75))).unwrap(), r#"{"event":"eval","step":3,"loss":0.5,"accuracy":0.75}"#);
-        assert_eq!(json.line(&eval(None)).unwrap(), r#"{"event":"eval","step":3,"loss":0.5}"#);
         let done = Done { adapter: "out".into() };
         assert_eq!(json.line(&done).unwrap(), r#"{"event":"done","adapter":"out"}"#);
-    }
-
-    #[test]
-    fn people_read_sentences() {
-        let eval = Eval { step: 20, loss: 0.5, accuracy: Some(0.9375) };
-        assert_eq!(Output::new(false).line(&eval).unwrap(), "after step 20: held-out loss 0.5000, accuracy 93.8 %");
     }
 }

@@ -60,11 +60,23 @@ fn ptune_has_no_injection_and_deep_ptune_replaces_by_default() {
 fn what_follows_from_held_out_data_needs_some() {
     for flags in ["--select best", "--patience 2", "--select best --eval e.jsonl", "--patience 2 --eval-every 5"] {
         let args = train(flags).unwrap();
-        let refused = args.report.check(args.eval.is_some()).unwrap_err();
+        let refused = args.report.check(args.eval.is_some(), args.learning.task()).unwrap_err();
         assert!(refused.contains("--eval-every") && refused.contains("--eval FILE"), "{flags}: {refused}");
     }
     let args = train("--select best --patience 2 --eval e.jsonl --eval-every 5").unwrap();
-    assert_eq!(args.report.check(args.eval.is_some()), Ok(()));
+    assert_eq!(args.report.check(args.eval.is_some(), args.learning.task()), Ok(()));
+}
+
+#[test]
+fn texts_are_gone_on_with_where_there_are_some() {
+    let check = |args: TrainArgs, task| args.report.check(args.eval.is_some(), task);
+    let without = check(*train("--eval-generate 2").unwrap(), Task::CausalLm).unwrap_err();
+    assert!(without.contains("--eval FILE"), "{without}");
+    let args = *train("--eval-generate 2 --eval e.jsonl").unwrap();
+    assert_eq!((args.report.eval_generate, args.report.eval_generate_tokens), (Some(2), 48));
+    assert_eq!(check(args.clone(), Task::CausalLm), Ok(()));
+    let refused = check(args, Task::SeqCls).unwrap_err();
+    assert!(refused.contains("--eval-generate") && refused.contains("seq-cls"), "{refused}");
 }
 
 #[test]
@@ -154,7 +166,7 @@ fn only_a_validation_needs_no_swarm() {
 fn settings_change_with_the_flags_that_shape_the_curve_only() {
     let settings = |flags: &str| {
         let args = train(flags).unwrap();
-        args.settings(&args.method.method(None).unwrap(), "digest", 64)
+        args.settings(&args.method.method(None).unwrap(), "digest", 64, None)
     };
     assert_eq!(settings(""), settings("--micro-batch-tokens 1 --save-every 1 --steps 9 --resume"));
     for flags in ["--lr 0.5", "--seed 1", "--clip 2", "--no-shuffle", "--injection add", "--batch-size 3"] {

@@ -154,6 +154,19 @@ pub(crate) struct ReportArgs {
     #[arg(long)]
     pub(crate) eval_first: bool,
 
+    /// At every measurement of --eval, show how its first N examples go on with the tables as they are: behind the prompt, the
+    /// conversation so far, or the first half of a text; causal-lm only, the most probable token each time.
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub(crate) eval_generate: Option<usize>,
+
+    /// With --eval-generate: most tokens of each.
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = at_least(1))]
+    pub(crate) eval_generate_tokens: usize,
+
+    /// Write what is measured for TensorBoard too, into OUT/tensorboard.
+    #[arg(long)]
+    pub(crate) tensorboard: bool,
+
     /// With --json, print every N-th step.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) log_every: u64,
@@ -242,11 +255,17 @@ impl OptimiserArgs {
 }
 
 impl ReportArgs {
-    /// Checks that what follows from held-out data has some.
+    /// Checks that what follows from held-out data has some, and that there is a text to go on with.
     ///
     /// # Errors
     /// A sentence that names the flag.
-    pub(crate) fn check(&self, has_eval: bool) -> Result<(), String> {
+    pub(crate) fn check(&self, has_eval: bool, task: Task) -> Result<(), String> {
+        if self.eval_generate.is_some() && !has_eval {
+            return Err("--eval-generate needs --eval FILE, whose examples are gone on with".to_owned());
+        }
+        if self.eval_generate.is_some() && task != Task::CausalLm {
+            return Err(format!("--eval-generate means nothing with --task {task}: a classifier writes no text"));
+        }
         let given = [("--select best", self.select == Select::Best), ("--patience", self.patience.is_some())];
         match given.iter().find(|(_, given)| *given && (!has_eval || self.eval_every == 0)) {
             Some((flag, _)) => {

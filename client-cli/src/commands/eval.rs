@@ -30,8 +30,7 @@ pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> 
     let dataset = Dataset::load(&args.data, &rules, &tokenizer)?;
     let read = ReadData::new(args.data.clone(), &dataset);
     output.emit(&Measured { eval: read, max_length: text.max_length.unwrap_or(positions) })?;
-    let step = manifest.step;
-    let is_classifier = manifest.labels.is_some();
+    let (step, labels) = (manifest.step, manifest.labels.clone());
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
     let config = TunerConfig {
         micro_batch_tokens: args.passes.micro_batch_tokens,
@@ -41,8 +40,7 @@ pub(crate) async fn run(args: EvalArgs, output: Output) -> Result<(), CliError> 
     let tables = Arc::new(adapter.tables);
     let score = evaluate(&sequence, &files.local, Some(&tables), &dataset.examples, &config).await;
     let score = score.map_err(Error::from)?;
-    let loss = score.loss().context("the data has no labels")?;
-    output.emit(&Eval { step, loss, accuracy: score.accuracy().filter(|_| is_classifier) })?;
+    output.emit(&Eval::new(step, &score, labels.as_ref()).context("the data has no labels")?)?;
     session::verified(&sequence, &args.swarm, output)?;
     swarm.shutdown().await;
     Ok(())

@@ -1,19 +1,40 @@
 //! What every command does first: open the model, join the swarm, show what goes wrong there.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use petals_client::{
     Adapter, ClientNetwork, JoinError, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle,
 };
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::args::SwarmArgs;
 use crate::error::CliError;
-use crate::output::{Disagreement, HopFailed, Outpaced, Output, RelayFailed, UntrueResult, Verified, Waiting};
+use crate::output::{Disagreement, Event, HopFailed, Outpaced, Output, RelayFailed, UntrueResult, Verified, Waiting};
 
 /// Events that may wait to be printed; later ones are dropped.
 const EVENTS: usize = 256;
+/// Events that a [`SwarmLog`] keeps; later ones are dropped until somebody takes them.
+const KEPT: usize = 1024;
+
+/// What happened among the servers, for whoever writes it down.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SwarmLog(Arc<Mutex<Vec<Value>>>);
+
+impl SwarmLog {
+    /// What happened since the last time, as scripts read it.
+    pub(super) fn take(&self) -> Vec<Value> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note<E: Event>(&self, event: &E) {
+        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.len() < KEPT {
+            events.extend(Output::tagged(event));
+        }
+    }
+}
 
 /// Opens the client's part of the model.
 pub(super) fn open(args: &SwarmArgs) -> Result<ModelFiles, CliError> {
@@ -30,6 +51,16 @@ pub(super) async fn connect(
     files: &ModelFiles,
     args: &SwarmArgs,
     output: Output,
+) -> Result<(Arc<RemoteSequence>, SwarmHandle), CliError> {
+    connect_noting(files, args, output, None).await
+}
+
+/// As [`connect`]; what is printed is noted in `log` as well.
+pub(super) async fn connect_noting(
+    files: &ModelFiles,
+    args: &SwarmArgs,
+    output: Output,
+    log: Option<SwarmLog>,
 ) -> Result<(Arc<RemoteSequence>, SwarmHandle), CliError> {
     let config = SequenceConfig {
         request_timeout: args.request_timeout,
@@ -49,7 +80,7 @@ pub(super) async fn connect(
         JoinError::Address(_) | JoinError::SwarmKey(_) | JoinError::Identity(_) => CliError::input(error),
         _ => CliError::from(anyhow::Error::new(error)),
     })?;
-    tokio::spawn(report(receiver, output));
+    tokio::spawn(report(receiver, Reporter { output, log }));
     Ok((Arc::new(sequence), swarm))
 }
 
@@ -58,32 +89,47 @@ pub(super) fn verified(sequence: &RemoteSequence, args: &SwarmArgs, output: Outp
     if args.route.verify > 0.0 { output.emit(&Verified(sequence.verification())) } else { Ok(()) }
 }
 
-async fn report(mut events: mpsc::Receiver<SwarmEvent>, output: Output) {
+/// Prints what happens among the servers, and notes it.
+struct Reporter {
+    output: Output,
+    log: Option<SwarmLog>,
+}
+
+impl Reporter {
+    fn tell<E: Event>(&self, event: &E) -> Result<(), CliError> {
+        if let Some(log) = &self.log {
+            log.note(event);
+        }
+        self.output.emit(event)
+    }
+}
+
+async fn report(mut events: mpsc::Receiver<SwarmEvent>, reporter: Reporter) {
     while let Some(event) = events.recv().await {
         let printed = match event {
             SwarmEvent::HopFailed { peer, span, reason } => {
-                output.emit(&HopFailed { peer: peer.to_string(), blocks: span.to_string(), reason })
+                reporter.tell(&HopFailed { peer: peer.to_string(), blocks: span.to_string(), reason })
             }
             SwarmEvent::RelayFailed { peer, span, reason } => {
-                output.emit(&RelayFailed { peer: peer.to_string(), blocks: span.to_string(), reason })
+                reporter.tell(&RelayFailed { peer: peer.to_string(), blocks: span.to_string(), reason })
             }
-            SwarmEvent::Outpaced { peer, span, by, after } => output.emit(&Outpaced {
+            SwarmEvent::Outpaced { peer, span, by, after } => reporter.tell(&Outpaced {
                 peer: peer.to_string(),
                 blocks: span.to_string(),
                 by: by.to_string(),
                 after_s: after.as_secs_f64(),
             }),
             SwarmEvent::UntrueResult { peer, span, reason } => {
-                output.emit(&UntrueResult { peer: peer.to_string(), blocks: span.to_string(), reason })
+                reporter.tell(&UntrueResult { peer: peer.to_string(), blocks: span.to_string(), reason })
             }
-            SwarmEvent::Disagreement { peer, other, span, reason } => output.emit(&Disagreement {
+            SwarmEvent::Disagreement { peer, other, span, reason } => reporter.tell(&Disagreement {
                 peer: peer.to_string(),
                 other: other.to_string(),
                 blocks: span.to_string(),
                 reason,
             }),
             SwarmEvent::BlocksMissing { missing, wait, .. } => {
-                output.emit(&Waiting { reason: missing.to_string(), retry_in_s: wait.as_secs_f64() })
+                reporter.tell(&Waiting { reason: missing.to_string(), retry_in_s: wait.as_secs_f64() })
             }
             _ => Ok(()),
         };

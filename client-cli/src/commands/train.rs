@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Error};
 use petals_client::{
-    Adapter, LearningRate, ModelFiles, PromptTuner, Task, TextRules, TrainingRecord, TrainingState, TunerConfig,
+    Adapter, LearningRate, ModelFiles, PromptTuner, RemoteModel, TextRules, TrainingRecord, TrainingState, TunerConfig,
 };
 
 use super::{out, session, stop::StopSignal};
-use crate::args::{Learning, Select, TrainArgs, TrainLength};
+use crate::args::{Select, TrainArgs, TrainLength};
 use crate::data::BatchPlan;
 use crate::error::CliError;
 use crate::output::{Done, EndedEarly, Estimated, Eval, Output, Resumed, Saved, Selected, Step};
@@ -14,15 +14,20 @@ use crate::progress::Progress;
 use crate::text::TextTokenizer;
 
 mod best;
+pub(super) mod board;
+mod journal;
 mod material;
-mod metrics;
+pub(super) mod metrics;
+mod notes;
 mod probe;
+mod samples;
 mod start;
 mod teacher;
 
 use best::Best;
+use journal::Journal;
 use material::Material;
-use metrics::Metrics;
+use samples::Sampler;
 pub(crate) use teacher::context;
 
 /// Where the best adapter so far is kept within a run's directory.
@@ -32,11 +37,13 @@ const BEST: &str = "best";
 struct Run<'a> {
     args: &'a TrainArgs,
     files: &'a ModelFiles,
+    material: &'a Material,
     output: Output,
     rules: TextRules,
     record: TrainingRecord,
     tuner: PromptTuner,
-    metrics: Metrics,
+    journal: Journal,
+    sampler: Option<Sampler<'a>>,
     best: Best,
 }
 
@@ -57,7 +64,7 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     args.start.check(args.method.mode).map_err(CliError::Usage)?;
     let shaping = args.shaping.check(args.method.mode, args.learning, given.as_ref(), args.start.prompts_flag());
     shaping.map_err(CliError::Usage)?;
-    args.report.check(args.eval.is_some()).map_err(CliError::Usage)?;
+    args.report.check(args.eval.is_some(), args.learning.task()).map_err(CliError::Usage)?;
     let context = args.teacher.context(args.learning).map_err(CliError::Usage)?;
     let context = context.map(|path| teacher::context(path, &tokenizer)).transpose()?;
     // The teacher has to have room for an example too.
@@ -93,7 +100,8 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     if args.validate {
         return Ok(());
     }
-    let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
+    let log = session::SwarmLog::default();
+    let (sequence, swarm) = session::connect_noting(&files, &args.swarm, output, Some(log.clone())).await?;
     let TrainingState { record, tables, optimizer, aids } = tokio::select! {
         state = from_swarm.fill(&sequence, &files, &args, state) => state?,
         () = StopSignal::install()?.received() => return Err(anyhow::anyhow!("interrupted before the first step").into()),
@@ -112,8 +120,16 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
         }
     }
     let tuner = PromptTuner::new(sequence.clone(), files.local.clone(), tables, optimizer, tuning).with_aids(aids);
-    let (metrics, best) = Metrics::open(&args.out, record.step)?;
-    let mut run = Run { args: &args, files: &files, output, rules, record, tuner, metrics, best };
+    let (journal, best) = Journal::open(&args, &record, &material, tuner.tables().shape().parameters(), log)?;
+    let sampler = args.report.eval_generate.map(|texts| Sampler {
+        model: RemoteModel::new(sequence.clone(), files.local.clone()),
+        tokenizer: &tokenizer,
+        positions,
+        texts,
+        tokens: args.report.eval_generate_tokens,
+    });
+    let (args, files, material) = (&args, &files, &material);
+    let mut run = Run { args, files, material, output, rules, record, tuner, journal, sampler, best };
     if run.record.step > 0 {
         output.emit(&Resumed { step: run.record.step })?;
     }
@@ -123,11 +139,11 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
     if let Some(step) = estimate.ok().flatten().filter(|_| left > 0) {
         output.emit(&Estimated::new(step, left))?;
     }
-    let finished = run.steps(&material, &mut plan).await;
+    let finished = run.steps(material, &mut plan).await;
     session::verified(&sequence, &args.swarm, output)?;
     swarm.shutdown().await;
     finished?;
-    output.emit(&Done { adapter: args.out })
+    output.emit(&Done { adapter: args.out.clone() })
 }
 
 impl Run<'_> {
@@ -168,7 +184,7 @@ impl Run<'_> {
             let (loss, grad_norm, traffic) = (report.loss, report.grad_norm, report.traffic);
             let left_s = progress.left(report.elapsed, total - step);
             let made = Step { step, loss, lr, tokens_per_s, grad_norm, traffic, left_s };
-            self.metrics.add(&made)?;
+            self.journal.step(&made, &report)?;
             progress.step(&made)?;
             if due(step, reports.save_every) {
                 self.save()?;
@@ -199,12 +215,18 @@ impl Run<'_> {
 
     /// Leaves the adapter that is wanted in the run's directory, where that of the last step is.
     fn select(&self) -> Result<(), CliError> {
-        let Some(step) = self.best.step().filter(|_| self.args.report.select == Select::Best) else { return Ok(()) };
-        if step < self.record.step {
-            let model = &self.files.adapted;
-            let best = Adapter::load(&self.args.out.join(BEST), model).map_err(Error::from)?;
-            best.save(&self.args.out, model).map_err(Error::from)?;
-        }
+        let (out, model, measured) = (&self.args.out, &self.files.adapted, self.journal.metrics());
+        let card = |measured| notes::card(self.args, &self.record, self.material, measured);
+        let Some(step) = self.best.step().filter(|_| self.args.report.select == Select::Best) else {
+            // What was measured last was not known when it was saved.
+            let described = self.adapter().describe(out, model, &card(measured.last.as_ref()));
+            return Ok(described.map_err(Error::from)?);
+        };
+        let best = match step < self.record.step {
+            true => Adapter::load(&out.join(BEST), model).map_err(Error::from)?,
+            false => self.adapter(),
+        };
+        best.save_described(out, model, &card(measured.best.as_ref())).map_err(Error::from)?;
         self.output.emit(&Selected { step })
     }
 
@@ -219,8 +241,10 @@ impl Run<'_> {
     }
 
     /// What was learnt is worth keeping whatever went wrong.
-    fn stopped(&self, reason: Error) -> Result<(), CliError> {
+    fn stopped(&mut self, reason: Error) -> Result<(), CliError> {
         let step = self.record.step;
+        // Why is the first thing that is asked, and a failure to write it down must not hide it.
+        let _ = self.journal.happened(step);
         if step == 0 {
             return Err(reason.context("stopped before the first step").into());
         }
@@ -235,16 +259,29 @@ impl Run<'_> {
     async fn evaluate(&mut self, material: &Material) -> Result<(), CliError> {
         let Some(eval) = &material.eval else { return Ok(()) };
         let score = self.tuner.evaluate(&eval.examples).await.map_err(Error::from)?;
-        let loss = score.loss().context("the held-out data has no labels")?;
-        let accuracy = score.accuracy().filter(|_| self.args.learning == Learning::SeqCls);
         let step = self.record.step;
-        let measured = Eval { step, loss, accuracy };
-        self.metrics.add(&measured)?;
-        let better = self.best.see(step, loss);
+        let measured = Eval::new(step, &score, self.record.labels.as_ref());
+        let measured = measured.context("the held-out data has no labels")?;
+        let better = self.best.see(step, measured.loss);
+        self.journal.measured(&measured, better)?;
         if better && self.args.report.select == Select::Best {
-            self.adapter().save(&self.args.out.join(BEST), &self.files.adapted).map_err(Error::from)?;
+            let card = notes::card(self.args, &self.record, self.material, self.journal.metrics().best.as_ref());
+            let saved = self.adapter().save_described(&self.args.out.join(BEST), &self.files.adapted, &card);
+            saved.map_err(Error::from)?;
         }
-        self.output.emit(&measured)
+        self.output.emit(&measured)?;
+        let Some(sampler) = &self.sampler else { return Ok(()) };
+        match sampler.samples(step, self.adapter().tables, &eval.examples).await {
+            Ok(samples) => {
+                self.journal.samples(&samples)?;
+                self.output.emit(&samples)
+            }
+            // What is only looked at is nothing to end a run for.
+            Err(error) => {
+                tracing::warn!("--eval-generate: no texts after step {step}: {error:#}");
+                Ok(())
+            }
+        }
     }
 
     /// The tables as they are.
@@ -257,7 +294,8 @@ impl Run<'_> {
     fn save(&self) -> Result<(), CliError> {
         let (out, tables) = (&self.args.out, self.tuner.tables());
         self.record.save(out, tables, self.tuner.optimizer(), self.tuner.aids()).map_err(Error::from)?;
-        self.adapter().save(out, &self.files.adapted).map_err(Error::from)?;
+        let card = notes::card(self.args, &self.record, self.material, self.journal.metrics().last.as_ref());
+        self.adapter().save_described(out, &self.files.adapted, &card).map_err(Error::from)?;
         self.output.emit(&Saved { step: self.record.step })
     }
 }

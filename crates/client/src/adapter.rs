@@ -5,7 +5,7 @@
 //! | `adapter_model.safetensors` | the tables in f32; the manifest as JSON in its metadata, so that both change at once |
 //! | `adapter_config.json` | PEFT's configuration; what PEFT has no kind for, deep prompts and combinations, has one that it refuses |
 //! | `petals_adapter.json` | the manifest again, for people and scripts; read only if the metadata lacks it |
-//! | `README.md` | a short card |
+//! | `README.md` | the model card, unless somebody else wrote one |
 //!
 //! Around it is everything that is trained and saved: the `tables` themselves, the `labels` of a classifier, the `names` of tasks and
 //! modes, and files that are written whole or not at all (`tensor_file`, `atomic_file`). Apart from tuning because inference
@@ -19,6 +19,7 @@ use petals_protocol::{BlockWidths, ModelId};
 
 pub(crate) mod atomic_file;
 mod base;
+pub(crate) mod card;
 pub(crate) mod labels;
 mod manifest;
 pub(crate) mod merge;
@@ -32,6 +33,7 @@ pub(crate) mod tensor_file;
 mod weights;
 
 use atomic_file::{WriteError, write_atomically};
+use card::CardDetails;
 use labels::LabelMap;
 pub use manifest::{AdapterManifest, TextRules};
 use names::TuningMode;
@@ -199,6 +201,19 @@ impl Adapter {
     /// # Errors
     /// [`AdapterError::Write`] and [`AdapterError::Tensors`].
     pub fn save(&self, directory: &Path, model: &AdaptedModel) -> Result<(), AdapterError> {
+        self.save_described(directory, model, &CardDetails::default())
+    }
+
+    /// As [`Self::save`], with a model card that says more than the adapter itself knows.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_described(
+        &self,
+        directory: &Path,
+        model: &AdaptedModel,
+        details: &CardDetails,
+    ) -> Result<(), AdapterError> {
         let shape = self.tables.shape();
         let config = peft::config(&self.manifest, shape, model);
         let manifest = self.manifest.to_json();
@@ -206,9 +221,16 @@ impl Adapter {
         let texts = HashMap::from([(MANIFEST_KEY.to_owned(), manifest.to_string())]);
         write_tensors(&directory.join(TENSORS_FILE), &self.tensors(), texts)?;
         write_atomically(&directory.join(MANIFEST_FILE), pretty(&manifest).as_bytes())?;
-        let card = peft::card(&self.manifest, shape, model);
-        write_atomically(&directory.join("README.md"), card.as_bytes())?;
-        Ok(())
+        self.describe(directory, model, details)
+    }
+
+    /// Writes the model card of an adapter that is saved in `directory`. A README that somebody else wrote stays, with a warning.
+    ///
+    /// # Errors
+    /// [`AdapterError::Write`].
+    pub fn describe(&self, directory: &Path, model: &AdaptedModel, details: &CardDetails) -> Result<(), AdapterError> {
+        let text = card::text(&self.manifest, self.tables.shape(), model, details);
+        Ok(card::write(directory, &text)?)
     }
 
     fn tensors(&self) -> Vec<(String, Vec<usize>, Cow<'_, [f32]>)> {

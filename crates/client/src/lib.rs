@@ -15,6 +15,7 @@ mod servers;
 mod tuning;
 
 pub use adapter::atomic_file::WriteError;
+pub use adapter::card::{CardData, CardDetails, CardScore};
 pub use adapter::labels::{Label, LabelError, LabelMap};
 pub use adapter::merge::{MergeError, merge};
 pub use adapter::method::Method;
@@ -52,6 +53,7 @@ pub use tuning::Pace;
 pub use tuning::aids::Aids;
 pub use tuning::average::Average;
 pub use tuning::batch::{Example, Target};
+pub use tuning::confusion::Confusion;
 pub use tuning::dropout::PromptDropout;
 pub use tuning::encoder::{Encoder, EncoderError, Reparam, ReparamKind};
 pub use tuning::loss::{TrainingLoss, balanced_weights};
@@ -59,4 +61,6 @@ pub use tuning::optimizer::AdamW;
 pub use tuning::probe::{TriedRate, best_rate};
 pub use tuning::schedule::{LearningRate, Schedule};
 pub use tuning::training_state::{SettingChange, TrainingRecord, TrainingState, TrainingStateError};
-pub use tuning::tuner::{PromptTuner, Score, StepEstimate, StepReport, TuneError, TunerConfig, evaluate, teach};
+pub use tuning::tuner::{
+    HopPasses, PromptTuner, Score, StepEstimate, StepReport, TuneError, TunerConfig, evaluate, teach,
+};

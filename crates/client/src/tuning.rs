@@ -3,6 +3,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `tuner` | a step, and the losses of evaluation |
+//! | `confusion` | which classes were taken for which |
 //! | `batch`, `pacer` | how a batch is cut into micro-batches, and how large they should be |
 //! | `loss`, `dropout` | what is minimised, and what of the tables a step sees |
 //! | `optimizer`, `schedule` | what is done with the gradients |
@@ -16,6 +17,7 @@
 pub(crate) mod aids;
 pub(crate) mod average;
 pub(crate) mod batch;
+pub(crate) mod confusion;
 pub(crate) mod dropout;
 pub(crate) mod encoder;
 pub(crate) mod loss;

@@ -77,7 +77,7 @@ async fn a_prefix_of_a_text_is_as_good_as_the_text_in_front() -> anyhow::Result<
         let model = RemoteModel::new(Arc::new(swarm.sequence(SequenceConfig::default())), swarm.local.clone());
         let text = Goldens::input_ids()?.concat();
         let vocabulary = swarm.local.config().vocab_size;
-        let whole = model.logits(&[text.clone()]).await?;
+        let whole = model.logits(std::slice::from_ref(&text)).await?;
         let prefix = model.prefix_of_text(&text[..17]).await?;
         assert_eq!((prefix.shape().injection, prefix.shape().prefix_len), (Injection::KeysValues, 17));
         let behind = model.clone().with_tables(Some(prefix.into())).logits(&[text[17..].to_vec()]).await?;

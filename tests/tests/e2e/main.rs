@@ -34,6 +34,7 @@ mod relay;
 mod relay_hostile;
 mod resume;
 mod routing;
+mod runs;
 mod sampling;
 mod selection;
 mod serve;

@@ -13,23 +13,29 @@ use crate::serve::template;
 
 /// A Python that has OpenAI's and Anthropic's clients, in the target directory; `None`, with a message, where there is no Python.
 pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
+    python_with("openai-venv", "anthropic, openai", "requirements.txt")
+}
+
+/// A Python in the target directory that can import `modules`, which a file of `tests/python` has the packages of; `None`, with a message,
+/// where there is no Python.
+pub(crate) fn python_with(venv: &str, modules: &str, requirements: &str) -> anyhow::Result<Option<PathBuf>> {
     // Tests run side by side, and one environment is made once.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let test = std::env::current_exe()?;
     let target = test.ancestors().nth(3).context("the test has no target directory")?;
-    let venv = target.join("openai-venv");
+    let venv = target.join(venv);
     let python = venv.join("bin/python");
-    let has = |python: &Path| {
-        Command::new(python).args(["-c", "import anthropic, openai"]).output().is_ok_and(|o| o.status.success())
-    };
+    let import = format!("import {modules}");
+    let has =
+        |python: &Path| Command::new(python).args(["-c", &import]).output().is_ok_and(|output| output.status.success());
     if has(&python) {
         return Ok(Some(python));
     }
     let usable = Command::new("python3").args(["-c", "import venv, ensurepip"]).output();
     if !usable.is_ok_and(|output| output.status.success()) {
         // Past the capture of a test's output: a test that did not run should not look like one that did.
-        let _ = writeln!(std::io::stderr(), "skipped: the clients need python3 with venv, which is not installed here");
+        let _ = writeln!(std::io::stderr(), "skipped: {modules} need python3 with venv, which is not installed here");
         return Ok(None);
     }
     let run = |command: &mut Command| {
@@ -38,7 +44,7 @@ pub(crate) fn python() -> anyhow::Result<Option<PathBuf>> {
         anyhow::Ok(())
     };
     run(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
-    let requirements = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python/requirements.txt");
+    let requirements = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("python").join(requirements);
     run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements))?;
     Ok(Some(python))
 }

@@ -21,6 +21,20 @@ pub(super) fn other(manifest: Option<&AdapterManifest>, config: &Value, model: &
     (!same).then(|| base.to_owned())
 }
 
+/// The name of a model on Hugging Face's hub, as far as it is known: with its organisation where the name in the swarm or a folder of the hub's
+/// cache has it.
+pub(super) fn hub_name(model: &AdaptedModel) -> String {
+    let name = model.id.name();
+    let folders = model.name_or_path.split(['/', '\\']);
+    let cached = folders.filter_map(|folder| folder.strip_prefix("models--")).find_map(|found| found.split_once("--"));
+    match cached {
+        Some((organisation, model)) if !name.contains('/') && model.eq_ignore_ascii_case(last(name)) => {
+            format!("{organisation}/{model}")
+        }
+        _ => name.to_owned(),
+    }
+}
+
 /// The part of a name or path that is a model's own: the last one, but for revisions in Hugging Face's cache.
 fn last(path: &str) -> &str {
     let mut parts = path.split(['/', '\\']).filter(|part| !part.is_empty() && *part != ".").rev();

@@ -1,4 +1,4 @@
-//! The files of Hugging Face PEFT: `adapter_config.json` and the card.
+//! The file of Hugging Face PEFT: `adapter_config.json`.
 //!
 //! Keys as PEFT 0.8 to 0.17 write them (`peft/config.py`, and `config.py` of each folder in `peft/tuners`).
 
@@ -92,7 +92,7 @@ fn names(modules: Modules) -> Vec<&'static str> {
 }
 
 /// The type of these tables.
-fn kind(shape: &TableShape) -> &'static str {
+pub(super) fn kind(shape: &TableShape) -> &'static str {
     let TuningMode { prefix, weights } = shape.mode();
     match (prefix, weights) {
         (Some(PrefixMode::Ptune) | None, None) => "PROMPT_TUNING",
@@ -268,24 +268,4 @@ pub(super) fn check_tables(config: &Value, directory: &Path, shape: &TableShape)
         return wrong("task_type", "SEQ_CLS".to_owned(), problem);
     }
     Ok(())
-}
-
-/// A short model card.
-pub(super) fn card(manifest: &AdapterManifest, shape: &TableShape, model: &AdaptedModel) -> String {
-    let AdapterManifest { mode, prefix_len, task, step, .. } = manifest;
-    let name = model.id.name();
-    let kind = kind(shape);
-    let use_with = if kind.starts_with("PETALS") {
-        "It has no PEFT counterpart; use it with `petals-tune`.".to_owned()
-    } else {
-        format!("It is a PEFT `{kind}` adapter and loads with `PeftModel.from_pretrained`.")
-    };
-    let parameters = shape.parameters();
-    let prefix =
-        if *prefix_len > 0 { format!("{prefix_len} trained vectors in front of the text, ") } else { String::new() };
-    format!(
-        "---\nlibrary_name: peft\n---\n\n# Adapter for {name}\n\n\
-         `{mode}` for `{task}`, after {step} steps: {prefix}{parameters} trained values. {use_with}\n\n\
-         `petals_adapter.json` says exactly what the tables in `adapter_model.safetensors` are.\n"
-    )
 }

@@ -14,6 +14,7 @@ use petals_swarm::PeerId;
 
 use super::aids::Aids;
 use super::batch::{Example, MicroBatch, Target, micro_batches};
+use super::confusion::Confusion;
 use super::dropout::{Mask, PromptDropout};
 use super::loss::TrainingLoss;
 use super::optimizer::AdamW;
@@ -25,10 +26,12 @@ use crate::servers::hop::TrafficCount;
 
 mod estimate;
 mod passes;
+mod route;
 mod teach;
 
 pub use estimate::StepEstimate;
 use passes::{MicroGradients, Passes, Task};
+pub use route::HopPasses;
 pub use teach::teach;
 
 /// Results that wait for those in front of them, for each micro-batch under way: one that is repeated elsewhere must not
@@ -89,7 +92,7 @@ pub enum TuneError {
 }
 
 /// What a step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
     /// Mean loss over all labels of the batch: of what is minimised, with smoothing and weights where there are some.
     pub loss: f64,
@@ -103,10 +106,12 @@ pub struct StepReport {
     pub traffic: TrafficCount,
     /// How the batch was cut.
     pub pace: Pace,
+    /// Who ran it forward, in the order of the blocks.
+    pub hops: Vec<HopPasses>,
 }
 
 /// Losses summed over examples.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Score {
     /// Sum of cross-entropies.
     pub loss_sum: f64,
@@ -116,6 +121,8 @@ pub struct Score {
     pub correct: usize,
     /// Tokens that went through the blocks.
     pub tokens: usize,
+    /// Which classes were taken for which; empty for next tokens.
+    pub confusion: Confusion,
 }
 
 impl Score {
@@ -134,6 +141,7 @@ impl Score {
         self.labels += other.labels;
         self.correct += other.correct;
         self.tokens += other.tokens;
+        self.confusion.merge(&other.confusion);
     }
 }
 
@@ -147,6 +155,8 @@ pub struct PromptTuner {
     aids: Aids,
     config: TunerConfig,
     pacer: Mutex<Pacer>,
+    /// Who ran the last batch.
+    hops: Mutex<Vec<HopPasses>>,
 }
 
 impl PromptTuner {
@@ -158,8 +168,16 @@ impl PromptTuner {
         optimizer: AdamW,
         config: TunerConfig,
     ) -> Self {
-        let (tables, aids) = (Arc::new(tables), Aids::default());
-        Self { sequence, model, tables, optimizer, aids, config, pacer: Mutex::default() }
+        Self {
+            sequence,
+            model,
+            tables: Arc::new(tables),
+            optimizer,
+            aids: Aids::default(),
+            config,
+            pacer: Mutex::default(),
+            hops: Mutex::default(),
+        }
     }
 
     /// The same with what a run may have beside its tables, which must have been made for them.
@@ -171,7 +189,8 @@ impl PromptTuner {
     pub fn fork(&self) -> Self {
         let (sequence, model, tables) = (self.sequence.clone(), self.model.clone(), self.tables.clone());
         let (optimizer, aids, config) = (self.optimizer.clone(), self.aids.clone(), self.config.clone());
-        Self { sequence, model, tables, optimizer, aids, config, pacer: Mutex::new(lock(&self.pacer).clone()) }
+        let pacer = Mutex::new(lock(&self.pacer).clone());
+        Self { sequence, model, tables, optimizer, aids, config, pacer, hops: Mutex::default() }
     }
 
     /// The tables as trained so far.
@@ -209,7 +228,8 @@ impl PromptTuner {
         let trained = (Arc::make_mut(&mut self.tables), &mut self.optimizer);
         let grad_norm = self.aids.step(trained, gradients, (self.config.clip, lr))?;
         let traffic = self.sequence.traffic().since(&before);
-        Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed: started.elapsed(), traffic, pace })
+        let (elapsed, hops) = (started.elapsed(), lock(&self.hops).clone());
+        Ok(StepReport { loss, grad_norm, tokens: score.tokens, elapsed, traffic, pace, hops })
     }
 
     /// Gradients of the mean loss over `batch` by the tables, and that loss: as the next step would have them, dropout included.
@@ -252,17 +272,19 @@ impl PromptTuner {
         let passes = self.passes(batch, pace, seen).with_loss(self.config.loss.clone());
         let mut results = in_order(&passes, batch, pace, |passes, micro| passes.train(micro, scale));
         let mut gradients = TableGradients::zeros(*self.tables.shape());
-        let mut score = Score::default();
+        let (mut score, mut hops) = (Score::default(), Vec::new());
         while let Some(micro) = results.try_next().await? {
             score.add(&micro.score);
             accumulate(&mut gradients, &micro)?;
             peers.extend(&micro.peers);
+            route::count(&mut hops, &micro.hops);
             lock(&self.pacer).record(&micro.measured);
         }
         // So that the mean over labels is that by weight.
         score.loss_sum *= score.labels as f64 / weight;
         let routed = (tokens(batch) as f64 * self.sequence.largest_share()).ceil() as usize;
         lock(&self.pacer).record_batch(routed, pace, started.elapsed());
+        *lock(&self.hops) = hops;
         Ok((gradients, score, peers))
     }
 

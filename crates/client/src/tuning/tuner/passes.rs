@@ -13,6 +13,7 @@ use crate::adapter::tables::PromptTables;
 use crate::planner::Hop;
 use crate::sequence::{HopTiming, PassGradients, PassInput, RemoteSequence, Trace};
 use crate::tuning::batch::MicroBatch;
+use crate::tuning::confusion::Confusion;
 use crate::tuning::loss::TrainingLoss;
 use crate::tuning::pacer::Measured;
 
@@ -42,6 +43,8 @@ pub(super) struct MicroGradients {
     pub(super) measured: Measured,
     /// Who computed it.
     pub(super) peers: Vec<PeerId>,
+    /// Who ran it forward.
+    pub(super) hops: Vec<Hop>,
 }
 
 /// Loss of one micro-batch with its gradients at the rows read and at the score head, both of the sum over labels.
@@ -84,7 +87,8 @@ impl Passes {
         let pass = self.sequence.backward(trace, local.hidden_grad).await?;
         let measured = measured(tokens, started.elapsed(), &forward, &pass.timings);
         let peers = forward.iter().chain(&pass.timings).map(|(hop, _)| hop.peer).collect();
-        Ok(MicroGradients { score: local.score, pass, head: local.head_grad, measured, peers })
+        let hops = forward.iter().map(|(hop, _)| *hop).collect();
+        Ok(MicroGradients { score: local.score, pass, head: local.head_grad, measured, peers, hops })
     }
 
     /// Forward and loss, and who computed it.
@@ -128,14 +132,18 @@ impl Passes {
             let mut local = if class {
                 let head = tables.as_ref().and_then(|tables| tables.score()).ok_or(TuneError::NoScoreHead)?;
                 let loss = model.class_loss(&hidden, head, labels, rules)?;
-                let score = Score { loss_sum: loss.loss_sum, correct: loss.correct, labels: labels.len(), tokens };
+                let confusion = Confusion::of(labels, &loss.logits);
+                let correct = confusion.correct() as usize;
+                let score = Score { loss_sum: loss.loss_sum, correct, labels: labels.len(), tokens, confusion };
                 LocalLoss { score, hidden_grad: loss.hidden_grad, head_grad: Some(loss.score_grad) }
             } else {
                 let loss = match &micro.taught {
                     Some(taught) => model.distillation_loss(&hidden, labels, taught)?,
                     None => model.lm_loss(&hidden, labels, rules)?,
                 };
-                let score = Score { loss_sum: loss.loss_sum, correct: loss.correct, labels: labels.len(), tokens };
+                let confusion = Confusion::default();
+                let score =
+                    Score { loss_sum: loss.loss_sum, correct: loss.correct, labels: labels.len(), tokens, confusion };
                 LocalLoss { score, hidden_grad: loss.grad, head_grad: None }
             };
             local.hidden_grad.iter_mut().chain(local.head_grad.iter_mut().flatten()).for_each(|g| *g *= scale);
