@@ -43,7 +43,7 @@ fn a_resumed_classifier_can_be_looked_at_in_tensorboard_on_the_hub_and_on_a_page
     assert!(!ended, "stopped by the test");
     let events = classify(swarm.tune("train")?, &out, &["--resume"]).events()?;
     let resumed = steps(&lines(&out, "resumed")?);
-    assert!(resumed.len() == 1 && (20..60).contains(&resumed[0]) && resumed[0] % 5 == 0, "{resumed:?}");
+    assert!(resumed.len() == 1 && (20..60).contains(&resumed[0]) && resumed[0].is_multiple_of(5), "{resumed:?}");
     assert_eq!(steps(&lines(&out, "step")?), (1..=60).collect::<Vec<_>>());
     let evals = steps(&lines(&out, "eval")?);
     // What was saved and not yet measured when it was killed is not measured any more.

@@ -193,6 +193,6 @@ fn spaced<T>(series: &mut Vec<T>) {
     let mut at = 0;
     series.retain(|_| {
         at += 1;
-        at == count || at % every == 0
+        at == count || at.is_multiple_of(every)
     });
 }
