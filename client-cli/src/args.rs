@@ -27,7 +27,6 @@ pub(crate) use distill::DistillArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use export::{ExportArgs, ExportTo};
 pub(crate) use generate::GenerateArgs;
-pub(crate) use learning::Learning;
 pub(crate) use logits::LogitsArgs;
 pub(crate) use report::ReportArgs;
 pub(crate) use route::RouteArgs;
