@@ -85,20 +85,26 @@ fn order(direction: usize, rows: usize) -> Vec<usize> {
 impl Cell<'_> {
     fn run(&self, input: &[f32], order: &[usize]) -> Vec<Moment> {
         let (inputs, hidden) = (self.inputs, self.hidden);
+        let units = 4 * hidden;
+        // What does not depend on other rows, for all of them at once: weights are larger than rows are many, and are read once so.
+        let mut of_rows = vec![0.0; input.len() / inputs * units];
+        let [one, other] = self.biases;
+        let weights = self.of_input.chunks_exact(inputs).zip(one.iter().zip(other));
+        for (unit, (weight, (one, other))) in weights.enumerate() {
+            for (row, sums) in input.chunks_exact(inputs).zip(of_rows.chunks_exact_mut(units)) {
+                sums[unit] = dot(weight, row) + one + other;
+            }
+        }
         let mut moments: Vec<Moment> = Vec::with_capacity(order.len());
         let nothing = vec![0.0; hidden];
         for &at in order {
-            let row = &input[at * inputs..][..inputs];
             let (state, cell) = moments.last().map_or((&nothing, &nothing), |earlier| (&earlier.state, &earlier.cell));
-            let [one, other] = self.biases;
-            let weights = self.of_input.chunks_exact(inputs).zip(self.of_state.chunks_exact(hidden));
-            let sums = weights
-                .zip(one.iter().zip(other))
-                .map(|((of_input, of_state), (one, other))| dot(of_input, row) + one + dot(of_state, state) + other);
+            let weights = self.of_state.chunks_exact(hidden).zip(&of_rows[at * units..][..units]);
             // The third quarter is what may be added to the cell, the others are gates.
-            let gates: Vec<f32> = sums
+            let gates: Vec<f32> = weights
+                .map(|(weight, of_row)| of_row + dot(weight, state))
                 .enumerate()
-                .map(|(at, sum)| if at / hidden == 2 { sum.tanh() } else { 1.0 / (1.0 + (-sum).exp()) })
+                .map(|(unit, sum)| if unit / hidden == 2 { sum.tanh() } else { 1.0 / (1.0 + (-sum).exp()) })
                 .collect();
             let [i, f, g, o] = quarters(&gates, hidden);
             let cell: Vec<f32> = (0..hidden).map(|k| f[k] * cell[k] + i[k] * g[k]).collect();
@@ -120,12 +126,17 @@ impl Cell<'_> {
         let (inputs, hidden) = (self.inputs, self.hidden);
         let moments = self.run(input, order);
         let nothing = vec![0.0; hidden];
+        let earlier = |number: usize| {
+            let earlier = number.checked_sub(1).and_then(|number| moments.get(number));
+            earlier.map_or((&nothing, &nothing), |earlier| (&earlier.state, &earlier.cell))
+        };
+        // Of the sums that go into the gates, for each row in the order of the direction.
+        let mut all = vec![vec![0.0; 4 * hidden]; order.len()];
         let (mut d_state, mut d_cell) = (nothing.clone(), nothing.clone());
         for (number, (&at, moment)) in order.iter().zip(&moments).enumerate().rev() {
-            let earlier = number.checked_sub(1).and_then(|number| moments.get(number));
-            let (state, cell) = earlier.map_or((&nothing, &nothing), |earlier| (&earlier.state, &earlier.cell));
+            let (_, cell) = earlier(number);
             let [i, f, g, o] = quarters(&moment.gates, hidden);
-            let mut d_sums = vec![0.0; 4 * hidden];
+            let d_sums = &mut all[number];
             for (k, of_row) in of_row(at).iter().enumerate() {
                 let (d_out, out) = (d_state[k] + of_row, moment.cell[k].tanh());
                 let inner = d_cell[k] + d_out * o[k] * (1.0 - out * out);
@@ -136,17 +147,20 @@ impl Cell<'_> {
                 d_cell[k] = inner * f[k];
             }
             d_state.fill(0.0);
-            let (row, result) = (&input[at * inputs..][..inputs], &mut result[at * inputs..][..inputs]);
-            let weights = self.of_input.chunks_exact(inputs).zip(self.of_state.chunks_exact(hidden));
-            for (unit, ((of_input, of_state), d_sum)) in weights.zip(&d_sums).enumerate() {
-                add_scaled(result, of_input, *d_sum);
-                add_scaled(&mut d_state, of_state, *d_sum);
-                if let [d_input, d_of_state, one, other] = gradients.as_mut_slice() {
-                    add_scaled(&mut d_input[unit * inputs..][..inputs], row, *d_sum);
-                    add_scaled(&mut d_of_state[unit * hidden..][..hidden], state, *d_sum);
-                    one[unit] += d_sum;
-                    other[unit] += d_sum;
-                }
+            for (weight, d_sum) in self.of_state.chunks_exact(hidden).zip(d_sums.iter()) {
+                add_scaled(&mut d_state, weight, *d_sum);
+            }
+        }
+        let [d_input, d_of_state, one, other] = gradients.as_mut_slice() else { return };
+        let weights = self.of_input.chunks_exact(inputs).zip(d_input.chunks_exact_mut(inputs));
+        for (unit, ((weight, d_input), d_of_state)) in weights.zip(d_of_state.chunks_exact_mut(hidden)).enumerate() {
+            for (number, (&at, d_sums)) in order.iter().zip(&all).enumerate() {
+                let d_sum = d_sums[unit];
+                add_scaled(d_input, &input[at * inputs..][..inputs], d_sum);
+                add_scaled(&mut result[at * inputs..][..inputs], weight, d_sum);
+                add_scaled(d_of_state, earlier(number).0, d_sum);
+                one[unit] += d_sum;
+                other[unit] += d_sum;
             }
         }
     }
