@@ -19,6 +19,7 @@ mod start;
 mod swarm;
 mod text;
 mod train;
+mod usual;
 mod values;
 
 pub(crate) use bench::{BenchArgs, BenchKind};

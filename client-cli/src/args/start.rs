@@ -13,8 +13,8 @@ use crate::text::{TextError, TextTokenizer};
 #[command(next_help_heading = "Start")]
 pub(crate) struct StartArgs {
     /// First values of prompts and prefixes: random (normal), or tokens: random ones (sample-vocab), those of the training data (data) or
-    /// of --init-text (text). Prompts start as their embeddings, a prefix as their keys and values in every block [default: normal; the
-    /// context's tokens for --task distill].
+    /// of --init-text (text). Prompts start as their embeddings, a prefix as their keys and values in every block [default: data for
+    /// prefix, normal for prompts, the context's tokens for --task distill].
     #[arg(long, value_enum)]
     init: Option<Init>,
 
@@ -49,6 +49,16 @@ enum Init {
     Text,
 }
 
+impl Init {
+    /// What did best for each mode where all were measured, as in `usual`.
+    fn usual(mode: TuningMode) -> Self {
+        match mode.prefix {
+            Some(PrefixMode::Prefix) => Self::Data,
+            _ => Self::Normal,
+        }
+    }
+}
+
 impl StartArgs {
     /// Checks that flags for prompts are given with prompts only.
     ///
@@ -78,16 +88,19 @@ impl StartArgs {
     /// [`TextError::Encode`].
     pub(crate) fn init_rule(
         &self,
+        mode: TuningMode,
         tokenizer: &TextTokenizer,
         data: impl FnOnce() -> Vec<u32>,
         context: Option<&[u32]>,
     ) -> Result<InitRule, TextError> {
-        Ok(match self.init {
-            None => context.map_or(InitRule::Normal, |context| InitRule::Text(context.to_vec())),
-            Some(Init::Normal) => InitRule::Normal,
-            Some(Init::SampleVocab) => InitRule::SampleVocab,
-            Some(Init::Data) => InitRule::Text(data()),
-            Some(Init::Text) => InitRule::Text(tokenizer.encode(self.init_text.as_deref().unwrap_or_default())?),
+        if let (None, Some(context)) = (self.init, context) {
+            return Ok(InitRule::Text(context.to_vec()));
+        }
+        Ok(match self.init.unwrap_or_else(|| Init::usual(mode)) {
+            Init::Normal => InitRule::Normal,
+            Init::SampleVocab => InitRule::SampleVocab,
+            Init::Data => InitRule::Text(data()),
+            Init::Text => InitRule::Text(tokenizer.encode(self.init_text.as_deref().unwrap_or_default())?),
         })
     }
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use petals_client::{Method, Schedule, Task, WeightMode};
+use petals_client::{Method, Schedule, Task};
 
 use super::learning::{Learning, TeacherArgs};
 use super::method::MethodArgs;
 use super::shaping::ShapingArgs;
 use super::start::StartArgs;
+use super::usual;
 use super::values::{Rate, at_least, learning_rate, not_negative, schedule};
 use super::{PassArgs, SwarmArgs, TextArgs};
 use crate::data::BatchOrder;
@@ -109,13 +110,13 @@ pub(crate) struct OptimiserArgs {
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative)]
     pub(crate) weight_decay: f64,
 
-    /// How the learning rate moves after the warm-up.
-    #[arg(long, default_value = "constant", value_parser = schedule())]
-    pub(crate) schedule: Schedule,
+    /// How the learning rate moves after the warm-up [default: linear].
+    #[arg(long, value_parser = schedule())]
+    schedule: Option<Schedule>,
 
-    /// Steps over which the learning rate rises from 0.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) warmup: u64,
+    /// Steps over which the learning rate rises from 0 [default: a twentieth of all, at most 100].
+    #[arg(long, value_name = "N")]
+    warmup: Option<u64>,
 
     /// Largest global norm of the gradients; 0 is off.
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true, value_parser = not_negative)]
@@ -210,8 +211,8 @@ impl TrainArgs {
             ("--accumulation", optimiser.accumulation.to_string()),
             ("--lr", if self.optimiser.lr == Some(Rate::Auto) { "auto".to_owned() } else { self.lr().to_string() }),
             ("--weight-decay", optimiser.weight_decay.to_string()),
-            ("--schedule", optimiser.schedule.to_string()),
-            ("--warmup", optimiser.warmup.to_string()),
+            ("--schedule", optimiser.schedule().to_string()),
+            ("--warmup", optimiser.warmup().to_string()),
             ("--clip", optimiser.clip.to_string()),
             ("--seed", optimiser.seed.to_string()),
             ("--no-shuffle", optimiser.no_shuffle.to_string()),
@@ -226,18 +227,37 @@ impl TrainArgs {
         all.map(|(flag, value)| (flag.to_owned(), value)).collect()
     }
 
-    /// The highest learning rate: what is given, or what suits the mode, which is also what others are tried around. Low-rank products begin at
-    /// nothing and grow by both of their factors, so that steps as large as those of prompts throw them about.
+    /// Takes what no flag says from the settings of the run that is gone on with, if there is one, or else what is usual for so many steps.
+    pub(crate) fn settle(&mut self, saved: Option<&BTreeMap<String, String>>, steps: u64) {
+        let was = |flag: &str| saved.and_then(|saved| saved.get(flag));
+        let optimiser = &mut self.optimiser;
+        let rate = || was("--lr").and_then(|rate| rate.parse().ok()).map(Rate::Given);
+        optimiser.lr = optimiser.lr.or_else(rate);
+        optimiser.schedule = optimiser.schedule.or_else(|| was("--schedule").and_then(|name| name.parse().ok()));
+        let warmup = || was("--warmup").and_then(|steps| steps.parse().ok());
+        optimiser.warmup = optimiser.warmup.or_else(warmup).or_else(|| Some(usual::warmup(steps)));
+    }
+
+    /// The highest learning rate: what is given, or what is usual for the mode, which is also what others are tried around.
     pub(crate) fn lr(&self) -> f64 {
-        let usual = if self.method.mode.weights == Some(WeightMode::Lora) { 0.001 } else { 0.01 };
         match self.optimiser.lr {
             Some(Rate::Given(rate)) => rate,
-            Some(Rate::Auto) | None => usual,
+            Some(Rate::Auto) | None => usual::lr(self.method.mode),
         }
     }
 }
 
 impl OptimiserArgs {
+    /// How the learning rate moves after the warm-up.
+    pub(crate) fn schedule(&self) -> Schedule {
+        self.schedule.unwrap_or(usual::SCHEDULE)
+    }
+
+    /// Steps over which the learning rate rises, once [`TrainArgs::settle`] knows how many there are.
+    pub(crate) fn warmup(&self) -> u64 {
+        self.warmup.unwrap_or(0)
+    }
+
     /// How long the run is.
     pub(crate) fn length(&self) -> TrainLength {
         self.steps.map_or(TrainLength::Epochs(self.epochs.unwrap_or(1)), TrainLength::Steps)

@@ -47,7 +47,7 @@ struct Run<'a> {
     best: Best,
 }
 
-pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError> {
+pub(crate) async fn run(mut args: TrainArgs, output: Output) -> Result<(), CliError> {
     // Whatever can be known without the swarm is found out first: what is wrong at some later step costs all steps before it.
     let files = session::open(&args.swarm)?;
     let tokenizer = TextTokenizer::load(&args.swarm.model)?.ending_as(&files.config);
@@ -78,6 +78,7 @@ pub(crate) async fn run(args: TrainArgs, output: Output) -> Result<(), CliError>
         TrainLength::Epochs(epochs) => plan.steps_of(epochs),
         TrainLength::Steps(steps) => steps,
     };
+    args.settle(saved.as_ref().filter(|_| args.start.resume).map(|saved| &saved.record.settings), total);
     let mut fresh = TrainingRecord {
         model: files.adapted.id.clone(),
         step: 0,
@@ -234,8 +235,8 @@ impl Run<'_> {
         let optimiser = &self.args.optimiser;
         LearningRate {
             peak: probe::peak(&self.record.settings).unwrap_or_else(|| self.args.lr()),
-            schedule: optimiser.schedule,
-            warmup: optimiser.warmup,
+            schedule: optimiser.schedule(),
+            warmup: optimiser.warmup(),
             total: self.record.total_steps,
         }
     }

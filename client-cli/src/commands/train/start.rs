@@ -173,7 +173,12 @@ fn first_tables(
     let config = &files.config;
     let shape = method.shape(config, labels.filter(|_| args.learning.task() == Task::SeqCls).map(LabelMap::len));
     let init = TableInit {
-        rule: args.start.init_rule(tokenizer, || material.first_tokens(args, method.prefix_len), context)?,
+        rule: args.start.init_rule(
+            args.method.mode,
+            tokenizer,
+            || material.first_tokens(args, method.prefix_len),
+            context,
+        )?,
         deep: args.start.init_deep,
         std: config.initializer_range,
         vocab_size: config.vocab_size as u32,
