@@ -17,9 +17,11 @@ use crate::text::TextTokenizer;
 /// The tokens of a file that is to be distilled.
 pub(crate) fn context(path: &Path, tokenizer: &TextTokenizer) -> Result<Vec<u32>, CliError> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read --context {}", path.display()))?;
-    let tokens = tokenizer.encode(text.trim_start_matches('\u{feff}'))?;
-    if tokens.is_empty() {
-        return Err(CliError::Usage(format!("--context {} has no tokens", path.display())));
+    let text = text.trim_start_matches('\u{feff}');
+    let tokens = tokenizer.encode(text)?;
+    // Of nothing there may be a token that begins every text.
+    if tokens.is_empty() || text.trim().is_empty() {
+        return Err(CliError::Usage(format!("--context {} has no text", path.display())));
     }
     Ok(tokens)
 }
