@@ -1,6 +1,6 @@
 """Every method on two tasks, through two servers by petals-tune and in torch by PEFT: held-out scores, trained values, seconds and bytes.
 
-Usage: bench.py BIN MODEL DATA WORK [--modes M,…] [--tasks T,…] [--seeds N] [--steps N] [--torch PYTHON] [--flags "--lr 0.1 …"] [--prefix-len N]
+Usage: bench.py BIN MODEL DATA WORK [--modes M,…] [--tasks T,…] [--seeds N] [--steps T=N,…] [--torch PYTHON] [--flags "--lr 0.1 …"] [--prefix-len N]
 Without --flags, petals-tune runs on its defaults. Torch starts from the tables that petals-tune starts from, with its settings."""
 
 import argparse
@@ -69,7 +69,7 @@ def ours(args, swarm, task, mode, seed, out, flags):
     prefix = [] if mode in ("lora", "ia3") else ["--prefix-len", args.prefix_len]
     command = [args.bin / "petals-tune", "train", "--model", args.model, "--peers", swarm.peers, "--mode", mode, *prefix]
     command += ["--task", TASKS[task], "--data", args.data / f"{task}-train.jsonl", "--eval", args.data / f"{task}-test.jsonl"]
-    command += ["--steps", args.steps, "--seed", seed, "--out", out, *flags]
+    command += ["--steps", args.steps[task], "--seed", seed, "--out", out, *flags]
     found = run(command)
     steps, score = of(found, "step"), of(found, "eval")[-1]
     # Between the first and the last step: reading data and measuring is not training.
@@ -81,7 +81,7 @@ def ours(args, swarm, task, mode, seed, out, flags):
 def torch(args, swarm, task, mode, seed, work, flags, rates):
     """Trains by PEFT from the tables that such a run of petals-tune starts from, with the same rates."""
     start, rates_file = work / "start", work / "rates.json"
-    one = argparse.Namespace(**{**vars(args), "steps": 1})
+    one = argparse.Namespace(**{**vars(args), "steps": {task: 1}})
     kept = [flag for number, flag in enumerate(flags) if "--lr" not in flags[max(0, number - 1) : number + 1]]
     ours(one, swarm, task, mode, seed, start, [*kept, "--lr", "0"])
     rates_file.write_text(json.dumps(rates))
@@ -107,11 +107,13 @@ def main():
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", default="sst2=200,shakespeare=40")
     parser.add_argument("--prefix-len", type=int, default=16)
     parser.add_argument("--torch", help="Python with torch and PEFT")
+    parser.add_argument("--torch-seeds", type=int, default=3, help="seeds of these for PEFT too")
     parser.add_argument("--flags", default="", help="more flags of petals-tune train")
     args = parser.parse_args()
+    args.steps = {task: int(steps) for task, steps in (part.split("=") for part in args.steps.split(","))}
     args.work.mkdir(parents=True, exist_ok=True)
     swarm, flags = Swarm(args.bin, args.model, args.work), shlex.split(args.flags)
     print("| task | method | score | PEFT's | parameters | seconds | PEFT's | bytes a step |")
@@ -124,7 +126,7 @@ def main():
                     with tempfile.TemporaryDirectory() as folder:
                         done = ours(args, swarm, task, mode, seed, Path(folder) / "out", flags)
                         found.append(done)
-                        if args.torch and (task, mode) in PEFT:
+                        if args.torch and seed < args.torch_seeds and (task, mode) in PEFT:
                             theirs.append(torch(args, swarm, task, mode, seed, Path(folder), flags, done["rates"]))
                 row(args, task, mode, found, theirs)
     finally:

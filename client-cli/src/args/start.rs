@@ -14,7 +14,7 @@ use crate::text::{TextError, TextTokenizer};
 pub(crate) struct StartArgs {
     /// First values of prompts and prefixes: random (normal), or tokens: random ones (sample-vocab), those of the training data (data) or
     /// of --init-text (text). Prompts start as their embeddings, a prefix as their keys and values in every block [default: data for
-    /// prefix, normal for prompts, the context's tokens for --task distill].
+    /// ptune and prefix, normal for deep_ptune, the context's tokens for --task distill].
     #[arg(long, value_enum)]
     init: Option<Init>,
 
@@ -53,8 +53,8 @@ impl Init {
     /// What did best for each mode where all were measured, as in `usual`.
     fn usual(mode: TuningMode) -> Self {
         match mode.prefix {
-            Some(PrefixMode::Prefix) => Self::Data,
-            _ => Self::Normal,
+            Some(PrefixMode::Ptune | PrefixMode::Prefix) => Self::Data,
+            Some(PrefixMode::DeepPtune) | None => Self::Normal,
         }
     }
 }

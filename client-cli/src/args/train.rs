@@ -101,10 +101,15 @@ pub(crate) struct OptimiserArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub(crate) accumulation: usize,
 
-    /// Highest learning rate [default: 0.001 where lora is trained, else 0.01]. `auto` tries six rates, from a tenth to thirty times that, for ten
-    /// steps each on the first batches, and takes the one that learns most.
+    /// Highest learning rate [default, for models up to 256 wide: 0.03 for ptune, 0.01 for deep_ptune and lora, 0.1 for ia3, 0.3 for prefix, the
+    /// smaller one of two; for wider ones less in proportion, so a sixteenth at 4096]. `auto` tries six rates, from a tenth to thirty times that,
+    /// for ten steps each on the first batches, and takes the one that learns most.
     #[arg(long, value_name = "X|auto", allow_negative_numbers = true, value_parser = learning_rate)]
     lr: Option<Rate>,
+
+    /// What is usual for mode and model, once [`TrainArgs::settle`] knows it.
+    #[arg(skip)]
+    usual_lr: f64,
 
     /// Decoupled weight decay of AdamW, on every trained table.
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative)]
@@ -227,12 +232,14 @@ impl TrainArgs {
         all.map(|(flag, value)| (flag.to_owned(), value)).collect()
     }
 
-    /// Takes what no flag says from the settings of the run that is gone on with, if there is one, or else what is usual for so many steps.
-    pub(crate) fn settle(&mut self, saved: Option<&BTreeMap<String, String>>, steps: u64) {
+    /// Takes what no flag says from the settings of the run that is gone on with, if there is one, or else what is usual for so many steps
+    /// of a model of this hidden size.
+    pub(crate) fn settle(&mut self, saved: Option<&BTreeMap<String, String>>, steps: u64, hidden: usize) {
         let was = |flag: &str| saved.and_then(|saved| saved.get(flag));
         let optimiser = &mut self.optimiser;
         let rate = || was("--lr").and_then(|rate| rate.parse().ok()).map(Rate::Given);
         optimiser.lr = optimiser.lr.or_else(rate);
+        optimiser.usual_lr = usual::lr(self.method.mode, hidden);
         optimiser.schedule = optimiser.schedule.or_else(|| was("--schedule").and_then(|name| name.parse().ok()));
         let warmup = || was("--warmup").and_then(|steps| steps.parse().ok());
         optimiser.warmup = optimiser.warmup.or_else(warmup).or_else(|| Some(usual::warmup(steps)));
@@ -242,7 +249,7 @@ impl TrainArgs {
     pub(crate) fn lr(&self) -> f64 {
         match self.optimiser.lr {
             Some(Rate::Given(rate)) => rate,
-            Some(Rate::Auto) | None => usual::lr(self.method.mode),
+            Some(Rate::Auto) | None => self.optimiser.usual_lr,
         }
     }
 }

@@ -78,7 +78,8 @@ pub(crate) async fn run(mut args: TrainArgs, output: Output) -> Result<(), CliEr
         TrainLength::Epochs(epochs) => plan.steps_of(epochs),
         TrainLength::Steps(steps) => steps,
     };
-    args.settle(saved.as_ref().filter(|_| args.start.resume).map(|saved| &saved.record.settings), total);
+    let earlier = saved.as_ref().filter(|_| args.start.resume).map(|saved| &saved.record.settings);
+    args.settle(earlier, total, files.config.hidden_size);
     let mut fresh = TrainingRecord {
         model: files.adapted.id.clone(),
         step: 0,
