@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
@@ -43,6 +44,20 @@ def loss_of(model, batch, task):
     return loss, (labels != -100).sum().item(), (logits.argmax(-1) == labels).sum().item()
 
 
+def adapted(base, start):
+    """The model with the adapter's tables, to be trained on. PEFT loads prompts and prefixes to be run only, so they are put in by hand."""
+    config = PeftConfig.from_pretrained(start)
+    if config.peft_type.value not in ("PROMPT_TUNING", "PREFIX_TUNING"):
+        return PeftModel.from_pretrained(base, start, is_trainable=True)
+    config.inference_mode = False
+    model, tables = get_peft_model(base, config), load_file(Path(start) / "adapter_model.safetensors")
+    with torch.no_grad():
+        model.prompt_encoder["default"].embedding.weight.copy_(tables["prompt_embeddings"])
+        if "score.weight" in tables:
+            model.base_model.score.modules_to_save["default"].weight.copy_(tables["score.weight"])
+    return model
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -59,7 +74,7 @@ def main():
     else:
         base = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     base.config.pad_token_id = 0
-    model = PeftModel.from_pretrained(base, args.start, is_trainable=True)
+    model = adapted(base, args.start)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
 

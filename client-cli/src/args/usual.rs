@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn rates_fall_with_the_width_and_combinations_take_the_smaller_one() {
         let lr = |mode: &str, hidden| lr(mode.parse().unwrap(), hidden);
-        assert_eq!([lr("lora", 128), lr("lora", 256), lr("lora", 4096)], [0.01, 0.01, 0.00062]);
-        assert_eq!([lr("prefix", 256), lr("prefix+lora", 256), lr("ptune+ia3", 2048)], [0.3, 0.01, 0.0038]);
+        assert_eq!([lr("lora", 128), lr("lora", 256), lr("lora", 1024)], [0.01, 0.01, 0.0025]);
+        assert_eq!([lr("prefix", 256), lr("prefix+lora", 256), lr("ptune+ia3", 512)], [0.3, 0.01, 0.015]);
     }
 }

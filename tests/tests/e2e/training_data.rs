@@ -124,7 +124,7 @@ fn a_resumed_run_may_cut_shorter_and_batch_otherwise_but_not_longer() -> anyhow:
     };
     run(&["--batch-size", "4"])?.watch(|event| event["step"] != 3)?;
     refused(run(&["--batch-size", "2", "--resume"])?, &["--batch-size was 4, is now 2"])?;
-    refused(run(&["--batch-size", "4", "--resume", "--lr", "1"])?, &["--lr was 0.01, is now 1"])?;
+    refused(run(&["--batch-size", "4", "--resume", "--lr", "1"])?, &["--lr was 0.03, is now 1"])?;
     let shorter = ["--batch-size", "2", "--accumulation", "2", "--resume", "--max-length", "100"];
     let (_, finished) = run(&shorter)?.watch(|event| event["step"] != 5)?;
     assert!(!finished, "stopped by the test");
