@@ -20,7 +20,7 @@ def main():
     for name in ["bin", "model", "data", "work"]:
         parser.add_argument(name, type=Path)
     parser.add_argument("--rows", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     rows = (args.data / "shakespeare-train.jsonl").read_text().splitlines(keepends=True)

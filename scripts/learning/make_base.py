@@ -1,4 +1,4 @@
-"""Trains the base model of scripts/bench-learning: a Llama of 5.5 million parameters with a BPE of its own.
+"""Trains the base model of scripts/bench-learning: a Llama of 5.4 million parameters with a BPE of its own.
 
 The matrices of the blocks are stepped by Muon (orthogonalised momentum), which learns about twice as much of a token as AdamW does.
 
