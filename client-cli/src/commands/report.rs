@@ -19,7 +19,7 @@ use history::History;
 /// Most runs of a page: more lines in a chart cannot be told apart.
 const MOST_RUNS: usize = 24;
 
-/// The page; the data goes in where [`DATA`] stands.
+/// The page; the data goes in where its place is marked.
 const PAGE: &str = include_str!("report/page.html");
 const STYLE: &str = include_str!("report/page.css");
 const SCRIPT: &str = include_str!("report/page.js");
