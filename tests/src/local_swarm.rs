@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use petals_client::{RemoteSequence, SequenceConfig};
+use petals_client::{AdaptedModel, RemoteSequence, SequenceConfig};
 use petals_model::{Checkpoint, ClientModel, Device, Dtype};
 use petals_node::{ExecutorConfig, MeasureConfig, Server, ServerConfig};
 use petals_protocol::{ModelId, ServerInfo, Span};
@@ -89,6 +89,19 @@ impl LocalSwarm {
                 return Ok(());
             }
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What adapters must know of the model.
+    pub fn adapted(&self) -> AdaptedModel {
+        let config = self.local.config();
+        AdaptedModel {
+            id: self.model.clone(),
+            name_or_path: String::new(),
+            blocks: self.blocks.len(),
+            widths: config.block_widths(),
+            key_heads: config.num_key_value_heads,
+            attention_heads: config.num_attention_heads,
         }
     }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use petals_client::{
-    AdamW, AdaptedModel, Adapter, PromptTables, PromptTuner, RelayMode, RemoteModel, SequenceConfig, Span, TableShape,
-    TextSession, TunerConfig,
+    AdamW, Adapter, PromptTables, PromptTuner, RelayMode, RemoteModel, SequenceConfig, Span, TableShape, TextSession,
+    TunerConfig,
 };
 use petals_e2e::{FAMILIES, Goldens, LocalSwarm, ProcessSwarm, assert_close, assert_curves_close};
 use petals_node::ExecutorConfig;
@@ -28,15 +28,7 @@ fn recorded(family: &str) -> anyhow::Result<Goldens> {
 
 /// What PEFT saved, for a task.
 fn tables(goldens: &Goldens, swarm: &LocalSwarm, kind: &str, task: &str) -> anyhow::Result<PromptTables> {
-    let config = swarm.local.config();
-    let model = AdaptedModel {
-        id: swarm.model.clone(),
-        name_or_path: String::new(),
-        blocks: swarm.blocks.len(),
-        widths: config.block_widths(),
-        key_heads: config.num_key_value_heads,
-        attention_heads: config.num_attention_heads,
-    };
+    let model = swarm.adapted();
     let given = Adapter::load(&goldens.path(&folder(kind)), &model)?.tables;
     let labels = given.shape().labels.filter(|_| task == "seq-cls");
     let mut tables = PromptTables::zeros(TableShape { labels, ..*given.shape() });

@@ -4,8 +4,8 @@ use std::fs;
 use std::sync::Arc;
 
 use petals_client::{
-    AdamW, AdaptedModel, Adapter, Aids, Encoder, Example, Injection, PromptTables, PromptTuner, RemoteModel, Reparam,
-    SequenceConfig, Table, TableShape, Target, TunerConfig, WeightChange,
+    AdamW, Adapter, Aids, Encoder, Example, Injection, PromptTables, PromptTuner, RemoteModel, Reparam, SequenceConfig,
+    Table, TableShape, Target, TunerConfig, WeightChange,
 };
 use petals_e2e::{Goldens, LocalSwarm, ProcessSwarm, assert_close, assert_curves_close};
 use petals_node::ExecutorConfig;
@@ -78,15 +78,7 @@ async fn what_peft_made_with_an_encoder_is_run_as_peft_runs_it() -> anyhow::Resu
     let expected = |kind: &str| recorded.iter().find(|(name, _)| name == kind).map(|(_, values)| values.clone());
     let swarm = LocalSwarm::start(&goldens.model(), &["0..2", "2..4"], ExecutorConfig::default()).await?;
     let sequence = Arc::new(swarm.sequence(SequenceConfig::default()));
-    let config = swarm.local.config();
-    let model = AdaptedModel {
-        id: swarm.model.clone(),
-        name_or_path: String::new(),
-        blocks: swarm.blocks.len(),
-        widths: config.block_widths(),
-        key_heads: config.num_key_value_heads,
-        attention_heads: config.num_attention_heads,
-    };
+    let model = swarm.adapted();
     for kind in ["p-tuning-mlp", "p-tuning-lstm", "prefix-projection"] {
         let tables = Adapter::load(&goldens.path(&format!("encoders/peft-{kind}")), &model)?.tables;
         let remote = RemoteModel::new(sequence.clone(), swarm.local.clone()).with_tables(Some(Arc::new(tables)));

@@ -279,10 +279,8 @@ mod tests {
         gradients
     }
 
-    #[test]
-    fn a_resumed_run_makes_the_same_steps_as_an_uninterrupted_one() {
-        let root = tempfile::tempdir().unwrap();
-        let shape = TableShape {
+    fn shape() -> TableShape {
+        TableShape {
             injection: Injection::Add,
             weights: WeightChange::None,
             scale: 1.0,
@@ -290,7 +288,13 @@ mod tests {
             prefix_len: 2,
             widths: BlockWidths::uniform(2),
             labels: Some(2),
-        };
+        }
+    }
+
+    #[test]
+    fn a_resumed_run_makes_the_same_steps_as_an_uninterrupted_one() {
+        let root = tempfile::tempdir().unwrap();
+        let shape = shape();
         let (mut tables, mut optimizer) = (PromptTables::zeros(shape), AdamW::new(&shape, 0.01));
         for i in 0..3 {
             optimizer.step(&mut tables, &gradients(shape, i as f32), 0.1);
@@ -308,15 +312,7 @@ mod tests {
     #[test]
     fn a_run_with_an_encoder_and_an_average_resumes_exactly() {
         let root = tempfile::tempdir().unwrap();
-        let shape = TableShape {
-            injection: Injection::Add,
-            weights: WeightChange::None,
-            scale: 1.0,
-            blocks: 2,
-            prefix_len: 2,
-            widths: BlockWidths::uniform(2),
-            labels: Some(2),
-        };
+        let shape = shape();
         for kind in [ReparamKind::Mlp, ReparamKind::PTuningLstm] {
             let (mut tables, mut optimizer) = (PromptTables::zeros(shape), AdamW::new(&shape, 0.01));
             let encoder = Encoder::new(Reparam { kind, width: Some(3) }, &mut tables, 4).unwrap();
