@@ -6,6 +6,7 @@ pub(crate) mod distill;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
+mod given;
 pub(crate) mod logits;
 mod out;
 pub(crate) mod report;

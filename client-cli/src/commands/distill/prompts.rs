@@ -1,12 +1,11 @@
 //! What a model is asked when it writes texts about a context itself (the seeds of arXiv 2506.06266, section 4.1).
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::Context;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::commands::given;
 use crate::error::CliError;
 use crate::text::{TextError, TextTokenizer};
 
@@ -78,9 +77,8 @@ fn excerpt(context: &[u32], seed: u64, number: u64) -> &[u32] {
 
 /// The prompts in a file: its lines, of which those that are JSON strings are what these say.
 fn read(path: &Path) -> Result<Vec<String>, CliError> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = given::text("--study-prompts", path)?;
     let prompts: Vec<String> = text
-        .trim_start_matches('\u{feff}')
         .lines()
         .filter(|line| !line.trim().is_empty())
         .map(|line| serde_json::from_str::<String>(line).unwrap_or_else(|_| line.to_owned()))
@@ -93,6 +91,8 @@ fn read(path: &Path) -> Result<Vec<String>, CliError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

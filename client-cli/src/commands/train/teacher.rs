@@ -1,14 +1,14 @@
 //! The teacher of a run that distils: the same model with a text in front.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Error};
+use anyhow::Error;
 use petals_client::{Example, ModelFiles, RemoteModel, RemoteSequence, TunerConfig, evaluate, teach};
 
 use super::material::Material;
 use crate::args::TrainArgs;
+use crate::commands::given;
 use crate::error::CliError;
 use crate::output::{Output, Taught};
 use crate::progress::Tokens;
@@ -16,9 +16,8 @@ use crate::text::TextTokenizer;
 
 /// The tokens of a file that is to be distilled.
 pub(crate) fn context(path: &Path, tokenizer: &TextTokenizer) -> Result<Vec<u32>, CliError> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read --context {}", path.display()))?;
-    let text = text.trim_start_matches('\u{feff}');
-    let tokens = tokenizer.encode(text)?;
+    let text = given::text("--context", path)?;
+    let tokens = tokenizer.encode(&text)?;
     // Of nothing there may be a token that begins every text.
     if tokens.is_empty() || text.trim().is_empty() {
         return Err(CliError::Usage(format!("--context {} has no text", path.display())));
