@@ -8,6 +8,7 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -31,7 +32,6 @@ SHARED = dict(
     rms_norm_eps=1e-6,
     bos_token_id=BOS,
     eos_token_id=EOS,
-    attn_implementation="eager",
 )
 
 
@@ -50,23 +50,39 @@ class Optimiser:
 
 @dataclass(frozen=True)
 class Family:
-    """A golden directory: the model, how it is saved, what is recorded beside logits and gradients."""
+    """A golden directory: the model, how it is saved, what is recorded beside logits and gradients.
+
+    `config` goes over `shared`. `norms` is the range of the norms' weights, `scales` multiplies parameters by the ends
+    of their names. `bare_names`: tensors are saved without the name of the model's body. `kinds` are those of
+    make_adapters.py, `peft` the folders that PEFT writes. A family that is `extra` is written only when it is named.
+    """
 
     name: str
     seed: int
     model_class: type
     config_class: type
     config: dict = field(default_factory=dict)
+    shared: dict = field(default_factory=lambda: SHARED)
+    norms: tuple[float, float] = (0.5, 1.5)
+    scales: dict[str, float] = field(default_factory=dict)
     bos: bool = True
     saved_dtype: torch.dtype = torch.float32
     shard_size: str = "1GB"
     curves: Optimiser | None = None
     peft_seq_cls: bool = False
+    bare_names: bool = False
+    kinds: tuple[str, ...] = ("lora", "ia3", "prefix")
+    peft: tuple[str, ...] = ("prompt-tuning", "lora", "ia3", "prefix")
+    extra: bool = False
 
 
+ALL_KINDS = ("lora", "ia3", "prefix", "replace+lora", "prefix+ia3")
+
+# The first six, which have every kind of adapter; families_more.py puts the others beside them.
 FAMILIES = [
     Family(
         name="llama-gqa",
+        kinds=ALL_KINDS,
         seed=101,
         model_class=LlamaForCausalLM,
         config_class=LlamaConfig,
@@ -77,6 +93,7 @@ FAMILIES = [
     ),
     Family(
         name="llama3-rope",
+        kinds=ALL_KINDS,
         seed=102,
         model_class=LlamaForCausalLM,
         config_class=LlamaConfig,
@@ -96,6 +113,7 @@ FAMILIES = [
     ),
     Family(
         name="llama-linear-rope",
+        kinds=ALL_KINDS,
         seed=113,
         model_class=LlamaForCausalLM,
         config_class=LlamaConfig,
@@ -109,6 +127,7 @@ FAMILIES = [
     ),
     Family(
         name="mistral",
+        kinds=ALL_KINDS,
         seed=104,
         model_class=MistralForCausalLM,
         config_class=MistralConfig,
@@ -117,6 +136,7 @@ FAMILIES = [
     ),
     Family(
         name="qwen2",
+        kinds=ALL_KINDS,
         seed=115,
         model_class=Qwen2ForCausalLM,
         config_class=Qwen2Config,
@@ -125,6 +145,7 @@ FAMILIES = [
     ),
     Family(
         name="qwen3",
+        kinds=ALL_KINDS,
         seed=126,
         model_class=Qwen3ForCausalLM,
         config_class=Qwen3Config,
@@ -135,18 +156,30 @@ FAMILIES = [
 ]
 
 
+def attention_of(config: PretrainedConfig) -> str:
+    """transformers' implementation of attention: eager, which of Falcon would count ALiBi twice (mask and scores both)."""
+    return "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
+
+
 def build(family: Family) -> PreTrainedModel:
-    """The family's random model in f32, eager attention, frozen; norm weights in [0.5, 1.5), biases normal(0.3).
+    """The family's random model in f32, frozen; norm weights in `norms`, biases normal(0.3), attention sinks normal(1).
 
     A model that is saved in half precision is rounded first, so that what is recorded belongs to the file.
     """
     torch.manual_seed(family.seed)
-    model = family.model_class(family.config_class(**{**SHARED, **family.config})).eval()
+    config = family.config_class(**{**family.shared, **family.config})
+    config._attn_implementation = attention_of(config)
+    model = family.model_class(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 parameter.normal_(std=0.3)
+            elif "norm" in name or ".ln_" in name:
+                parameter.uniform_(*family.norms)
+            elif name.endswith("sinks"):
+                parameter.normal_()
+            for end, scale in family.scales.items():
+                if name.endswith(end):
+                    parameter.mul_(scale)
             parameter.copy_(parameter.to(family.saved_dtype))
     return model.requires_grad_(False)

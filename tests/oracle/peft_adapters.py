@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging
+
+from families import attention_of
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
@@ -17,9 +19,10 @@ TASK_TYPES = {"causal-lm": TaskType.CAUSAL_LM, "seq-cls": TaskType.SEQ_CLS}
 
 
 def load_base(model_dir: Path, task: str, labels: int | None = None):
-    """The checkpoint in f32 with eager attention, with a fresh score head for seq-cls."""
+    """The checkpoint in f32, with a fresh score head for seq-cls."""
     extra = {} if labels is None else {"num_labels": labels}
-    return MODEL_CLASSES[task].from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager", **extra)
+    attention = attention_of(AutoConfig.from_pretrained(model_dir))
+    return MODEL_CLASSES[task].from_pretrained(model_dir, dtype=torch.float32, attn_implementation=attention, **extra)
 
 
 def save_adapter(model_dir: Path, out: Path, task: str, P: Tensor, score: Tensor | None = None) -> None:

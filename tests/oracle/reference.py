@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from anatomy import blocks, body, head
+
 MODES = ("ptune", "replace", "add")
 TASKS = ("causal-lm", "seq-cls")
 
@@ -73,9 +75,9 @@ def injected(model: PreTrainedModel, tables: Tables) -> Iterator[None]:
         return before_block
 
     prompts = [] if tables.Q is None else list(tables.Q)
-    blocks = list(model.model.layers)[len(model.model.layers) - len(prompts) :]
+    prompted = blocks(model)[len(blocks(model)) - len(prompts) :]
     handles = [
-        block.register_forward_pre_hook(hook(rows), with_kwargs=True) for block, rows in zip(blocks, prompts)
+        block.register_forward_pre_hook(hook(rows), with_kwargs=True) for block, rows in zip(prompted, prompts)
     ]
     try:
         yield
@@ -85,19 +87,28 @@ def injected(model: PreTrainedModel, tables: Tables) -> Iterator[None]:
 
 
 def text_states(model: PreTrainedModel, ids: Tensor, tables: Tables | None) -> Tensor:
-    """Final-normed hidden states of the text, [B, S, d]. The prefix takes positions 0..m, the text follows."""
+    """Final-normed hidden states of the text, [B, S, d]. The prefix takes positions 0..m, the text follows.
+
+    P goes in beside the text's embeddings, so that what the model does to embeddings before its first block happens to
+    it too. Every position is attended to: rows are padded at their ends, where no real token looks.
+    """
     embeds = model.get_input_embeddings()(ids)
     if tables is None:
-        return model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    prefix = tables.P.expand(len(ids), -1, -1)
+        return body(model)(inputs_embeds=embeds, attention_mask=ones(embeds), use_cache=False).last_hidden_state
+    embeds = torch.cat([tables.P.expand(len(ids), -1, -1), embeds], dim=1)
     with injected(model, tables):
-        out = model.model(inputs_embeds=torch.cat([prefix, embeds], dim=1), use_cache=False)
+        out = body(model)(inputs_embeds=embeds, attention_mask=ones(embeds), use_cache=False)
     return out.last_hidden_state[:, len(tables.P) :]
+
+
+def ones(embeds: Tensor) -> Tensor:
+    """The attention mask [B, S] of embeddings that all count."""
+    return torch.ones(embeds.shape[:2], dtype=torch.long)
 
 
 def text_logits(model: PreTrainedModel, ids: Tensor, tables: Tables | None) -> Tensor:
     """Next-token logits at the text positions, [B, S, V]."""
-    return model.lm_head(text_states(model, ids, tables))
+    return head(model, text_states(model, ids, tables))
 
 
 def class_logits(model: PreTrainedModel, batch: Batch, tables: Tables) -> Tensor:
@@ -123,10 +134,12 @@ def loss(model: PreTrainedModel, batch: Batch, tables: Tables, task: str) -> Ten
 @torch.no_grad()
 def block_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Input of block 0 to output of the last block, before the final norm, without a prefix: [L+1, B, S, d]."""
-    states = [model.get_input_embeddings()(ids)]
+    states = []
+    first = lambda _block, args: states.append(args[0])
     keep = lambda _block, _args, output: states.append(output[0] if isinstance(output, tuple) else output)
-    handles = [block.register_forward_hook(keep) for block in model.model.layers]
-    model.model(input_ids=ids, use_cache=False)
+    handles = [blocks(model)[0].register_forward_pre_hook(first)]
+    handles += [block.register_forward_hook(keep) for block in blocks(model)]
+    body(model)(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
     return torch.stack(states)
