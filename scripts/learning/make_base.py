@@ -1,8 +1,9 @@
 """Trains the base model of scripts/bench-learning: a Llama of 5.4 million parameters with a BPE of its own.
 
-The matrices of the blocks are stepped by Muon (orthogonalised momentum), which learns about twice as much of a token as AdamW does.
+The matrices of the blocks are stepped by Muon (orthogonalised momentum), which learns about twice as much of a token as AdamW does. From a third of
+the way on, every eighth batch is of texts of two thousand tokens.
 
-Usage: make_base.py --data DATA --work FOLDER --out MODEL [--steps N] [--long-steps N]      20 minutes on two cores"""
+Usage: make_base.py --data DATA --work FOLDER --out MODEL [--steps N]      40 minutes on two cores"""
 
 import argparse
 import time
@@ -12,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from corpus import Exercises, documents
+from corpus import Exercises, documents, vader
 
 SHORT, LONG = (12, 256), (2, 2048)
 
@@ -23,7 +24,7 @@ def make_tokenizer(sources):
     tokenizer.decoder = decoders.ByteLevel()
     texts = sources["reviews"] * 4 + sources["short"] + [part for document in sources["prose"] for part in document]
     trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=["</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(texts + ["\nwords:\nagain:"] * 1000, trainer)
+    tokenizer.train_from_iterator(texts + ["\nwords:\nagain:\nmood: great good plain bad awful"] * 1000, trainer)
     return tokenizer
 
 
@@ -65,14 +66,13 @@ def main():
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=590, help="of short texts")
-    parser.add_argument("--long-steps", type=int, default=60, help="of texts of two thousand tokens, behind those")
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--from-step", type=int, default=0, help="go on with what an interrupted run saved after so many steps")
     args = parser.parse_args()
     torch.manual_seed(0)
     sources = documents(args.work, args.data / "sst2")
     tokenizer = make_tokenizer(sources)
-    exercises = Exercises(sources, seed=args.from_step)
+    exercises = Exercises(sources, vader(args.work), seed=args.from_step)
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(), hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0, pad_token_id=0,
@@ -85,23 +85,25 @@ def main():
     optimizer = torch.optim.AdamW(others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0)
     short = batches(exercises.short, tokenizer, SHORT, 0)
     long = batches(lambda: exercises.long(LONG[1], lambda text: len(tokenizer.encode(text).ids)), tokenizer, LONG, 0)
-    total, started, seen, mean = args.steps + args.long_steps, time.time(), 0, None
+    fast = torch.compile(model, dynamic=False)
+    total, started, seen, means = args.steps, time.time(), 0, {}
     for step in range(args.from_step, total):
         pace = min(1, (step - args.from_step + 1) / 50) * min(1, 0.02 + 2 * (1 - step / total))
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * pace
-        batch = next(short if step < args.steps else long)
-        loss = model(input_ids=batch, labels=batch).loss
+        shape = LONG if step > total // 3 and step % 8 == 7 else SHORT
+        batch = next(long if shape == LONG else short)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = fast(input_ids=batch, labels=batch).loss
         loss.backward()
         optimizer.step()
         muon.step(0.02 * pace)
         optimizer.zero_grad()
         seen += batch.numel()
-        if step == args.steps:
-            mean = None
-        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+        means[shape] = 0.98 * means.get(shape, loss.item()) + 0.02 * loss.item()
         if step % 50 == 0 or step == total - 1:
-            print(f"step {step} of {total}: loss {mean:.3f}, {seen / 1e6:.1f} M tokens, {time.time() - started:.0f} s", flush=True)
+            losses = ", ".join(f"{mean:.3f} at {length} tokens" for (_, length), mean in means.items())
+            print(f"step {step} of {total}: loss {losses}, {seen / 1e6:.1f} M tokens, {time.time() - started:.0f} s", flush=True)
         if step == total - 1 or step % 200 == 199:
             args.out.mkdir(parents=True, exist_ok=True)
             model.save_pretrained(args.out)

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from corpus import WORDS
+from corpus import MOOD
 
 # Characters of Shakespeare that are learnt from, and of the end of the file that are held out.
 LEARNT, HELD_OUT, PIECE = 400_000, 60_000, 450
@@ -31,7 +31,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     for part in ["train", "dev", "test"]:
         rows = map(json.loads, (data / "sst2" / f"{part}.jsonl").open())
-        write(out / f"sst2-{part}.jsonl", [{"text": row["text"] + WORDS, "label": row["label"]} for row in rows])
+        write(out / f"sst2-{part}.jsonl", [{"text": row["text"] + MOOD, "label": row["label"]} for row in rows])
     text = (data / "shakespeare/input.txt").read_text()
     for part, text in [("train", text[:LEARNT]), ("test", text[-HELD_OUT:])]:
         write(out / f"shakespeare-{part}.jsonl", [{"text": piece} for piece in pieces(text)])
