@@ -29,7 +29,8 @@ Example:
   petals-node keygen --swarm-key swarm.key     # for every node and client of a private swarm";
 
 const DOCTOR_EXAMPLES: &str = "\
-Example:
+Examples:
+  petals-node doctor --model ./Mixtral-8x7B-v0.1 --dtype bf16
   petals-node doctor --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
 
 /// Serve blocks of a large language model to a swarm.
@@ -176,7 +177,7 @@ pub struct ServeArgs {
 /// Arguments of `doctor`.
 #[derive(Debug, Clone, Args)]
 pub struct DoctorArgs {
-    /// Directory of a model, to see how many of its blocks fit.
+    /// Directory of a model, to see what it needs and how many of its blocks fit.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Name of the model in the swarm. Default: the directory's name, or in
@@ -192,6 +193,9 @@ pub struct DoctorArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: String,
+    /// Dtype of weights, as `serve` would have it: auto (f32 on CPU, bf16 on CUDA), f32, bf16 or f16.
+    #[arg(long, default_value = "auto", value_name = "DTYPE")]
+    pub dtype: String,
 }
 
 /// Arguments of `bootstrap`.

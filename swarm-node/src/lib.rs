@@ -19,7 +19,9 @@ pub use args::{
     BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, DoctorArgs, KeygenArgs,
     NetworkArgs, ServeArgs,
 };
-pub use commands::events::{BenchFigures, BenchSetup, Check, CheckStatus, NodeEvent};
+pub use commands::events::{
+    BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, ModelNeeds, NodeEvent,
+};
 pub use error::NodeError;
 pub use executor::{ExecutorConfig, StashPolicy};
 pub use machine::measure::MeasureConfig;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// Every family with goldens.
+/// Families of which everything is recorded. [`Goldens::families`] has all of which anything is.
 pub const FAMILIES: [&str; 6] = ["llama-gqa", "llama3-rope", "llama-linear-rope", "mistral", "qwen2", "qwen3"];
 
 /// The goldens of one family.
@@ -28,6 +28,23 @@ impl Goldens {
         let tensors = read("goldens.safetensors")?;
         let values = serde_json::from_slice(&read("goldens.json")?)?;
         Ok(Self { directory, tensors, values })
+    }
+
+    /// Every model that something is recorded of.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn families() -> anyhow::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(Self::root())? {
+            let entry = entry?;
+            if entry.path().join("goldens.safetensors").is_file() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort();
+        anyhow::ensure!(FAMILIES.iter().all(|family| names.iter().any(|name| name == family)), "{names:?}");
+        Ok(names)
     }
 
     /// The folder of all goldens.

@@ -94,15 +94,7 @@ impl LocalSwarm {
 
     /// What adapters must know of the model.
     pub fn adapted(&self) -> AdaptedModel {
-        let config = self.local.config();
-        AdaptedModel {
-            id: self.model.clone(),
-            name_or_path: String::new(),
-            blocks: self.blocks.len(),
-            widths: config.block_widths(),
-            key_heads: config.num_key_value_heads,
-            attention_heads: config.num_attention_heads,
-        }
+        AdaptedModel::new(self.model.clone(), String::new(), self.local.config())
     }
 
     /// All blocks, through this swarm.

@@ -1,7 +1,7 @@
 //! `petals-tune bench`.
 
 use clap::{Args, ValueEnum};
-use petals_client::{Injection, Module, Task, TunerConfig, TuningMode, WeightMode, Workload};
+use petals_client::{Injection, Projections, Task, TunerConfig, TuningMode, WeightMode, Workload};
 
 use super::method::MethodArgs;
 use super::values::{at_least, injection, mode, task};
@@ -75,7 +75,7 @@ pub(crate) struct BenchTrainArgs {
 
     /// With lora and ia3: what is adapted, as in train.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    targets: Vec<Module>,
+    targets: Vec<String>,
 
     /// Predict the next token, or classify texts.
     #[arg(long, default_value = "causal-lm", value_parser = task())]
@@ -108,11 +108,11 @@ impl BenchKind {
 }
 
 impl BenchArgs {
-    /// The batch of one kind of work.
+    /// The batch of one kind of work, for a model with these projections.
     ///
     /// # Errors
     /// A sentence that names the flag which does not fit the others.
-    pub(crate) fn workload(&self, kind: BenchKind) -> Result<Workload, String> {
+    pub(crate) fn workload(&self, kind: BenchKind, projections: &Projections) -> Result<Workload, String> {
         let default = if kind == BenchKind::Decode { 1 } else { 4 };
         let BenchTrainArgs { mode, injection, prefix_len, rank, ref targets, task } = self.training;
         let method = MethodArgs {
@@ -126,7 +126,7 @@ impl BenchArgs {
         Ok(Workload {
             batch: self.batch.unwrap_or(default),
             length: self.length,
-            method: method.method(None)?,
+            method: method.method(projections, None)?,
             task,
             passes: TunerConfig {
                 micro_batch_tokens: self.passes.micro_batch_tokens,

@@ -1,7 +1,9 @@
 //! What is trained, as flags of `train` and `bench train`.
 
 use clap::Args;
-use petals_client::{Injection, Method, Module, Modules, PrefixMode, TuningMode, WeightChange, WeightMode};
+use petals_client::{
+    Injection, Method, Module, Modules, PrefixMode, Projections, TuningMode, WeightChange, WeightMode,
+};
 
 use super::values::{at_least, injection, mode, positive};
 
@@ -35,10 +37,11 @@ pub(crate) struct MethodArgs {
     #[arg(long, value_name = "X", value_parser = positive)]
     pub(crate) alpha: Option<f64>,
 
-    /// With lora: what is adapted, of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj [default: q_proj,v_proj]. With ia3: of
-    /// k_proj, v_proj, down_proj [default: all three].
+    /// With lora: what is adapted, by the names of the model's own family (query_key_value, dense_h_to_4h, …) or as in Llama: q_proj, k_proj,
+    /// v_proj, o_proj, gate_proj, up_proj, down_proj, as far as the model has them [default: q_proj,v_proj]. With ia3: of k_proj, v_proj,
+    /// down_proj [default: all that there are].
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
-    pub(crate) targets: Vec<Module>,
+    pub(crate) targets: Vec<String>,
 }
 
 impl MethodArgs {
@@ -56,11 +59,11 @@ impl MethodArgs {
         }
     }
 
-    /// What is trained. What no flag says is as in `given`, if there is such an adapter.
+    /// What is trained of a model with these projections. What no flag says is as in `given`, if there is such an adapter.
     ///
     /// # Errors
-    /// A sentence that names the flag which does not fit the others.
-    pub(crate) fn method(&self, given: Option<&Method>) -> Result<Method, String> {
+    /// A sentence that names the flag which does not fit the others, or the model.
+    pub(crate) fn method(&self, projections: &Projections, given: Option<&Method>) -> Result<Method, String> {
         let Self { mode, prefix_len, rank, alpha, targets, .. } = self;
         if mode.prefix.is_some() && prefix_len.is_none() {
             return Err(format!(
@@ -76,7 +79,7 @@ impl MethodArgs {
         if let Some((flag, _)) = senseless.iter().find(|(_, given)| *given) {
             return Err(format!("{flag} means nothing with --mode {mode}"));
         }
-        let named: Option<Modules> = (!targets.is_empty()).then(|| targets.iter().copied().collect());
+        let named = (!targets.is_empty()).then(|| self.named(projections)).transpose()?;
         let (weights, scale) = match mode.weights {
             None => (WeightChange::None, 1.0),
             Some(WeightMode::Ia3) => {
@@ -84,7 +87,7 @@ impl MethodArgs {
                     WeightChange::Scales { modules } => Some(modules),
                     _ => None,
                 });
-                (WeightChange::Scales { modules: named.or(earlier).unwrap_or(Modules::SCALED) }, 1.0)
+                (WeightChange::Scales { modules: named.or(earlier).unwrap_or(projections.scalable()) }, 1.0)
             }
             Some(WeightMode::Lora) => {
                 let earlier = given.and_then(|given| match given.weights {
@@ -99,8 +102,37 @@ impl MethodArgs {
                 (WeightChange::LowRank { rank: own_rank, modules }, scale)
             }
         };
+        // Flags were checked with their names: what is missing now comes from another adapter.
+        if let Some(module) = lacking(weights, projections) {
+            let has = projections.describe(possible(mode.weights, projections));
+            return Err(format!("--init-from adapts {module}, and of this model only {has} can be: give --targets"));
+        }
         weights.validate().map_err(|error| format!("--targets: {error}"))?;
         Ok(Method { injection: self.injection(), prefix_len: self.prefix_len(), weights, scale })
+    }
+
+    /// The matrices that `--targets` names.
+    fn named(&self, projections: &Projections) -> Result<Modules, String> {
+        let possible = possible(self.mode.weights, projections);
+        let mut all = Vec::new();
+        for name in &self.targets {
+            let modules = projections.named(name);
+            let Some(modules) = modules.filter(|modules| modules.iter().all(|module| possible.contains(module))) else {
+                let has = projections.describe(possible);
+                let kind = if self.mode.weights == Some(WeightMode::Ia3) { "scaled" } else { "adapted" };
+                // A name of more than can be scaled: what remains has names too.
+                let parts: Vec<&str> = modules
+                    .into_iter()
+                    .flat_map(Modules::iter)
+                    .filter(|module| possible.contains(*module))
+                    .map(Module::name)
+                    .collect();
+                let instead = if parts.is_empty() { String::new() } else { format!(": write {}", parts.join(",")) };
+                return Err(format!("--targets names `{name}`, and of this model only {has} can be {kind}{instead}"));
+            };
+            all.extend(modules.iter());
+        }
+        Ok(all.into_iter().collect())
     }
 
     /// The flags as they are in the settings of a run.
@@ -124,9 +156,25 @@ impl MethodArgs {
     }
 }
 
+/// What a mode can change of a model.
+fn possible(mode: Option<WeightMode>, projections: &Projections) -> Modules {
+    if mode == Some(WeightMode::Ia3) { projections.scalable() } else { projections.adaptable() }
+}
+
+/// The first matrix that is changed and cannot be.
+fn lacking(change: WeightChange, projections: &Projections) -> Option<Module> {
+    let (modules, possible) = match change {
+        WeightChange::None => return None,
+        WeightChange::LowRank { modules, .. } => (modules, projections.adaptable()),
+        WeightChange::Scales { modules } => (modules, projections.scalable()),
+    };
+    modules.iter().find(|module| !possible.contains(*module))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use petals_client::ModelConfig;
 
     use super::*;
 
@@ -136,9 +184,58 @@ mod tests {
         method: MethodArgs,
     }
 
-    fn method(flags: &str) -> Result<Method, String> {
+    fn projections(family: &str) -> Projections {
+        let sizes = "\"vocab_size\": 16, \"hidden_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 2";
+        let more = "\"intermediate_size\": 8, \"num_key_value_heads\": 2";
+        let config = format!("{{\"model_type\": \"{family}\", {sizes}, {more}}}");
+        ModelConfig::from_json(&config).unwrap().projections()
+    }
+
+    fn method_of(family: &str, flags: &str) -> Result<Method, String> {
         let flags = format!("train {flags}");
-        Flags::try_parse_from(flags.split_whitespace()).map_err(|error| error.to_string())?.method.method(None)
+        let flags = Flags::try_parse_from(flags.split_whitespace()).map_err(|error| error.to_string())?;
+        flags.method.method(&projections(family), None)
+    }
+
+    fn method(flags: &str) -> Result<Method, String> {
+        method_of("llama", flags)
+    }
+
+    fn modules(method: &Method) -> String {
+        let (WeightChange::LowRank { modules, .. } | WeightChange::Scales { modules }) = method.weights else {
+            return String::new();
+        };
+        modules.iter().map(Module::name).collect::<Vec<_>>().join(",")
+    }
+
+    #[test]
+    fn targets_have_the_names_of_the_family_and_ours() {
+        for (family, flags, expected) in [
+            ("bloom", "--mode lora --targets query_key_value,dense", "q_proj,k_proj,v_proj,o_proj"),
+            ("bloom", "--mode lora --targets mlp.dense_h_to_4h,down_proj", "up_proj,down_proj"),
+            ("bloom", "--mode lora", "q_proj,v_proj"),
+            ("bloom", "--mode ia3", "k_proj,v_proj,down_proj"),
+            ("bloom", "--mode ia3 --targets v_proj,dense_4h_to_h", "v_proj,down_proj"),
+            ("phi3", "--mode lora --targets gate_up_proj,q_proj", "q_proj,gate_proj,up_proj"),
+            ("mixtral", "--mode ia3", "k_proj,v_proj"),
+        ] {
+            assert_eq!(modules(&method_of(family, flags).unwrap()), expected, "{family} {flags}");
+        }
+        for (family, flags, named) in [
+            ("bloom", "--mode lora --targets gate_proj", ["`gate_proj`", "dense_h_to_4h (up_proj)"]),
+            ("bloom", "--mode ia3 --targets query_key_value", ["`query_key_value`", "write k_proj,v_proj"]),
+            ("mixtral", "--mode lora --targets w2", ["`w2`", "experts cannot be adapted"]),
+            ("mixtral", "--mode ia3 --targets down_proj", ["`down_proj`", "k_proj, v_proj"]),
+            ("llama", "--mode lora --targets query_key_value", ["`query_key_value`", "q_proj, k_proj"]),
+        ] {
+            let refused = method_of(family, flags).unwrap_err();
+            assert!(named.iter().all(|named| refused.contains(named)), "{family} {flags}: {refused}");
+        }
+        let weights = WeightChange::LowRank { rank: 3, modules: [Module::Gate].into_iter().collect() };
+        let given = Method { injection: Injection::None, prefix_len: 0, weights, scale: 0.5 };
+        let flags = Flags::try_parse_from(["train", "--mode", "lora"]).unwrap();
+        let refused = flags.method.method(&projections("bloom"), Some(&given)).unwrap_err();
+        assert!(refused.contains("--init-from") && refused.contains("gate_proj"), "{refused}");
     }
 
     #[test]
@@ -177,6 +274,6 @@ mod tests {
         let weights = WeightChange::LowRank { rank: 3, modules };
         let given = Method { injection: Injection::None, prefix_len: 0, weights, scale: 0.5 };
         let flags = Flags::try_parse_from(["train", "--mode", "lora"]).unwrap();
-        assert_eq!(flags.method.method(Some(&given)), Ok(given));
+        assert_eq!(flags.method.method(&projections("llama"), Some(&given)), Ok(given));
     }
 }

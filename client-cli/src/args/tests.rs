@@ -1,6 +1,6 @@
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use petals_client::{Injection, Task, TextRules, TuningMode};
+use petals_client::{Injection, ModelConfig, Projections, Task, TextRules, TuningMode};
 
 use super::method::MethodArgs;
 use super::*;
@@ -10,6 +10,12 @@ const PEER: &str = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWSahP5pFRCEfaziPEba7urXGeif6
 
 fn parse(command: &str) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(command.split_whitespace())
+}
+
+fn projections() -> Projections {
+    let config = r#"{"model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2}"#;
+    ModelConfig::from_json(config).unwrap().projections()
 }
 
 fn train(flags: &str) -> Result<Box<TrainArgs>, clap::Error> {
@@ -166,7 +172,7 @@ fn only_a_validation_needs_no_swarm() {
 fn settings_change_with_the_flags_that_shape_the_curve_only() {
     let settings = |flags: &str| {
         let args = train(flags).unwrap();
-        args.settings(&args.method.method(None).unwrap(), "digest", 64, None)
+        args.settings(&args.method.method(&projections(), None).unwrap(), "digest", 64, None)
     };
     assert_eq!(settings(""), settings("--micro-batch-tokens 1 --save-every 1 --steps 9 --resume"));
     for flags in ["--lr 0.5", "--seed 1", "--clip 2", "--no-shuffle", "--injection add", "--batch-size 3"] {
@@ -196,11 +202,11 @@ fn benchmarks_have_sizes_that_fit_their_kind() {
     };
     let args = bench("forward decode");
     assert_eq!(args.what, [BenchKind::Forward, BenchKind::Decode]);
-    let batch = |args: &BenchArgs, kind| args.workload(kind).unwrap().batch;
+    let batch = |args: &BenchArgs, kind| args.workload(kind, &projections()).unwrap().batch;
     assert_eq!((batch(&args, BenchKind::Forward), batch(&args, BenchKind::Decode)), (4, 1));
     assert!(args.repeat(BenchKind::Hop) > args.repeat(BenchKind::Train));
     let args = bench("train --mode ptune --injection add --batch 8 --repeat 3");
     assert_eq!((batch(&args, BenchKind::Decode), args.repeat(BenchKind::Hop)), (8, 3));
-    assert_eq!(args.workload(BenchKind::Train).unwrap().method.injection, Injection::None);
+    assert_eq!(args.workload(BenchKind::Train, &projections()).unwrap().method.injection, Injection::None);
     assert!(parse(&format!("petals-tune bench --model m --peers {PEER}")).is_err(), "nothing to time");
 }

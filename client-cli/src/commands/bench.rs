@@ -64,7 +64,7 @@ fn jobs(args: &BenchArgs, files: &ModelFiles) -> Result<Vec<Job>, CliError> {
     let row = 4 * files.config.hidden_size;
     let mut jobs = Vec::new();
     for &kind in &args.what {
-        let workload = args.workload(kind).map_err(CliError::Usage)?;
+        let workload = args.workload(kind, &files.adapted.projections).map_err(CliError::Usage)?;
         let sizes = format!("{} x {}", workload.batch, workload.length);
         let mut add =
             |rows, label| jobs.push(Job { kind, rows, label, workload: workload.clone(), repeat: args.repeat(kind) });

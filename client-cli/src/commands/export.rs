@@ -22,9 +22,9 @@ pub(crate) async fn run(args: ExportArgs, output: Output) -> Result<(), CliError
                 "a checkpoint of a language model has no place for a classifier's head: it stays in the adapter"
             );
         }
-        let into = directory.clone();
+        let (projections, into) = (files.adapted.projections.clone(), directory.clone());
         // Not async: nothing else is going on, and Ctrl-C may end it at any time, as what is there until then is no model.
-        let merged = tokio::task::spawn_blocking(move || merge(&adapter.tables, &model, &into)).await;
+        let merged = tokio::task::spawn_blocking(move || merge(&adapter.tables, &projections, &model, &into)).await;
         let matrices = merged.map_err(Error::from)?.map_err(CliError::input)?;
         return output.emit(&Merged { out: directory, matrices });
     }

@@ -59,7 +59,8 @@ pub(crate) async fn run(mut args: TrainArgs, output: Output) -> Result<(), CliEr
     let earlier = earlier.map(|max_length| TextRules { max_length: Some(max_length), append_eos: false });
     let given = args.start.init_from.as_deref().map(|directory| session::adapter(&files, directory)).transpose()?;
     let given = given.map(|given| given.tables);
-    let method = args.method.method(given.as_ref().map(|given| given.shape().method()).as_ref());
+    let known = given.as_ref().map(|given| given.shape().method());
+    let method = args.method.method(&files.adapted.projections, known.as_ref());
     let method = method.map_err(CliError::Usage)?;
     args.start.check(args.method.mode).map_err(CliError::Usage)?;
     let shaping = args.shaping.check(args.method.mode, args.learning, given.as_ref(), args.start.prompts_flag());

@@ -15,11 +15,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use petals_model::{ModelConfig, Projections};
 use petals_protocol::{BlockWidths, ModelId};
 
 pub(crate) mod atomic_file;
 mod base;
 pub(crate) mod card;
+mod entry;
 pub(crate) mod labels;
 mod manifest;
 pub(crate) mod merge;
@@ -27,6 +29,7 @@ pub(crate) mod method;
 mod missing;
 pub(crate) mod names;
 mod peft;
+mod prefix;
 mod read;
 pub(crate) mod tables;
 pub(crate) mod tensor_file;
@@ -35,7 +38,7 @@ mod weights;
 use atomic_file::{WriteError, write_atomically};
 use card::CardDetails;
 use labels::LabelMap;
-pub use manifest::{AdapterManifest, TextRules};
+pub use manifest::{AdapterManifest, ChangedWeights, TextRules};
 use names::TuningMode;
 use tables::{PromptTables, Table};
 use tensor_file::{TensorFile, TensorFileError, write_tensors};
@@ -64,6 +67,31 @@ pub struct AdaptedModel {
     pub key_heads: usize,
     /// Attention heads of a block.
     pub attention_heads: usize,
+    /// Heads that PEFT's prefixes have of a block's keys.
+    pub cached_key_heads: usize,
+    /// The matrices that can be adapted, and what they are called.
+    pub projections: Projections,
+}
+
+impl AdaptedModel {
+    /// What adapters must know of a model with this configuration; `name_or_path` is where its files are.
+    pub fn new(id: ModelId, name_or_path: String, config: &ModelConfig) -> Self {
+        Self {
+            id,
+            name_or_path,
+            blocks: config.num_hidden_layers,
+            widths: config.block_widths(),
+            key_heads: config.num_key_value_heads,
+            attention_heads: config.num_attention_heads,
+            cached_key_heads: config.cached_key_heads(),
+            projections: config.projections(),
+        }
+    }
+
+    /// How often PEFT's prefixes have each head of keys and values.
+    fn repeats(&self) -> usize {
+        self.cached_key_heads / self.key_heads.max(1)
+    }
 }
 
 /// Trained tables with the manifest that says what they are.
@@ -139,12 +167,37 @@ pub enum AdapterError {
     PeftType(String),
     /// A tensor that adapts something which cannot be adapted here.
     #[error(
-        "the adapter has a tensor `{name}`, which is no table of a block of this model: only the matrices q_proj, k_proj, v_proj, o_proj, \
-         gate_proj, up_proj and down_proj can be adapted, and a classifier's head"
+        "the adapter has a tensor `{name}`, which is no table of a block of this model: what can be adapted is {known}, and a classifier's head"
     )]
     ForeignTensor {
         /// Its name.
         name: String,
+        /// What can be adapted, in words.
+        known: String,
+    },
+    /// Vectors of something that is not scaled here.
+    #[error(
+        "the adapter's tensor `{name}` scales {what}, and of this model only {known} can be scaled: train IA3 here, where the rest of a fused \
+         matrix stays as it is, or in PEFT without this module"
+    )]
+    ScaledTensor {
+        /// Its name.
+        name: String,
+        /// What it scales that cannot be scaled.
+        what: String,
+        /// What can be scaled, in words.
+        known: String,
+    },
+    /// Keys and values that differ between heads which share theirs.
+    #[error(
+        "the adapter's tensor `{name}` has keys and values for {heads} heads, and those of heads that share a key in this model differ: no server \
+         can have them so, train the prefix here"
+    )]
+    DifferentHeads {
+        /// Its name.
+        name: String,
+        /// Heads that it has.
+        heads: usize,
     },
     /// One half of a low-rank product.
     #[error("the adapter has a tensor `{name}`, but not the other one of its pair (lora_A and lora_B)")]
@@ -192,6 +245,7 @@ impl Adapter {
             labels,
             step,
             text,
+            weights: ChangedWeights::of(shape.weights),
         };
         Self { manifest, tables }
     }
@@ -214,12 +268,11 @@ impl Adapter {
         model: &AdaptedModel,
         details: &CardDetails,
     ) -> Result<(), AdapterError> {
-        let shape = self.tables.shape();
-        let config = peft::config(&self.manifest, shape, model);
+        let config = peft::config(&self.manifest, &self.tables, model);
         let manifest = self.manifest.to_json();
         write_atomically(&directory.join(peft::CONFIG_FILE), pretty(&config).as_bytes())?;
         let texts = HashMap::from([(MANIFEST_KEY.to_owned(), manifest.to_string())]);
-        write_tensors(&directory.join(TENSORS_FILE), &self.tensors(), texts)?;
+        write_tensors(&directory.join(TENSORS_FILE), &self.tensors(model), texts)?;
         write_atomically(&directory.join(MANIFEST_FILE), pretty(&manifest).as_bytes())?;
         self.describe(directory, model, details)
     }
@@ -233,27 +286,20 @@ impl Adapter {
         Ok(card::write(directory, &text)?)
     }
 
-    fn tensors(&self) -> Vec<(String, Vec<usize>, Cow<'_, [f32]>)> {
+    fn tensors(&self, model: &AdaptedModel) -> Vec<(String, Vec<usize>, Cow<'_, [f32]>)> {
         let shape = self.tables.shape();
         let mut tensors = Vec::new();
+        let of_weights = weights::tensors(&self.tables, &model.projections);
+        tensors.extend(of_weights.into_iter().map(|(name, extents, values)| (name, extents, Cow::Owned(values))));
         for table in shape.tables() {
             let (Some(values), Some(extents)) = (self.tables.table(table), shape.of(table)) else { continue };
             match table {
                 Table::KeysValues => {
-                    // PEFT's: for each row, keys and values of block after block.
-                    let wide: usize = extents.iter().skip(2).product();
-                    let row = |row: usize| {
-                        (0..shape.blocks)
-                            .flat_map(move |block| &values[(block * shape.prefix_len + row) * wide..][..wide])
-                    };
-                    let turned = (0..shape.prefix_len).flat_map(row).copied().collect();
-                    let extents = vec![shape.prefix_len, shape.blocks * wide];
-                    tensors.push((read::prefix_name(shape).to_owned(), extents, Cow::Owned(turned)));
+                    let (name, turned) = prefix::tensor(shape, values, model);
+                    let extents = vec![shape.prefix_len, turned.len() / shape.prefix_len.max(1)];
+                    tensors.push((name.to_owned(), extents, Cow::Owned(turned)));
                 }
-                Table::LowRankA(_) | Table::LowRankB(_) | Table::Scale(_) => {
-                    let own = weights::tensors(shape, table, values);
-                    tensors.extend(own.into_iter().map(|(name, extents, values)| (name, extents, Cow::Owned(values))));
-                }
+                Table::LowRankA(_) | Table::LowRankB(_) | Table::Scale(_) => {}
                 Table::Score if shape.mode() != TuningMode::DEEP_PTUNE => {
                     // Prompt learning and changed weights have the model at different places of PEFT's.
                     let name = if shape.prefix_len > 0 { SCORE_NAMES[1] } else { SCORE_NAMES[2] };
@@ -287,13 +333,15 @@ impl Adapter {
         let file = TensorFile::read(&path)?;
         let manifest = manifest::read(directory, file.metadata(MANIFEST_KEY)?)?;
         let other = base::other(manifest.as_ref(), &foreign, model);
-        let tables = read::tables(&file, &foreign, directory, model);
+        let changed = manifest.as_ref().and_then(|manifest| manifest.weights.as_ref());
+        let tables = read::tables(&file, &foreign, directory, model, changed);
         let tables = tables.map_err(|error| base::explained(error, other.as_ref(), model))?;
         peft::check_tables(&foreign, directory, tables.shape())?;
-        let manifest = match manifest {
+        let mut manifest = match manifest {
             Some(manifest) => manifest,
             None => manifest::of_foreign(tables.shape())?,
         };
+        manifest.weights = ChangedWeights::of(tables.shape().weights);
         manifest.check(tables.shape(), model)?;
         if let Some(base) = other {
             tracing::warn!(

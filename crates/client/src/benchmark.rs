@@ -187,7 +187,7 @@ impl Benchmark {
         let config = self.local.config();
         let (std, vocab_size) = (config.initializer_range, config.vocab_size as u32);
         let init = TableInit { rule: InitRule::Normal, deep: None, std, vocab_size, seed: 0 };
-        let tables = PromptTables::initialise(shape, &init, |ids| self.local.embed(ids))?;
+        let tables = PromptTables::initialise(shape, &init, |ids| self.local.embeddings(ids))?;
         let optimizer = AdamW::new(&shape, 0.0);
         Ok(PromptTuner::new(self.sequence.clone(), self.local.clone(), tables, optimizer, passes.clone()))
     }

@@ -91,14 +91,7 @@ impl ModelFiles {
         let id = checkpoint.model_id(name);
         let id = id.map_err(|source| ModelFilesError::Name { path: directory.to_owned(), source })?;
         let config = checkpoint.config().clone();
-        let adapted = AdaptedModel {
-            id,
-            name_or_path: directory.display().to_string(),
-            blocks: config.num_hidden_layers,
-            widths: config.block_widths(),
-            key_heads: config.num_key_value_heads,
-            attention_heads: config.num_attention_heads,
-        };
+        let adapted = AdaptedModel::new(id, directory.display().to_string(), &config);
         let local = Arc::new(checkpoint.load_client(dtype)?);
         Ok(Self { local, blocks: checkpoint.blocks(), config, adapted })
     }

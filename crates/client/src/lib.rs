@@ -25,7 +25,7 @@ pub use adapter::tables::{
     TableShape,
 };
 pub use adapter::tensor_file::TensorFileError;
-pub use adapter::{AdaptedModel, Adapter, AdapterError, AdapterManifest, TextRules};
+pub use adapter::{AdaptedModel, Adapter, AdapterError, AdapterManifest, ChangedWeights, TextRules};
 pub use benchmark::{Benchmark, BenchmarkError, Repetition, Workload};
 pub use connect::{ClientNetwork, JoinError, ModelFiles, ModelFilesError};
 pub use inference::generation::{
@@ -37,7 +37,7 @@ pub use inference::logprobs::TokenLogprobs;
 pub use inference::sampler::{Allowed, Constraint, Sampler, Sampling, SamplingError, TokenSet};
 pub use inference::session::InferenceSession;
 pub use inference::text_session::TextSession;
-pub use petals_model::{CheckpointError, Dtype, ModelConfig, parse_json};
+pub use petals_model::{CheckpointError, Dtype, ModelConfig, Projection, Projections, parse_json};
 pub use petals_protocol::{Injection, Module, Modules, ServerState, Span, UnknownModule, WeightChange, WireDtype};
 pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
 pub use planner::{

@@ -64,7 +64,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Sequences of `kept` tokens.
 fn caches(stack: &BlockStack, batch: usize, kept: usize, hidden: usize) -> Result<Vec<KvCache>, Box<dyn Error>> {
-    let mut cache = stack.cache(stack.span(), &KvMeter::default())?;
+    let mut cache = stack.cache(stack.span(), 4096, &KvMeter::default())?;
     if kept > 0 {
         stack.step(
             random::noise(2, kept * hidden),

@@ -11,20 +11,17 @@ mod error;
 mod file;
 mod found;
 mod index;
+mod norm;
 mod text;
 
 pub use error::CheckpointError;
-pub(crate) use file::{Located, TensorFile, decode, decode_row};
+pub(crate) use file::{Located, TensorFile, decode, decode_column, decode_row};
 use index::TensorIndex;
+pub(crate) use norm::NormWeights;
 
 const CONFIG: &str = "config.json";
 /// Longest configuration that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
-
-/// The embedding table's name.
-pub(crate) const EMBEDDINGS: &str = "model.embed_tokens.weight";
-/// The head's name, if it is not the embedding table.
-pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// A checkpoint in Hugging Face's layout: `config.json` and `model.safetensors`, or shards with their index.
 ///
@@ -39,6 +36,7 @@ pub struct Checkpoint {
     directory: PathBuf,
     config: ModelConfig,
     index: TensorIndex,
+    experts_in_files: bool,
 }
 
 impl Checkpoint {
@@ -54,7 +52,20 @@ impl Checkpoint {
         }
         let text = text::read(&path, MAX_CONFIG)?;
         let config = ModelConfig::from_json(&text).map_err(|source| CheckpointError::Config { path, source })?;
-        Ok(Self { directory: dir.to_owned(), config, index: TensorIndex::open(dir)? })
+        let index = TensorIndex::open(dir, config.names)?;
+        Ok(Self { directory: dir.to_owned(), config, index, experts_in_files: false })
+    }
+
+    /// The same checkpoint, of whose blocks the experts' weights are to stay in their mapped files: for machines whose memory does not hold
+    /// them. Each product then reads its weight from the file, unless the system has it in its cache.
+    #[must_use]
+    pub fn with_experts_in_files(self) -> Self {
+        Self { experts_in_files: true, ..self }
+    }
+
+    /// Whether blocks are loaded without their experts' weights.
+    pub fn experts_stay_in_files(&self) -> bool {
+        self.experts_in_files
     }
 
     /// The model's architecture.
@@ -87,13 +98,14 @@ impl Checkpoint {
     /// It is the same however the model is split into files, whatever dtype it is saved in, with and without the prefix of its
     /// tensors' names, and with and without a head, which servers do not need. It says nothing of the weights' values.
     pub fn fingerprint(&self) -> Fingerprint {
-        let tied = self.config.tie_word_embeddings;
+        let tied = self.config.head.tied;
+        let head = self.head_name();
         // What every client needs is counted whether it is there or not.
         let mut names = self.index.canonical_names();
-        names.insert(EMBEDDINGS.into());
-        names.insert(HEAD.into());
+        names.insert(self.config.names.embeddings().into());
+        names.insert(head.as_str().into());
         // Buffers that some versions of transformers saved and others did not, and a tied head that need not be there.
-        let optional = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == HEAD);
+        let optional = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == head);
         names.retain(|name| !optional(name));
         let mut text = self.config.canonical();
         for name in names {
@@ -103,6 +115,11 @@ impl Checkpoint {
         let mut short = [0; 8];
         short.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..8]);
         Fingerprint(short)
+    }
+
+    /// The name of the head's weight.
+    pub(crate) fn head_name(&self) -> String {
+        format!("{}.weight", self.config.names.head())
     }
 
     /// Whether a tensor is named in the checkpoint, with or without its prefix.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, EMBEDDINGS, HEAD, Located, TensorFile, decode, decode_row};
-use crate::config::ModelConfig;
+use crate::checkpoint::{Checkpoint, CheckpointError, Located, NormWeights, TensorFile, decode_row};
+use crate::config::{EmbeddingDesign, ModelConfig};
 use crate::device::{Device, Dtype};
 use crate::engine::host::matmul::FrozenMatrix;
-use crate::engine::host::rms_norm;
+use crate::engine::host::norm;
+use crate::engine::host::simd::{tanh, vectorized};
 use cross_entropy::cross_entropy;
 
 pub use cross_entropy::LossRules;
@@ -30,7 +31,10 @@ const LOGITS_BYTES: usize = 32 << 20;
 pub struct ClientModel {
     config: ModelConfig,
     embeddings: (Arc<TensorFile>, Located),
-    norm: Vec<f32>,
+    /// Of the embeddings, where the model norms them.
+    embedding_norm: Option<NormWeights>,
+    /// Behind the last block.
+    norm: NormWeights,
     /// `[hidden, vocab]`
     head: FrozenMatrix,
 }
@@ -105,22 +109,22 @@ impl Checkpoint {
     /// nor tied to the embeddings.
     pub fn load_client(&self, dtype: Dtype) -> Result<ClientModel, CheckpointError> {
         let config = self.config().clone();
-        let (vocab, d) = (config.vocab_size, config.hidden_size);
-        let tied = config.tie_word_embeddings;
-        if !tied && !self.names(HEAD) {
+        let (vocab, d, names, norm) = (config.vocab_size, config.hidden_size, config.names, config.block.norm);
+        let (tied, head, embeddings) = (config.head.tied, self.head_name(), names.embeddings());
+        if !tied && !self.names(&head) {
             return Err(CheckpointError::MissingHead { path: self.tensors_path().to_owned() });
         }
         // Of a tied table either name may be the one that it is stored under.
-        let table = if tied && !self.names(EMBEDDINGS) && self.names(HEAD) { HEAD } else { EMBEDDINGS };
+        let table = if tied && !self.names(&embeddings) && self.names(&head) { &head } else { &embeddings };
         let embeddings = self.locate(table, &[vocab, d])?;
-        let (file, norm) = self.locate("model.norm.weight", &[d])?;
-        let norm = decode(&file, &norm);
-        let (file, located) = if tied { embeddings.clone() } else { self.locate(HEAD, &[vocab, d])? };
+        let embedding_norm = config.embedding.norm.then(|| self.norm(&names.embedding_norm(), d, norm)).transpose()?;
+        let norm = self.norm(&names.final_norm(), d, norm)?;
+        let (file, located) = if tied { embeddings.clone() } else { self.locate(&head, &[vocab, d])? };
         let column = |token: usize, values: &mut [f32]| decode_row(&file, &located, token, values);
         let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), column);
         // Embeddings are read from the file again, row by row.
         file.release(&located);
-        Ok(ClientModel { config, embeddings, norm, head })
+        Ok(ClientModel { config, embeddings, embedding_norm, norm, head })
     }
 }
 
@@ -135,11 +139,19 @@ impl ClientModel {
         self.head.bytes() + 4 * self.config.hidden_size as u64
     }
 
-    /// The embeddings of `ids`, `[ids.len(), d]`.
+    /// What enters the first block for `ids`, `[ids.len(), d]`.
     ///
     /// # Errors
     /// [`HeadError::Token`] for the first id that the vocabulary does not have.
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, HeadError> {
+        Ok(self.enter(self.embeddings(ids)?))
+    }
+
+    /// The embeddings of `ids`, `[ids.len(), d]`, as the model's embedding module gives them: what trained prompts lie beside.
+    ///
+    /// # Errors
+    /// [`HeadError::Token`] for the first id that the vocabulary does not have.
+    pub fn embeddings(&self, ids: &[u32]) -> Result<Vec<f32>, HeadError> {
         let d = self.config.hidden_size;
         check_tokens(ids, self.config.vocab_size)?;
         let (file, located) = &self.embeddings;
@@ -149,7 +161,46 @@ impl ClientModel {
             let start = id as usize * row_bytes;
             located.dtype.decode(&bytes[start..start + row_bytes], row);
         }
+        let EmbeddingDesign { scale, scales_table_only, .. } = self.config.embedding;
+        if scales_table_only {
+            rows.iter_mut().for_each(|v| *v *= scale);
+        }
         Ok(rows)
+    }
+
+    /// What enters the first block for rows that lie beside embeddings, such as prompts: Gemma multiplies all of them, and BLOOM norms them.
+    pub fn enter(&self, mut rows: Vec<f32>) -> Vec<f32> {
+        let scale = self.entry_scale();
+        if scale != 1.0 {
+            rows.iter_mut().for_each(|v| *v *= scale);
+        }
+        match &self.embedding_norm {
+            Some(weights) => norm::forward(weights, &rows),
+            None => rows,
+        }
+    }
+
+    /// Whether what enters is not what lies beside embeddings.
+    pub fn changes_entry(&self) -> bool {
+        self.embedding_norm.is_some() || self.entry_scale() != 1.0
+    }
+
+    /// The gradient of the `rows` that [`Self::enter`] was given, from that of what it gave.
+    pub fn enter_back(&self, rows: &[f32], mut grad: Vec<f32>) -> Vec<f32> {
+        let scale = self.entry_scale();
+        if let Some(weights) = &self.embedding_norm {
+            let scaled: Vec<f32> = rows.iter().map(|v| v * scale).collect();
+            norm::backward(weights, &scaled, &mut grad);
+        }
+        if scale != 1.0 {
+            grad.iter_mut().for_each(|v| *v *= scale);
+        }
+        grad
+    }
+
+    fn entry_scale(&self) -> f32 {
+        let EmbeddingDesign { scale, scales_table_only, .. } = self.config.embedding;
+        if scales_table_only { 1.0 } else { scale }
     }
 
     /// The last block's output `hidden` `[R, d]` behind the final norm: what transformers calls the last hidden state.
@@ -158,7 +209,7 @@ impl ClientModel {
     /// If `hidden` is not a whole number of rows, or a value is not finite.
     pub fn final_norm(&self, hidden: &[f32]) -> Result<Vec<f32>, HeadError> {
         self.count_rows(hidden)?;
-        let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
+        let normed = norm::forward(&self.norm, hidden);
         finite("a hidden state", &normed)?;
         Ok(normed)
     }
@@ -205,11 +256,14 @@ impl ClientModel {
         let rows = self.chunk_rows();
         for (number, chunk) in hidden.chunks(rows * d).enumerate() {
             let mut logits = self.logits(chunk);
+            let slopes = self.cap_slopes(&logits);
             let (loss, correct) = of_chunk(&mut logits, number * rows..number * rows + chunk.len() / d);
+            logits.iter_mut().zip(&slopes).for_each(|(gradient, slope)| *gradient *= slope);
+            self.scale_logits(&mut logits);
             total.loss_sum += loss;
             total.correct += correct;
             let mut grad = self.head.backward(&logits);
-            rms_norm::backward(chunk, &self.norm, self.config.rms_norm_eps, &mut grad);
+            norm::backward(&self.norm, chunk, &mut grad);
             total.grad.append(&mut grad);
         }
         if !total.loss_sum.is_finite() {
@@ -239,7 +293,7 @@ impl ClientModel {
             return Err(HeadError::Label { label, labels: classes });
         }
         expect_weights(rules, classes)?;
-        let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
+        let normed = norm::forward(&self.norm, hidden);
         let logits = class_logits(&normed, score, d);
         let mut d_logits = logits.clone();
         let (loss_sum, correct) = cross_entropy(&mut d_logits, labels, classes, rules);
@@ -252,7 +306,7 @@ impl ClientModel {
                 score_grad.iter_mut().zip(normed).for_each(|(sum, n)| *sum += g * n);
             }
         }
-        rms_norm::backward(hidden, &self.norm, self.config.rms_norm_eps, &mut hidden_grad);
+        norm::backward(&self.norm, hidden, &mut hidden_grad);
         if !loss_sum.is_finite() {
             return Err(HeadError::NotFinite("the loss"));
         }
@@ -271,8 +325,31 @@ impl ClientModel {
 
     /// `[R, vocab_size]`
     fn logits(&self, hidden: &[f32]) -> Vec<f32> {
-        let normed = rms_norm::forward(hidden, &self.norm, self.config.rms_norm_eps);
-        self.head.forward(&normed)
+        let mut logits = self.head.forward(&norm::forward(&self.norm, hidden));
+        self.scale_logits(&mut logits);
+        if let Some(cap) = self.config.head.soft_cap {
+            logits.par_chunks_mut(1 << 14).for_each(|logits| {
+                vectorized(
+                    #[inline(always)]
+                    || logits.iter_mut().for_each(|v| *v = cap * tanh(*v / cap)),
+                );
+            });
+        }
+        logits
+    }
+
+    /// What logits, or their gradients, are multiplied by.
+    fn scale_logits(&self, logits: &mut [f32]) {
+        let scale = self.config.head.scale;
+        if scale != 1.0 {
+            logits.iter_mut().for_each(|v| *v *= scale);
+        }
+    }
+
+    /// The slope of the soft cap at each capped logit `l`, `1 - (l/c)²`, if there is a cap.
+    fn cap_slopes(&self, logits: &[f32]) -> Vec<f32> {
+        let Some(cap) = self.config.head.soft_cap else { return Vec::new() };
+        logits.iter().map(|logit| 1.0 - (logit / cap) * (logit / cap)).collect()
     }
 }
 

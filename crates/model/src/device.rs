@@ -95,6 +95,11 @@ pub enum DeviceError {
 }
 
 impl Device {
+    /// Whether blocks on it can read weights from where their files are mapped.
+    pub fn reads_in_place(&self) -> bool {
+        matches!(self.kind(), Kind::Host)
+    }
+
     /// The CPU.
     pub fn cpu() -> Self {
         Self { kind: Kind::Host }

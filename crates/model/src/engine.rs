@@ -13,8 +13,10 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::checkpoint::NormWeights;
+use crate::config::MlpDesign;
 use crate::device::Dtype;
-use rotary::{Rotary, Turn};
+use rotary::{Place, Rotary, Turn};
 use shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 
 #[cfg(feature = "burn")]
@@ -41,7 +43,7 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     type Picked: fmt::Debug + Send + Sync;
     /// A frozen projection, see [`Self::linear`].
     type Linear: fmt::Debug + Send + Sync;
-    /// A root-mean-square norm, see [`Self::norm`].
+    /// A norm, see [`Self::load_norm`].
     type Norm: fmt::Debug + Send + Sync;
     /// Cosines and sines for the rows of a matrix.
     type Angles: fmt::Debug + Send + Sync;
@@ -67,8 +69,19 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
         column: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self::Linear;
 
-    /// A norm `y = w ∘ x / r` with `r = sqrt(mean(x²) + eps)`, row by row (Zhang and Sennrich 2019; `LlamaRMSNorm`).
-    fn load_norm(&self, weight: Vec<f32>, eps: f32) -> Self::Norm;
+    /// A projection as [`Self::load_linear`] makes it whose weight stays where `column` reads it from, if the device can do that.
+    fn load_linear_in_place(
+        &self,
+        shape: [usize; 2],
+        bias: Option<Vec<f32>>,
+        dtype: Dtype,
+        column: impl Fn(usize, &mut [f32]) + Send + Sync + 'static,
+    ) -> Self::Linear {
+        self.load_linear(shape, bias, dtype, column)
+    }
+
+    /// A norm, row by row.
+    fn load_norm(&self, weights: NormWeights) -> Self::Norm;
 
     // Between host and device, and rows of matrices.
 
@@ -153,7 +166,8 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// The normed rows.
     fn normalise(&self, norm: &Self::Norm, x: &Self::Rows) -> Self::Rows;
 
-    /// The gradient of `x` from that of [`Self::normalise`]'s result. With `g = w ∘ dy`: `dx = g / r - x · mean(g ∘ x) / r³`.
+    /// The gradient of `x` from that of [`Self::normalise`]'s result. With `g = w ∘ dy`: `dx = g / r - x · mean(g ∘ x) / r³`; a norm that
+    /// subtracts the mean does the same with `x - mean(x)`, and subtracts the mean of the result.
     fn normalise_back(&self, norm: &Self::Norm, x: &Self::Rows, dy: Self::Rows) -> Self::Rows;
 
     /// Norms each of the first `heads` heads of every row (a head is as wide as the norm) and leaves the rest alone. Returns these heads as
@@ -163,54 +177,68 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// The gradient of [`Self::normalise_heads`], given the heads as they were.
     fn normalise_heads_back(&self, norm: &Self::Norm, before: &Self::Rows, dy: Self::Rows, heads: usize) -> Self::Rows;
 
-    /// Angles of rows at these positions.
-    fn angles(&self, rotary: &Rotary, positions: &[u32]) -> Self::Angles;
+    /// Angles of rows at these places.
+    fn angles(&self, rotary: &Rotary, places: &[Place]) -> Self::Angles;
 
-    /// Rotates the first `heads` heads of every row and leaves the rest alone: `(a, b) -> (a·cos - b·sin, b·cos + a·sin)` for the
-    /// halves `a`, `b` of a head (Su et al. 2021, in the half-split form of Llama checkpoints).
+    /// Rotates the first `heads` heads of every row and leaves the rest alone: `(a, b) -> (a·cos - b·sin, b·cos + a·sin)` for
+    /// pairs `a`, `b` of a head's first values (Su et al. 2021): the halves of those, as in Llama's checkpoints, or neighbours.
     fn rotate(&self, x: Self::Rows, heads: usize, angles: &Self::Angles, turn: Turn) -> Self::Rows;
 
-    /// `silu(gate) ∘ up` (Shazeer 2020) of gate and up side by side, `[rows, 2·width]` to `[rows, width]`.
-    fn swiglu(&self, gate_up: &Self::Rows) -> Self::Rows;
+    /// The inside of an MLP behind its activation, `[rows, width]`: `act(gate) ∘ up` (Shazeer 2020) of gate and up side by side, `[rows, 2·width]`,
+    /// or `act(up)`.
+    fn activate(&self, mlp: MlpDesign, inside: &Self::Rows) -> Self::Rows;
 
-    /// The gradients of gate and up side by side. With `s = sigmoid(gate)`: `d_up = dy · gate · s`, `d_gate = dy · up · s · (1 + gate
-    /// · (1 - s))`.
-    fn swiglu_back(&self, gate_up: Self::Rows, dy: &Self::Rows) -> Self::Rows;
+    /// The gradients of what [`Self::activate`] was given, in its shape.
+    fn activate_back(&self, mlp: MlpDesign, inside: Self::Rows, dy: &Self::Rows) -> Self::Rows;
+
+    // Single rows, for mixtures of experts.
+
+    /// Multiplies each row by its factor.
+    fn scale_rows(&self, x: Self::Rows, factors: &[f32]) -> Self::Rows;
+
+    /// The products of the rows of `a` with those of `b`, `[rows, 1]`.
+    fn dot_rows(&self, a: &Self::Rows, b: &Self::Rows) -> Self::Rows;
 
     // Attention, see [`shapes`].
 
     /// Makes a geometry ready.
     fn attention(&self, heads: Heads, geometry: Geometry) -> Self::Attention;
 
-    /// The output `[A, query_heads·dim]` for queries `q` of the same shape and keys beside values `kv` `[R, 2·key_heads·dim]`.
-    fn attend(&self, attention: &Self::Attention, q: &Self::Rows, kv: &Self::Rows) -> Self::Rows;
-
-    /// The gradients of `q` and `kv`, in their shapes, from that of the output. With `prefix_only`, what belongs to text rows may
-    /// be left zero or out.
-    fn attend_back(
+    /// The output `[A, query_heads·dim]` for queries `q` of the same shape and keys beside values `kv` `[R, 2·key_heads·dim]`. `sinks` has a
+    /// score for each query head.
+    fn attend(
         &self,
         attention: &Self::Attention,
         q: &Self::Rows,
         kv: &Self::Rows,
+        sinks: Option<&Self::Rows>,
+    ) -> Self::Rows;
+
+    /// The gradients of `q` and `kv`, in their shapes, from that of the output; `inputs` are queries, keys beside values, and sinks. With `prefix_only`, what belongs to text rows may
+    /// be left zero or out.
+    fn attend_back(
+        &self,
+        attention: &Self::Attention,
+        inputs: (&Self::Rows, &Self::Rows, Option<&Self::Rows>),
         d_output: &Self::Rows,
         prefix_only: bool,
     ) -> (Self::Rows, Self::Rows);
 
     // Caches.
 
-    /// An empty cache for `blocks` blocks whose memory is counted by `meter`.
-    fn cache(&self, blocks: usize, heads: Heads, meter: &KvMeter) -> Self::Cache;
+    /// An empty cache for as many blocks as there are `windows`, which say how far each sees; its memory is counted by `meter`.
+    fn cache(&self, windows: &[Option<usize>], heads: Heads, meter: &KvMeter) -> Self::Cache;
 
     /// Makes the queries of a step ready.
     fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> Self::CachedAttention;
 
-    /// The output `[queries, query_heads·dim]` of queries that attend to the caches' block `block`, one cache per sequence, in
+    /// The output `[queries, query_heads·dim]` of queries, given with sinks, that attend to the caches' block `block`, one cache per sequence, in
     /// which the new rows' keys and values have been written.
     fn attend_cached(
         &self,
         attention: &Self::CachedAttention,
         block: usize,
-        q: &Self::Rows,
+        queries: (&Self::Rows, Option<&Self::Rows>),
         caches: &[&mut Self::Cache],
     ) -> Self::Rows;
 
@@ -236,7 +264,7 @@ pub(crate) trait Cache: fmt::Debug + Clone + Send + Sync {
     /// See [`Engine::Rows`].
     type Rows;
 
-    /// Makes room for `count` positions behind `len`, which no other sequence sees.
+    /// Makes room for `count` positions behind `len`, which no other sequence sees. What is far enough behind the window of a block may be given back.
     fn grow(&mut self, len: usize, count: usize);
 
     /// Writes the keys and values in `rows` of `kv`, `2·key_heads·dim` wide, to block `block` for the positions from `len` on.
@@ -247,6 +275,9 @@ pub(crate) trait Cache: fmt::Debug + Clone + Send + Sync {
 
     /// Gives back the memory of positions from `len` on, as far as it can be given back.
     fn truncate(&mut self, len: usize);
+
+    /// The least length that it can be truncated to: what lay before was given back, or is not enough to go on from there.
+    fn shortest(&self) -> usize;
 
     /// Forgets what a step that failed has written behind `len`: it may be anything, NaN included.
     fn abandon(&mut self, len: usize);

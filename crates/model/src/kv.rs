@@ -3,6 +3,7 @@
 use petals_protocol::Span;
 
 use crate::config::ModelConfig;
+use crate::engine::shapes::{WINDOWED_STEP, most_pages};
 use crate::engine::{Cache, Engine, OnEngine, PerEngine, on_engine};
 
 /// Where keys and values are kept: [`Engine::Cache`].
@@ -19,12 +20,19 @@ impl PerEngine for Caches {
 pub struct KvCache {
     span: Span,
     len: usize,
+    /// Whether the sequence may grow longer than texts of pre-training.
+    long: bool,
     storage: OnEngine<Caches>,
 }
 
 impl KvCache {
-    pub(crate) fn new(span: Span, storage: OnEngine<Caches>) -> Self {
-        Self { span, len: 0, storage }
+    pub(crate) fn new(span: Span, long: bool, storage: OnEngine<Caches>) -> Self {
+        Self { span, len: 0, long, storage }
+    }
+
+    /// Whether the rotary frequencies of long texts hold for it.
+    pub(crate) fn is_long(&self) -> bool {
+        self.long
     }
 
     /// The blocks whose keys and values are kept.
@@ -42,7 +50,12 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Forgets all positions from `len` on.
+    /// The least length that it can be truncated to: blocks with windows give back what they have left behind.
+    pub fn shortest(&self) -> usize {
+        on_engine!(&self.storage, cache => cache.shortest())
+    }
+
+    /// Forgets all positions from `len` on, which is not below [`Self::shortest`].
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         on_engine!(&mut self.storage, cache => cache.truncate(self.len));
@@ -63,5 +76,24 @@ impl ModelConfig {
     /// Bytes of a cache page ([`crate::PAGE_TOKENS`] positions of one sequence) of `blocks` blocks.
     pub fn kv_page_bytes(&self, blocks: usize) -> u64 {
         blocks as u64 * self.heads().page_bytes()
+    }
+
+    /// Most bytes that the cache of a sequence of up to `positions` takes in the blocks of `span`, of which those with a window keep
+    /// little more than it.
+    pub fn kv_bytes(&self, span: Span, positions: u64) -> u64 {
+        let of_block = |window| most_pages(positions, window).saturating_mul(self.heads().page_bytes());
+        self.windows_of(span).into_iter().map(of_block).fold(0, u64::saturating_add)
+    }
+
+    /// Most rows that a step may add to a sequence in the blocks of `span`.
+    pub fn longest_step(&self, span: Span) -> usize {
+        let any = self.windows_of(span).iter().any(Option::is_some);
+        if any { WINDOWED_STEP } else { usize::MAX }
+    }
+
+    /// The window of each block of `span` that the model has.
+    pub(crate) fn windows_of(&self, span: Span) -> Vec<Option<usize>> {
+        let layers = span.blocks().filter_map(|block| self.layers.get(block as usize));
+        layers.map(|layer| layer.window).collect()
     }
 }

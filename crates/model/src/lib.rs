@@ -1,4 +1,4 @@
-//! The model side of the swarm: frozen transformer blocks of the Llama family on a CPU or GPU, forward and backward,
+//! The model side of the swarm: frozen transformer blocks on a CPU or GPU, forward and backward,
 //! and what a client computes itself.
 //!
 //! No network and no async here. Hidden states enter and leave as f32 host vectors whose shapes follow from a
@@ -17,7 +17,11 @@ mod stack;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput, LossRules, TopTokens};
-pub use config::{ConfigError, ModelConfig, RopeScaling, parse_json};
+pub use config::{
+    Activation, Alibi, AttentionDesign, BlockDesign, ConfigError, EmbeddingDesign, ExpertWeights, ExpertsDesign,
+    HeadDesign, HeadNorms, LayerDesign, MlpDesign, MlpReads, ModelConfig, NormKind, NormPlaces, Projection,
+    Projections, RopeScaling, RotaryDesign, SharedExpert, parse_json,
+};
 pub use device::{Device, DeviceError, Dtype};
 pub use engine::shapes::PAGE_TOKENS;
 pub use engine::{DeviceFailure, KvMeter};

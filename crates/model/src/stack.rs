@@ -4,7 +4,7 @@ use std::fmt;
 
 use petals_protocol::Span;
 
-use crate::config::ModelConfig;
+use crate::config::{AttentionDesign, ModelConfig};
 use crate::device::{Device, Dtype};
 use crate::engine::shapes::Heads;
 use crate::engine::{Engine, OnEngine, PerEngine, map_engine, on_engine};
@@ -38,6 +38,8 @@ pub struct BlockStack {
     span: Span,
     device: Device,
     dtype: Dtype,
+    /// Whether experts' weights are read from their files.
+    experts_in_files: bool,
     /// Each pass is handed to the engine's own blocks as a whole.
     blocks: OnEngine<Spans>,
 }
@@ -61,7 +63,8 @@ impl BlockStack {
     pub fn part(&self, span: Span) -> Option<Self> {
         let span = self.span.intersect(span)?;
         let blocks = map_engine!(&self.blocks, blocks => blocks.part(span));
-        Some(Self { config: self.config.clone(), span, device: self.device.clone(), dtype: self.dtype, blocks })
+        let (config, device) = (self.config.clone(), self.device.clone());
+        Some(Self { config, span, device, dtype: self.dtype, experts_in_files: self.experts_in_files, blocks })
     }
 
     /// The model's architecture.
@@ -84,9 +87,9 @@ impl BlockStack {
         self.dtype
     }
 
-    /// Bytes of the weights on the device.
+    /// Bytes of the weights on the device; those of experts that stay in their files are not counted.
     pub fn weight_bytes(&self) -> u64 {
-        self.span.len() as u64 * self.config.block_weights().bytes(self.dtype)
+        self.config.span_weights(self.span, self.experts_in_files).bytes(self.dtype)
     }
 
     /// Runs the layout's span, any part of this stack's, forward. The output has a [`Stash`] if anything is kept.
@@ -127,7 +130,9 @@ impl BlockStack {
 
 impl ModelConfig {
     pub(crate) fn heads(&self) -> Heads {
-        Heads { query: self.num_attention_heads, key_value: self.num_key_value_heads, dim: self.head_dim }
+        let AttentionDesign { scale, soft_cap, alibi, .. } = self.block.attention;
+        let (query, key_value, dim) = (self.num_attention_heads, self.num_key_value_heads, self.head_dim);
+        Heads { query, key_value, dim, scale, soft_cap, alibi }
     }
 }
 

@@ -113,7 +113,7 @@ fn keys_and_values_are_written_where_they_are() {
         let stack = checkpoint.load_span(Span::new(0, 4).unwrap(), &device, Dtype::F32).unwrap();
         let (d, longest) = (stack.config().hidden_size, stack.config().max_position_embeddings);
         let of_step = |kept: usize| {
-            let mut cache = stack.cache(stack.span(), &KvMeter::default()).unwrap();
+            let mut cache = stack.cache(stack.span(), 4096, &KvMeter::default()).unwrap();
             let mut step = |rows| {
                 let before = ALL.load(Relaxed);
                 stack

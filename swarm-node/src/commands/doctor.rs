@@ -1,5 +1,6 @@
 //! `petals-node doctor`: what works on this machine, and what to do about the rest.
 
+mod model;
 mod network;
 mod running;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use petals_model::{Checkpoint, CheckpointError, Device, Dtype};
 
-use super::events::{Check, CheckStatus, NodeEvent};
+use super::events::{Check, CheckStatus, NodeEvent, size};
 use crate::args::DoctorArgs;
 use crate::error::NodeError;
 use crate::machine::memory::Free;
@@ -22,6 +23,7 @@ const WANTED_DISK: u64 = 1 << 30;
 
 pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
     let json = args.network.json;
+    let dtype: Dtype = args.dtype.parse().map_err(|error: String| NodeError::input(anyhow::anyhow!(error)))?;
     let mut failed = 0;
     let mut tell = |check: Check| {
         failed += usize::from(check.status == CheckStatus::Fail);
@@ -29,7 +31,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
     };
     let device = device(&args.device, &mut tell);
     let checkpoint = args.model.as_deref().and_then(|model| checkpoint(model, &mut tell));
-    memory(&device, checkpoint.as_ref(), &mut tell);
+    memory(&device, dtype.on(&device), checkpoint.as_ref(), json, &mut tell);
     tell(open_files(std::fs::read_to_string("/proc/self/limits").ok().as_deref()));
     if let Some(model) = &args.model {
         tell(disk(free_disk(model).await));
@@ -102,22 +104,15 @@ fn refused(name: &'static str, error: CheckpointError) -> Check {
     Check::fail(name, detail, remedy)
 }
 
-fn memory(device: &Device, checkpoint: Option<&Checkpoint>, tell: &mut impl FnMut(Check)) {
-    const NAME: &str = "memory";
-    let room = Free::on(device).for_weights();
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+/// What the model needs, and what of it fits into this machine's memory.
+fn memory(device: &Device, dtype: Dtype, checkpoint: Option<&Checkpoint>, json: bool, tell: &mut impl FnMut(Check)) {
     let Some(checkpoint) = checkpoint else {
-        return tell(Check::ok(NAME, format!("{:.1} GiB for weights", gib(room))));
+        return tell(Check::ok("memory", format!("{} for weights", size(Free::on(device).for_weights()))));
     };
-    let (all, dtype) = (checkpoint.blocks(), Dtype::default().on(device));
-    let one = (checkpoint.span_bytes(all, dtype) / all.len() as u64).max(1);
-    let fit = (room / one).min(all.len() as u64);
-    let detail =
-        format!("{:.1} GiB for weights: {fit} of {} blocks fit, {:.2} GiB each", gib(room), all.len(), gib(one));
-    tell(match fit {
-        0 => Check::fail(NAME, detail, "close other programs, use another machine, or a smaller model"),
-        _ => Check::ok(NAME, detail),
-    });
+    let needs = model::needs(checkpoint.config(), model::fit(checkpoint, device, dtype));
+    let check = model::memory(&needs);
+    NodeEvent::ModelNeeds(needs).emit(json);
+    tell(check);
 }
 
 fn open_files(limits: Option<&str>) -> Check {

@@ -6,9 +6,12 @@ use serde::Serialize;
 
 mod bench;
 mod check;
+mod needs;
 
 pub use bench::{BenchFigures, BenchSetup};
 pub use check::{Check, CheckStatus};
+pub(crate) use needs::size;
+pub use needs::{BlockBytes, BlockKind, BlocksThatFit, ModelNeeds};
 
 /// Something that happened to the node.
 #[derive(Debug, Clone, Serialize)]
@@ -86,6 +89,8 @@ pub enum NodeEvent {
     },
     /// What `doctor` found.
     Check(Check),
+    /// What the model needs that `doctor` was given.
+    ModelNeeds(ModelNeeds),
     /// What is about to be timed.
     BenchSetup(BenchSetup),
     /// Figures of one kind of work.
@@ -135,6 +140,7 @@ impl NodeEvent {
                 format!("swarm key with fingerprint {fingerprint} written to {file}")
             }
             Self::Check(check) => check.to_string(),
+            Self::ModelNeeds(needs) => needs.to_string(),
             Self::BenchSetup(setup) => setup.to_string(),
             Self::Bench(figures) => figures.to_string(),
         }

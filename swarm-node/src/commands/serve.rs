@@ -139,6 +139,7 @@ async fn start(
             place(swarm, &model, checkpoint.blocks(), count).await?
         }
     };
+    let checkpoint = hold(checkpoint, span, (&device, dtype), free.for_weights());
     let moves = args.blocks.is_none() && !args.rebalance_period.is_zero();
     let budgets = free.divide(checkpoint.span_bytes(span, dtype));
     let executor = ExecutorConfig {
@@ -164,6 +165,24 @@ async fn start(
         public_name: args.public_name.clone(),
     };
     Ok(Server::start(swarm.clone(), incoming, checkpoint, config).await?)
+}
+
+/// The checkpoint, its experts read from their files if memory does not hold what was asked for.
+fn hold(checkpoint: Checkpoint, span: Span, (device, dtype): (&Device, Dtype), room: u64) -> Checkpoint {
+    let needed = checkpoint.span_bytes(span, dtype);
+    if needed <= room || !device.reads_in_place() || checkpoint.config().block.experts.is_none() {
+        return checkpoint;
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    let checkpoint = checkpoint.with_experts_in_files();
+    tracing::warn!(
+        "blocks {span} need {} MiB and {} MiB may be used: weights of experts stay in their files ({} MiB are loaded), and whatever the system \
+         does not keep of them is read from the disk for every pass; serve fewer blocks, or use --dtype bf16, to avoid that",
+        mib(needed),
+        mib(room),
+        mib(checkpoint.span_bytes(span, dtype)),
+    );
+    checkpoint
 }
 
 /// Refuses blocks that the model does not have, and tensors that cannot be loaded, before anybody is told of them.

@@ -21,11 +21,11 @@ impl PrefixKey {
     }
 
     /// The BLAKE3 hash of everything that sequences of `layout` depend on besides the blocks' weights and their text: hidden states of the prefix
-    /// and tables.
-    pub(crate) fn new(layout: &PassLayout, hidden: Option<&[f32]>, tables: Option<&[f32]>) -> Self {
+    /// and tables, and whether they may grow longer than texts of pre-training.
+    pub(crate) fn new(layout: &PassLayout, hidden: Option<&[f32]>, tables: Option<&[f32]>, is_long: bool) -> Self {
         let PassLayout { span, prefix_len, injection, weights, .. } = layout;
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&encode(&(span, prefix_len, injection, weights)));
+        hasher.update(&encode(&(span, prefix_len, injection, weights, is_long)));
         for values in [hidden, tables] {
             let values = values.unwrap_or_default();
             hasher.update(&(values.len() as u64).to_le_bytes());
@@ -105,7 +105,7 @@ impl Prefixes {
     pub(crate) fn get(
         &mut self,
         blocks: &BlockStack,
-        span: Span,
+        (span, longest): (Span, usize),
         key: PrefixKey,
         prefix: CachedPrefix<'_>,
     ) -> Result<(KvCache, Option<Vec<f32>>), PassError> {
@@ -114,7 +114,7 @@ impl Prefixes {
             kept.used = self.clock;
             return Ok((kept.cache.clone(), kept.behind.clone()));
         }
-        let mut cache = blocks.cache(span, &self.meter)?;
+        let mut cache = blocks.cache(span, longest, &self.meter)?;
         let pages = prefix.rows.div_ceil(PAGE_TOKENS) as u64;
         let behind = blocks.begin(prefix, &mut cache)?;
         let bytes = pages * blocks.config().kv_page_bytes(span.len()) + 4 * behind.as_ref().map_or(0, Vec::len) as u64;
@@ -159,6 +159,9 @@ impl Prefixes {
             key = key.and(rows);
             let behind = behind.and_then(|behind| behind.get(number * page..(number + 1) * page));
             if self.kept.get(&key).is_some_and(|kept| kept.behind.is_some() || behind.is_none()) {
+                continue;
+            }
+            if prefix_rows + (number + 1) * PAGE_TOKENS < cache.shortest() {
                 continue;
             }
             let mut until = cache.clone();

@@ -41,8 +41,8 @@ pub(crate) struct Session {
 /// What a session's memory follows from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionMemory {
-    /// Bytes of [`PAGE_TOKENS`] positions of a sequence.
-    pub(crate) page_bytes: u64,
+    /// Most bytes of a sequence.
+    pub(crate) of_sequence: u64,
     /// Bytes of its tables.
     pub(crate) fixed: u64,
 }
@@ -121,8 +121,7 @@ impl SessionStore {
         memory: SessionMemory,
     ) -> Result<Session, Refusal> {
         self.end(key);
-        let pages = u64::from(limits.max_positions).div_ceil(PAGE_TOKENS as u64);
-        let bytes = pages.saturating_mul(u64::from(limits.max_sequences)).saturating_mul(memory.page_bytes);
+        let bytes = memory.of_sequence.saturating_mul(u64::from(limits.max_sequences));
         let bytes = bytes.saturating_add(memory.fixed);
         let share = self.budget / PEER_PART;
         if bytes > share {
@@ -213,7 +212,10 @@ mod tests {
     use super::*;
     use rand::{Rng, SeedableRng};
 
-    const PAGE: SessionMemory = SessionMemory { page_bytes: 100, fixed: 0 };
+    /// 100 bytes a page.
+    fn memory(positions: u32) -> SessionMemory {
+        SessionMemory { of_sequence: 100 * u64::from(positions).div_ceil(PAGE_TOKENS as u64), fixed: 0 }
+    }
 
     fn span() -> Span {
         Span::new(0, 2).unwrap()
@@ -229,26 +231,26 @@ mod tests {
             (SessionStore::new(1000, Duration::from_secs(60)), PeerId::random(), Instant::now());
         store.open_stream(1);
         let key = (1, SessionId(5));
-        let session = store.admit(key, peer, span(), limits(2, 65), PAGE).unwrap();
+        let session = store.admit(key, peer, span(), limits(2, 65), memory(65)).unwrap();
         assert_eq!((store.bytes(), store.tokens_left(100)), (400, 6 * PAGE_TOKENS as u64));
         assert!(matches!(store.take(key), Err(Refusal::SessionGone)), "not there while it computes");
         store.end(key);
         store.put(key, session, now);
         assert!(matches!(store.take(key), Err(Refusal::SessionGone)), "it ended meanwhile");
         assert_eq!(store.bytes(), 0);
-        let session = store.admit(key, peer, span(), limits(2, 65), PAGE).unwrap();
+        let session = store.admit(key, peer, span(), limits(2, 65), memory(65)).unwrap();
         store.put(key, session, now);
         assert!(matches!(
-            store.admit((1, SessionId(6)), peer, span(), limits(1, 128), PAGE),
+            store.admit((1, SessionId(6)), peer, span(), limits(1, 128), memory(128)),
             Err(Refusal::Busy { .. })
         ));
-        assert!(store.admit((1, SessionId(6)), PeerId::random(), span(), limits(1, 128), PAGE).is_ok());
+        assert!(store.admit((1, SessionId(6)), PeerId::random(), span(), limits(1, 128), memory(128)).is_ok());
         assert!(matches!(
-            store.admit((1, SessionId(7)), peer, span(), limits(6, 1), PAGE),
+            store.admit((1, SessionId(7)), peer, span(), limits(6, 1), memory(1)),
             Err(Refusal::TooLarge { got: 600, limit: 500, .. })
         ));
-        assert!(store.admit(key, peer, span(), limits(1, 1), PAGE).is_ok(), "a session replaces its namesake");
-        let with_tables = SessionMemory { fixed: 450, ..PAGE };
+        assert!(store.admit(key, peer, span(), limits(1, 1), memory(1)).is_ok(), "a session replaces its namesake");
+        let with_tables = SessionMemory { fixed: 450, ..memory(1) };
         assert!(matches!(
             store.admit((1, SessionId(8)), PeerId::random(), span(), limits(1, 1), with_tables),
             Err(Refusal::TooLarge { got: 550, limit: 500, .. })
@@ -262,13 +264,13 @@ mod tests {
         let long_ago = now.checked_sub(2 * IDLE).unwrap();
         for (id, used) in [(1, long_ago), (2, now)] {
             let key = (1, SessionId(id));
-            let session = store.admit(key, PeerId::random(), span(), limits(1, 5 * 64), PAGE).unwrap();
+            let session = store.admit(key, PeerId::random(), span(), limits(1, 5 * 64), memory(5 * 64)).unwrap();
             store.put(key, session, used);
         }
-        let third = store.admit((1, SessionId(3)), PeerId::random(), span(), limits(1, 64), PAGE);
+        let third = store.admit((1, SessionId(3)), PeerId::random(), span(), limits(1, 64), memory(64));
         assert!(third.is_ok(), "the first one has gone");
         assert!(matches!(store.take((1, SessionId(1))), Err(Refusal::SessionGone)));
-        let fourth = store.admit((1, SessionId(4)), PeerId::random(), span(), limits(1, 5 * 64), PAGE);
+        let fourth = store.admit((1, SessionId(4)), PeerId::random(), span(), limits(1, 5 * 64), memory(5 * 64));
         assert!(matches!(fourth, Err(Refusal::Busy { .. })), "the second one was just used");
         assert!(store.take((1, SessionId(2))).is_ok());
     }
@@ -279,10 +281,10 @@ mod tests {
             (SessionStore::new(1000, Duration::from_secs(600)), Instant::now(), PeerId::random());
         store.open_stream(1);
         for (id, of) in [(1, PeerId::random()), (2, peer)] {
-            let session = store.admit((1, SessionId(id)), of, span(), limits(1, 5 * 64), PAGE).unwrap();
+            let session = store.admit((1, SessionId(id)), of, span(), limits(1, 5 * 64), memory(5 * 64)).unwrap();
             store.put((1, SessionId(id)), session, now.checked_sub(2 * IDLE).unwrap());
         }
-        let more = store.admit((1, SessionId(3)), peer, span(), limits(1, 64), PAGE);
+        let more = store.admit((1, SessionId(3)), peer, span(), limits(1, 64), memory(64));
         assert!(matches!(more, Err(Refusal::Busy { .. })));
         assert!(store.take((1, SessionId(1))).is_ok(), "it was idle, but nothing was gained by its end");
     }
@@ -298,7 +300,9 @@ mod tests {
             let key = (rng.random_range(0..8), SessionId(n % 50));
             store.open_stream(key.0);
             let limits = limits(rng.random_range(1..4), rng.random_range(1..300));
-            if let Ok(session) = store.admit(key, peers[(key.0 % 5) as usize], span(), limits, PAGE) {
+            if let Ok(session) =
+                store.admit(key, peers[(key.0 % 5) as usize], span(), limits, memory(limits.max_positions))
+            {
                 computing.push((key, session));
             }
             now += Duration::from_millis(rng.random_range(0..2000));

@@ -170,19 +170,21 @@ fn prepare(
         // Nobody needs more, and the rest would be memory that nobody can use.
         let most = u32::try_from(blocks.config().max_position_embeddings).unwrap_or(u32::MAX);
         limits.max_positions = limits.max_positions.min(most);
-        let page_bytes = blocks.config().kv_page_bytes(layout.span.len());
-        let memory = SessionMemory { page_bytes, fixed: blocks.lasting_table_bytes(&layout) };
+        let of_sequence = blocks.config().kv_bytes(layout.span, u64::from(limits.max_positions));
+        let memory = SessionMemory { of_sequence, fixed: blocks.lasting_table_bytes(&layout) };
         let mut session = lock(store).admit(key, peer, layout.span, limits, memory)?;
         let values = tables.as_ref().map(Tables::values);
-        let text_key = PrefixKey::new(&layout, prefix.as_deref(), values);
+        let longest = limits.max_positions as usize;
+        let is_long = blocks.config().is_long(longest);
+        let text_key = PrefixKey::new(&layout, prefix.as_deref(), values, is_long);
         let tables = values.map(|values| prefixes.tables(blocks, text_key, &layout, values)).transpose();
         let tables = tables.map_err(refusal)?;
         let begun = if layout.prefix_len > 0 {
             let (rows, injection) = (layout.prefix_rows(), layout.injection);
             let prefix = CachedPrefix { rows, injection, hidden: prefix, tables: tables.as_deref() };
-            prefixes.get(blocks, layout.span, text_key, prefix)
+            prefixes.get(blocks, (layout.span, longest), text_key, prefix)
         } else {
-            blocks.cache(layout.span, prefixes.meter()).map(|cache| (cache, None))
+            blocks.cache(layout.span, longest, prefixes.meter()).map(|cache| (cache, None))
         };
         let (cache, behind) = begun.map_err(refusal)?;
         session.prefix_rows = cache.len();
@@ -203,6 +205,13 @@ fn prepare(
     if let Err(what) = check(&session, &layout, &starts, order.as_deref()) {
         lock(store).put(key, session, Instant::now());
         return Err(Refusal::BadRequest { what: what.into() });
+    }
+    let from = |number: usize| order.as_ref().map_or(number, |order| order[number] as usize);
+    let begin = |start: &u32| session.prefix_rows + *start as usize;
+    if starts.iter().enumerate().any(|(number, start)| begin(start) < session.sequences[from(number)].shortest()) {
+        // What it would go back to has been given back. Whoever opens it again and sends all of its text has what was there.
+        lock(store).abandon(key);
+        return Err(Refusal::SessionGone);
     }
     if let Some(order) = order {
         // The last use of a sequence takes it over; only pages that are shared are copied later.

@@ -1,13 +1,13 @@
 //! `petals-tune generate` against transformers.
 
 use anyhow::Context;
-use petals_e2e::{FAMILIES, Goldens, ProcessSwarm};
+use petals_e2e::{Goldens, ProcessSwarm};
 use serde_json::Value;
 
 #[test]
 fn greedy_generation_equals_transformers_for_32_tokens() -> anyhow::Result<()> {
-    for family in FAMILIES {
-        let goldens = Goldens::load(family)?;
+    for family in Goldens::families()? {
+        let goldens = Goldens::load(&family)?;
         let swarm = ProcessSwarm::start(&goldens.model(), &["0..1", "1..3", "3..4"])?;
         let prompt = goldens.value("prompt_text").as_str().unwrap_or_default();
         for mode in ["bare", "ptune", "replace", "add"] {

@@ -6,7 +6,7 @@ use petals_client::{
     AdamW, AdaptedModel, Adapter, Example, PromptTables, PromptTuner, RelayMode, SequenceConfig, Table, TableShape,
     Target, TrafficCount, TunerConfig, WireDtype,
 };
-use petals_e2e::{FAMILIES, Goldens, LocalSwarm, assert_close};
+use petals_e2e::{Goldens, LocalSwarm, assert_close};
 use petals_model::Checkpoint;
 use petals_node::ExecutorConfig;
 
@@ -27,14 +27,7 @@ pub(crate) fn examples(goldens: &Goldens, task: &str) -> anyhow::Result<Vec<Exam
 
 pub(crate) fn tables(goldens: &Goldens, swarm: &LocalSwarm, mode: &str, task: &str) -> anyhow::Result<PromptTables> {
     let checkpoint = Checkpoint::open(goldens.model())?;
-    let model = AdaptedModel {
-        id: swarm.model.clone(),
-        name_or_path: "golden".into(),
-        blocks: swarm.blocks.len(),
-        widths: swarm.local.config().block_widths(),
-        key_heads: swarm.local.config().num_key_value_heads,
-        attention_heads: checkpoint.config().num_attention_heads,
-    };
+    let model = AdaptedModel::new(swarm.model.clone(), "golden".into(), checkpoint.config());
     let given = Adapter::load(&goldens.path(&format!("init-{mode}")), &model)?.tables;
     let labels = given.shape().labels.filter(|_| task == "seq-cls");
     let mut tables = PromptTables::zeros(TableShape { labels, ..*given.shape() });
@@ -84,9 +77,9 @@ pub(crate) async fn check(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn gradients_equal_torchs_for_every_family_over_one_two_and_three_servers() -> anyhow::Result<()> {
-    for family in FAMILIES {
+    for family in Goldens::families()? {
         for spans in SPLITS {
-            check(family, spans, ExecutorConfig::default(), SequenceConfig::default(), TunerConfig::default()).await?;
+            check(&family, spans, ExecutorConfig::default(), SequenceConfig::default(), TunerConfig::default()).await?;
         }
     }
     Ok(())

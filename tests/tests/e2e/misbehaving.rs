@@ -20,15 +20,7 @@ pub(crate) async fn pass(sequence: &RemoteSequence, input: &PassInput, hidden: u
 }
 
 pub(crate) fn input(goldens: &Goldens, swarm: &LocalSwarm) -> anyhow::Result<PassInput> {
-    let adapted = petals_client::AdaptedModel {
-        id: swarm.model.clone(),
-        name_or_path: String::new(),
-        blocks: swarm.blocks.len(),
-        widths: swarm.local.config().block_widths(),
-        key_heads: swarm.local.config().num_key_value_heads,
-        attention_heads: 4,
-    };
-    let tables: PromptTables = petals_client::Adapter::load(&goldens.path("init-add"), &adapted)?.tables;
+    let tables: PromptTables = petals_client::Adapter::load(&goldens.path("init-add"), &swarm.adapted())?.tables;
     let ids = Goldens::input_ids()?.concat();
     let (lengths, read_rows) = (vec![9, 9, 9], Some(vec![4, 20]));
     Ok(PassInput { lengths, text: swarm.local.embed(&ids)?, read_rows, tables: Some(Arc::new(tables)) })

@@ -17,15 +17,7 @@ const READ: [u32; 2] = [4, 20];
 
 fn tables(goldens: &Goldens, mode: &str) -> anyhow::Result<PromptTables> {
     let checkpoint = Checkpoint::open(goldens.model())?;
-    let config = checkpoint.config();
-    let model = AdaptedModel {
-        id: checkpoint.model_id(Some("golden"))?,
-        name_or_path: String::new(),
-        blocks: config.num_hidden_layers,
-        widths: config.block_widths(),
-        key_heads: config.num_key_value_heads,
-        attention_heads: config.num_attention_heads,
-    };
+    let model = AdaptedModel::new(checkpoint.model_id(Some("golden"))?, String::new(), checkpoint.config());
     Ok(Adapter::load(&goldens.path(&format!("init-{mode}")), &model)?.tables)
 }
 

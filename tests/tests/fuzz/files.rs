@@ -37,15 +37,8 @@ fn copy(from: &Path, to: &Path) {
 
 fn adapted() -> AdaptedModel {
     let checkpoint = Checkpoint::open(goldens().model()).expect("a checkpoint");
-    let config = checkpoint.config();
-    AdaptedModel {
-        id: checkpoint.model_id(Some("golden")).expect("an id"),
-        name_or_path: String::new(),
-        blocks: config.num_hidden_layers,
-        widths: config.block_widths(),
-        key_heads: config.num_key_value_heads,
-        attention_heads: config.num_attention_heads,
-    }
+    let id = checkpoint.model_id(Some("golden")).expect("an id");
+    AdaptedModel::new(id, String::new(), checkpoint.config())
 }
 
 #[test]

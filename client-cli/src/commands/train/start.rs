@@ -184,7 +184,7 @@ fn first_tables(
         vocab_size: config.vocab_size as u32,
         seed: args.optimiser.seed,
     };
-    let embed = |ids: &[u32]| files.local.embed(ids);
+    let embed = |ids: &[u32]| files.local.embeddings(ids);
     let mut tables = PromptTables::initialise(shape, &init, embed).map_err(CliError::input)?;
     let has = |table| given.is_some_and(|given| given.table(table).is_some());
     let mut from_swarm = FromSwarm::default();

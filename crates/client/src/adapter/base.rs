@@ -58,21 +58,13 @@ pub(super) fn explained(error: AdapterError, base: Option<&String>, model: &Adap
 
 #[cfg(test)]
 mod tests {
-    use petals_protocol::{Fingerprint, ModelId};
     use serde_json::json;
 
     use super::*;
+    use crate::adapter::tests::named;
 
     fn other_than(name: &str, path: &str, base: &str) -> Option<String> {
-        let model = AdaptedModel {
-            id: ModelId::new(name, Fingerprint([1; 8])).unwrap(),
-            name_or_path: path.to_owned(),
-            blocks: 3,
-            widths: petals_protocol::BlockWidths::uniform(4),
-            key_heads: 2,
-            attention_heads: 2,
-        };
-        other(None, &json!({"base_model_name_or_path": base}), &model)
+        other(None, &json!({"base_model_name_or_path": base}), &named(name, path))
     }
 
     #[test]

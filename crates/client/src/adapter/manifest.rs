@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use petals_protocol::{Injection, ModelId};
+use petals_protocol::{Injection, ModelId, Module, Modules, WeightChange};
 use serde::{Deserialize, Serialize};
 
 use super::labels::LabelMap;
@@ -22,6 +22,32 @@ pub struct TextRules {
     /// Whether the end-of-sequence token follows every text.
     #[serde(default)]
     pub append_eos: bool,
+}
+
+/// Which matrices have tables of their own. PEFT's names do not say where a tensor of the checkpoint is several of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangedWeights {
+    /// Our names of the matrices.
+    pub targets: Vec<String>,
+    /// The rank of low-rank tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u32>,
+}
+
+impl ChangedWeights {
+    pub(super) fn of(change: WeightChange) -> Option<Self> {
+        let (modules, rank) = match change {
+            WeightChange::None => return None,
+            WeightChange::LowRank { rank, modules } => (modules, Some(rank)),
+            WeightChange::Scales { modules } => (modules, None),
+        };
+        Some(Self { targets: modules.iter().map(|module| module.name().to_owned()).collect(), rank })
+    }
+
+    /// The matrices, as far as they are known.
+    pub(super) fn modules(&self) -> Modules {
+        self.targets.iter().filter_map(|name| name.parse::<Module>().ok()).collect()
+    }
 }
 
 /// What an adapter's tables are.
@@ -49,6 +75,9 @@ pub struct AdapterManifest {
     /// How text became tokens.
     #[serde(default)]
     pub text: TextRules,
+    /// What is changed of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<ChangedWeights>,
 }
 
 impl AdapterManifest {
@@ -109,5 +138,6 @@ pub(super) fn of_foreign(shape: &TableShape) -> Result<AdapterManifest, AdapterE
         labels: shape.labels.map(LabelMap::numbered).transpose()?,
         step: 0,
         text: TextRules::default(),
+        weights: ChangedWeights::of(shape.weights),
     })
 }

@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+use petals_model::{Projection, Projections};
 use petals_protocol::{Module, Modules, WeightChange};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View, serialize_to_file};
 
 use super::names::TuningMode;
 use super::tables::{PromptTables, Table};
+use super::weights;
 
 /// What weights come in, without the dot.
 const WEIGHTS: &str = "safetensors";
@@ -33,6 +35,14 @@ pub enum MergeError {
     Kind {
         /// What it is.
         mode: TuningMode,
+    },
+    /// The adapter changes what the model does not have as a matrix of its own.
+    #[error("the adapter changes {module}, and what it could change of this model is {known}")]
+    Module {
+        /// The first such matrix.
+        module: Module,
+        /// What can be adapted, in words.
+        known: String,
     },
     /// The output is, or would overwrite, something else.
     #[error("{} is not empty: a merged checkpoint is written to a folder of its own", path.display())]
@@ -76,41 +86,48 @@ pub enum MergeError {
     },
 }
 
-/// Writes the checkpoint in `model` with the change of `tables` folded into its weights to `out`; returns how many matrices changed.
+/// Writes the checkpoint in `model` with the change of `tables` folded into its weights to `out`; returns how many of its matrices changed.
+/// `projections` says what they are called, and how several matrices lie in one.
 ///
 /// Every other file of the folder is copied, but for weights in other formats. The dtypes stay as they are. A classifier's head stays in the
 /// adapter.
 ///
 /// # Errors
 /// [`MergeError`]; what was written until then stays and is no model.
-pub fn merge(tables: &PromptTables, model: &Path, out: &Path) -> Result<usize, MergeError> {
+pub fn merge(tables: &PromptTables, projections: &Projections, model: &Path, out: &Path) -> Result<usize, MergeError> {
     let shape = tables.shape();
     let modules = match shape.weights {
         WeightChange::LowRank { modules, .. } | WeightChange::Scales { modules } if shape.prefix_len == 0 => modules,
         _ => return Err(MergeError::Kind { mode: shape.mode() }),
     };
+    let adaptable = projections.adaptable();
+    if let Some(module) = modules.iter().find(|module| !adaptable.contains(*module)) {
+        return Err(MergeError::Module { module, known: projections.describe(adaptable) });
+    }
     fs::create_dir_all(out).map_err(|source| failed(out, source))?;
     if files(out)?.next().is_some() {
         return Err(MergeError::NotEmpty { path: out.to_owned() });
     }
-    let mut left: BTreeSet<(usize, Module)> =
-        (0..shape.blocks).flat_map(|block| modules.iter().map(move |module| (block, module))).collect();
+    let changed: Vec<(&Projection, Modules)> = weights::of(projections, modules).collect();
+    let paths = |block| changed.iter().map(move |(projection, _)| projections.path(block, projection));
+    let mut left: BTreeSet<String> = (0..shape.blocks).flat_map(paths).collect();
     let wanted = left.len();
+    let changes = Changes { tables, projections, changed: &changed };
     let mut last = None;
     for path in files(model)? {
         let path = path?;
         let target = out.join(path.file_name().unwrap_or_default());
         let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
         if kind == WEIGHTS {
-            merge_file(tables, modules, &path, &target, &mut left)?;
+            changes.merge_file(&path, &target, &mut left)?;
         } else if path.file_name().is_some_and(|name| name == CONFIG) {
             last = Some((path, target));
         } else if !OTHER_WEIGHTS.contains(&kind) {
             fs::copy(&path, &target).map_err(|source| failed(&path, source))?;
         }
     }
-    if let Some((block, module)) = left.first() {
-        return Err(MergeError::Missing { path: model.to_owned(), missing: format!("layers.{block}.….{module}") });
+    if let Some(missing) = left.first() {
+        return Err(MergeError::Missing { path: model.to_owned(), missing: missing.clone() });
     }
     if let Some((path, target)) = last {
         fs::copy(&path, &target).map_err(|source| failed(&path, source))?;
@@ -132,61 +149,66 @@ fn files(folder: &Path) -> Result<impl Iterator<Item = Result<PathBuf, MergeErro
     }))
 }
 
-/// Writes one file of weights; what is found of those that are `left` to be changed is taken from there.
-fn merge_file(
-    tables: &PromptTables,
-    modules: Modules,
-    path: &Path,
-    target: &Path,
-    left: &mut BTreeSet<(usize, Module)>,
-) -> Result<(), MergeError> {
-    let format = |source| MergeError::Format { path: path.to_owned(), source };
-    let file = File::open(path).map_err(|source| failed(path, source))?;
-    // SAFETY: as everywhere where checkpoints are read, the file must not change meanwhile.
-    #[expect(unsafe_code, reason = "a checkpoint is larger than what this machine may have of memory")]
-    let map = unsafe { Mmap::map(&file) }.map_err(|source| failed(path, source))?;
-    let (_, metadata) = SafeTensors::read_metadata(&map).map_err(format)?;
-    let tensors = SafeTensors::deserialize(&map).map_err(format)?;
-    let mut all = Vec::new();
-    for (name, view) in tensors.tensors() {
-        let place = place(&name).filter(|(_, module, _)| modules.contains(*module));
-        let change =
-            place.filter(|(block, ..)| *block < tables.shape().blocks).and_then(|place| Change::of(tables, place));
-        if let Some(change) = &change {
-            let [input, output] = change.extents;
-            let fits = if change.bias { view.shape() == [output] } else { view.shape() == [output, input] };
-            if !fits || !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
-                return Err(MergeError::Weight { name, what: format!("{:?} {:?}", view.dtype(), view.shape()) });
+/// What becomes of weights.
+struct Changes<'a> {
+    tables: &'a PromptTables,
+    projections: &'a Projections,
+    /// The projections that change, and which of their matrices do.
+    changed: &'a [(&'a Projection, Modules)],
+}
+
+impl Changes<'_> {
+    /// Writes one file of weights; what is found of those that are `left` to be changed is taken from there.
+    fn merge_file(&self, path: &Path, target: &Path, left: &mut BTreeSet<String>) -> Result<(), MergeError> {
+        let format = |source| MergeError::Format { path: path.to_owned(), source };
+        let file = File::open(path).map_err(|source| failed(path, source))?;
+        // SAFETY: as everywhere where checkpoints are read, the file must not change meanwhile.
+        #[expect(unsafe_code, reason = "a checkpoint is larger than what this machine may have of memory")]
+        let map = unsafe { Mmap::map(&file) }.map_err(|source| failed(path, source))?;
+        let (_, metadata) = SafeTensors::read_metadata(&map).map_err(format)?;
+        let tensors = SafeTensors::deserialize(&map).map_err(format)?;
+        let mut all = Vec::new();
+        for (name, view) in tensors.tensors() {
+            let change = self.of(&name);
+            if let Some(change) = &change {
+                let [input, output] = change.extents;
+                let fits = if change.bias { view.shape() == [output] } else { view.shape() == [output, input] };
+                if !fits || !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+                    return Err(MergeError::Weight { name, what: format!("{:?} {:?}", view.dtype(), view.shape()) });
+                }
+                if !change.bias {
+                    left.remove(&change.path);
+                }
             }
-            if !change.bias {
-                left.remove(&change.place);
-            }
+            all.push((name, Merged { view, change }));
         }
-        all.push((name, Merged { view, change }));
+        serialize_to_file(all, metadata.metadata().clone(), target)
+            .map_err(|source| MergeError::Format { path: target.to_owned(), source })
     }
-    serialize_to_file(all, metadata.metadata().clone(), target)
-        .map_err(|source| MergeError::Format { path: target.to_owned(), source })
+
+    /// What becomes of the tensor of this name, if it changes.
+    fn of(&self, name: &str) -> Option<Change<'_>> {
+        let (block, projection, kind) = self.projections.find(name)?;
+        let (_, modules) = self.changed.iter().find(|(changed, _)| *changed == projection)?;
+        let bias = match kind {
+            "weight" => false,
+            "bias" => true,
+            _ => return None,
+        };
+        let own = |module| Some((projection.rows(module).collect(), Factors::of(self.tables, block, module, bias)?));
+        let parts: Vec<_> = modules.iter().filter_map(own).collect();
+        let path = self.projections.path(block, projection);
+        (!parts.is_empty()).then(|| Change { path, extents: projection.extents(), bias, parts })
+    }
 }
 
-/// Block, matrix and whether it is its bias, of a tensor's name.
-fn place(name: &str) -> Option<(usize, Module, bool)> {
-    let mut parts = name.strip_prefix("model.").unwrap_or(name).strip_prefix("layers.")?.split('.');
-    let block = parts.next()?.parse().ok()?;
-    let (module, kind) = (parts.nth(1)?.parse().ok()?, parts.next()?);
-    let bias = match kind {
-        "weight" => false,
-        "bias" => true,
-        _ => return None,
-    };
-    parts.next().is_none().then_some((block, module, bias))
-}
-
-/// What becomes of one matrix or of its bias.
+/// What becomes of one tensor, a weight or its bias.
 struct Change<'a> {
-    place: (usize, Module),
+    path: String,
     extents: [usize; 2],
     bias: bool,
-    factors: Factors<'a>,
+    /// What happens to which of its rows: those of one matrix each.
+    parts: Vec<(Vec<usize>, Factors<'a>)>,
 }
 
 enum Factors<'a> {
@@ -198,43 +220,46 @@ enum Factors<'a> {
     Columns(&'a [f32]),
 }
 
-impl<'a> Change<'a> {
-    fn of(tables: &'a PromptTables, (block, module, bias): (usize, Module, bool)) -> Option<Self> {
+impl<'a> Factors<'a> {
+    /// Those of one matrix or of its bias; `None` if nothing becomes of it.
+    fn of(tables: &'a PromptTables, block: usize, module: Module, bias: bool) -> Option<Self> {
         let shape = tables.shape();
-        let extents = module.extents(shape.widths);
         let own = |table: Table| {
             let len = shape.block_len(table);
             tables.table(table)?.get(block * len..(block + 1) * len)
         };
-        let factors = match shape.weights {
-            WeightChange::None => return None,
+        match shape.weights {
+            WeightChange::None => None,
             // A low-rank product leaves the bias as it is, and so does a vector of what enters.
-            WeightChange::LowRank { .. } if bias => return None,
+            WeightChange::LowRank { .. } if bias => None,
             WeightChange::LowRank { .. } => {
-                Factors::LowRank(own(Table::LowRankA(module))?, own(Table::LowRankB(module))?, shape.scale)
+                Some(Self::LowRank(own(Table::LowRankA(module))?, own(Table::LowRankB(module))?, shape.scale))
             }
-            WeightChange::Scales { .. } if module != Module::Down => Factors::Rows(own(Table::Scale(module))?),
-            WeightChange::Scales { .. } if bias => return None,
-            WeightChange::Scales { .. } => Factors::Columns(own(Table::Scale(module))?),
-        };
-        Some(Self { place: (block, module), extents, bias, factors })
+            WeightChange::Scales { .. } if module != Module::Down => Some(Self::Rows(own(Table::Scale(module))?)),
+            WeightChange::Scales { .. } if bias => None,
+            WeightChange::Scales { .. } => Some(Self::Columns(own(Table::Scale(module))?)),
+        }
     }
+}
 
+impl Change<'_> {
     /// Changes rows `[output, input]`, or the bias `[output]`, in place.
     fn apply(&self, weight: &mut [f32]) {
-        let [input, output] = self.extents;
-        let width = if self.bias { 1 } else { input };
-        for (row, weights) in weight.chunks_exact_mut(width.max(1)).enumerate() {
-            match self.factors {
-                Factors::LowRank(a, b, scale) => {
-                    for (a, b) in a.chunks_exact(input).zip(b.chunks_exact(output)) {
-                        let factor = scale * b[row];
-                        weights.iter_mut().zip(a).for_each(|(weight, a)| *weight += factor * a);
+        let width = if self.bias { 1 } else { self.extents[0] };
+        for (rows, factors) in &self.parts {
+            for (number, row) in rows.iter().enumerate() {
+                let weights = &mut weight[row * width..][..width];
+                match factors {
+                    Factors::LowRank(a, b, scale) => {
+                        for (a, b) in a.chunks_exact(width.max(1)).zip(b.chunks_exact(rows.len())) {
+                            let factor = scale * b[number];
+                            weights.iter_mut().zip(a).for_each(|(weight, a)| *weight += factor * a);
+                        }
                     }
-                }
-                Factors::Rows(scales) => weights.iter_mut().for_each(|weight| *weight *= scales[row]),
-                Factors::Columns(scales) => {
-                    weights.iter_mut().zip(scales).for_each(|(weight, scale)| *weight *= scale);
+                    Factors::Rows(scales) => weights.iter_mut().for_each(|weight| *weight *= scales[number]),
+                    Factors::Columns(scales) => {
+                        weights.iter_mut().zip(*scales).for_each(|(weight, scale)| *weight *= scale);
+                    }
                 }
             }
         }
@@ -279,17 +304,4 @@ impl View for Merged<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_matrices_are_told_from_others() {
-        assert_eq!(place("model.layers.3.self_attn.q_proj.weight"), Some((3, Module::Query, false)));
-        assert_eq!(place("layers.0.mlp.down_proj.bias"), Some((0, Module::Down, true)));
-        for other in
-            ["model.layers.3.self_attn.q_norm.weight", "lm_head.weight", "model.layers.x.mlp.up_proj.weight", ""]
-        {
-            assert_eq!(place(other), None, "{other}");
-        }
-    }
-}
+mod tests;

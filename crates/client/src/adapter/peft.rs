@@ -6,13 +6,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use petals_protocol::{Injection, Module, Modules, WeightChange};
-use serde_json::{Value, json};
+use petals_protocol::{Injection, Module, WeightChange};
+use serde_json::{Map, Value, json};
 
 use super::names::{PrefixMode, Task, TuningMode, WeightMode};
-use super::tables::TableShape;
+use super::tables::{PromptTables, TableShape};
 use super::tensor_file::{TensorFileError, is_lfs_pointer};
-use super::{AdaptedModel, AdapterError, AdapterManifest};
+use super::{AdaptedModel, AdapterError, AdapterManifest, weights};
 
 /// Name of PEFT's configuration file.
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
@@ -34,7 +34,8 @@ const KNOWN_TASKS: [&str; 2] = ["CAUSAL_LM", "SEQ_CLS"];
 const CHANGING_STARTS: [&str; 4] = ["pissa", "olora", "corda", "loftq"];
 
 /// The configuration that makes PEFT load an adapter, and refuse by its type what PEFT does not have.
-pub(super) fn config(manifest: &AdapterManifest, shape: &TableShape, model: &AdaptedModel) -> Value {
+pub(super) fn config(manifest: &AdapterManifest, tables: &PromptTables, model: &AdaptedModel) -> Value {
+    let shape = tables.shape();
     let (task_type, modules_to_save) = match manifest.task {
         Task::CausalLm => ("CAUSAL_LM", Value::Null),
         Task::SeqCls => ("SEQ_CLS", json!(["classifier", "score"])),
@@ -55,40 +56,61 @@ pub(super) fn config(manifest: &AdapterManifest, shape: &TableShape, model: &Ada
     };
     if shape.prefix_len > 0 {
         let keys_values = shape.injection == Injection::KeysValues;
+        let (heads, width) = keys(kind(shape), model);
         add(json!({
-            "num_attention_heads": if keys_values { model.key_heads } else { model.attention_heads },
+            "num_attention_heads": if keys_values { heads } else { model.attention_heads },
             "num_layers": model.blocks,
             "num_transformer_submodules": 1,
             "num_virtual_tokens": manifest.prefix_len,
-            "token_dim": if keys_values { model.widths.key } else { model.widths.hidden },
+            "token_dim": if keys_values { width } else { model.widths.hidden },
         }));
         add(if keys_values {
-            json!({"encoder_hidden_size": model.widths.key, "prefix_projection": false})
+            json!({"encoder_hidden_size": width, "prefix_projection": false})
         } else {
             json!({"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": null, "tokenizer_name_or_path": null})
         });
     }
     match shape.weights {
         WeightChange::None => {}
-        WeightChange::LowRank { rank, modules } => add(json!({
-            "alpha_pattern": {}, "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true,
-            "layers_pattern": null, "layers_to_transform": null,
-            "lora_alpha": f64::from(shape.scale) * f64::from(rank),
-            "lora_dropout": 0.0, "r": rank, "rank_pattern": {},
-            "target_modules": names(modules), "use_dora": false, "use_rslora": false,
-        })),
-        WeightChange::Scales { modules } => add(json!({
-            "fan_in_fan_out": false,
-            "feedforward_modules": names([Module::Down].into_iter().filter(|down| modules.contains(*down)).collect()),
-            "init_ia3_weights": true,
-            "target_modules": names(modules),
-        })),
+        WeightChange::LowRank { rank, modules } => {
+            let (mut targets, mut ranks, mut alphas) = (Vec::new(), Map::new(), Map::new());
+            let alpha = |rank: u32| f64::from(shape.scale) * f64::from(rank);
+            for own in weights::of(&model.projections, modules) {
+                let name = own.0.name();
+                targets.push(name);
+                // Products are multiplied with alpha over the rank, which is the same for all of them.
+                let times = weights::stored_times(tables, own);
+                if times != 1 {
+                    ranks.insert(name.to_owned(), json!(times * rank));
+                    alphas.insert(name.to_owned(), json!(alpha(times * rank)));
+                }
+            }
+            add(json!({
+                "alpha_pattern": alphas, "bias": "none", "fan_in_fan_out": false, "init_lora_weights": true,
+                "layers_pattern": null, "layers_to_transform": null, "lora_alpha": alpha(rank),
+                "lora_dropout": 0.0, "r": rank, "rank_pattern": ranks,
+                "target_modules": targets, "use_dora": false, "use_rslora": false,
+            }));
+        }
+        WeightChange::Scales { modules } => {
+            let (mut targets, mut feedforward) = (Vec::new(), Vec::new());
+            for (projection, own) in weights::of(&model.projections, modules) {
+                targets.push(projection.name());
+                feedforward.extend(own.contains(Module::Down).then(|| projection.name()));
+            }
+            add(json!({
+                "fan_in_fan_out": false, "feedforward_modules": feedforward, "init_ia3_weights": true,
+                "target_modules": targets,
+            }));
+        }
     }
     config
 }
 
-fn names(modules: Modules) -> Vec<&'static str> {
-    modules.iter().map(Module::name).collect()
+/// Heads of the keys in a table of this type, and their width together.
+fn keys(kind: &str, model: &AdaptedModel) -> (usize, usize) {
+    let repeats = if kind == PREFIX_TYPE { model.repeats() } else { 1 };
+    (model.key_heads * repeats, model.widths.key * repeats)
 }
 
 /// The type of these tables.
@@ -241,8 +263,17 @@ pub(super) fn check(config: &Value, directory: &Path, model: &AdaptedModel) -> R
         let problem = "it is of a model with an encoder and a decoder, which have a table each".to_owned();
         return wrong("num_transformer_submodules", submodules.to_string(), problem);
     }
-    let (width, wide) =
-        if has_keys_values(config) { ("width of keys", model.widths.key) } else { ("width", model.widths.hidden) };
+    if let Some(value) = config.get("fan_in_fan_out").filter(|value| !value.is_null() && **value != Value::Bool(false))
+    {
+        let problem = "it is of a model that keeps its matrices the other way round, and none of those runs here";
+        return wrong("fan_in_fan_out", value.to_string(), problem.to_owned());
+    }
+    let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or_default();
+    let (width, wide) = if has_keys_values(config) {
+        ("width of cached keys", keys(kind, model).1)
+    } else {
+        ("width", model.widths.hidden)
+    };
     for (key, what, ours) in [("token_dim", width, wide), ("num_layers", "number of blocks", model.blocks)] {
         if let Some(theirs) = number(key).filter(|&theirs| theirs != ours as u64) {
             let base = config.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("another model");

@@ -5,11 +5,11 @@ use std::path::Path;
 use petals_protocol::Injection;
 use serde_json::Value;
 
-use super::peft;
+use super::manifest::ChangedWeights;
 use super::tables::{Parts, PromptTables, Table, TableShape};
 use super::tensor_file::{NamedTensor, TensorFile, TensorFileError};
 use super::weights::{self, WeightParts};
-use super::{AdaptedModel, AdapterError, SCORE_NAMES};
+use super::{AdaptedModel, AdapterError, SCORE_NAMES, peft, prefix};
 
 /// What is in front of the text.
 struct Prefix {
@@ -18,14 +18,15 @@ struct Prefix {
     tables: Vec<(Table, Vec<f32>)>,
 }
 
-/// Reads the tables of an adapter with this `adapter_config.json`.
+/// Reads the tables of an adapter with this `adapter_config.json`. `changed` is what the manifest says of weights.
 pub(super) fn tables(
     file: &TensorFile,
     config: &Value,
     directory: &Path,
     model: &AdaptedModel,
+    changed: Option<&ChangedWeights>,
 ) -> Result<PromptTables, AdapterError> {
-    let WeightParts { change, scale, tables: weights } = weights::read(file, config, directory, model)?;
+    let WeightParts { change, scale, tables: weights } = weights::read(file, config, directory, model, changed)?;
     let prefix = read_prefix(file, peft::has_keys_values(config), weights.is_empty(), model)?;
     let score = read_score(file, model)?;
     let shape = TableShape {
@@ -43,54 +44,37 @@ pub(super) fn tables(
     Ok(PromptTables::from_parts(shape, Parts::new(parts)))
 }
 
-/// The tensor with keys and values of the prefix.
-pub(super) fn prefix_name(shape: &TableShape) -> &'static str {
-    // Beside changes of weights there is no PEFT adapter that it could be taken for.
-    if shape.mode().weights.is_some() { "prefix_keys_values" } else { "prompt_embeddings" }
-}
-
 fn read_prefix(
     file: &TensorFile,
-    mut keys_values: bool,
+    keys_values: bool,
     needed: bool,
     model: &AdaptedModel,
-) -> Result<Prefix, TensorFileError> {
+) -> Result<Prefix, AdapterError> {
     let name = Table::Input.tensor_name();
-    let wide = model.blocks * 2 * model.widths.key;
-    let mut found = file.find(&name)?;
-    if found.is_none() {
-        found = file.find("prefix_keys_values")?;
-        keys_values = found.is_some();
-    }
-    let Some(input) = found else {
-        let none = Prefix { injection: Injection::None, rows: 0, tables: Vec::new() };
-        return if needed { Err(file.lacks(&name)) } else { Ok(none) };
+    let of_keys_values = |name: &str, tensor: NamedTensor| {
+        let (rows, values) = prefix::read(file, name, tensor, model)?;
+        Ok(Prefix { injection: Injection::KeysValues, rows, tables: vec![(Table::KeysValues, values)] })
     };
-    if keys_values {
-        return match input.shape[..] {
-            [rows, width] if rows > 0 && width == wide => {
-                let tables = vec![(Table::KeysValues, by_block(&input.values, rows, model))];
-                Ok(Prefix { injection: Injection::KeysValues, rows, tables })
-            }
-            _ => Err(file.misshapen(&name, input.shape, format!("[prefix length, {wide}]"))),
-        };
-    }
+    let input = match file.find(&name)? {
+        Some(input) if keys_values => return of_keys_values(&name, input),
+        Some(input) => input,
+        None => {
+            return match file.find(prefix::OWN_NAME)? {
+                Some(tensor) => of_keys_values(prefix::OWN_NAME, tensor),
+                None if needed => Err(file.lacks(&name).into()),
+                None => Ok(Prefix { injection: Injection::None, rows: 0, tables: Vec::new() }),
+            };
+        }
+    };
     let hidden = model.widths.hidden;
     let rows = match input.shape[..] {
         [rows, width] if rows > 0 && width == hidden => rows,
-        _ => return Err(file.misshapen(&name, input.shape, format!("[prefix length, {hidden}]"))),
+        _ => return Err(file.misshapen(&name, input.shape, format!("[prefix length, {hidden}]")).into()),
     };
     let (injection, deep) = read_deep(file, rows, model)?;
     let mut tables = vec![(Table::Input, input.values)];
     tables.extend(deep.map(|deep| (Table::Deep, deep)));
     Ok(Prefix { injection, rows, tables })
-}
-
-/// `[rows, blocks, 2·key]` as `[blocks, rows, 2·key]`.
-fn by_block(values: &[f32], rows: usize, model: &AdaptedModel) -> Vec<f32> {
-    let (blocks, wide) = (model.blocks, 2 * model.widths.key);
-    let of_block = |block: usize| (0..rows).flat_map(move |row| &values[(row * blocks + block) * wide..][..wide]);
-    (0..blocks).flat_map(of_block).copied().collect()
 }
 
 fn read_deep(

@@ -2,21 +2,32 @@ use std::fs;
 
 use petals_protocol::{Fingerprint, Injection, Module, Modules, WeightChange};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::names::Task;
 use super::tables::{InitRule, TableInit, TableShape};
 use super::*;
 
 fn model() -> AdaptedModel {
-    AdaptedModel {
-        id: ModelId::new("tiny", Fingerprint([1; 8])).unwrap(),
-        name_or_path: "models/tiny".into(),
-        blocks: 3,
-        widths: BlockWidths { hidden: 4, query: 4, key: 2, intermediate: 6 },
-        key_heads: 1,
-        attention_heads: 2,
+    named("tiny", "models/tiny")
+}
+
+/// A model of three blocks by this name, from this place.
+pub(super) fn named(name: &str, path: &str) -> AdaptedModel {
+    of_family(name, path, json!({"model_type": "llama"}))
+}
+
+/// The same of any family: queries four wide, with two heads, and keys two wide where the family can have fewer of them.
+pub(super) fn of_family(name: &str, path: &str, own: Value) -> AdaptedModel {
+    let mut config = json!({
+        "vocab_size": 16, "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "rotary_pct": 1.0,
+    });
+    if let (Value::Object(all), Value::Object(own)) = (&mut config, own) {
+        all.extend(own);
     }
+    let config = ModelConfig::from_json(&config.to_string()).unwrap();
+    AdaptedModel::new(ModelId::new(name, Fingerprint([1; 8])).unwrap(), path.to_owned(), &config)
 }
 
 fn tables(injection: Injection, labels: Option<usize>) -> PromptTables {

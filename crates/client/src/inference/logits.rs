@@ -46,6 +46,7 @@ impl RemoteModel {
     /// The same model with other prompts in front, or none.
     #[must_use]
     pub fn with_tables(self, tables: Option<Arc<PromptTables>>) -> Self {
+        let tables = tables.map(|tables| tables.entered(&self.local));
         Self { tables, ..self }
     }
 

@@ -3,6 +3,8 @@
 //! Whatever stands in front of a text acts on it through the keys and values that each block's attention finds there, and through nothing
 //! else. So any prompt, deep or not, and any text has a prefix of as many rows that gives equal logits, and PEFT's PREFIX_TUNING can be both.
 
+use std::sync::Arc;
+
 use petals_protocol::Injection;
 
 use super::logits::{LogitsError, RemoteModel};
@@ -22,7 +24,7 @@ impl RemoteModel {
         }
         // A pass has a text; no prefix looks at it.
         let text = self.local.embed(&[0])?;
-        let input = PassInput { lengths: vec![1], text, read_rows: None, tables: Some(tables.clone().into()) };
+        let input = PassInput { lengths: vec![1], text, read_rows: None, tables: Some(self.entering(tables.clone())) };
         let keys_values = self.sequence.prefix_keys_values(input).await?;
         let mut prefix = PromptTables::zeros(TableShape { injection: Injection::KeysValues, ..shape });
         for table in prefix.shape().tables() {
@@ -50,7 +52,7 @@ impl RemoteModel {
             }
         }
         let text = self.local.embed(&[0])?;
-        let input = PassInput { lengths: vec![1], text, read_rows: None, tables: Some(prompt.into()) };
+        let input = PassInput { lengths: vec![1], text, read_rows: None, tables: Some(self.entering(prompt)) };
         let states = self.sequence.prefix_states(input).await?;
         // The first block's is the input prompt itself.
         let behind = states.get(shape.prompt_len()..).unwrap_or_default();
@@ -58,6 +60,10 @@ impl RemoteModel {
             deep.copy_from_slice(behind);
         }
         Ok(tables)
+    }
+
+    fn entering(&self, tables: PromptTables) -> Arc<PromptTables> {
+        Arc::new(tables).entered(&self.local)
     }
 
     /// The keys and values of `text` in every block, as a prefix of its length.
@@ -76,7 +82,7 @@ impl RemoteModel {
             labels: None,
         };
         let mut prompt = PromptTables::zeros(shape);
-        let embedded = self.local.embed(text)?;
+        let embedded = self.local.embeddings(text)?;
         if let Some(own) = prompt.table_mut(Table::Input).filter(|own| own.len() == embedded.len()) {
             own.copy_from_slice(&embedded);
         }

@@ -280,6 +280,7 @@ impl PromptTuner {
             route::count(&mut hops, &micro.hops);
             lock(&self.pacer).record(&micro.measured);
         }
+        gradients.leave(seen, &self.model);
         // So that the mean over labels is that by weight.
         score.loss_sum *= score.labels as f64 / weight;
         let routed = (tokens(batch) as f64 * self.sequence.largest_share()).ceil() as usize;

@@ -22,7 +22,6 @@ pub(crate) fn write_model(dir: &Path, [d, mlp, heads, blocks]: [usize; 4]) -> Re
         r#"{{"model_type": "llama", "vocab_size": 8, "hidden_size": {d}, "intermediate_size": {mlp},
         "num_hidden_layers": {blocks}, "num_attention_heads": {heads}, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}}"#
     );
-    std::fs::write(dir.join("config.json"), config)?;
     let shapes = [
         ("input_layernorm", vec![d]),
         ("post_attention_layernorm", vec![d]),
@@ -34,19 +33,33 @@ pub(crate) fn write_model(dir: &Path, [d, mlp, heads, blocks]: [usize; 4]) -> Re
         ("mlp.up_proj", vec![mlp, d]),
         ("mlp.down_proj", vec![d, mlp]),
     ];
+    let named =
+        |block, (name, shape): &(&str, Vec<usize>)| (format!("model.layers.{block}.{name}.weight"), shape.clone());
+    write_tensors(
+        dir,
+        &config,
+        (0..blocks).flat_map(|block| shapes.iter().map(move |shape| named(block, shape))).collect(),
+    )
+}
+
+/// Writes a checkpoint of random tensors in f32: vectors as they come, since they multiply, matrices and biases small.
+pub(crate) fn write_tensors(
+    dir: &Path,
+    config: &str,
+    tensors: Vec<(String, Vec<usize>)>,
+) -> Result<(), Box<dyn Error>> {
+    std::fs::write(dir.join("config.json"), config)?;
     let mut data = BTreeMap::new();
-    for (seed, (block, (name, shape))) in
-        (0..blocks).flat_map(|block| shapes.iter().map(move |shape| (block, shape))).enumerate()
-    {
-        let scale = if shape.len() == 1 { 1.0 } else { 0.03 };
+    for (seed, (name, shape)) in tensors.into_iter().enumerate() {
+        let scale = if shape.len() == 1 && !name.ends_with(".bias") { 1.0 } else { 0.03 };
         let values = noise(seed as u32, shape.iter().product());
         let bytes: Vec<u8> = values.iter().flat_map(|v| (v * scale).to_le_bytes()).collect();
-        data.insert(format!("model.layers.{block}.{name}.weight"), (shape.clone(), bytes));
+        data.insert(name, (shape, bytes));
     }
     let mut views = Vec::new();
     for (name, (shape, bytes)) in &data {
         views.push((name, TensorView::new(FileDtype::F32, shape.clone(), bytes)?));
     }
-    std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None)?)?;
+    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors"))?;
     Ok(())
 }

@@ -177,6 +177,20 @@ pub(crate) fn decode_row(file: &TensorFile, located: &Located, row: usize, value
     located.dtype.decode(&file.bytes(located)[row * length..(row + 1) * length], values);
 }
 
+/// Column `column` of `columns` of matrix `matrix` of a tensor `[matrices, values, columns]`, in f32.
+pub(crate) fn decode_column(
+    file: &TensorFile,
+    located: &Located,
+    (matrix, column, columns): (usize, usize, usize),
+    values: &mut [f32],
+) {
+    let (bytes, size, height) = (file.bytes(located), located.dtype.size(), values.len());
+    for (row, value) in values.iter_mut().enumerate() {
+        let at = ((matrix * height + row) * columns + column) * size;
+        located.dtype.decode(&bytes[at..at + size], std::slice::from_mut(value));
+    }
+}
+
 /// The values of a tensor in f32.
 pub(crate) fn decode(file: &TensorFile, located: &Located) -> Vec<f32> {
     let bytes = file.bytes(located);

@@ -10,18 +10,19 @@ use serde::Deserialize;
 
 use super::file::{Located, TensorFile};
 use super::{CheckpointError, found, text};
+use crate::config::Names;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Longest index that is read, in bytes. Those of the largest models have a few million.
 const MAX_INDEX: u64 = 64 << 20;
-/// What names of tensors begin with that do not belong to the head; files saved from the base class leave it out.
-const PREFIX: &str = "model.";
 
 /// The tensors of a checkpoint by name. Files are opened when a tensor of theirs is asked for.
 #[derive(Debug)]
 pub(super) struct TensorIndex {
     path: PathBuf,
+    /// What its model calls tensors.
+    names: &'static Names,
     files: BTreeMap<String, PathBuf>,
     open: Mutex<HashMap<PathBuf, Arc<TensorFile>>>,
 }
@@ -33,13 +34,13 @@ struct IndexFile {
 
 impl TensorIndex {
     /// Reads the names of `model.safetensors`, or else the index of a sharded checkpoint, without its shards.
-    pub(super) fn open(dir: &Path) -> Result<Self, CheckpointError> {
+    pub(super) fn open(dir: &Path, names: &'static Names) -> Result<Self, CheckpointError> {
         let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
         if single.is_file() {
             let file = TensorFile::open(&single)?;
             let files = file.names().map(|name| (name.to_owned(), single.clone())).collect();
             let open = Mutex::new(HashMap::from([(single.clone(), Arc::new(file))]));
-            return Ok(Self { path: single, files, open });
+            return Ok(Self { path: single, names, files, open });
         }
         if !index.is_file() {
             return Err(found::instead(dir, &[SINGLE, INDEX]));
@@ -54,7 +55,7 @@ impl TensorIndex {
             }
             files.insert(name, dir.join(file));
         }
-        Ok(Self { path: index, files, open: Mutex::default() })
+        Ok(Self { path: index, names, files, open: Mutex::default() })
     }
 
     /// The index's file, or that of all tensors.
@@ -67,23 +68,27 @@ impl TensorIndex {
         self.find(name).is_some()
     }
 
-    /// All names, with the prefix where files were saved without.
+    /// All names, with the base where files were saved without.
     pub(super) fn canonical_names(&self) -> BTreeSet<Cow<'_, str>> {
         let names = || self.files.keys().map(String::as_str);
-        let base_class = !names().any(|name| name.starts_with(PREFIX));
-        let belongs =
-            |name: &str| ["embed_tokens.", "layers.", "norm.", "rotary_emb."].iter().any(|s| name.starts_with(s));
-        let canonical = |name| match base_class && belongs(name) {
-            true => Cow::Owned(format!("{PREFIX}{name}")),
+        let base = self.names.base();
+        let base_class = !names().any(|name| name.starts_with(base));
+        let canonical = |name| match base_class && self.names.belongs_to_base(name) {
+            true => Cow::Owned(format!("{base}{name}")),
             false => Cow::Borrowed(name),
         };
         names().map(canonical).collect()
     }
 
-    /// The name that a tensor is stored under, and its file. As in transformers 5 each name may lack its prefix.
+    /// The name that a tensor is stored under, and its file. As in transformers 5 each name may lack its base, and it may be that of the
+    /// language model in a wrapper.
     fn find(&self, name: &str) -> Option<(&String, &PathBuf)> {
-        let bare = || name.strip_prefix(PREFIX).and_then(|bare| self.files.get_key_value(bare));
-        self.files.get_key_value(name).or_else(bare)
+        let stored = |name: &str| self.files.get_key_value(name);
+        let bare = name.strip_prefix(self.names.base());
+        stored(name)
+            .or_else(|| stored(bare?))
+            .or_else(|| stored(&format!("language_model.{name}")))
+            .or_else(|| stored(&format!("model.language_model.{}", bare?)))
     }
 
     /// Finds a tensor of a given shape, opening its file if need be.
@@ -128,13 +133,13 @@ impl TensorIndex {
 
     /// What else there is that looks like a tensor which is missing.
     fn alike(&self, name: &str) -> String {
-        let bare = name.strip_prefix(PREFIX).unwrap_or(name);
+        let bare = name.strip_prefix(self.names.base()).unwrap_or(name);
         let with_prefix = |other: &&String| other.strip_suffix(bare).is_some_and(|prefix| prefix.ends_with('.'));
         if let Some(other) = self.files.keys().find(with_prefix) {
             return format!(", but `{}`: a prefix that such models do not have", other.escape_default());
         }
         let Some(stem) = name.strip_suffix("weight") else { return String::new() };
-        let bare = stem.strip_prefix(PREFIX).unwrap_or(stem);
+        let bare = stem.strip_prefix(self.names.base()).unwrap_or(stem);
         let other_part = |other: &&String| {
             let part = other.strip_prefix(stem).or_else(|| other.strip_prefix(bare));
             part.is_some_and(|part| part != "bias")

@@ -4,13 +4,13 @@
 
 use serde_json::{Map, Value};
 
-use super::ConfigError;
-use super::family::Family;
+use super::{Activation, ConfigError};
 
 /// Longest value that is repeated in an error.
 const SHOWN: usize = 80;
 
 /// The object of the file, or one nested in it.
+#[derive(Clone, Copy)]
 pub(super) struct Fields<'a> {
     map: &'a Map<String, Value>,
     /// The key that it is nested in.
@@ -20,11 +20,6 @@ pub(super) struct Fields<'a> {
 impl<'a> Fields<'a> {
     pub(super) fn new(map: &'a Map<String, Value>) -> Self {
         Self { map, place: None }
-    }
-
-    /// The key that the object is nested in.
-    pub(super) fn place(&self) -> Option<&'static str> {
-        self.place
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -156,10 +151,33 @@ impl<'a> Fields<'a> {
         Ok(ids)
     }
 
-    pub(super) fn key_value_heads(&self, family: &Family, heads: usize) -> Result<usize, ConfigError> {
+    /// A list of positive numbers.
+    pub(super) fn numbers(&self, key: &str) -> Result<Vec<f64>, ConfigError> {
+        let list = self.list(key)?.ok_or_else(|| self.missing(key))?;
+        let number = |value: &Value| value.as_f64().filter(|n| (1e-6..=1e9).contains(n));
+        let numbers = list.iter().map(number).collect::<Option<Vec<_>>>();
+        numbers.ok_or_else(|| self.invalid(key, "a list with something else", "a list of positive numbers"))
+    }
+
+    /// The first of several names of a key that is there, or the first of all.
+    pub(super) fn either<'k>(&self, keys: &[&'k str]) -> &'k str {
+        let there = keys.iter().find(|key| self.get(key).is_some());
+        there.or(keys.first()).copied().unwrap_or_default()
+    }
+
+    /// A flag of which `null` means false and only a missing key the default.
+    pub(super) fn flag_unless_missing(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        if self.has(key) { self.flag(key) } else { Ok(default) }
+    }
+
+    /// An extent from 1 to `max`, or what a missing key means.
+    pub(super) fn size_or(&self, key: &str, default: usize, max: usize) -> Result<usize, ConfigError> {
+        Ok(self.optional_size(key, max)?.unwrap_or(default))
+    }
+
+    pub(super) fn key_value_heads(&self, default: Option<usize>, heads: usize) -> Result<usize, ConfigError> {
         const KEY: &str = "num_key_value_heads";
-        let default = if self.has(KEY) { None } else { family.key_value_heads };
-        let found = match default {
+        let found = match default.filter(|_| !self.has(KEY)) {
             Some(default) => default,
             None => self.optional_size(KEY, heads)?.unwrap_or(heads),
         };
@@ -171,38 +189,62 @@ impl<'a> Fields<'a> {
         Err(self.invalid(KEY, format!("{found}{missing}"), expected))
     }
 
-    pub(super) fn head_dim(&self, family: &Family, hidden: usize, heads: usize) -> Result<usize, ConfigError> {
+    /// Width of a head; `default` is what a missing key means, or else `hidden / heads`.
+    pub(super) fn head_dim(&self, default: Option<usize>, hidden: usize, heads: usize) -> Result<usize, ConfigError> {
         const KEY: &str = "head_dim";
-        let head_dim = match (self.optional_size(KEY, 1 << 10)?, family.head_dim) {
-            (Some(found), _) => found,
+        match (self.optional_size(KEY, 1 << 10)?, default) {
+            (Some(found), _) => Ok(found),
             (None, Some(default)) if self.is_null(KEY) => {
                 let expected = format!("an integer; without the key it is {default}");
-                return Err(self.wrong(KEY, &Value::Null, expected));
+                Err(self.wrong(KEY, &Value::Null, expected))
             }
-            (None, Some(default)) => default,
-            (None, None) if hidden.is_multiple_of(heads) => hidden / heads,
-            (None, None) => {
-                let expected = format!("a divisor of hidden_size = {hidden}, as `head_dim` is not given");
-                return Err(self.invalid("num_attention_heads", heads.to_string(), expected));
-            }
-        };
-        if head_dim.is_multiple_of(2) {
-            return Ok(head_dim);
+            (None, Some(default)) => Ok(default),
+            (None, None) => self.head_width(hidden, heads),
         }
-        Err(self.invalid(KEY, head_dim.to_string(), "an even number, as halves of a head are rotated"))
     }
 
-    pub(super) fn only_silu(&self) -> Result<(), ConfigError> {
-        const KEY: &str = "hidden_act";
-        match self.text(KEY)? {
-            Some("silu" | "swish") => Ok(()),
-            None if !self.is_null(KEY) => Ok(()),
-            other => Err(ConfigError::Unsupported {
-                key: KEY.to_owned(),
-                got: other.map_or_else(|| "null".to_owned(), |other| format!("`{}`", other.escape_default())),
-                supported: "only silu is, under this name or as swish".to_owned(),
-                remedy: "use another model".to_owned(),
-            }),
+    /// The width of heads that share the hidden states' evenly.
+    pub(super) fn head_width(&self, hidden: usize, heads: usize) -> Result<usize, ConfigError> {
+        if hidden.is_multiple_of(heads) {
+            return Ok(hidden / heads);
         }
+        let expected = format!("a divisor of hidden_size = {hidden}, as `head_dim` is not given");
+        Err(self.invalid("num_attention_heads", heads.to_string(), expected))
+    }
+
+    /// Refuses an odd number of values to rotate.
+    pub(super) fn even(&self, key: &str, rotated: usize) -> Result<usize, ConfigError> {
+        if rotated.is_multiple_of(2) && rotated > 0 {
+            return Ok(rotated);
+        }
+        Err(self.invalid(key, rotated.to_string(), "an even number, as pairs of a head's values are rotated"))
+    }
+
+    /// The activation under `key`; `default` is what a missing key means.
+    pub(super) fn activation(&self, key: &str, default: Activation) -> Result<Activation, ConfigError> {
+        let found = match self.text(key)? {
+            None if !self.is_null(key) => return Ok(default),
+            found => found,
+        };
+        let named = found.and_then(|found| ACTIVATIONS.iter().find(|(name, _)| *name == found));
+        named.map(|(_, activation)| *activation).ok_or_else(|| ConfigError::Unsupported {
+            key: self.name(key),
+            got: found.map_or_else(|| "null".to_owned(), |found| format!("`{}`", found.escape_default())),
+            supported: format!("supported are {}", ACTIVATIONS.map(|(name, _)| name).join(", ")),
+            remedy: "use another model".to_owned(),
+        })
     }
 }
+
+/// Activations by the names that transformers knows them under.
+const ACTIVATIONS: [(&str, Activation); 9] = [
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
+    ("gelu", Activation::Gelu),
+    ("gelu_python", Activation::Gelu),
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_fast", Activation::GeluTanh),
+    ("relu", Activation::Relu),
+    ("relu2", Activation::ReluSquared),
+];

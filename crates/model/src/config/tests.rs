@@ -20,6 +20,14 @@ fn with(changes: Value) -> Result<ModelConfig, ConfigError> {
     ModelConfig::from_json(&config.to_string())
 }
 
+fn rotary(config: &ModelConfig) -> (f64, RopeScaling) {
+    (config.rotaries[0].theta, config.rotaries[0].scaling.clone())
+}
+
+fn windows(config: &ModelConfig) -> Vec<Option<usize>> {
+    config.layers.iter().map(|layer| layer.window).collect()
+}
+
 fn refusal(changes: Value) -> String {
     with(changes).unwrap_err().to_string()
 }
@@ -28,29 +36,33 @@ fn refusal(changes: Value) -> String {
 fn an_old_llama_gets_the_defaults_of_its_time() {
     let config = with(json!({})).unwrap();
     assert_eq!((config.num_key_value_heads, config.head_dim), (4, 8));
-    assert_eq!((config.rope_theta, config.rope_scaling), (10_000.0, RopeScaling::Default));
-    assert!(!config.qkv_bias && !config.tie_word_embeddings && !config.qk_norm);
+    assert_eq!(rotary(&config), (10_000.0, RopeScaling::Default));
+    let attention = config.block.attention;
+    assert!(!attention.qkv_bias && !config.head.tied && attention.head_norms == HeadNorms::None);
     assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(0), vec![1, 2]));
 }
 
 #[test]
 fn families_differ_in_biases_and_norms() {
     let qwen2 = with(json!({"model_type": "qwen2", "num_key_value_heads": 2})).unwrap();
-    assert!(qwen2.qkv_bias && !qwen2.output_bias && !qwen2.qk_norm);
+    let attention = qwen2.block.attention;
+    assert!(attention.qkv_bias && !attention.output_bias && attention.head_norms == HeadNorms::None);
     let qwen3 = with(json!({"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16})).unwrap();
-    assert!(!qwen3.qkv_bias && qwen3.qk_norm);
+    let attention = qwen3.block.attention;
+    assert!(!attention.qkv_bias && attention.head_norms == HeadNorms::PerHead);
     let biased = with(json!({"attention_bias": true, "mlp_bias": true})).unwrap();
-    assert!(biased.qkv_bias && biased.output_bias && biased.mlp_bias);
+    let attention = biased.block.attention;
+    assert!(attention.qkv_bias && attention.output_bias && biased.block.mlp.bias);
 }
 
 #[test]
 fn rope_is_read_from_the_old_and_the_new_place() {
     let scaling = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5});
     let new = with(json!({"rope_parameters": scaling})).unwrap();
-    assert_eq!((new.rope_theta, new.rope_scaling), (5e5, RopeScaling::Linear { factor: 4.0 }));
+    assert_eq!(rotary(&new), (5e5, RopeScaling::Linear { factor: 4.0 }));
     let old = with(json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}})).unwrap();
     assert_eq!(old.canonical(), new.canonical());
-    assert!(refusal(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}})).contains("`yarn`"));
+    assert!(refusal(json!({"rope_scaling": {"type": "ntk", "factor": 4.0}})).contains("`ntk`"));
     assert!(refusal(json!({"rope_scaling": {"type": "linear"}})).contains("no `rope_scaling.factor`"));
 }
 
@@ -64,22 +76,29 @@ fn nonsense_is_refused_by_the_name_of_its_key() {
     assert!(refusal(json!({"hidden_size": -4})).contains("`hidden_size` is -4"));
     assert!(refusal(json!({"head_dim": 7})).contains("even"));
     assert!(refusal(json!({"rms_norm_eps": null})).contains("`rms_norm_eps` is null"));
-    assert!(refusal(json!({"hidden_act": "gelu"})).contains("only silu"));
+    assert!(refusal(json!({"hidden_act": "mish"})).contains("`mish` is not supported"));
     assert!(refusal(json!({"eos_token_id": "x"})).contains("`eos_token_id`"));
     assert!(refusal(json!({"model_type": "qwen2"})).contains("`num_key_value_heads` is 32, as the key is missing"));
     assert!(ModelConfig::from_json("[]").is_err() && ModelConfig::from_json("{").is_err());
 }
 
 #[test]
-fn a_sliding_window_counts_only_if_it_can_hide_something() {
-    let mistral = |window| with(json!({"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": window}));
-    assert!(mistral(json!(null)).is_ok() && mistral(json!(512)).is_ok());
-    assert!(mistral(json!(511)).unwrap_err().to_string().contains("`sliding_window` = 511"));
-    let qwen = |flag| {
-        with(json!({"model_type": "qwen2", "num_key_value_heads": 4, "sliding_window": 8, "use_sliding_window": flag,
-                    "max_window_layers": 0}))
+fn a_sliding_window_counts_only_where_it_can_hide_something() {
+    let mistral = |window| {
+        windows(&with(json!({"model_type": "mistral", "num_key_value_heads": 4, "sliding_window": window})).unwrap())
     };
-    assert!(qwen(false).is_ok() && qwen(true).is_err());
+    assert_eq!(mistral(json!(null)), [None; 4]);
+    assert_eq!(mistral(json!(512)), [None; 4]);
+    assert_eq!(mistral(json!(511)), [Some(511); 4]);
+    let qwen = |flag| {
+        let keys = json!({"model_type": "qwen2", "num_key_value_heads": 4, "sliding_window": 8,
+                          "use_sliding_window": flag, "max_window_layers": 1});
+        windows(&with(keys).unwrap())
+    };
+    assert_eq!(qwen(false), [None; 4]);
+    assert_eq!(qwen(true), [None, Some(8), Some(8), Some(8)]);
+    let keys = json!({"model_type": "mistral", "max_position_embeddings": 32768, "num_key_value_heads": 4});
+    assert_eq!(windows(&with(keys).unwrap()), [Some(4096); 4], "what a missing key means");
 }
 
 #[test]
@@ -95,41 +114,32 @@ fn quantised_weights_are_refused_by_their_method() {
     assert!(refusal(json!({"quantization_config": {}})).contains("a method without a name"));
     assert!(with(json!({"quantization_config": null})).is_ok());
     // Before anything else that may look odd in such a file.
-    assert!(refusal(json!({"quantization_config": gptq, "hidden_act": "gelu"})).contains("`gptq`"));
+    assert!(refusal(json!({"quantization_config": gptq, "hidden_act": "mish"})).contains("`gptq`"));
 }
 
 #[test]
-fn wrappers_are_refused_by_name_and_by_what_they_wrap() {
-    let wrapper = json!({"model_type": "mistral3", "text_config": {"model_type": "mistral", "hidden_size": 32}});
+fn the_text_part_of_a_wrapper_is_read_and_others_are_refused_by_name() {
+    let gemma = json!({"model_type": "gemma3", "eos_token_id": [1, 106], "vision_config": {"hidden_size": 1152}, "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 12,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}});
+    let config = ModelConfig::from_json(&gemma.to_string()).unwrap();
+    assert_eq!(
+        (config.model_type.as_str(), config.num_attention_heads, config.vocab_size),
+        ("gemma3_text", 8, 262_208)
+    );
+    assert_eq!(config.eos_token_ids, [1, 106], "what only the wrapper says");
+    let (sliding, full) = (config.layers[0], config.layers[5]);
+    assert_eq!((sliding.window, full.window), (Some(1024), None));
+    assert_ne!(sliding.rotary, full.rotary);
+
+    let qwen = json!({"model_type": "qwen2_5_vl", "num_key_value_heads": 2,
+                      "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}});
+    assert_eq!(with(qwen).unwrap().model_type, "qwen2");
+
+    let wrapper = json!({"model_type": "mistral3", "text_config": {"model_type": "rwkv", "hidden_size": 32}});
     let error = ModelConfig::from_json(&wrapper.to_string()).unwrap_err().to_string();
-    assert!(error.contains("`model_type` = `mistral3`, a wrapper around a `mistral` language model"), "{error}");
-    assert!(error.contains("language model alone"), "{error}");
-}
-
-#[test]
-fn ways_out_say_what_to_change_and_lead_there() {
-    let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128});
-    let error = refusal(json!({"rope_scaling": yarn}));
-    let way = "remove `rope_scaling` and set `max_position_embeddings` to 128, on all servers and clients alike";
-    assert!(error.contains("`rope_scaling.rope_type` = `yarn`") && error.contains(way), "{error}");
-    assert_eq!(with(json!({"max_position_embeddings": 128})).unwrap().max_position_embeddings, 128);
-
-    let error = refusal(json!({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 5e5}}));
-    let way = r#"set `rope_parameters` to {"rope_type": "default", "rope_theta": 500000.0}, on all"#;
-    assert!(error.contains(way) && error.contains("up to 512 positions"), "{error}");
-    let taken = with(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}})).unwrap();
-    assert_eq!((taken.rope_theta, taken.rope_scaling), (5e5, RopeScaling::Default));
-
-    let mistral = |changes: Value| {
-        let mut all = json!({"model_type": "mistral", "max_position_embeddings": 32768, "num_key_value_heads": 4});
-        all.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        with(all)
-    };
-    let error = mistral(json!({})).unwrap_err();
-    let text = error.to_string();
-    assert!(text.contains("`sliding_window` = 4096 (what it means if the key is missing) in 4 of 4 blocks"), "{text}");
-    assert!(error.remedy().starts_with("set `max_position_embeddings` to 4096"), "{text}");
-    assert!(mistral(json!({"max_position_embeddings": 4096})).is_ok());
+    assert!(error.contains("`model_type` = `mistral3`, a wrapper around a `rwkv` language model"), "{error}");
+    assert!(error.contains("of one of these families"), "{error}");
 }
 
 #[test]

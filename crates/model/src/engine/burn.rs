@@ -5,24 +5,28 @@
 use std::ops::Range;
 
 use burn::tensor::IndexingUpdateOp;
-use burn::tensor::activation::sigmoid;
 
-use super::rotary::{CosSin, Rotary, Turn};
+use super::rotary::{Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
-use super::{DeviceFailure, Engine, KvMeter};
+use super::{DeviceFailure, Engine, KvMeter, NormWeights};
+use crate::config::MlpDesign;
 use crate::device::{Device, Dtype, Kind};
 use attention::Group;
 use cache::GrowingCache;
 use cached_attention::CachedAttention;
 use linear::Linear;
-use tensor::{Indices, RawDevice, Tensor, columns, from_vec, height, indices, into_vec, rows};
+use norm::Norm;
+use tensor::{Indices, RawDevice, Tensor, columns, from_vec, height, indices, into_vec, rows, width_of};
 
+mod activation;
 mod attention;
 mod cache;
 mod cached_attention;
 mod linear;
 mod memory;
+mod norm;
 mod rotary;
+mod scores;
 mod tensor;
 
 /// The engine of a device that burn computes on.
@@ -33,13 +37,6 @@ pub(crate) struct Burn {
     is_cpu: bool,
 }
 
-/// Root-mean-square norm; the weight is `[1, width]`.
-#[derive(Debug)]
-pub(crate) struct Norm {
-    weight: Tensor<2>,
-    eps: f32,
-}
-
 impl Burn {
     pub(crate) fn new(device: &Device) -> Self {
         Self { raw: tensor::raw_device(device), is_cpu: matches!(device.kind(), Kind::Host | Kind::Reference) }
@@ -48,23 +45,6 @@ impl Burn {
     /// Whether the device computes in `dtype`, or can keep it and widen it.
     pub(crate) fn supports(&self, dtype: Dtype) -> bool {
         self.is_cpu || tensor::supports(&self.raw, dtype)
-    }
-}
-
-impl Norm {
-    fn inverse_rms(&self, x: &Tensor<2>) -> Tensor<2> {
-        ((x.clone() * x.clone()).mean_dim(1) + self.eps).sqrt().recip()
-    }
-
-    fn forward(&self, x: &Tensor<2>) -> Tensor<2> {
-        x.clone() * self.inverse_rms(x) * self.weight.clone()
-    }
-
-    fn backward(&self, x: &Tensor<2>, dy: Tensor<2>) -> Tensor<2> {
-        let inverse = self.inverse_rms(x);
-        let g = dy * self.weight.clone();
-        let along = (g.clone() * x.clone()).mean_dim(1) * inverse.clone().powi_scalar(3);
-        g * inverse - x.clone() * along
     }
 }
 
@@ -92,9 +72,8 @@ impl Engine for Burn {
         Linear::new(self, shape, bias, dtype, column)
     }
 
-    fn load_norm(&self, weight: Vec<f32>, eps: f32) -> Norm {
-        let width = weight.len();
-        Norm { weight: from_vec(weight, [1, width], &self.raw), eps }
+    fn load_norm(&self, weights: NormWeights) -> Norm {
+        Norm::new(weights, &self.raw)
     }
 
     fn upload(&self, values: Vec<f32>, width: usize) -> Tensor<2> {
@@ -210,22 +189,21 @@ impl Engine for Burn {
     }
 
     fn normalise_heads(&self, norm: &Norm, x: Tensor<2>, heads: usize) -> (Tensor<2>, Tensor<2>) {
-        let dim = width_of(&norm.weight);
+        let dim = norm.width();
         let (before, rest) = split_columns(&x, heads * dim);
         let normed = norm.forward(&by_head(before.clone(), dim));
         (join_columns(normed.reshape([height(&x), heads * dim]), rest), before)
     }
 
     fn normalise_heads_back(&self, norm: &Norm, before: &Tensor<2>, dy: Tensor<2>, heads: usize) -> Tensor<2> {
-        let dim = width_of(&norm.weight);
+        let dim = norm.width();
         let (gradient, rest) = split_columns(&dy, heads * dim);
         let dx = norm.backward(&by_head(before.clone(), dim), by_head(gradient, dim));
         join_columns(dx.reshape([height(&dy), heads * dim]), rest)
     }
 
-    fn angles(&self, rotary: &Rotary, positions: &[u32]) -> rotary::Angles {
-        let CosSin { cos, sin } = rotary.cos_sin(positions);
-        rotary::Angles::new([cos, sin], [positions.len(), rotary.pairs()], &self.raw)
+    fn angles(&self, rotary: &Rotary, places: &[Place]) -> rotary::Angles {
+        rotary::Angles::new(rotary.cos_sin(places), [places.len(), rotary.pairs()], &self.raw)
     }
 
     fn rotate(&self, x: Tensor<2>, heads: usize, angles: &rotary::Angles, turn: Turn) -> Tensor<2> {
@@ -233,42 +211,49 @@ impl Engine for Burn {
         join_columns(angles.rotate(turned, heads, turn), rest)
     }
 
-    fn swiglu(&self, gate_up: &Tensor<2>) -> Tensor<2> {
-        let width = width_of(gate_up) / 2;
-        let (gate, up) = (columns(gate_up, 0..width), columns(gate_up, width..2 * width));
-        gate.clone() * sigmoid(gate) * up
+    fn activate(&self, mlp: MlpDesign, inside: &Tensor<2>) -> Tensor<2> {
+        activation::forward(mlp, inside)
     }
 
-    fn swiglu_back(&self, gate_up: Tensor<2>, dy: &Tensor<2>) -> Tensor<2> {
-        let width = width_of(dy);
-        let (gate, up) = (columns(&gate_up, 0..width), columns(&gate_up, width..2 * width));
-        let s = sigmoid(gate.clone());
-        let d_up = dy.clone() * gate.clone() * s.clone();
-        let d_gate = dy.clone() * up * s.clone() * (gate * (s.neg() + 1.0) + 1.0);
-        Tensor::cat(vec![d_gate, d_up], 1)
+    fn activate_back(&self, mlp: MlpDesign, inside: Tensor<2>, dy: &Tensor<2>) -> Tensor<2> {
+        activation::backward(mlp, inside, dy)
+    }
+
+    fn scale_rows(&self, x: Tensor<2>, factors: &[f32]) -> Tensor<2> {
+        x * from_vec(factors.to_vec(), [factors.len(), 1], &self.raw)
+    }
+
+    fn dot_rows(&self, a: &Tensor<2>, b: &Tensor<2>) -> Tensor<2> {
+        (a.clone() * b.clone()).sum_dim(1)
     }
 
     fn attention(&self, heads: Heads, geometry: Geometry) -> (Heads, Vec<Group>) {
-        (heads, attention::groups(&geometry, &self.raw))
+        (heads, attention::groups(heads, &geometry, &self.raw))
     }
 
-    fn attend(&self, (heads, groups): &(Heads, Vec<Group>), q: &Tensor<2>, kv: &Tensor<2>) -> Tensor<2> {
-        attention::forward(groups, *heads, q, kv)
+    fn attend(
+        &self,
+        (heads, groups): &(Heads, Vec<Group>),
+        q: &Tensor<2>,
+        kv: &Tensor<2>,
+        sinks: Option<&Tensor<2>>,
+    ) -> Tensor<2> {
+        attention::forward(groups, *heads, (q, kv, sinks))
     }
 
     fn attend_back(
         &self,
         (heads, groups): &(Heads, Vec<Group>),
-        q: &Tensor<2>,
-        kv: &Tensor<2>,
+        given: (&Tensor<2>, &Tensor<2>, Option<&Tensor<2>>),
         d_output: &Tensor<2>,
         _prefix_only: bool,
     ) -> (Tensor<2>, Tensor<2>) {
-        attention::backward(groups, *heads, q, kv, d_output)
+        attention::backward(groups, *heads, given, d_output)
     }
 
-    fn cache(&self, blocks: usize, heads: Heads, meter: &KvMeter) -> GrowingCache {
-        GrowingCache::new(blocks, heads, &self.raw, meter)
+    /// Keeps everything, whatever the windows.
+    fn cache(&self, windows: &[Option<usize>], heads: Heads, meter: &KvMeter) -> GrowingCache {
+        GrowingCache::new(windows.len(), heads, &self.raw, meter)
     }
 
     fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> CachedAttention {
@@ -279,13 +264,14 @@ impl Engine for Burn {
         &self,
         attention: &CachedAttention,
         block: usize,
-        q: &Tensor<2>,
+        given: (&Tensor<2>, Option<&Tensor<2>>),
         caches: &[&mut GrowingCache],
     ) -> Tensor<2> {
-        attention.forward(block, q, caches)
+        attention.forward(block, given, caches)
     }
 
-    /// Gate, up and their gradients, the sigmoid and the products of both.
+    /// Gate and up, copies of both, within limits and not; which of them are beyond; the output's gradient, theirs apart and side by side; and what
+    /// slopes are made of.
     const MLP_VALUES: u64 = 14;
 
     fn attention_values(&self, sizes: AttentionSizes) -> u64 {
@@ -300,11 +286,6 @@ impl Engine for Burn {
     fn weight_values(&self, dtype: Dtype, values: u64) -> u64 {
         if self.is_cpu && dtype != Dtype::F32 { values } else { 0 }
     }
-}
-
-fn width_of(matrix: &Tensor<2>) -> usize {
-    let [_, width] = matrix.dims();
-    width
 }
 
 /// The values of an area that is `width` wide.

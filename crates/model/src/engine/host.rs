@@ -7,25 +7,30 @@ use std::sync::Once;
 
 use rayon::prelude::*;
 
-use super::rotary::{CosSin, Rotary, Turn};
+use super::rotary::{CosSin, Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter};
+use crate::checkpoint::NormWeights;
+use crate::config::MlpDesign;
 use crate::device::Dtype;
 use cache::PagedCache;
 use linear::Linear;
 use rows::HostRows;
+use simd::sum2;
 
+mod activation;
 mod attention;
 mod cache;
 mod cached_attention;
+mod in_place;
 mod linear;
 pub(crate) mod matmul;
 mod memory;
-pub(crate) mod rms_norm;
+pub(crate) mod norm;
 mod rotary;
 mod rows;
+mod scores;
 pub(crate) mod simd;
-mod swiglu;
 mod tables;
 
 /// Just below the largest block for which glibc's malloc adapts.
@@ -61,18 +66,11 @@ pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Host;
 
-/// Root-mean-square norm.
-#[derive(Debug)]
-pub(crate) struct Norm {
-    weight: Vec<f32>,
-    eps: f32,
-}
-
 impl Engine for Host {
     type Rows = HostRows;
     type Picked = Vec<u32>;
     type Linear = Linear;
-    type Norm = Norm;
+    type Norm = NormWeights;
     type Angles = CosSin;
     type Attention = (Heads, Geometry);
     type CachedAttention = (Heads, Vec<Grown>);
@@ -95,8 +93,18 @@ impl Engine for Host {
         Linear::new(shape, bias, dtype, column)
     }
 
-    fn load_norm(&self, weight: Vec<f32>, eps: f32) -> Norm {
-        Norm { weight, eps }
+    fn load_linear_in_place(
+        &self,
+        shape: [usize; 2],
+        bias: Option<Vec<f32>>,
+        _: Dtype,
+        column: impl Fn(usize, &mut [f32]) + Send + Sync + 'static,
+    ) -> Linear {
+        Linear::in_place(shape, bias, column)
+    }
+
+    fn load_norm(&self, weights: NormWeights) -> NormWeights {
+        weights
     }
 
     fn upload(&self, values: Vec<f32>, width: usize) -> HostRows {
@@ -202,81 +210,99 @@ impl Engine for Host {
         tables::scale_gradient(x, dy, area, width)
     }
 
-    fn normalise(&self, norm: &Norm, x: &HostRows) -> HostRows {
-        HostRows::new(rms_norm::forward(x.values(), &norm.weight, norm.eps), x.width())
+    fn normalise(&self, norm: &NormWeights, x: &HostRows) -> HostRows {
+        HostRows::new(norm::forward(norm, x.values()), x.width())
     }
 
-    fn normalise_back(&self, norm: &Norm, x: &HostRows, mut dy: HostRows) -> HostRows {
-        rms_norm::backward(x.values(), &norm.weight, norm.eps, dy.values_mut());
+    fn normalise_back(&self, norm: &NormWeights, x: &HostRows, mut dy: HostRows) -> HostRows {
+        norm::backward(norm, x.values(), dy.values_mut());
         dy
     }
 
-    fn normalise_heads(&self, norm: &Norm, mut x: HostRows, heads: usize) -> (HostRows, HostRows) {
+    fn normalise_heads(&self, norm: &NormWeights, mut x: HostRows, heads: usize) -> (HostRows, HostRows) {
         let width = heads * norm.weight.len();
         if x.width() == width {
-            let normed = rms_norm::forward(x.values(), &norm.weight, norm.eps);
+            let normed = norm::forward(norm, x.values());
             return (HostRows::new(normed, width), x);
         }
         let before = x.left(width);
-        x.set_left(&rms_norm::forward(before.values(), &norm.weight, norm.eps), width);
+        x.set_left(&norm::forward(norm, before.values()), width);
         (x, before)
     }
 
-    fn normalise_heads_back(&self, norm: &Norm, before: &HostRows, mut dy: HostRows, heads: usize) -> HostRows {
+    fn normalise_heads_back(&self, norm: &NormWeights, before: &HostRows, mut dy: HostRows, heads: usize) -> HostRows {
         let width = heads * norm.weight.len();
         if dy.width() == width {
-            rms_norm::backward(before.values(), &norm.weight, norm.eps, dy.values_mut());
+            norm::backward(norm, before.values(), dy.values_mut());
             return dy;
         }
         let mut left = dy.left(width);
-        rms_norm::backward(before.values(), &norm.weight, norm.eps, left.values_mut());
+        norm::backward(norm, before.values(), left.values_mut());
         dy.set_left(left.values(), width);
         dy
     }
 
-    fn angles(&self, rotary: &Rotary, positions: &[u32]) -> CosSin {
-        rotary.cos_sin(positions)
+    fn angles(&self, rotary: &Rotary, places: &[Place]) -> CosSin {
+        rotary.cos_sin(places)
     }
 
-    fn rotate(&self, mut x: HostRows, heads: usize, CosSin { cos, sin }: &CosSin, turn: Turn) -> HostRows {
+    fn rotate(&self, mut x: HostRows, heads: usize, angles: &CosSin, turn: Turn) -> HostRows {
         let width = x.width();
-        rotary::rotate(x.values_mut(), width, heads, (cos, sin), turn == Turn::Back);
+        rotary::rotate(x.values_mut(), width, heads, angles, turn == Turn::Back);
         x
     }
 
-    fn swiglu(&self, gate_up: &HostRows) -> HostRows {
-        let width = gate_up.width() / 2;
-        HostRows::new(swiglu::forward(gate_up.values(), width), width)
+    fn activate(&self, mlp: MlpDesign, inside: &HostRows) -> HostRows {
+        let width = inside.width() / mlp.sides();
+        HostRows::new(activation::forward(mlp, inside.values(), width), width)
     }
 
-    fn swiglu_back(&self, mut gate_up: HostRows, dy: &HostRows) -> HostRows {
-        swiglu::backward(gate_up.values_mut(), dy.values(), dy.width());
-        gate_up
+    fn activate_back(&self, mlp: MlpDesign, mut inside: HostRows, dy: &HostRows) -> HostRows {
+        activation::backward(mlp, inside.values_mut(), dy.values(), dy.width());
+        inside
+    }
+
+    fn scale_rows(&self, mut x: HostRows, factors: &[f32]) -> HostRows {
+        let width = x.width();
+        let rows = x.values_mut().chunks_exact_mut(width).zip(factors);
+        rows.for_each(|(row, factor)| row.iter_mut().for_each(|v| *v *= factor));
+        x
+    }
+
+    fn dot_rows(&self, a: &HostRows, b: &HostRows) -> HostRows {
+        let rows = a.values().chunks_exact(a.width()).zip(b.values().chunks_exact(b.width()));
+        HostRows::new(rows.map(|(a, b)| sum2(a, b, |a, b| a * b)).collect(), 1)
     }
 
     fn attention(&self, heads: Heads, geometry: Geometry) -> (Heads, Geometry) {
         (heads, geometry)
     }
 
-    fn attend(&self, (heads, geometry): &(Heads, Geometry), q: &HostRows, kv: &HostRows) -> HostRows {
-        HostRows::new(attention::forward(*heads, geometry, q.values(), kv.values()), q.width())
+    fn attend(
+        &self,
+        (heads, geometry): &(Heads, Geometry),
+        q: &HostRows,
+        kv: &HostRows,
+        sinks: Option<&HostRows>,
+    ) -> HostRows {
+        let given = (q.values(), kv.values(), sinks.map(HostRows::values));
+        HostRows::new(attention::forward(*heads, geometry, given), q.width())
     }
 
     fn attend_back(
         &self,
         (heads, geometry): &(Heads, Geometry),
-        q: &HostRows,
-        kv: &HostRows,
+        (q, kv, sinks): (&HostRows, &HostRows, Option<&HostRows>),
         d_output: &HostRows,
         prefix_only: bool,
     ) -> (HostRows, HostRows) {
-        let given = (q.values(), kv.values(), d_output.values());
-        let (dq, dkv) = attention::backward(*heads, geometry, given, prefix_only);
+        let given = (q.values(), kv.values(), sinks.map(HostRows::values));
+        let (dq, dkv) = attention::backward(*heads, geometry, given, d_output.values(), prefix_only);
         (HostRows::new(dq, q.width()), HostRows::new(dkv, kv.width()))
     }
 
-    fn cache(&self, blocks: usize, heads: Heads, meter: &KvMeter) -> PagedCache {
-        PagedCache::new(blocks, heads, meter)
+    fn cache(&self, windows: &[Option<usize>], heads: Heads, meter: &KvMeter) -> PagedCache {
+        PagedCache::new(windows, heads, meter)
     }
 
     fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> (Heads, Vec<Grown>) {
@@ -287,11 +313,12 @@ impl Engine for Host {
         &self,
         (heads, sequences): &(Heads, Vec<Grown>),
         block: usize,
-        q: &HostRows,
+        (q, sinks): (&HostRows, Option<&HostRows>),
         caches: &[&mut PagedCache],
     ) -> HostRows {
         let pages = caches.iter().map(|cache| cache.pages(block)).collect::<Vec<_>>();
-        HostRows::new(cached_attention::forward(*heads, sequences, &pages, q.values()), q.width())
+        let given = (q.values(), sinks.map(HostRows::values));
+        HostRows::new(cached_attention::forward(*heads, sequences, &pages, given), q.width())
     }
 
     /// Gate and up, their gradients, and the activation, whose rows a product copies into strips.
@@ -301,8 +328,8 @@ impl Engine for Host {
         memory::attention(sizes)
     }
 
-    fn cached_attention_values(&self, _: Heads, sequences: &[(u64, u64)]) -> u64 {
-        memory::cached_attention(sequences)
+    fn cached_attention_values(&self, heads: Heads, sequences: &[(u64, u64)]) -> u64 {
+        memory::cached_attention(heads, sequences)
     }
 
     /// Weights are read as they lie.

@@ -1,25 +1,50 @@
 //! Who attends to whom: shapes that all engines share.
 //!
 //! Queries exist for the active rows of a pass only, `[active, query_heads·dim]`; keys and values for all rows, side by side
-//! `[rows, 2·key_heads·dim]`. A query of example `e` sees the whole prefix and its own example's keys up to its own position. With
-//! `S = scale · Q·Kᵀ` over what it sees, `P = softmax(S)`, `O = P·V`.
+//! `[rows, 2·key_heads·dim]`. A query of example `e` sees the prefix and its own example's keys up to its own position, or as many of those
+//! as its window lets it. With `S = cap(scale · Q·Kᵀ) + bias` over what it sees, `P = softmax(S)`, `O = P·V`; `cap` is a soft cap or nothing, `bias`
+//! that of ALiBi or zero. A head's sink is one more score in the softmax, which goes to no value.
 //!
 //! A backward recomputes `P` from the saved queries, keys and values. With `dO` given: `dV = Pᵀ·dO`, `dP = dO·Vᵀ`, `dS = P ∘ (dP -
-//! rowsum(P ∘ dP))`, `dQ = scale · dS·K`, `dK = scale · dSᵀ·Q`. Keys and values of the prefix collect gradients from every example,
-//! those of a group of query heads from every head of the group.
+//! rowsum(P ∘ dP))`, times `1 - (cap(s)/c)²` where scores are capped, `dQ = scale · dS·K`, `dK = scale · dSᵀ·Q`. Keys and values of the prefix collect
+//! gradients from every example, those of a group of query heads from every head of the group.
 
 use std::ops::Range;
+
+use crate::config::Alibi;
 
 /// Positions of a cache's page, and what caches grow by. A multiple of the kernels' 16 columns; small enough that the unused part of a
 /// sequence's last page does not matter.
 pub const PAGE_TOKENS: usize = 64;
 
-/// How many heads of which width.
+/// Positions behind a window that are kept, so that a sequence may go back a little: foreseen tokens that were wrong, words taken back.
+const BEHIND_WINDOW: usize = 2 * PAGE_TOKENS;
+/// Most rows that a step may add to a sequence where some blocks have windows, so that what is kept of them is bounded.
+pub(crate) const WINDOWED_STEP: usize = 1024;
+
+/// The first page that a sequence of `len` positions needs when it grows; those before are behind the window.
+pub(crate) fn first_kept_page(len: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (len + 1).saturating_sub(window + BEHIND_WINDOW) / PAGE_TOKENS)
+}
+
+/// Most pages that a sequence of up to `positions` has at a time.
+pub(crate) fn most_pages(positions: u64, window: Option<usize>) -> u64 {
+    let page = PAGE_TOKENS as u64;
+    let all = positions.div_ceil(page);
+    let reach = |window: usize| (window + BEHIND_WINDOW + WINDOWED_STEP) as u64;
+    window.map_or(all, |window| all.min(reach(window).div_ceil(page).saturating_add(1)))
+}
+
+/// How many heads of which width, and what becomes of their scores.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Heads {
     pub(crate) query: usize,
     pub(crate) key_value: usize,
     pub(crate) dim: usize,
+    /// What products of queries and keys are multiplied by.
+    pub(crate) scale: f32,
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) alibi: Option<Alibi>,
 }
 
 impl Heads {
@@ -28,8 +53,11 @@ impl Heads {
         self.query / self.key_value
     }
 
-    pub(crate) fn scale(self) -> f32 {
-        (self.dim as f32).sqrt().recip()
+    /// ALiBi's biases of keys at positions `0..seen`, for each query head, `[query, seen]`; empty without ALiBi.
+    pub(crate) fn biases(self, seen: usize) -> Vec<f32> {
+        let Some(alibi) = self.alibi else { return Vec::new() };
+        let slopes = alibi.slopes(self.query);
+        slopes.iter().flat_map(|&slope| (0..seen).map(move |position| alibi.bias(slope, position))).collect()
     }
 
     /// Width of a row of queries.
@@ -64,8 +92,8 @@ pub(crate) struct Segment {
 pub(crate) struct Geometry {
     /// The prefix, if its rows are active, then the examples in order. Together they cover the active rows.
     pub(crate) segments: Vec<Segment>,
-    /// For each active row, how many of its segment's own keys it sees, at least 1.
-    pub(crate) visible: Vec<u32>,
+    /// For each active row, which positions it sees of those of its segment's prefix and own keys, counted through; not empty.
+    pub(crate) visible: Vec<Range<u32>>,
 }
 
 /// Queries of one sequence that has grown, and what they see of its cache.
@@ -73,8 +101,8 @@ pub(crate) struct Geometry {
 pub(crate) struct Grown {
     /// Rows among the step's queries.
     pub(crate) queries: Range<usize>,
-    /// For each of the queries, how many positions it sees; ascending, at least 1.
-    pub(crate) visible: Vec<usize>,
+    /// For each of the queries, which positions it sees; ends ascend, and none is empty.
+    pub(crate) visible: Vec<Range<usize>>,
 }
 
 /// A part of a matrix.

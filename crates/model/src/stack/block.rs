@@ -1,16 +1,30 @@
 //! One transformer block with frozen weights: its forward, and what that keeps. `R` rows, `A` of them active.
 //!
-//! Tables that travel with a pass may adapt the weights, and keys and values may lie in front of those of the rows ([`Given`]).
+//! Tables that travel with a pass may adapt the weights, and keys and values may lie in front of those of the rows ([`Given`]). What
+//! families do differently is in the block's design, and in which of its weights there are.
 
 use petals_protocol::Module;
 
 use super::plan::{BlockPlan, StepPlan};
 use super::tables::{Adapted, Given};
+use crate::config::{BlockDesign, LayerDesign, MlpReads};
 use crate::engine::Engine;
 use crate::engine::rotary::Turn;
 use crate::engine::shapes::Heads;
+use network::{InsideStash, Network};
 
 mod backward;
+mod experts;
+mod mlp;
+mod network;
+mod stash;
+
+pub(super) use experts::{Experts, Shared};
+pub(super) use mlp::Mlp;
+pub(super) use network::Network as BlockNetwork;
+pub use stash::Keep;
+use stash::{BeforeNorms, BlockStash};
+pub(super) use stash::{KeptBlock, Needed};
 
 /// The weights of one block.
 ///
@@ -18,118 +32,35 @@ mod backward;
 /// active rows only.
 #[derive(Debug)]
 pub(super) struct Block<E: Engine> {
-    pub(super) input_norm: E::Norm,
+    pub(super) design: BlockDesign,
+    pub(super) layer: LayerDesign,
+    pub(super) attention_norm: Option<E::Norm>,
     pub(super) queries: E::Linear,
     pub(super) keys_values: E::Linear,
     pub(super) head_norms: Option<HeadNorms<E>>,
+    /// A score of each query head that goes to no key, `[1, query_heads]`.
+    pub(super) sinks: Option<E::Rows>,
     pub(super) output: E::Linear,
-    pub(super) mlp_norm: E::Norm,
-    pub(super) gate_up: E::Linear,
-    pub(super) down: E::Linear,
+    pub(super) attention_out_norm: Option<E::Norm>,
+    pub(super) mlp_norm: Option<E::Norm>,
+    pub(super) network: Network<E>,
+    pub(super) mlp_out_norm: Option<E::Norm>,
 }
 
-/// Norms of every head of queries and of keys.
+/// Norms of queries and of keys, head by head or of all heads together.
 #[derive(Debug)]
 pub(super) struct HeadNorms<E: Engine> {
     pub(super) queries: E::Norm,
     pub(super) keys: E::Norm,
+    /// Whether all heads are normed together.
+    pub(super) whole: bool,
 }
 
-/// What a block's backward needs.
-#[derive(Debug)]
-pub(super) struct BlockStash<E: Engine> {
-    /// Input, `[R, d]`.
-    input: E::Rows,
-    /// Queries as they attend, `[A, query_heads·dim]`.
-    queries: E::Rows,
-    /// Keys and values as they are attended to, `[R, 2·key_heads·dim]`; more rows if some are given.
-    keys_values: E::Rows,
-    /// Keys and values before they were scaled, `[R, 2·key_heads·dim]`, if any are.
-    unscaled: Option<E::Rows>,
-    /// Queries and keys before their norms, if the model has those.
-    before_norms: Option<BeforeNorms<E>>,
-    /// What was attended to, `[A, query_heads·dim]`, if what it goes through is adapted.
-    attended: Option<E::Rows>,
-    /// Input of the MLP's norm, `[A, d]`.
-    residual: E::Rows,
-    /// Gate and up before the activation, `[A, 2·intermediate]`.
-    gate_up: E::Rows,
-}
-
-#[derive(Debug)]
-struct BeforeNorms<E: Engine> {
-    /// `[A, query_heads·dim]`
-    queries: E::Rows,
-    /// `[R, key_heads·dim]`
-    keys: E::Rows,
-}
-
-/// What a forward keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// Nothing: there will be no backward.
-    Nothing,
-    /// What enters each block. The backward repeats the forward block by block, with one block's saved tensors at a time.
-    Inputs,
-    /// All that the backward needs.
-    Everything,
-}
-
-/// What is saved of one block.
-#[derive(Debug)]
-pub(super) enum KeptBlock<E: Engine> {
-    /// What enters it, `[R, d]`.
-    Input(E::Rows),
-    Everything(Box<BlockStash<E>>),
-}
-
-/// Which rows of the input's gradient are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Needed {
-    All,
-    /// The first so many.
-    Prefix(usize),
-    /// None: only the tables' gradients are.
-    Nothing,
-}
-
-impl<E: Engine> BlockStash<E> {
-    fn bytes(&self) -> u64 {
-        let Self { input, queries, keys_values, unscaled, before_norms, attended, residual, gate_up } = self;
-        let always = [input, queries, keys_values, residual, gate_up].map(E::bytes).iter().sum::<u64>();
-        let adapted = [unscaled, attended].map(|rows| rows.as_ref().map_or(0, E::bytes)).iter().sum::<u64>();
-        always + adapted + before_norms.as_ref().map_or(0, |before| E::bytes(&before.queries) + E::bytes(&before.keys))
-    }
-
-    /// Input and input of the MLP's norm; the rest is freed.
-    fn into_ends(self) -> (E::Rows, E::Rows) {
-        (self.input, self.residual)
-    }
-}
-
-impl<E: Engine> KeptBlock<E> {
-    pub(super) fn bytes(&self) -> u64 {
-        match self {
-            Self::Input(input) => E::bytes(input),
-            Self::Everything(stash) => stash.bytes(),
-        }
-    }
-
-    /// What entered the block.
-    pub(super) fn input(&self) -> &E::Rows {
-        match self {
-            Self::Input(input) => input,
-            Self::Everything(stash) => &stash.input,
-        }
-    }
-
-    /// The input alone.
-    pub(super) fn reduce(self) -> Self {
-        match self {
-            Self::Everything(stash) => Self::Input(stash.into_ends().0),
-            input @ Self::Input(_) => input,
-        }
-    }
+/// A block's forward up to the activation of its MLP.
+struct Halfway<E: Engine> {
+    stash: BlockStash<E>,
+    /// What the MLP's output is added to, `[A, d]`, if it is not in the stash.
+    carried: Option<E::Rows>,
 }
 
 impl<E: Engine> Block<E> {
@@ -142,17 +73,17 @@ impl<E: Engine> Block<E> {
         given: Given<'_, E>,
         keep: Keep,
     ) -> (E::Rows, Option<KeptBlock<E>>) {
-        let stash = self.up_to_activation(engine, x, plan.step, given, |q, kv| engine.attend(plan.attention, q, kv));
-        let activated = engine.swiglu(&stash.gate_up);
-        let (residual, kept) = match keep {
-            Keep::Nothing => (stash.into_ends().1, None),
-            Keep::Inputs => {
-                let (input, residual) = stash.into_ends();
-                (residual, Some(KeptBlock::Input(input)))
-            }
-            Keep::Everything => (stash.residual.clone(), Some(KeptBlock::Everything(Box::new(stash)))),
-        };
-        (self.out_of_mlp(engine, activated, residual, given), kept)
+        let attend = |q: &E::Rows, kv: &E::Rows| engine.attend(plan.attention, q, kv, self.sinks.as_ref());
+        let mut halfway = self.up_to_activation(engine, x, plan.step, given, attend);
+        if keep == Keep::Everything {
+            let carried = halfway.carried.take().or_else(|| halfway.stash.residual.clone());
+            let y = self.out_of_mlp(engine, &mut halfway.stash, carried, given, true);
+            return (y, Some(KeptBlock::Everything(Box::new(halfway.stash))));
+        }
+        let Halfway { mut stash, carried } = halfway;
+        let carried = carried.or_else(|| stash.residual.take());
+        let y = self.out_of_mlp(engine, &mut stash, carried, given, false);
+        (y, (keep == Keep::Inputs).then_some(KeptBlock::Input(stash.input)))
     }
 
     /// A forward of rows whose queries attend as `attend` says, given those and the rows' keys and values.
@@ -164,10 +95,9 @@ impl<E: Engine> Block<E> {
         given: Given<'_, E>,
         attend: impl FnOnce(&E::Rows, &E::Rows) -> E::Rows,
     ) -> E::Rows {
-        let stash = self.up_to_activation(engine, x, plan, given, attend);
-        let activated = engine.swiglu(&stash.gate_up);
-        let (_, residual) = stash.into_ends();
-        self.out_of_mlp(engine, activated, residual, given)
+        let Halfway { mut stash, carried } = self.up_to_activation(engine, x, plan, given, attend);
+        let carried = carried.or_else(|| stash.residual.take());
+        self.out_of_mlp(engine, &mut stash, carried, given, false)
     }
 
     /// Keys and values of all rows as they are attended to, `[R, 2·key_heads·dim]`, and nothing else.
@@ -178,13 +108,13 @@ impl<E: Engine> Block<E> {
         plan: StepPlan<'_, E>,
         given: Given<'_, E>,
     ) -> E::Rows {
-        let normed = engine.normalise(&self.input_norm, x);
+        let normed = normed(engine, self.attention_norm.as_ref(), x);
         let kv = self.project_keys_values(engine, &normed, plan.heads, given);
         let mut kv = self.scale_keys_values(engine, kv, plan.heads, given);
         if let Some(norms) = &self.head_norms {
-            (kv, _) = engine.normalise_heads(&norms.keys, kv, plan.heads.key_value);
+            (kv, _) = engine.normalise_heads(&norms.keys, kv, norms.count(plan.heads.key_value));
         }
-        engine.rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward)
+        turned(engine, kv, plan.heads.key_value, plan.key_angles, Turn::Forward)
     }
 
     /// The part of the forward that a backward needs.
@@ -195,8 +125,8 @@ impl<E: Engine> Block<E> {
         plan: StepPlan<'_, E>,
         given: Given<'_, E>,
         attend: impl FnOnce(&E::Rows, &E::Rows) -> E::Rows,
-    ) -> BlockStash<E> {
-        let normed = engine.normalise(&self.input_norm, &x);
+    ) -> Halfway<E> {
+        let normed = normed(engine, self.attention_norm.as_ref(), &x);
         let mut q = plan.rows.project(engine, &self.queries, &normed);
         if given.has_low_rank(Module::Query) {
             let (picked, first) = plan.rows.locate(engine, &normed);
@@ -206,30 +136,59 @@ impl<E: Engine> Block<E> {
             }
         }
         let kv = self.project_keys_values(engine, &normed, plan.heads, given);
+        let BlockDesign { mlp_reads, normed_residuals, .. } = self.design;
+        let kept = mlp_reads == MlpReads::AttentionInput || normed_residuals;
+        let active_normed = kept.then(|| plan.rows.gather(engine, &normed));
         drop(normed);
         let unscaled = given.scales_keys_values().then(|| kv.clone());
         let kv = self.scale_keys_values(engine, kv, plan.heads, given);
         let (q, kv, before_norms) = self.norm_heads(engine, q, kv, plan.heads);
-        let q = engine.rotate(q, plan.heads.query, plan.query_angles, Turn::Forward);
-        let mut kv = engine.rotate(kv, plan.heads.key_value, plan.key_angles, Turn::Forward);
+        let q = turned(engine, q, plan.heads.query, plan.query_angles, Turn::Forward);
+        let mut kv = turned(engine, kv, plan.heads.key_value, plan.key_angles, Turn::Forward);
         if let Some(front) = given.keys_values {
             kv = engine.join(front, kv);
         }
         let attended = attend(&q, &kv);
-        let mut residual = engine.project_onto(&self.output, &attended, plan.rows.gather(engine, &x));
+        let active = match &active_normed {
+            Some(normed) if normed_residuals => normed.clone(),
+            _ => plan.rows.gather(engine, &x),
+        };
+        // What is normed before it is added has to be there by itself.
+        let (mut sum, onto) = match &self.attention_out_norm {
+            None => (engine.project_onto(&self.output, &attended, active.clone()), None),
+            Some(norm) => (engine.project(&self.output, &attended, 0), Some(norm)),
+        };
         for Adapted { tables, active, .. } in given.adapted {
-            residual = tables.add(engine, Module::Output, (&attended, active.start), (residual, active, 0));
+            sum = tables.add(engine, Module::Output, (&attended, active.start), (sum, active, 0));
         }
         let attended = given.has_low_rank(Module::Output).then_some(attended);
-        let normed = engine.normalise(&self.mlp_norm, &residual);
-        let mut gate_up = engine.project(&self.gate_up, &normed, 0);
-        let half = engine.width(&gate_up) / 2;
-        for Adapted { tables, active, .. } in given.adapted {
-            for (module, column) in [(Module::Gate, 0), (Module::Up, half)] {
-                gate_up = tables.add(engine, module, (&normed, active.start), (gate_up, active, column));
-            }
-        }
-        BlockStash { input: x, queries: q, keys_values: kv, unscaled, before_norms, attended, residual, gate_up }
+        let (residual, attention_out) = match onto {
+            None => (sum, None),
+            Some(norm) => (engine.add(engine.normalise(norm, &sum), &active, 0), Some(sum)),
+        };
+        let normed = match (mlp_reads, active_normed) {
+            (MlpReads::AttentionInput, Some(shared)) => shared,
+            (MlpReads::Input, _) => self::normed(engine, self.mlp_norm.as_ref(), &active),
+            _ => self::normed(engine, self.mlp_norm.as_ref(), &residual),
+        };
+        let inside = self.network.inside(engine, &normed, given);
+        let (residual, carried) = match mlp_reads {
+            MlpReads::Residual => (Some(residual), normed_residuals.then_some(normed)),
+            _ => (None, Some(residual)),
+        };
+        let stash = BlockStash {
+            input: x,
+            queries: q,
+            keys_values: kv,
+            unscaled,
+            before_norms,
+            attended,
+            attention_out,
+            residual,
+            inside,
+            mlp_out: None,
+        };
+        Halfway { stash, carried }
     }
 
     /// Keys and values of the normed rows, before they are scaled, normed and turned.
@@ -252,16 +211,27 @@ impl<E: Engine> Block<E> {
         kv
     }
 
-    /// The last part of the forward.
-    fn out_of_mlp(&self, engine: &E, mut activated: E::Rows, residual: E::Rows, given: Given<'_, E>) -> E::Rows {
-        for Adapted { tables, active, .. } in given.adapted {
-            activated = tables.scale(engine, Module::Down, activated, active, 0);
+    /// The last part of the forward. What the MLP gives is put into the stash if its norm's backward needs it.
+    fn out_of_mlp(
+        &self,
+        engine: &E,
+        stash: &mut BlockStash<E>,
+        carried: Option<E::Rows>,
+        given: Given<'_, E>,
+        keep: bool,
+    ) -> E::Rows {
+        let Some(norm) = &self.mlp_out_norm else {
+            return self.network.out(engine, &stash.inside, carried, given);
+        };
+        let out = self.network.out(engine, &stash.inside, None, given);
+        let y = engine.normalise(norm, &out);
+        if keep {
+            stash.mlp_out = Some(out);
         }
-        let mut y = engine.project_onto(&self.down, &activated, residual);
-        for Adapted { tables, active, .. } in given.adapted {
-            y = tables.add(engine, Module::Down, (&activated, active.start), (y, active, 0));
+        match carried {
+            Some(carried) => engine.add(y, &carried, 0),
+            None => y,
         }
-        y
     }
 
     /// Norms queries and keys per head, where the model does; returns what they were before, too.
@@ -273,9 +243,37 @@ impl<E: Engine> Block<E> {
         heads: Heads,
     ) -> (E::Rows, E::Rows, Option<BeforeNorms<E>>) {
         let Some(norms) = &self.head_norms else { return (q, kv, None) };
-        let (q, queries) = engine.normalise_heads(&norms.queries, q, heads.query);
-        let (kv, keys) = engine.normalise_heads(&norms.keys, kv, heads.key_value);
+        let (q, queries) = engine.normalise_heads(&norms.queries, q, norms.count(heads.query));
+        let (kv, keys) = engine.normalise_heads(&norms.keys, kv, norms.count(heads.key_value));
         (q, kv, Some(BeforeNorms { queries, keys }))
+    }
+}
+
+impl<E: Engine> HeadNorms<E> {
+    /// How many times the norm's width is normed, of so many heads.
+    fn count(&self, heads: usize) -> usize {
+        if self.whole { 1 } else { heads }
+    }
+}
+
+/// The rows behind a norm, or as they are where there is none.
+fn normed<E: Engine>(engine: &E, norm: Option<&E::Norm>, x: &E::Rows) -> E::Rows {
+    norm.map_or_else(|| x.clone(), |norm| engine.normalise(norm, x))
+}
+
+/// The backward of [`normed`].
+fn normed_back<E: Engine>(engine: &E, norm: Option<&E::Norm>, x: &E::Rows, dy: E::Rows) -> E::Rows {
+    match norm {
+        Some(norm) => engine.normalise_back(norm, x, dy),
+        None => dy,
+    }
+}
+
+/// Rotates the heads of all rows, where the block does.
+fn turned<E: Engine>(engine: &E, x: E::Rows, heads: usize, angles: Option<&E::Angles>, turn: Turn) -> E::Rows {
+    match angles {
+        Some(angles) => engine.rotate(x, heads, angles, turn),
+        None => x,
     }
 }
 

@@ -6,12 +6,11 @@ use petals_protocol::{BlockTable, Injection, PassLayout, Span, TableKind};
 
 use super::block::{Block, Keep, KeptBlock, Needed};
 use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, finite};
-use super::plan::PassPlan;
+use super::plan::{PassPlan, Variety};
 use super::rows::ActiveRows;
 use super::stash::{Kept, Stash};
 use super::tables::{self, Adapted, BlockTables, Given};
-use crate::config::ModelConfig;
-use crate::engine::rotary::Rotary;
+use crate::config::{LayerDesign, ModelConfig};
 use crate::engine::{Engine, Listed};
 
 /// The blocks of a span.
@@ -19,7 +18,7 @@ use crate::engine::{Engine, Listed};
 pub(super) struct Blocks<E: Engine> {
     pub(super) engine: E,
     pub(super) config: ModelConfig,
-    pub(super) rotary: Rotary,
+    pub(super) variety: Variety,
     span: Span,
     /// Shared with stacks that have some of the same blocks.
     blocks: Vec<Arc<Block<E>>>,
@@ -27,8 +26,9 @@ pub(super) struct Blocks<E: Engine> {
 
 impl<E: Engine> Blocks<E> {
     pub(super) fn new(engine: E, config: ModelConfig, span: Span, blocks: Vec<Arc<Block<E>>>) -> Self {
-        let rotary = Rotary::new(&config);
-        Self { engine, config, rotary, span, blocks }
+        let layers: Vec<LayerDesign> = blocks.iter().map(|block| block.layer).collect();
+        let variety = Variety::of(&config, &layers);
+        Self { engine, config, variety, span, blocks }
     }
 
     /// Those of a span that lies within this one, shared.
@@ -80,7 +80,7 @@ impl<E: Engine> Blocks<E> {
     ) -> Result<(ForwardOutput, Option<Kept<E>>), PassError> {
         let ForwardPass { layout, text, prefix, tables } = pass;
         let (engine, d) = (&self.engine, self.config.hidden_size);
-        let plan = Arc::new(PassPlan::new(layout, &self.config, &self.rotary, engine));
+        let plan = Arc::new(PassPlan::new(layout, &self.config, &self.variety, engine));
         let slots = layout.block_tables(self.config.block_widths());
         let mut tables = tables.map_or_else(Vec::new, |values| BlockTables::upload_all(engine, &slots, &values));
         // Under replacement there is no prefix yet: the prompts will put it in front.
@@ -91,13 +91,13 @@ impl<E: Engine> Blocks<E> {
             if let Some(prompts) = own.as_mut().and_then(|own| own.prompts.take()) {
                 x = self.inject(layout, x, &prompts);
             }
-            let plan = plan.block(number);
+            let plan = plan.block(number, block.layer);
             let adapted = own.as_deref().map(|own| self.adapted(own, &x, plan.step.rows));
             let given = given(own.as_deref(), adapted.as_slice());
             x = if let Some(of_prefix) = &mut of_prefix {
                 block.step(engine, x, plan.step, given, |q, kv| {
                     of_prefix.push(engine.slice(kv, 0..layout.prefix_rows()));
-                    engine.attend(plan.attention, q, kv)
+                    engine.attend(plan.attention, q, kv, block.sinks.as_ref())
                 })
             } else {
                 let (y, of_block) = block.forward(engine, x, plan, given, keep);
@@ -151,7 +151,7 @@ impl<E: Engine> Blocks<E> {
                 (false, 0) => Needed::Nothing,
                 (false, m) => Needed::Prefix(m),
             };
-            let (own, plan) = (tables.get(number), plan.block(number));
+            let (own, plan) = (tables.get(number), plan.block(number, block.layer));
             let adapted = own.map(|own| self.adapted(own, kept.input(), plan.step.rows));
             let given = given(own, adapted.as_slice());
             let (dx, table_grads) = block.backward(engine, kept, dy, plan, given, needed);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use petals_protocol::Span;
 
 use super::BlockStack;
-use super::block::{Block, HeadNorms};
+use super::block::{Block, BlockNetwork as Network, Experts, HeadNorms, Mlp, Shared};
 use super::blocks::Blocks;
-use crate::checkpoint::{Checkpoint, CheckpointError, decode, decode_row};
-use crate::config::ModelConfig;
+use crate::checkpoint::{Checkpoint, CheckpointError, Located, TensorFile, decode, decode_column, decode_row};
+use crate::config::{AttentionDesign, ExpertsDesign, HeadNorms as HeadNormsDesign, MlpDesign, ModelConfig, Part};
 use crate::device::{Device, DeviceError, Dtype, Kind};
 #[cfg(feature = "burn")]
 use crate::engine::burn::Burn;
@@ -18,7 +18,7 @@ use crate::engine::{Engine, Listed, OnEngine};
 impl Checkpoint {
     /// Bytes that the weights of `span` take on a device, in `dtype` ([`Dtype::Auto`] counts as f32; see [`Dtype::on`]).
     pub fn span_bytes(&self, span: Span, dtype: Dtype) -> u64 {
-        span.len() as u64 * self.config().block_weights().bytes(dtype)
+        self.config().span_weights(span, self.experts_stay_in_files()).bytes(dtype)
     }
 
     /// Looks for every tensor of `span` and checks its shape and dtype, without reading it. Files that are not there are passed over: a
@@ -31,10 +31,9 @@ impl Checkpoint {
         if span.end() as usize > count {
             return Err(CheckpointError::Span { span, blocks: count });
         }
-        let tensors = block_tensors(self.config());
         for number in span.blocks() {
-            for (name, shape) in &tensors {
-                match self.locate(&format!("model.layers.{number}.{name}"), shape) {
+            for (name, shape) in self.config().tensors_of(number) {
+                match self.locate(&name, &shape) {
                     Err(CheckpointError::MissingShard { .. }) => {}
                     found => drop(found?),
                 }
@@ -78,7 +77,8 @@ impl Checkpoint {
             #[cfg(feature = "burn")]
             _ => OnEngine::Burn(self.load_blocks(Burn::new(device), span, dtype, loaded)?),
         };
-        Ok(BlockStack { config: self.config().clone(), span, device: device.clone(), dtype, blocks })
+        let experts_in_files = self.experts_stay_in_files();
+        Ok(BlockStack { config: self.config().clone(), span, device: device.clone(), dtype, experts_in_files, blocks })
     }
 
     /// Refuses what the device would fail at later, without saying why.
@@ -113,27 +113,6 @@ impl Checkpoint {
     }
 }
 
-/// Names and shapes of the tensors of a block.
-fn block_tensors(c: &ModelConfig) -> Vec<(String, Vec<usize>)> {
-    let (d, queries, keys, mlp) = (c.hidden_size, c.query_width(), c.key_width(), c.intermediate_size);
-    let norms = [("input_layernorm", d, true), ("post_attention_layernorm", d, true)];
-    let heads = [("self_attn.q_norm", c.head_dim, c.qk_norm), ("self_attn.k_norm", c.head_dim, c.qk_norm)];
-    let linears = [
-        ("self_attn.q_proj", [queries, d], c.qkv_bias),
-        ("self_attn.k_proj", [keys, d], c.qkv_bias),
-        ("self_attn.v_proj", [keys, d], c.qkv_bias),
-        ("self_attn.o_proj", [d, queries], c.output_bias),
-        ("mlp.gate_proj", [mlp, d], c.mlp_bias),
-        ("mlp.up_proj", [mlp, d], c.mlp_bias),
-        ("mlp.down_proj", [d, mlp], c.mlp_bias),
-    ];
-    let norm = |(name, width, there): (&str, usize, bool)| there.then(|| (format!("{name}.weight"), vec![width]));
-    let weights = linears.iter().map(|(name, shape, _)| (format!("{name}.weight"), shape.to_vec()));
-    let biases = linears.iter().filter(|(_, _, bias)| *bias);
-    let biases = biases.map(|(name, shape, _)| (format!("{name}.bias"), vec![shape[0]]));
-    norms.into_iter().chain(heads).filter_map(norm).chain(weights).chain(biases).collect()
-}
-
 /// Loads weights of one checkpoint to one engine.
 struct Loader<'a, E> {
     checkpoint: &'a Checkpoint,
@@ -142,34 +121,80 @@ struct Loader<'a, E> {
     dtype: Dtype,
 }
 
-/// One projection of a fused weight: its name below the block, and its output width.
-type Part<'p> = (&'p str, usize);
-
 impl<E: Engine> Loader<'_, E> {
     /// The weights of block `number`.
     fn block(&self, number: u32) -> Result<Block<E>, CheckpointError> {
-        let c = self.config;
-        let (d, queries, keys, mlp) = (c.hidden_size, c.query_width(), c.key_width(), c.intermediate_size);
-        let at = |name: &str| format!("model.layers.{number}.{name}");
-        let head_norms = || -> Result<_, CheckpointError> {
-            let queries = self.norm(&at("self_attn.q_norm.weight"), c.head_dim)?;
-            Ok(HeadNorms { queries, keys: self.norm(&at("self_attn.k_norm.weight"), c.head_dim)? })
-        };
-        let kv = [("self_attn.k_proj", keys), ("self_attn.v_proj", keys)];
+        let (c, d) = (self.config, self.config.hidden_size);
+        let (design, layer) = (c.block, c.layers[number as usize]);
+        let AttentionDesign { qkv_bias, output_bias, head_norms, .. } = design.attention;
+        let names = c.norms_of(number);
+        let norm = |name: &Option<String>| name.as_ref().map(|name| self.norm(name, d)).transpose();
+        let [queries, keys, values] = c.qkv_of(number);
+        let heads = names.heads.as_ref().map(|[queries, keys]| -> Result<_, CheckpointError> {
+            let (queries, keys) = (self.head_norm(queries)?, self.head_norm(keys)?);
+            Ok(HeadNorms { queries, keys, whole: head_norms == HeadNormsDesign::Whole })
+        });
+        let sinks = c.sinks_of(number).map(|name| -> Result<_, CheckpointError> {
+            Ok(self.engine.upload(self.vector(&name, c.num_attention_heads)?, c.num_attention_heads))
+        });
         Ok(Block {
-            input_norm: self.norm(&at("input_layernorm.weight"), d)?,
-            queries: self.linear(number, d, &[("self_attn.q_proj", queries)], c.qkv_bias)?,
-            keys_values: self.linear(number, d, &kv, c.qkv_bias)?,
-            head_norms: c.qk_norm.then(head_norms).transpose()?,
-            output: self.linear(number, queries, &[("self_attn.o_proj", d)], c.output_bias)?,
-            mlp_norm: self.norm(&at("post_attention_layernorm.weight"), d)?,
-            gate_up: self.linear(number, d, &[("mlp.gate_proj", mlp), ("mlp.up_proj", mlp)], c.mlp_bias)?,
-            down: self.linear(number, mlp, &[("mlp.down_proj", d)], c.mlp_bias)?,
+            design,
+            layer,
+            attention_norm: norm(&names.attention)?,
+            queries: self.linear(&[queries], qkv_bias)?,
+            keys_values: self.linear(&[keys, values], qkv_bias)?,
+            head_norms: heads.transpose()?,
+            sinks: sinks.transpose()?,
+            output: self.linear(&[c.output_of(number)], output_bias)?,
+            attention_out_norm: norm(&names.attention_out)?,
+            mlp_norm: norm(&names.mlp)?,
+            network: match c.experts_of(layer) {
+                None => Network::Dense(self.mlp(c.mlp_of(number), design.mlp)?),
+                Some(experts) => Network::Experts(Box::new(self.experts(number, experts)?)),
+            },
+            mlp_out_norm: norm(&names.mlp_out)?,
+        })
+    }
+
+    fn mlp(&self, (inside, down): (Vec<Part>, Part), design: MlpDesign) -> Result<Mlp<E>, CheckpointError> {
+        Ok(Mlp { design, inside: self.linear(&inside, design.bias)?, down: self.linear(&[down], design.bias)? })
+    }
+
+    /// An expert, whose weights may stay in their files.
+    fn expert(&self, (inside, down): (Vec<Part>, Part), design: MlpDesign) -> Result<Mlp<E>, CheckpointError> {
+        if !self.checkpoint.experts_stay_in_files() {
+            return self.mlp((inside, down), design);
+        }
+        let linear = |parts: &[Part]| -> Result<_, CheckpointError> {
+            let Sources { tensors, shape, bias } = self.sources(parts, design.bias)?;
+            Ok(self.engine.load_linear_in_place(shape, bias, self.dtype, move |n, values| tensors.column(n, values)))
+        };
+        Ok(Mlp { design, inside: linear(&inside)?, down: linear(&[down])? })
+    }
+
+    fn experts(&self, block: u32, design: ExpertsDesign) -> Result<Experts<E>, CheckpointError> {
+        let c = self.config;
+        let mlp = MlpDesign { bias: design.bias, ..c.block.mlp };
+        let expert = |number| self.expert(c.expert_of(block, number, design.width), mlp);
+        let shared = design.shared.map(|shared| -> Result<_, CheckpointError> {
+            let gate = shared.gated.then(|| self.linear(&[c.shared_gate_of(block)], false)).transpose()?;
+            Ok(Shared { mlp: self.mlp(c.shared_expert_of(block, shared.width), mlp)?, gate })
+        });
+        Ok(Experts {
+            design,
+            router: self.linear(&[c.router_of(block, design.count)], design.bias)?,
+            experts: (0..design.count).map(expert).collect::<Result<_, _>>()?,
+            shared: shared.transpose()?,
         })
     }
 
     fn norm(&self, name: &str, width: usize) -> Result<E::Norm, CheckpointError> {
-        Ok(self.engine.load_norm(self.vector(name, width)?, self.config.rms_norm_eps))
+        Ok(self.engine.load_norm(self.checkpoint.norm(name, width, self.config.block.norm)?))
+    }
+
+    /// A norm of queries or keys, which has no mean and no bias in any family.
+    fn head_norm(&self, (name, width): &(String, usize)) -> Result<E::Norm, CheckpointError> {
+        self.norm(name, *width)
     }
 
     fn vector(&self, name: &str, width: usize) -> Result<Vec<f32>, CheckpointError> {
@@ -177,30 +202,58 @@ impl<E: Engine> Loader<'_, E> {
         Ok(decode(&file, &located))
     }
 
-    fn linear(&self, block: u32, input: usize, parts: &[Part<'_>], bias: bool) -> Result<E::Linear, CheckpointError> {
-        let at = |part: &str, what: &str| format!("model.layers.{block}.{part}.{what}");
-        let mut sources = Vec::with_capacity(parts.len());
+    fn linear(&self, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
+        let Sources { tensors, shape, bias } = self.sources(parts, bias)?;
+        tensors.0.iter().for_each(|(file, located, _)| file.want(located));
+        let linear = self.engine.load_linear(shape, bias, self.dtype, |n, values| tensors.column(n, values));
+        tensors.0.iter().for_each(|(file, located, _)| file.release(located));
+        Ok(linear)
+    }
+
+    /// Where a projection is read from.
+    fn sources(&self, parts: &[Part], bias: bool) -> Result<Sources, CheckpointError> {
+        let mut tensors = Vec::with_capacity(parts.len());
         let mut biases = Vec::new();
-        for &(part, output) in parts {
-            let (file, located) = self.checkpoint.locate(&at(part, "weight"), &[output, input])?;
-            sources.push((file, located, output));
+        for part in parts {
+            let [(weight, shape), (of_bias, bias_shape)] = part.stored();
+            let (file, located) = self.checkpoint.locate(&weight, &shape)?;
+            tensors.push((file, located, part.clone()));
             if bias {
-                biases.extend(self.vector(&at(part, "bias"), output)?);
+                let (file, located) = self.checkpoint.locate(&of_bias, &bias_shape)?;
+                let values = decode(&file, &located);
+                biases.extend((0..part.output).map(|number| values[part.bias_of(number)]));
             }
         }
-        let output = parts.iter().map(|(_, output)| output).sum();
-        // Files hold `[output, input]`: the weight's columns are their rows.
-        let column = |mut n: usize, values: &mut [f32]| {
-            for (file, located, output) in &sources {
-                if n < *output {
-                    return decode_row(file, located, n, values);
-                }
-                n -= output;
+        let input = parts.first().map_or(0, |part| part.shape[1]);
+        let output = parts.iter().map(|part| part.output).sum();
+        Ok(Sources { tensors: Tensors(tensors), shape: [input, output], bias: bias.then_some(biases) })
+    }
+}
+
+/// A projection in its files.
+struct Sources {
+    tensors: Tensors,
+    /// `[input, output]`.
+    shape: [usize; 2],
+    bias: Option<Vec<f32>>,
+}
+
+/// The tensors whose rows are the columns of a weight, one after the other.
+struct Tensors(Vec<(Arc<TensorFile>, Located, Part)>);
+
+impl Tensors {
+    /// Files hold `[output, input]`: the weight's columns are their rows.
+    fn column(&self, mut n: usize, values: &mut [f32]) {
+        for (file, located, part) in &self.0 {
+            if n < part.output {
+                return match part.expert {
+                    None => decode_row(file, located, part.row(n), values),
+                    Some((expert, _)) => {
+                        decode_column(file, located, (expert, part.row(n), part.shape[0]), values);
+                    }
+                };
             }
-        };
-        sources.iter().for_each(|(file, located, _)| file.want(located));
-        let linear = self.engine.load_linear([input, output], bias.then_some(biases), self.dtype, column);
-        sources.iter().for_each(|(file, located, _)| file.release(located));
-        Ok(linear)
+            n -= part.output;
+        }
     }
 }

@@ -1,9 +1,13 @@
 //! How much memory weights and passes take, known before anything is allocated.
 
-use petals_protocol::{Injection, Module, PassLayout, WeightChange};
+use std::ops::Add;
+
+use petals_protocol::{Injection, Module, PassLayout, Span, WeightChange};
 
 use super::{BlockStack, tables};
-use crate::config::ModelConfig;
+use crate::config::{
+    AttentionDesign, BlockDesign, ExpertWeights, ExpertsDesign, HeadNorms, LayerDesign, MlpReads, ModelConfig, NormKind,
+};
 use crate::device::Dtype;
 use crate::engine::shapes::AttentionSizes;
 use crate::engine::{Engine, on_engine};
@@ -23,26 +27,123 @@ impl BlockWeights {
     }
 }
 
+impl Add for BlockWeights {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { matrices: self.matrices + other.matrices, vectors: self.vectors + other.vectors }
+    }
+}
+
 impl ModelConfig {
+    /// Weights of the blocks of a span that the model has, but for those of experts that stay in their files.
+    pub(crate) fn span_weights(&self, span: Span, experts_in_files: bool) -> BlockWeights {
+        let layers = span.blocks().filter_map(|block| self.layers.get(block as usize));
+        let of_block = |layer: &LayerDesign| {
+            let all = self.block_weights(*layer);
+            let outside = self.experts_of(*layer).filter(|_| experts_in_files);
+            let matrices = outside.map_or(0, |experts| self.expert_values(experts) * experts.count as u64);
+            BlockWeights { matrices: all.matrices - matrices, ..all }
+        };
+        layers.map(of_block).fold(BlockWeights { matrices: 0, vectors: 0 }, Add::add)
+    }
+
+    /// Bytes that the weights of a block take on a device, in `dtype` ([`Dtype::Auto`] counts as f32; see [`Dtype::on`]).
+    pub fn block_bytes(&self, layer: LayerDesign, dtype: Dtype) -> u64 {
+        self.block_weights(layer).bytes(dtype)
+    }
+
+    /// Of [`Self::block_bytes`] what one row is multiplied by: all of a dense block, of a mixture the experts that a row goes through.
+    pub fn active_block_bytes(&self, layer: LayerDesign, dtype: Dtype) -> u64 {
+        self.weights_with(layer, |experts| experts.used).bytes(dtype)
+    }
+
     /// Weights of one block.
-    pub(crate) fn block_weights(&self) -> BlockWeights {
+    fn block_weights(&self, layer: LayerDesign) -> BlockWeights {
+        self.weights_with(layer, |experts| experts.count)
+    }
+
+    /// Weights of one block, with so many of its experts.
+    fn weights_with(&self, layer: LayerDesign, experts_held: fn(&ExpertsDesign) -> usize) -> BlockWeights {
         let [d, q, k, f] = self.widths();
         let when = |condition: bool, count: u64| if condition { count } else { 0 };
-        let biases = when(self.qkv_bias, q + 2 * k) + when(self.output_bias, d) + when(self.mlp_bias, 2 * f + d);
-        BlockWeights {
-            matrices: d * (2 * q + 2 * k + 3 * f),
-            vectors: 2 * d + biases + when(self.qk_norm, 2 * self.head_dim as u64),
-        }
+        let AttentionDesign { qkv_bias, output_bias, head_norms, sinks, .. } = self.block.attention;
+        let heads = match head_norms {
+            HeadNorms::None => 0,
+            HeadNorms::PerHead => 2 * self.head_dim as u64,
+            HeadNorms::Whole => q + k,
+        };
+        let norms = self.block.norms;
+        let before = when(norms.before(), if self.block.mlp_has_own_norm() { 2 } else { 1 });
+        let of_norm = d * if self.block.norm == NormKind::Layer { 2 } else { 1 };
+        let vectors = (before + when(norms.after(), 2)) * of_norm
+            + when(qkv_bias, q + 2 * k)
+            + when(output_bias, d)
+            + when(sinks, self.num_attention_heads as u64)
+            + heads;
+        let attention = BlockWeights { matrices: d * (2 * q + 2 * k), vectors };
+        let mlp = |width: u64, bias: bool| {
+            let inside = self.block.mlp.sides() as u64 * width;
+            BlockWeights { matrices: d * (inside + width), vectors: when(bias, inside + d) }
+        };
+        let network = match self.experts_of(layer) {
+            None => mlp(f, self.block.mlp.bias),
+            Some(experts) => {
+                let (count, one) = (experts.count as u64, mlp(experts.width as u64, experts.bias));
+                let held = experts_held(&experts) as u64;
+                let held = BlockWeights { matrices: held * one.matrices, vectors: held * one.vectors };
+                let router = BlockWeights { matrices: d * count, vectors: when(experts.bias, count) };
+                let shared = experts.shared.map(|shared| {
+                    let gate = BlockWeights { matrices: when(shared.gated, d), vectors: 0 };
+                    mlp(shared.width as u64, false) + gate
+                });
+                held + router + shared.unwrap_or(BlockWeights { matrices: 0, vectors: 0 })
+            }
+        };
+        attention + network
+    }
+
+    /// Values of the matrices of one expert.
+    fn expert_values(&self, experts: ExpertsDesign) -> u64 {
+        self.hidden_size as u64 * (self.block.mlp.sides() as u64 + 1) * experts.width as u64
     }
 
     /// Values of the largest matrix of a block.
     pub(super) fn largest_weight(&self) -> u64 {
         let [d, q, k, f] = self.widths();
-        d * (2 * f).max(q).max(2 * k)
+        let widest = self.block.experts.map_or(f, |experts| {
+            let shared = experts.shared.map_or(0, |shared| shared.width);
+            let dense = if self.layers.iter().all(|layer| layer.experts) { 0 } else { self.intermediate_size };
+            experts.width.max(shared).max(dense) as u64
+        });
+        d * (self.block.mlp.sides() as u64 * widest).max(q).max(2 * k)
     }
 
     fn widths(&self) -> [u64; 4] {
         [self.hidden_size, self.query_width(), self.key_width(), self.intermediate_size].map(|n| n as u64)
+    }
+
+    /// Values of f32 that the stash of what is behind attention has of each active row.
+    fn inside_values(&self, layer: LayerDesign) -> u64 {
+        let (sides, f) = (self.block.mlp.sides() as u64, self.intermediate_size as u64);
+        let Some(experts) = self.experts_of(layer) else { return sides * f };
+        // Of each of its experts a row has its number and weight.
+        let routed = experts.routed(sides * experts.width as u64 + 2);
+        let of_all = if experts.weights == ExpertWeights::OfAll { experts.count as u64 } else { 0 };
+        let shared = experts.shared.map_or(0, |shared| sides * shared.width as u64 + u64::from(shared.gated));
+        routed + of_all + shared
+    }
+
+    /// Values of f32 that the inside of what is behind attention has of each active row, as far as it is there at a time.
+    fn inside_width(&self) -> u64 {
+        let of_layer = |layer: &LayerDesign| match self.experts_of(*layer) {
+            None => self.intermediate_size as u64,
+            Some(experts) => {
+                let shared = experts.shared.map_or(0, |shared| shared.width as u64);
+                experts.routed(experts.width as u64) + shared + experts.count as u64
+            }
+        };
+        self.layers.iter().map(of_layer).max().unwrap_or_default()
     }
 }
 
@@ -51,13 +152,24 @@ impl BlockStack {
     ///
     /// Saturates for layouts that no memory could hold.
     pub fn stash_bytes_estimate(&self, layout: &PassLayout) -> u64 {
-        let [per_row, per_active] = self.stash_widths(layout);
-        let [all, usual, last] = row_counts(layout);
-        let blocks = layout.span.len() as u64;
-        let active = blocks.saturating_sub(1).saturating_mul(usual).saturating_add(last);
-        let rows = blocks.saturating_mul(all.saturating_mul(per_row).saturating_add(self.given_values(layout)));
-        let values = rows.saturating_add(active.saturating_mul(per_active)).saturating_mul(F32);
-        values.saturating_add(self.table_bytes(layout))
+        let [_, usual, last] = row_counts(layout);
+        let of_block = |(block, active): (&LayerDesign, u64)| self.block_stash_values(layout, *block, active);
+        let layers = self.layers_of(layout.span);
+        let active = (1..=layers.len()).map(|number| if number == layers.len() { last } else { usual });
+        let values = layers.iter().zip(active).map(of_block).fold(0, u64::saturating_add);
+        values.saturating_mul(F32).saturating_add(self.table_bytes(layout))
+    }
+
+    fn layers_of(&self, span: Span) -> &[LayerDesign] {
+        self.config.layers.get(span.start() as usize..span.end() as usize).unwrap_or_default()
+    }
+
+    /// Values of the whole stash of one block, `active` rows of which are active.
+    fn block_stash_values(&self, layout: &PassLayout, layer: LayerDesign, active: u64) -> u64 {
+        let [per_row, per_active] = self.stash_widths(layout, layer);
+        let [all, ..] = row_counts(layout);
+        let rows = all.saturating_mul(per_row).saturating_add(self.given_values(layout));
+        rows.saturating_add(active.saturating_mul(per_active))
     }
 
     /// Bytes of a stash that has only what enters each block: exactly what [`super::Stash::bytes`] will say.
@@ -75,16 +187,16 @@ impl BlockStack {
     ///
     /// Saturates for layouts that no memory could hold.
     pub fn block_stash_bytes_estimate(&self, layout: &PassLayout) -> u64 {
-        let [per_row, per_active] = self.stash_widths(layout);
-        let [all, usual, _] = row_counts(layout);
-        let rows = all.saturating_mul(per_row).saturating_add(self.given_values(layout));
-        rows.saturating_add(usual.saturating_mul(per_active)).saturating_mul(F32)
+        let [_, usual, _] = row_counts(layout);
+        let of_block = |layer: &LayerDesign| self.block_stash_values(layout, *layer, usual);
+        self.layers_of(layout.span).iter().map(of_block).max().unwrap_or_default().saturating_mul(F32)
     }
 
     /// Values that a block's stash has of each row, and of each active row beside those.
-    fn stash_widths(&self, layout: &PassLayout) -> [u64; 2] {
-        let [d, q, k, f] = self.config.widths();
-        let norms = u64::from(self.config.qk_norm);
+    fn stash_widths(&self, layout: &PassLayout, layer: LayerDesign) -> [u64; 2] {
+        let [d, q, k, _] = self.config.widths();
+        let BlockDesign { attention, norms, mlp_reads, .. } = self.config.block;
+        let head_norms = u64::from(attention.head_norms != HeadNorms::None);
         let (unscaled, attended) = match layout.weights {
             WeightChange::None => (false, false),
             WeightChange::LowRank { modules, .. } => (false, modules.contains(Module::Output)),
@@ -92,8 +204,9 @@ impl BlockStack {
                 (modules.contains(Module::Key) || modules.contains(Module::Value), false)
             }
         };
-        let rows = d + 2 * k + norms * k + u64::from(unscaled) * 2 * k;
-        [rows, q + d + 2 * f + norms * q + u64::from(attended) * q]
+        let rows = d + 2 * k + head_norms * k + u64::from(unscaled) * 2 * k;
+        let residual = u64::from(mlp_reads == MlpReads::Residual) * d + u64::from(norms.after()) * 2 * d;
+        [rows, q + residual + self.config.inside_values(layer) + head_norms * q + u64::from(attended) * q]
     }
 
     /// Values of keys and values that a block's stash has in front of those of its rows.
@@ -114,7 +227,7 @@ impl BlockStack {
     ///
     /// Saturates for layouts that no memory could hold.
     pub fn activation_bytes_estimate(&self, layout: &PassLayout) -> u64 {
-        let [.., f] = self.config.widths();
+        let f = self.config.inside_width();
         let [all, usual, _] = row_counts(layout);
         let active = f.saturating_mul(self.mlp_values());
         let rows = all.saturating_mul(self.values_per_row()).saturating_add(usual.saturating_mul(active));
@@ -138,7 +251,11 @@ impl BlockStack {
     /// after norm and rotation; the angles.
     fn values_per_row(&self) -> u64 {
         let [d, q, k, _] = self.config.widths();
-        d.saturating_mul(10).saturating_add((q + k).saturating_mul(8) + 4 * self.config.head_dim as u64)
+        // Rows that are gathered for an expert, what it makes of them, and their gradients.
+        let gathered = self.config.block.experts.map_or(0, |experts| experts.routed(4 * d));
+        d.saturating_mul(14)
+            .saturating_add(gathered)
+            .saturating_add((q + k).saturating_mul(8) + 4 * self.config.head_dim as u64)
     }
 
     /// Values of each row that a change of the weights takes: the inputs of adapted matrices, computed again for the backward, and what is between
@@ -164,7 +281,7 @@ impl BlockStack {
     ///
     /// Saturates for sizes that no memory could hold.
     pub fn step_bytes_estimate(&self, sequences: &[StepSize]) -> u64 {
-        let [.., f] = self.config.widths();
+        let f = self.config.inside_width();
         let usual = self.values_per_row().saturating_add(f.saturating_mul(self.mlp_values()));
         let of_sequence =
             |size: &StepSize| size.new.saturating_mul(usual.saturating_add(self.adapted_values_per_row(size.weights)));

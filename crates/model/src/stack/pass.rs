@@ -1,6 +1,6 @@
 //! What goes into a pass and comes out of it, and the checks on both.
 
-use petals_protocol::{LayoutError, PassLayout, Span};
+use petals_protocol::{LayoutError, Module, Modules, PassLayout, Span, WeightChange};
 
 use super::stash::Stash;
 use crate::config::ModelConfig;
@@ -75,6 +75,22 @@ pub enum PassError {
         /// `max_position_embeddings` of the model.
         max: usize,
     },
+    /// More rows at a time than a step may add to a sequence where blocks have windows.
+    #[error("a step adds {rows} rows to a sequence, and blocks with a sliding window take {max} at a time")]
+    LongStep {
+        /// Rows of the step.
+        rows: usize,
+        /// Most that are taken.
+        max: usize,
+    },
+    /// A change of a matrix that these blocks do not have, or cannot change like that.
+    #[error("the pass changes {module}, and of these blocks only {has:?} can be changed like that")]
+    Module {
+        /// The matrix.
+        module: Module,
+        /// Those that can.
+        has: Modules,
+    },
     /// An input of another size than the layout implies.
     #[error("{what}: {got} values were given, {expected} expected")]
     Size {
@@ -118,6 +134,7 @@ impl ForwardPass<'_> {
         if !held.covers(layout.span) {
             return Err(PassError::Span { asked: layout.span, held });
         }
+        changeable(layout.weights, config)?;
         let longest = layout.lengths.iter().copied().max().unwrap_or_default() as usize;
         let (length, max) = (longest + layout.prefix_rows(), config.max_position_embeddings);
         if length > max {
@@ -157,6 +174,14 @@ impl InputGrads {
     }
 }
 
+/// Refuses changes of matrices that the blocks do not have.
+pub(super) fn changeable(change: WeightChange, config: &ModelConfig) -> Result<(), PassError> {
+    match config.lacks(change) {
+        Some((module, has)) => Err(PassError::Module { module, has }),
+        None => Ok(()),
+    }
+}
+
 /// Refuses NaN and infinities.
 pub(super) fn finite(what: &'static str, values: &[f32]) -> Result<(), PassError> {
     let finite = values.chunks(1 << 12).all(|chunk| chunk.iter().fold(true, |all, v| all & v.is_finite()));
@@ -179,5 +204,39 @@ pub(super) fn optional(
         (None, true) => Err(PassError::Missing(what)),
         (Some(_), false) => Err(PassError::Superfluous(what)),
         (None, false) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use petals_protocol::Injection;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn changes_of_matrices_that_are_not_there_are_refused_by_name() {
+        let config = json!({
+            "model_type": "bloom", "vocab_size": 16, "hidden_size": 8, "n_layer": 2, "n_head": 4,
+        });
+        let config = ModelConfig::from_json(&config.to_string()).unwrap();
+        let span = Span::new(0, 2).unwrap();
+        let check = |module: Module| {
+            let weights = WeightChange::LowRank { rank: 2, modules: [module].into_iter().collect() };
+            let layout = PassLayout {
+                span,
+                lengths: vec![3],
+                prefix_len: 0,
+                injection: Injection::None,
+                weights,
+                read_rows: None,
+            };
+            let tables = Some(vec![0.0; 2 * layout.block_values(config.block_widths())]);
+            ForwardPass { layout: &layout, text: vec![0.0; 3 * 8], prefix: None, tables }.check(span, &config)
+        };
+        assert!(check(Module::Up).is_ok());
+        let refused = check(Module::Gate).unwrap_err();
+        assert!(matches!(refused, PassError::Module { module: Module::Gate, .. }), "{refused}");
+        assert!(refused.to_string().contains("gate_proj") && refused.to_string().contains("up_proj"), "{refused}");
     }
 }

@@ -1,25 +1,74 @@
 //! What the layout of a pass means for each of its blocks.
 
+use std::ops::Range;
+
 use petals_protocol::{Injection, PassLayout};
 
 use super::rows::ActiveRows;
-use crate::config::ModelConfig;
+use crate::config::{LayerDesign, ModelConfig};
 use crate::engine::Engine;
-use crate::engine::rotary::Rotary;
+use crate::engine::rotary::{Place, Rotary};
 use crate::engine::shapes::{Geometry, Heads, Segment};
+
+/// What blocks of one stack do in different ways.
+#[derive(Debug)]
+pub(super) struct Variety {
+    /// Rotary embeddings by their numbers.
+    pub(super) rotaries: Vec<Rotary>,
+    /// Windows, each once.
+    windows: Vec<Option<usize>>,
+}
+
+impl Variety {
+    pub(super) fn of(config: &ModelConfig, layers: &[LayerDesign]) -> Self {
+        let mut windows = Vec::new();
+        for layer in layers {
+            if !windows.contains(&layer.window) {
+                windows.push(layer.window);
+            }
+        }
+        let rotary = |design| Rotary::new(design, config.head_dim);
+        Self { rotaries: config.rotaries.iter().map(rotary).collect(), windows }
+    }
+
+    /// Something for each window.
+    pub(super) fn for_each_window<T>(&self, make: impl Fn(Option<usize>) -> T) -> ByWindow<T> {
+        ByWindow(self.windows.iter().map(|&window| (window, make(window))).collect())
+    }
+
+    /// The angles of rows at these places, for each rotary embedding.
+    pub(super) fn angles<E: Engine>(&self, engine: &E, places: &[Place]) -> Vec<E::Angles> {
+        self.rotaries.iter().map(|rotary| engine.angles(rotary, places)).collect()
+    }
+}
+
+/// Something for each window.
+#[derive(Debug)]
+pub(super) struct ByWindow<T>(Vec<(Option<usize>, T)>);
+
+impl<T> ByWindow<T> {
+    /// What there is for layers with this window.
+    ///
+    /// # Panics
+    /// If no layer has it.
+    pub(super) fn of(&self, window: Option<usize>) -> &T {
+        let found = self.0.iter().find(|(own, _)| *own == window);
+        &found.expect("every layer's window is one of its stack's").1
+    }
+}
 
 /// What all blocks with the same active rows share.
 #[derive(Debug)]
 struct Activity<E: Engine> {
     rows: ActiveRows<E>,
-    query_angles: E::Angles,
-    attention: E::Attention,
+    query_angles: Vec<E::Angles>,
+    attention: ByWindow<E::Attention>,
 }
 
 /// A pass, ready for a device.
 #[derive(Debug)]
 pub(super) struct PassPlan<E: Engine> {
-    key_angles: E::Angles,
+    key_angles: Vec<E::Angles>,
     usual: Activity<E>,
     /// The last block's, if other.
     last: Option<Activity<E>>,
@@ -34,12 +83,12 @@ pub(super) struct BlockPlan<'p, E: Engine> {
     pub(super) attention: &'p E::Attention,
 }
 
-/// What a block needs to know of its rows besides who attends to whom.
+/// What a block needs to know of its rows besides who attends to whom. Blocks that do not rotate have no angles.
 #[derive(Debug)]
 pub(super) struct StepPlan<'p, E: Engine> {
     pub(super) rows: &'p ActiveRows<E>,
-    pub(super) key_angles: &'p E::Angles,
-    pub(super) query_angles: &'p E::Angles,
+    pub(super) key_angles: Option<&'p E::Angles>,
+    pub(super) query_angles: Option<&'p E::Angles>,
     pub(super) heads: Heads,
 }
 
@@ -53,10 +102,13 @@ impl<E: Engine> Copy for StepPlan<'_, E> {}
 
 impl<E: Engine> PassPlan<E> {
     /// The layout must have been validated.
-    pub(super) fn new(layout: &PassLayout, config: &ModelConfig, rotary: &Rotary, engine: &E) -> Self {
-        let builder = Builder { layout, heads: config.heads(), rotary, engine, positions: positions(layout) };
+    pub(super) fn new(layout: &PassLayout, config: &ModelConfig, variety: &Variety, engine: &E) -> Self {
+        let longest = layout.lengths.iter().copied().max().unwrap_or_default() as usize + layout.prefix_rows();
+        let long = config.is_long(longest);
+        let places = positions(layout).into_iter().map(|position| Place { position, long }).collect();
+        let builder = Builder { layout, heads: config.heads(), variety, engine, places };
         Self {
-            key_angles: engine.angles(rotary, &builder.positions),
+            key_angles: variety.angles(engine, &builder.places),
             usual: builder.usual(),
             last: layout.read_rows.as_deref().map(|read| builder.reading(read)),
             blocks: layout.span.len(),
@@ -64,12 +116,17 @@ impl<E: Engine> PassPlan<E> {
         }
     }
 
-    /// The plan of the span's block `number`, counted from 0.
-    pub(super) fn block(&self, number: usize) -> BlockPlan<'_, E> {
+    /// The plan of the span's block `number`, counted from 0, which does `layer`.
+    pub(super) fn block(&self, number: usize, layer: LayerDesign) -> BlockPlan<'_, E> {
         let last = self.last.as_ref().filter(|_| number + 1 == self.blocks);
         let Activity { rows, query_angles, attention } = last.unwrap_or(&self.usual);
-        let (key_angles, heads) = (&self.key_angles, self.heads);
-        BlockPlan { step: StepPlan { rows, key_angles, query_angles, heads }, attention }
+        let step = StepPlan {
+            rows,
+            key_angles: layer.rotary.and_then(|rotary| self.key_angles.get(rotary)),
+            query_angles: layer.rotary.and_then(|rotary| query_angles.get(rotary)),
+            heads: self.heads,
+        };
+        BlockPlan { step, attention: attention.of(layer.window) }
     }
 }
 
@@ -83,9 +140,9 @@ fn positions(layout: &PassLayout) -> Vec<u32> {
 struct Builder<'a, E> {
     layout: &'a PassLayout,
     heads: Heads,
-    rotary: &'a Rotary,
+    variety: &'a Variety,
     engine: &'a E,
-    positions: Vec<u32>,
+    places: Vec<Place>,
 }
 
 impl<E: Engine> Builder<'_, E> {
@@ -93,7 +150,7 @@ impl<E: Engine> Builder<'_, E> {
     fn usual(&self) -> Activity<E> {
         let replaced = self.layout.injection == Injection::Replace;
         let first = if replaced { self.layout.prefix_rows() } else { 0 };
-        let active: Vec<usize> = (first..self.positions.len()).collect();
+        let active: Vec<usize> = (first..self.places.len()).collect();
         let rows = if first == 0 { ActiveRows::All } else { ActiveRows::Behind(first) };
         self.activity(rows, &active)
     }
@@ -107,20 +164,23 @@ impl<E: Engine> Builder<'_, E> {
     }
 
     fn activity(&self, rows: ActiveRows<E>, active: &[usize]) -> Activity<E> {
-        let positions: Vec<u32> = active.iter().map(|&row| self.positions[row]).collect();
+        let places: Vec<Place> = active.iter().map(|&row| self.places[row]).collect();
         // Keys that do not go through the blocks lie in front of those that do.
         let front = self.layout.prefix_rows() - self.layout.hidden_prefix_rows();
         let among_keys: Vec<usize> = active.iter().map(|&row| front + row).collect();
         Activity {
             rows,
-            query_angles: self.engine.angles(self.rotary, &positions),
-            attention: self.engine.attention(self.heads, geometry(self.layout, &among_keys)),
+            query_angles: self.variety.angles(self.engine, &places),
+            attention: self.variety.for_each_window(|window| {
+                self.engine.attention(self.heads, geometry(self.layout, &among_keys, window))
+            }),
         }
     }
 }
 
-/// Segments of the prefix, if any of its rows are active, and of every example; `active` ascending, as rows of keys.
-fn geometry(layout: &PassLayout, active: &[usize]) -> Geometry {
+/// Segments of the prefix, if any of its rows are active, and of every example; `active` ascending, as rows of keys. Rows of a prefix are
+/// positions like any others, so a window leaves them behind.
+fn geometry(layout: &PassLayout, active: &[usize], window: Option<usize>) -> Geometry {
     let m = layout.prefix_rows();
     let (mut segments, mut visible) = (Vec::new(), Vec::with_capacity(active.len()));
     let mut start = m;
@@ -132,9 +192,15 @@ fn geometry(layout: &PassLayout, active: &[usize]) -> Geometry {
     let mut taken = 0;
     for (keys, prefix) in prefix.into_iter().chain(texts.map(|keys| (keys, m))) {
         let count = active[taken..].iter().take_while(|&&row| row < keys.end).count();
-        visible.extend(active[taken..taken + count].iter().map(|&row| (row - keys.start + 1) as u32));
+        let end = |row: usize| prefix + row - keys.start + 1;
+        visible.extend(active[taken..taken + count].iter().map(|&row| seen(end(row), window)));
         segments.push(Segment { queries: taken..taken + count, keys, prefix });
         taken += count;
     }
     Geometry { segments, visible }
+}
+
+/// What is seen of the positions before `end`.
+fn seen(end: usize, window: Option<usize>) -> Range<u32> {
+    window.map_or(0, |window| end.saturating_sub(window)) as u32..end as u32
 }

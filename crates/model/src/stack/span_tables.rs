@@ -3,7 +3,7 @@
 use petals_protocol::{Injection, PassLayout, Span, WeightChange};
 
 use super::BlockStack;
-use super::pass::{PassError, optional};
+use super::pass::{PassError, changeable, optional};
 use super::tables::BlockTables;
 use crate::engine::{Engine, OnEngine, PerEngine, map_engine};
 
@@ -27,11 +27,12 @@ impl BlockStack {
     /// Moves the tables of a layout to the device: `values` `[n, block_values]`, see [`PassLayout::block_tables`].
     ///
     /// # Errors
-    /// [`PassError`] if the blocks are not here, or the values are not as many.
+    /// [`PassError`] if the blocks are not here or have no such matrices, or the values are not as many.
     pub fn upload_tables(&self, layout: &PassLayout, values: &[f32]) -> Result<SpanTables, PassError> {
         if !self.span.covers(layout.span) {
             return Err(PassError::Span { asked: layout.span, held: self.span });
         }
+        changeable(layout.weights, &self.config)?;
         let slots = layout.block_tables(self.config.block_widths());
         let of_block = layout.block_values(self.config.block_widths());
         optional("the tables", Some(values), layout.has_tables(), layout.span.len() * of_block)?;

@@ -7,10 +7,11 @@ use petals_protocol::{Injection, Span};
 use super::BlockStack;
 use super::blocks::Blocks;
 use super::pass::{PassError, finite};
-use super::plan::StepPlan;
+use super::plan::{ByWindow, StepPlan};
 use super::rows::ActiveRows;
 use super::span_tables::SpanTables;
 use super::tables::{Adapted, BlockTables, Given, WeightTables};
+use crate::engine::rotary::Place;
 use crate::engine::shapes::Grown;
 use crate::engine::{Cache, Engine, KvMeter, Listed, map_engine, on_engine};
 use crate::kv::KvCache;
@@ -40,17 +41,18 @@ pub struct CachedPrefix<'a> {
 }
 
 impl BlockStack {
-    /// An empty cache for `span`, any part of this stack's.
+    /// An empty cache for `span`, any part of this stack's, and a sequence of at most `longest` positions. (Some models rotate differently
+    /// where texts may grow long.)
     ///
     /// # Errors
     /// [`PassError::Span`] if the span is not here.
-    pub fn cache(&self, span: Span, meter: &KvMeter) -> Result<KvCache, PassError> {
+    pub fn cache(&self, span: Span, longest: usize, meter: &KvMeter) -> Result<KvCache, PassError> {
         if !self.span.covers(span) {
             return Err(PassError::Span { asked: span, held: self.span });
         }
-        let (count, heads) = (span.len(), self.config.heads());
-        let storage = map_engine!(&self.blocks, blocks => blocks.engine.cache(count, heads, meter));
-        Ok(KvCache::new(span, storage))
+        let (windows, heads) = (self.config.windows_of(span), self.config.heads());
+        let storage = map_engine!(&self.blocks, blocks => blocks.engine.cache(&windows, heads, meter));
+        Ok(KvCache::new(span, self.config.is_long(longest), storage))
     }
 
     /// Runs the new rows of several sequences, which may be of different sessions, through the span of their caches as one
@@ -79,7 +81,11 @@ impl BlockStack {
             return Err(PassError::Rows);
         }
         let Some(span) = sequences.first().map(|sequence| sequence.cache.span()) else { return Ok(Vec::new()) };
+        let max = self.config.longest_step(span);
         for sequence in sequences.iter() {
+            if sequence.rows > max {
+                return Err(PassError::LongStep { rows: sequence.rows, max });
+            }
             self.check_cache(sequence.cache, span, sequence.rows)?;
             self.check_tables(sequence.tables, span)?;
         }
@@ -154,6 +160,15 @@ struct Work<'a> {
 struct Growth {
     len: usize,
     rows: usize,
+    /// See [`Place`].
+    long: bool,
+}
+
+impl Growth {
+    fn places(&self) -> impl Iterator<Item = Place> + use<> {
+        let long = self.long;
+        (self.len..self.len + self.rows).map(move |position| Place { position: position as u32, long })
+    }
 }
 
 impl<E: Listed> Blocks<E> {
@@ -163,7 +178,8 @@ impl<E: Listed> Blocks<E> {
         work: Work<'_>,
         what: &'static str,
     ) -> Result<Vec<f32>, PassError> {
-        let grown: Vec<Growth> = sequences.iter().map(|s| Growth { len: s.cache.len(), rows: s.rows }).collect();
+        let growth = |s: &CachedRows<'_>| Growth { len: s.cache.len(), rows: s.rows, long: s.cache.is_long() };
+        let grown: Vec<Growth> = sequences.iter().map(growth).collect();
         let tables = of_sequences::<E>(sequences).ok_or(PassError::ForeignCache)?;
         let caches = sequences.iter_mut().map(|sequence| E::borrow_mut(sequence.cache.storage()));
         let mut caches = caches.collect::<Option<Vec<_>>>().ok_or(PassError::ForeignCache)?;
@@ -190,33 +206,33 @@ impl<E: Engine> Blocks<E> {
         let Work { span, text, read_rows, prefix } = work;
         let (engine, heads) = (&self.engine, self.config.heads());
         let mut x = engine.upload(text, self.config.hidden_size);
-        let position = |growth: &Growth| (growth.len..growth.len + growth.rows).map(|position| position as u32);
-        let positions: Vec<u32> = sequences.iter().flat_map(position).collect();
-        let key_angles = engine.angles(&self.rotary, &positions);
-        let all_grown = grown(sequences, None);
-        let groups = groups_of(sequences, tables, &all_grown);
-        let all = Reading::<'_, E> {
-            rows: ActiveRows::All,
-            angles: None,
-            groups,
-            attention: engine.cached_attention(heads, all_grown),
+        let places: Vec<Place> = sequences.iter().flat_map(Growth::places).collect();
+        let key_angles = self.variety.angles(engine, &places);
+        let reading = |read: Option<&[u32]>| {
+            let attention =
+                self.variety.for_each_window(|window| engine.cached_attention(heads, grown(sequences, read, window)));
+            (attention, groups_of(sequences, tables, &grown(sequences, read, None)))
         };
+        let (attention, groups) = reading(None);
+        let all = Reading::<'_, E> { rows: ActiveRows::All, angles: None, groups, attention };
         let last = read_rows.map(|read| {
-            let positions: Vec<u32> = read.iter().map(|&row| positions[row as usize]).collect();
-            let grown = grown(sequences, Some(read));
-            Reading::<'_, E> {
-                rows: ActiveRows::Picked(engine.pick(read)),
-                angles: Some(engine.angles(&self.rotary, &positions)),
-                groups: groups_of(sequences, tables, &grown),
-                attention: engine.cached_attention(heads, grown),
-            }
+            let places: Vec<Place> = read.iter().map(|&row| places[row as usize]).collect();
+            let (attention, groups) = reading(Some(read));
+            let angles = Some(self.variety.angles(engine, &places));
+            Reading::<'_, E> { rows: ActiveRows::Picked(engine.pick(read)), angles, groups, attention }
         });
         let of_prefix = prefix.and_then(|_| tables.first()?.as_ref()).map(|tables| tables.as_slice());
         for (number, block) in self.of(span).iter().enumerate() {
             let Reading { rows, angles, groups, attention } =
                 last.as_ref().filter(|_| number + 1 == span.len()).unwrap_or(&all);
             let query_angles = angles.as_ref().unwrap_or(&key_angles);
-            let plan = StepPlan { rows, key_angles: &key_angles, query_angles, heads };
+            let rotary = block.layer.rotary;
+            let plan = StepPlan {
+                rows,
+                key_angles: rotary.and_then(|rotary| key_angles.get(rotary)),
+                query_angles: rotary.and_then(|rotary| query_angles.get(rotary)),
+                heads,
+            };
             let adapted: Vec<Adapted<'_, E>> = groups.iter().filter_map(|group| group.of_block(number)).collect();
             let given = Given { adapted: &adapted, keys_values: None };
             let own = of_prefix.and_then(|tables| tables.get(number));
@@ -233,7 +249,7 @@ impl<E: Engine> Blocks<E> {
             }
             x = block.step(engine, x, plan, given, |q, kv| {
                 write(number, kv, sequences, caches);
-                engine.attend_cached(attention, number, q, caches)
+                engine.attend_cached(attention.of(block.layer.window), number, (q, block.sinks.as_ref()), caches)
             });
         }
         x
@@ -244,9 +260,9 @@ impl<E: Engine> Blocks<E> {
 struct Reading<'t, E: Engine> {
     rows: ActiveRows<E>,
     /// Of the queries, if they are not those of the keys.
-    angles: Option<E::Angles>,
+    angles: Option<Vec<E::Angles>>,
     groups: Vec<Group<'t, E>>,
-    attention: E::CachedAttention,
+    attention: ByWindow<E::CachedAttention>,
 }
 
 /// The tables of a sequence's blocks, if it has any.
@@ -307,13 +323,16 @@ fn write<C: Cache>(block: usize, kv: &C::Rows, sequences: &[Growth], caches: &mu
     }
 }
 
-/// For each sequence its rows among the queries, and how many positions each of them sees.
-fn grown(sequences: &[Growth], read_rows: Option<&[u32]>) -> Vec<Grown> {
+/// For each sequence its rows among the queries, and which positions each of them sees.
+fn grown(sequences: &[Growth], read_rows: Option<&[u32]>, window: Option<usize>) -> Vec<Grown> {
     let (mut first, mut taken) = (0, 0);
     let of_sequence = |growth: &Growth| {
         let own: Range<usize> = first..first + growth.rows;
-        let seen = |row: usize| growth.len + row - own.start + 1;
-        let visible: Vec<usize> = match read_rows {
+        let seen = |row: usize| {
+            let end = growth.len + row - own.start + 1;
+            window.map_or(0, |window| end.saturating_sub(window))..end
+        };
+        let visible: Vec<Range<usize>> = match read_rows {
             None => own.clone().map(seen).collect(),
             Some(read) => {
                 read[taken..].iter().map(|&row| row as usize).take_while(|row| *row < own.end).map(seen).collect()

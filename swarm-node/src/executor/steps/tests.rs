@@ -138,8 +138,8 @@ fn a_known_beginning_is_not_computed_again() {
         weights: WeightChange::None,
         read_rows: None,
     };
-    let key = PrefixKey::new(&layout(3, injection), None, Some(&tables));
-    let bare = PrefixKey::new(&layout(0, Injection::None), None, None);
+    let key = PrefixKey::new(&layout(3, injection), None, Some(&tables), false);
+    let bare = PrefixKey::new(&layout(0, Injection::None), None, None, false);
     let mut known = |text: &[f32], read| server.prefixes.opening(key, text, d, read).map(|found| found.rows);
     assert_eq!(known(&text, 0), Some(128));
     assert_eq!(known(&text[..128 * d], 0), Some(64), "one row at least is left");

@@ -1,21 +1,11 @@
 use std::fs;
 
-use petals_protocol::{BlockWidths, Fingerprint, Injection, ModelId, WeightChange};
+use petals_protocol::{Injection, WeightChange};
 
 use super::*;
 use crate::adapter::labels::{Label, LabelMap};
 use crate::adapter::manifest::TextRules;
-
-fn model(name: &str, path: &str) -> AdaptedModel {
-    AdaptedModel {
-        id: ModelId::new(name, Fingerprint([1; 8])).unwrap(),
-        name_or_path: path.to_owned(),
-        blocks: 3,
-        widths: BlockWidths::uniform(4),
-        key_heads: 1,
-        attention_heads: 2,
-    }
-}
+use crate::adapter::tests::named as model;
 
 fn card(model: &AdaptedModel, injection: Injection, labels: Option<LabelMap>, details: &CardDetails) -> String {
     let shape = TableShape {
@@ -37,6 +27,7 @@ fn card(model: &AdaptedModel, injection: Injection, labels: Option<LabelMap>, de
         labels,
         step: 17,
         text: TextRules::default(),
+        weights: None,
     };
     text(&manifest, &shape, model, details)
 }

@@ -1,7 +1,5 @@
 //! Directories that PEFT or git left, and what is said of them.
 
-use serde_json::json;
-
 use super::*;
 
 /// What PEFT 0.17 writes for prompt tuning of [`model`].

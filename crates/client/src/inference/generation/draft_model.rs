@@ -87,7 +87,10 @@ impl DraftText {
         let common = common.min(text.len().saturating_sub(1));
         let mut cache = match self.cache.take() {
             Some(cache) => cache,
-            None => self.model.blocks.cache(self.model.blocks.span(), &KvMeter::default())?,
+            None => {
+                let blocks = &self.model.blocks;
+                blocks.cache(blocks.span(), blocks.config().max_position_embeddings, &KvMeter::default())?
+            }
         };
         cache.truncate(common);
         self.tokens.truncate(cache.len());

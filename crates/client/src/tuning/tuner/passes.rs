@@ -63,6 +63,7 @@ impl Passes {
         class: bool,
         in_flight: usize,
     ) -> Self {
+        let tables = tables.map(|tables| tables.entered(&model));
         let (under_way, heads) = (Arc::new(Semaphore::new(in_flight.max(1))), Arc::new(Semaphore::new(HEADS)));
         Self { sequence, model, tables, class, loss: TrainingLoss::default(), under_way, heads }
     }

@@ -111,10 +111,10 @@ fn what_there_is_in_the_place_of_a_tensor_is_named() {
     };
     let gptq = renamed(|name| name.replace("proj.weight", "proj.qweight"));
     says(&gptq, &["no tensor `model.layers.0.", "`model.layers.0.self_attn.q_proj.qweight`", "quantised"]);
-    let wrapped = renamed(|name| format!("language_model.{name}"));
+    let wrapped = renamed(|name| format!("backbone.{name}"));
     says(
         &wrapped,
-        &["no tensor `model.layers.0.", "but `language_model.model.layers.0.", "a prefix that such models do not have"],
+        &["no tensor `model.layers.0.", "but `backbone.model.layers.0.", "a prefix that such models do not have"],
     );
 }
 

@@ -4,15 +4,15 @@
 //! `[key_heads·batch, group·queries, dim]` for products with an example's own keys and `[key_heads, batch·group·queries,
 //! dim]` for those with the prefix, so that neither the key heads nor the prefix are ever repeated.
 
+use std::iter;
 use std::ops::Range;
 
-use burn::tensor::activation::softmax;
-
+use super::scores::{self, Probabilities, Scoring};
 use super::tensor::{Indices, RawDevice, Tensor, columns, from_vec, indices, rows, stack};
 use crate::engine::shapes::{Geometry, Heads, Segment};
 
-/// Low enough to vanish in a softmax, and finite so that a row of them is no NaN.
-pub(super) const HIDDEN: f32 = -1e30;
+/// Queries, `[active, query_heads·dim]`, keys beside values, `[rows, 2·key_heads·dim]`, and the heads' sinks, `[1, query_heads]`.
+pub(super) type Given<'a> = (&'a Tensor<2>, &'a Tensor<2>, Option<&'a Tensor<2>>);
 
 /// Segments that are computed together: the prefix alone, or all examples.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub(crate) struct Group {
     key_rows: Range<usize>,
     queries: Padding,
     keys: Padding,
-    /// 0 where a query sees a key, else [`HIDDEN`]; `[1, batch, 1, queries, prefix + keys]`.
-    mask: Tensor<5>,
+    /// For scores `[key_heads, batch, group, queries, prefix + keys]`.
+    scoring: Scoring<5>,
 }
 
 /// Between the packed rows of a group and `[batch·longest]` slots.
@@ -86,16 +86,16 @@ impl Padding {
 }
 
 /// The groups of a pass: the prefix if it is active, then the text.
-pub(super) fn groups(geometry: &Geometry, device: &RawDevice) -> Vec<Group> {
+pub(super) fn groups(heads: Heads, geometry: &Geometry, device: &RawDevice) -> Vec<Group> {
     let own_prefix = geometry.segments.iter().take_while(|s| s.prefix == 0 && s.keys.start == 0).count();
     // Without a prefix the first example also starts at row 0 and sees no prefix: then all segments are text.
     let split = if geometry.segments.get(own_prefix).is_some_and(|s| s.prefix > 0) { own_prefix } else { 0 };
     let (prefix, text) = geometry.segments.split_at(split);
-    [prefix, text].into_iter().filter(|s| !s.is_empty()).map(|s| Group::new(s, geometry, device)).collect()
+    [prefix, text].into_iter().filter(|s| !s.is_empty()).map(|s| Group::new(heads, s, geometry, device)).collect()
 }
 
 impl Group {
-    fn new(segments: &[Segment], geometry: &Geometry, device: &RawDevice) -> Self {
+    fn new(heads: Heads, segments: &[Segment], geometry: &Geometry, device: &RawDevice) -> Self {
         let ranges = |side: fn(&Segment) -> &Range<usize>| segments.iter().map(side).cloned().collect::<Vec<_>>();
         let (query_ranges, key_ranges) = (ranges(|s| &s.queries), ranges(|s| &s.keys));
         let hull = |r: &[Range<usize>]| r.first().map_or(0, |a| a.start)..r.last().map_or(0, |z| z.end);
@@ -103,16 +103,18 @@ impl Group {
         let keys = Padding::new(&key_ranges, device);
         let prefix = segments.first().map_or(0, |s| s.prefix);
         let (batch, seen) = (segments.len(), prefix + keys.longest);
-        let mut mask = Vec::with_capacity(batch * queries.longest * seen);
+        let mut visible = Vec::with_capacity(batch * queries.longest);
         for range in &query_ranges {
-            for place in 0..queries.longest {
-                // A slot without a query sees the prefix or the first key; its row is thrown away.
-                let visible = if place < range.len() { geometry.visible[range.start + place] as usize } else { 1 };
-                mask.extend((0..seen).map(|key| if key < prefix + visible { 0.0 } else { HIDDEN }));
-            }
+            let of_rows = geometry.visible[range.clone()].iter().map(|seen| seen.start as usize..seen.end as usize);
+            // A slot without a query sees the first key; its row is thrown away.
+            visible.extend(of_rows.chain(iter::repeat(0..1)).take(queries.longest));
         }
-        let mask = from_vec(mask, [1, batch, 1, queries.longest, seen], device);
-        Self { prefix, batch, query_rows: hull(&query_ranges), key_rows: hull(&key_ranges), queries, keys, mask }
+        let scoring = Scoring {
+            soft_cap: heads.soft_cap,
+            biases: scores::biases(heads, [heads.key_value, 1, heads.group(), 1, seen], device),
+            mask: Some(scores::mask(visible, [1, batch, 1, queries.longest, seen], device)),
+        };
+        Self { prefix, batch, query_rows: hull(&query_ranges), key_rows: hull(&key_ranges), queries, keys, scoring }
     }
 
     /// `[rows, query_heads·dim]` of the group to `[key_heads·batch, group·queries, dim]`.
@@ -200,31 +202,40 @@ impl Group {
         Sides { prefix, own: self.split_keys(heads, all) }
     }
 
-    fn probabilities(&self, heads: Heads, q: &Tensor<3>, keys: &Sides) -> Tensor<3> {
-        let scores = self.against(heads, q, keys);
-        let [outer, inner, seen] = scores.dims();
-        let scores = scores.reshape([heads.key_value, self.batch, heads.group(), self.queries.longest, seen]);
-        softmax(scores + self.mask.clone(), 4).reshape([outer, inner, seen])
+    /// Of scaled queries, in the shape of [`Self::against`].
+    fn probabilities(&self, heads: Heads, q: &Tensor<3>, keys: &Sides, sinks: Option<&Tensor<2>>) -> Probabilities<3> {
+        let products = self.against(heads, q, keys);
+        let [outer, inner, seen] = products.dims();
+        let products = products.reshape([heads.key_value, self.batch, heads.group(), self.queries.longest, seen]);
+        let sinks = sinks.map(|sinks| sinks.clone().reshape([heads.key_value, 1, heads.group(), 1, 1]));
+        let Probabilities { p, capped } = self.scoring.probabilities(products, sinks);
+        let packed = |scores: Tensor<5>| -> Tensor<3> { scores.reshape([outer, inner, seen]) };
+        Probabilities { p: packed(p), capped: capped.map(packed) }
     }
 
     /// The output of the group's queries, `[queries, query_heads·dim]`.
-    fn forward(&self, heads: Heads, q: &Tensor<2>, kv: &Tensor<2>) -> Tensor<2> {
+    fn forward(&self, heads: Heads, (q, kv, sinks): Given<'_>) -> Tensor<2> {
         let (keys, values) = keys_values(self, heads, kv);
-        let q = self.split_queries(heads, q) * heads.scale();
-        let p = self.probabilities(heads, &q, &keys);
+        let q = self.split_queries(heads, q) * heads.scale;
+        let p = self.probabilities(heads, &q, &keys, sinks).p;
         self.join_queries(heads, self.combine(heads, &p, &values))
     }
 
-    /// Gradients of the group's queries; of the prefix's keys and values, if it sees one; and of its own.
-    fn backward(&self, heads: Heads, q: &Tensor<2>, kv: &Tensor<2>, d_out: &Tensor<2>) -> GroupGradients {
+    /// Gradients of the group's queries; of the prefix's keys and values, if it sees one; and of its own. Sinks change nothing but the
+    /// probabilities: theirs goes to no value and has no gradient.
+    fn backward(&self, heads: Heads, (q, kv, sinks): Given<'_>, d_out: &Tensor<2>) -> GroupGradients {
         let (keys, values) = keys_values(self, heads, kv);
-        let q = self.split_queries(heads, q) * heads.scale();
-        let p = self.probabilities(heads, &q, &keys);
+        let q = self.split_queries(heads, q) * heads.scale;
+        let Probabilities { p, capped } = self.probabilities(heads, &q, &keys, sinks);
         let d_out = self.split_queries(heads, d_out);
         let dp = self.against(heads, &d_out, &values);
         let along = (p.clone() * dp.clone()).sum_dim(2);
         let ds = p.clone() * (dp - along);
-        let dq = self.combine(heads, &ds, &keys) * heads.scale();
+        let ds = match capped {
+            Some(capped) => ds * scores::cap_slope(capped),
+            None => ds,
+        };
+        let dq = self.combine(heads, &ds, &keys) * heads.scale;
         let (dk, dv) = (self.collect(heads, &ds, &q), self.collect(heads, &p, &d_out));
         let join = |k: Tensor<2>, v: Tensor<2>| Tensor::cat(vec![k, v], 1);
         let prefix = dk.prefix.zip(dv.prefix);
@@ -254,21 +265,15 @@ fn keys_values(group: &Group, heads: Heads, kv: &Tensor<2>) -> (Sides, Sides) {
 }
 
 /// The output of all queries.
-pub(super) fn forward(groups: &[Group], heads: Heads, q: &Tensor<2>, kv: &Tensor<2>) -> Tensor<2> {
-    stack(groups.iter().map(|group| group.forward(heads, q, kv)).collect())
+pub(super) fn forward(groups: &[Group], heads: Heads, given: Given<'_>) -> Tensor<2> {
+    stack(groups.iter().map(|group| group.forward(heads, given)).collect())
 }
 
 /// Gradients of all queries and of all keys and values.
-pub(super) fn backward(
-    groups: &[Group],
-    heads: Heads,
-    q: &Tensor<2>,
-    kv: &Tensor<2>,
-    d_out: &Tensor<2>,
-) -> (Tensor<2>, Tensor<2>) {
+pub(super) fn backward(groups: &[Group], heads: Heads, given: Given<'_>, d_out: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
     let (mut queries, mut prefix, mut text) = (Vec::new(), None, Vec::new());
     for group in groups {
-        let gradients = group.backward(heads, q, kv, d_out);
+        let gradients = group.backward(heads, given, d_out);
         queries.push(gradients.queries);
         match gradients.prefix {
             // The examples' share joins what the prefix rows got from their own queries, if those are active.

@@ -121,6 +121,10 @@ impl Cache for GrowingCache {
         }
     }
 
+    fn shortest(&self) -> usize {
+        0
+    }
+
     fn abandon(&mut self, len: usize) {
         let (capacity, zeros) = (self.kept.capacity, self.clone());
         if len < capacity {

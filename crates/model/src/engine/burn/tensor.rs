@@ -62,6 +62,11 @@ pub(super) fn height(tensor: &Tensor<2>) -> usize {
     height
 }
 
+pub(super) fn width_of(matrix: &Tensor<2>) -> usize {
+    let [_, width] = matrix.dims();
+    width
+}
+
 /// Rows `range` of a matrix; a view where the backend has views.
 pub(super) fn rows(tensor: &Tensor<2>, range: Range<usize>) -> Tensor<2> {
     tensor.clone().slice([range])

@@ -1,7 +1,8 @@
 //! Keys and values in pages.
 //!
-//! A page has [`PAGE_TOKENS`] positions of one sequence for all blocks of a span, so that a cache grows without being copied. Pages are
-//! shared between sequences that begin alike (hypotheses of a beam search, sessions with one adapter) and copied when one of them writes.
+//! A page has [`PAGE_TOKENS`] positions of one sequence for all blocks of a span that see equally far, so that a cache grows without being copied,
+//! and what has fallen behind the window of some blocks is given back. Pages are shared between sequences that begin alike (hypotheses of a beam
+//! search, sessions with one adapter) and copied when one of them writes.
 //! Within a page each block and key head has its keys as `[dim, PAGE_TOKENS]` and its values as `[PAGE_TOKENS, dim]`: both are read
 //! by products as they lie.
 
@@ -11,16 +12,26 @@ use std::sync::Arc;
 use super::cached_attention;
 use super::rows::HostRows;
 use crate::engine::meter::Metered;
-use crate::engine::shapes::{Heads, PAGE_TOKENS};
+use crate::engine::shapes::{Heads, PAGE_TOKENS, first_kept_page};
 use crate::engine::{Cache, KvMeter};
 
 /// The pages of one sequence.
 #[derive(Debug, Clone)]
 pub(crate) struct PagedCache {
-    pages: Vec<Arc<Page>>,
-    blocks: usize,
+    groups: Vec<Group>,
+    /// Where each block is: its group, and its number there.
+    places: Vec<(usize, usize)>,
     heads: Heads,
     meter: KvMeter,
+}
+
+/// The pages of blocks that see equally far.
+#[derive(Debug, Clone)]
+struct Group {
+    window: Option<usize>,
+    blocks: usize,
+    /// `None` where they are behind the window.
+    pages: Vec<Option<Arc<Page>>>,
 }
 
 #[derive(Debug)]
@@ -37,19 +48,31 @@ impl Page {
 }
 
 impl PagedCache {
-    pub(super) fn new(blocks: usize, heads: Heads, meter: &KvMeter) -> Self {
-        Self { pages: Vec::new(), blocks, heads, meter: meter.clone() }
+    /// For blocks with these windows.
+    pub(super) fn new(windows: &[Option<usize>], heads: Heads, meter: &KvMeter) -> Self {
+        let (mut groups, mut places) = (Vec::<Group>::new(), Vec::new());
+        for &window in windows {
+            let group = groups.iter().position(|group| group.window == window).unwrap_or(groups.len());
+            if group == groups.len() {
+                groups.push(Group { window, blocks: 0, pages: Vec::new() });
+            }
+            places.push((group, groups[group].blocks));
+            groups[group].blocks += 1;
+        }
+        Self { groups, places, heads, meter: meter.clone() }
     }
 
-    /// The parts of the pages that belong to a block.
+    /// The parts of the pages that belong to a block; nothing of those that were given back.
     pub(super) fn pages(&self, block: usize) -> Vec<&[f32]> {
-        let part = self.part(block);
-        self.pages.iter().map(|page| &page.values[part.clone()]).collect()
+        let (group, number) = self.places[block];
+        let part = self.part(number);
+        let pages = self.groups[group].pages.iter();
+        pages.map(|page| page.as_ref().map_or(&[][..], |page| &page.values[part.clone()])).collect()
     }
 
-    fn part(&self, block: usize) -> Range<usize> {
+    fn part(&self, number: usize) -> Range<usize> {
         let length = self.heads.key_value * cached_attention::head_len(self.heads.dim);
-        block * length..(block + 1) * length
+        number * length..(number + 1) * length
     }
 }
 
@@ -58,26 +81,44 @@ impl Cache for PagedCache {
 
     fn grow(&mut self, len: usize, count: usize) {
         let written = len / PAGE_TOKENS..(len + count).div_ceil(PAGE_TOKENS);
-        for number in written {
-            match self.pages.get_mut(number) {
-                Some(page) if Arc::strong_count(page) == 1 => {}
-                Some(shared) => *shared = Page::new(shared.values.clone(), &self.meter),
-                None => self.pages.push(Page::new(vec![0.0; self.part(self.blocks).start], &self.meter)),
+        let page_of_block = self.part(0).len();
+        for group in &mut self.groups {
+            let kept = first_kept_page(len, group.window);
+            group.pages.iter_mut().take(kept).for_each(|page| *page = None);
+            for number in written.clone() {
+                match group.pages.get_mut(number) {
+                    Some(Some(page)) if Arc::strong_count(page) == 1 => {}
+                    Some(Some(shared)) => *shared = Page::new(shared.values.clone(), &self.meter),
+                    Some(none) => *none = Some(Page::new(vec![0.0; group.blocks * page_of_block], &self.meter)),
+                    None => group.pages.push(Some(Page::new(vec![0.0; group.blocks * page_of_block], &self.meter))),
+                }
             }
         }
     }
 
     fn write(&mut self, block: usize, len: usize, kv: &HostRows, rows: Range<usize>) {
-        let (part, dim) = (self.part(block), self.heads.dim);
+        let (group, number) = self.places[block];
+        let (part, dim) = (self.part(number), self.heads.dim);
         for (row, kv) in kv.part(rows).chunks_exact(kv.width()).enumerate() {
             let position = len + row;
-            let page = self.pages.get_mut(position / PAGE_TOKENS).and_then(Arc::get_mut).expect("a page of its own");
+            let page = self.groups[group].pages.get_mut(position / PAGE_TOKENS).and_then(Option::as_mut);
+            let page = page.and_then(Arc::get_mut).expect("a page of its own");
             cached_attention::write(&mut page.values[part.clone()], dim, position % PAGE_TOKENS, kv);
         }
     }
 
     fn truncate(&mut self, len: usize) {
-        self.pages.truncate(len.div_ceil(PAGE_TOKENS));
+        self.groups.iter_mut().for_each(|group| group.pages.truncate(len.div_ceil(PAGE_TOKENS)));
+    }
+
+    fn shortest(&self) -> usize {
+        let of_group = |group: &Group| {
+            let window = group.window?;
+            let lost = group.pages.iter().take_while(|page| page.is_none()).count();
+            // The first new row sees as many positions as the window has, itself included.
+            (lost > 0).then(|| lost * PAGE_TOKENS + window - 1)
+        };
+        self.groups.iter().filter_map(of_group).max().unwrap_or_default()
     }
 
     /// The kernels read no positions that are not seen, so what is there does not matter.

@@ -1,12 +1,15 @@
 //! Attention of new rows over the pages of a cache (see [`super::cache`]).
 //!
-//! A query at position `p` sees positions `0..=p` of its sequence. One task per sequence and key head; the heads of a group
+//! A query at position `p` sees positions of its sequence up to `p`, all of them or those of its window. One task per sequence and key head; the heads of a group
 //! that share its keys are the rows of one product where there is one new row, else they follow one another.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::matmul::{Matrix, product};
-use super::simd::{softmax, vectorized};
+use super::scores::Scores;
+use super::simd::vectorized;
 use crate::engine::shapes::{Grown, Heads, PAGE_TOKENS};
 
 /// Queries of a block, so that scores stay in cache.
@@ -38,16 +41,36 @@ struct Task<'a> {
     pages: &'a [&'a [f32]],
     key_head: usize,
     q: &'a [f32],
+    sinks: Option<&'a [f32]>,
+    /// See [`Heads::biases`].
+    biases: &'a [f32],
+}
+
+/// A few queries of one sequence, rows `stride` apart, in as many query heads as `heads` says from `head` on, with what each sees.
+struct Queries<'a> {
+    rows: &'a [f32],
+    stride: usize,
+    visible: &'a [Range<usize>],
+    /// Query head of each.
+    heads: Vec<usize>,
 }
 
 /// The output, `[queries, query_heads·dim]`, of all sequences; `pages` has one block's part of the pages of each.
-pub(super) fn forward<'a>(heads: Heads, sequences: &'a [Grown], pages: &'a [Vec<&'a [f32]>], q: &'a [f32]) -> Vec<f32> {
+pub(super) fn forward<'a>(
+    heads: Heads,
+    sequences: &'a [Grown],
+    pages: &'a [Vec<&'a [f32]>],
+    (q, sinks): (&'a [f32], Option<&'a [f32]>),
+) -> Vec<f32> {
+    let last = sequences.iter().flat_map(|sequence| &sequence.visible).map(|seen| seen.end).max();
+    let biases = heads.biases(last.unwrap_or_default());
+    let biases = biases.as_slice();
     let with_queries = sequences.iter().zip(pages).filter(|(sequence, _)| !sequence.queries.is_empty());
     let of_sequence = |(sequence, pages): (&'a Grown, &'a Vec<&'a [f32]>)| {
-        (0..heads.key_value).map(move |key_head| Task { heads, sequence, pages, key_head, q })
+        (0..heads.key_value).map(move |key_head| Task { heads, sequence, pages, key_head, q, sinks, biases })
     };
     let tasks: Vec<Task<'_>> = with_queries.flat_map(of_sequence).collect();
-    let seen: usize = sequences.iter().flat_map(|sequence| &sequence.visible).sum();
+    let seen: usize = sequences.iter().flat_map(|sequence| &sequence.visible).map(Range::len).sum();
     let outputs: Vec<Vec<f32>> = if 2 * seen * heads.query_width() < ALONE {
         tasks.iter().map(Task::run).collect()
     } else {
@@ -69,18 +92,23 @@ impl Task<'_> {
         let (group, rows) = (self.heads.group(), self.sequence.queries.len());
         let mut output = vec![0.0; rows * group * dim];
         let mut scores = Vec::new();
+        let first_head = self.key_head * group;
         if rows == 1 {
             // One new row: its heads are rows one after the other, in queries and output.
-            let visible = vec![self.sequence.visible[0]; group];
-            self.block((self.queries(0, 0), dim, &visible), (&mut output, dim), &mut scores);
+            let visible = vec![self.sequence.visible[0].clone(); group];
+            let heads = (first_head..first_head + group).collect();
+            let queries = Queries { rows: self.queries(0, 0), stride: dim, visible: &visible, heads };
+            self.block(&queries, (&mut output, dim), &mut scores);
             return output;
         }
         for head in 0..group {
             for first in (0..rows).step_by(BLOCK) {
                 let visible = &self.sequence.visible[first..rows.min(first + BLOCK)];
-                let queries = (self.queries(first, head), self.heads.query_width(), visible);
+                let heads = vec![first_head + head; visible.len()];
+                let stride = self.heads.query_width();
+                let queries = Queries { rows: self.queries(first, head), stride, visible, heads };
                 let at = first * group * dim + head * dim;
-                self.block(queries, (&mut output[at..], group * dim), &mut scores);
+                self.block(&queries, (&mut output[at..], group * dim), &mut scores);
             }
         }
         output
@@ -92,46 +120,49 @@ impl Task<'_> {
         &self.q[(self.sequence.queries.start + first) * self.heads.query_width() + head * self.heads.dim..]
     }
 
-    /// Attention of a few queries, rows `stride` apart, with how many positions each sees.
+    /// Attention of a few queries.
     fn block(
         &self,
-        (queries, stride, visible): (&[f32], usize, &[usize]),
+        Queries { rows, stride, visible, heads }: &Queries<'_>,
         (output, output_stride): (&mut [f32], usize),
         scores: &mut Vec<f32>,
     ) {
         let (dim, count) = (self.heads.dim, visible.len());
-        let seen = visible.iter().copied().max().unwrap_or_default();
-        let columns = seen.next_multiple_of(PANEL);
+        let to = visible.iter().map(|seen| seen.end).max().unwrap_or_default();
+        // Whole pages, from the first one that any of the queries sees.
+        let from = visible.iter().map(|seen| seen.start).min().unwrap_or_default() / PAGE_TOKENS * PAGE_TOKENS;
+        let columns = (to - from).next_multiple_of(PANEL);
         scores.resize(count * columns, 0.0);
-        let left = Matrix::new(queries, [count, dim], stride);
-        for (first, (keys, _)) in self.pages(seen) {
-            let width = PAGE_TOKENS.min(columns - first);
+        let left = Matrix::new(rows, [count, dim], *stride);
+        for (first, (keys, _)) in self.pages(from, to) {
+            let width = PAGE_TOKENS.min(columns - (first - from));
             let keys = Matrix::new(keys, [dim, width], PAGE_TOKENS);
-            product((&mut scores[first..], columns), left, keys, 1.0, false);
+            product((&mut scores[first - from..], columns), left, keys, 1.0, false);
         }
-        let scale = self.heads.scale();
         vectorized(
             #[inline(always)]
             || {
-                for (row, &visible) in scores.chunks_exact_mut(columns).zip(visible) {
-                    let (seen, hidden) = row.split_at_mut(visible);
-                    softmax(seen, scale);
-                    hidden.fill(0.0);
+                for ((row, seen), head) in scores.chunks_exact_mut(columns).zip(*visible).zip(heads) {
+                    let (start, end) = (seen.start - from, seen.end - from);
+                    row[..start].fill(0.0);
+                    let of_head = Scores::of(self.heads, *head, self.biases, self.sinks);
+                    of_head.probabilities(&mut row[start..end], seen.start);
+                    row[end..].fill(0.0);
                 }
             },
         );
-        for (first, (_, values)) in self.pages(seen) {
-            let height = PAGE_TOKENS.min(seen - first);
-            let weights = Matrix::new(&scores[first..], [count, height], columns);
+        for (first, (_, values)) in self.pages(from, to) {
+            let height = PAGE_TOKENS.min(to - first);
+            let weights = Matrix::new(&scores[first - from..], [count, height], columns);
             let values = Matrix::new(values, [height, dim], dim);
-            product((&mut *output, output_stride), weights, values, 1.0, first > 0);
+            product((&mut *output, output_stride), weights, values, 1.0, first > from);
         }
     }
 
-    /// First position, keys and values of every page with one of the first `seen` positions.
-    fn pages(&self, seen: usize) -> impl Iterator<Item = (usize, (&[f32], &[f32]))> {
+    /// First position, keys and values of every page from position `from` on with one of the first `to` positions.
+    fn pages(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, (&[f32], &[f32]))> {
         let (dim, length) = (self.heads.dim, head_len(self.heads.dim));
-        let pages = self.pages.iter().take(seen.div_ceil(PAGE_TOKENS)).enumerate();
+        let pages = self.pages.iter().enumerate().take(to.div_ceil(PAGE_TOKENS)).skip(from / PAGE_TOKENS);
         pages.map(move |(number, page)| {
             let head = &page[self.key_head * length..][..length];
             (number * PAGE_TOKENS, head.split_at(dim * PAGE_TOKENS))

@@ -41,6 +41,32 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// `tanh(x)`.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    // Around zero the quotient would lose what the polynomial keeps.
+    let small = x * (1.0 + x * x * (-1.0 / 3.0 + x * x * (2.0 / 15.0 - x * x * (17.0 / 315.0))));
+    let large = 1.0 - 2.0 / (exp(2.0 * x) + 1.0);
+    if x.abs() < 0.1 { small } else { large }
+}
+
+/// `erf(x)` to about 1e-7 (Numerical Recipes' `erfcc`, a fit in `t = 1 / (1 + |x| / 2)`; a series around zero).
+#[inline(always)]
+pub(crate) fn erf(x: f32) -> f32 {
+    let a = x.abs();
+    let t = 1.0 / (1.0 + 0.5 * a);
+    let mut p = 0.170_872_77f32;
+    for c in
+        [-0.822_152_23, 1.488_515_9, -1.135_204, 0.278_868_07, -0.186_288_06, 0.096_784_18, 0.374_091_96, 1.000_023_7]
+    {
+        p = p * t + c;
+    }
+    let above = t * exp(-a * a - 1.265_512_2 + t * p);
+    let small = std::f32::consts::FRAC_2_SQRT_PI * x * (1.0 - a * a * (1.0 / 3.0 - a * a * (0.1 - a * a / 42.0)));
+    let large = if x < 0.0 { above - 1.0 } else { 1.0 - above };
+    if a < 0.2 { small } else { large }
+}
+
 /// `sum(f(a_i, b_i))` in a fixed order, over as many elements as both have.
 #[inline(always)]
 pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
@@ -88,13 +114,21 @@ fn replace(row: &mut [f32], f: impl Fn(f32) -> f32) {
 /// Replaces `row` by `softmax(scale · row)`.
 #[inline(always)]
 pub(crate) fn softmax(row: &mut [f32], scale: f32) {
+    softmax_with(row, scale, f32::NEG_INFINITY);
+}
+
+/// Replaces `row` by the softmax of `scale · row` and one more score, `sink`, whose probability is left out.
+#[inline(always)]
+pub(crate) fn softmax_with(row: &mut [f32], scale: f32, sink: f32) {
     let shift = max(row) * scale;
+    let shift = if sink > shift { sink } else { shift };
     replace(
         row,
         #[inline(always)]
         |v| exp(v * scale - shift),
     );
-    let normaliser = sum2(row, row, |v, _| v).recip();
+    let of_sink = if sink == f32::NEG_INFINITY { 0.0 } else { exp(sink - shift) };
+    let normaliser = (sum2(row, row, |v, _| v) + of_sink).recip();
     row.iter_mut().for_each(|v| *v *= normaliser);
 }
 
@@ -110,6 +144,28 @@ mod tests {
             assert!((f64::from(exp(x)) / exact - 1.0).abs() < 4e-7, "exp({x}) = {}, not {exact}", exp(x));
         }
         assert!(exp(f32::NAN).is_nan() && exp(-1e30) < 1e-37 && exp(0.0) == 1.0);
+    }
+
+    #[test]
+    fn erf_and_tanh_are_accurate() {
+        // By the series of the error function, which converges for all of these.
+        let exact = |x: f64| {
+            let (mut term, mut sum, mut n) = (x, x, 0.0);
+            while term.abs() > 1e-18 {
+                n += 1.0;
+                term *= -x * x / n;
+                sum += term / (2.0 * n + 1.0);
+            }
+            sum * std::f64::consts::FRAC_2_SQRT_PI
+        };
+        for i in -400..=400 {
+            let x = i as f32 / 100.0;
+            let error = (f64::from(erf(x)) - exact(f64::from(x))).abs();
+            assert!(error < 3e-7, "erf({x}) is off by {error}");
+            let error = (f64::from(tanh(x)) - f64::from(x).tanh()).abs();
+            assert!(error < 3e-7, "tanh({x}) is off by {error}");
+        }
+        assert!(tanh(50.0) == 1.0 && tanh(-50.0) == -1.0 && erf(-30.0) == -1.0);
     }
 
     #[test]

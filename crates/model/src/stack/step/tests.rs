@@ -7,6 +7,8 @@ use crate::engine::shapes::PAGE_TOKENS;
 use crate::fixture::{self, noise};
 use crate::stack::{ForwardPass, Keep};
 
+mod windows;
+
 const D: usize = 12;
 const M: usize = 3;
 
@@ -105,7 +107,7 @@ fn steps_of_any_size_equal_one_forward() {
         let text = text(1, 2 * PAGE_TOKENS + 37);
         let (expected, _) = one_shot(&stack, None, &text);
         for sizes in [vec![165], vec![1; 165], vec![70, 1, 1, 0, 62, 30, 1]] {
-            let mut cache = stack.cache(span(), &KvMeter::default()).unwrap();
+            let mut cache = stack.cache(span(), 64, &KvMeter::default()).unwrap();
             let mut got = Vec::new();
             for size in sizes {
                 let at = cache.len() * D;
@@ -134,7 +136,7 @@ fn a_beginning_of_every_kind_counts_as_in_one_forward() {
     for (stack, beginning) in stacks().iter().flat_map(|stack| beginnings().into_iter().map(move |b| (stack, b))) {
         let text = text(2, 11);
         let (expected, behind) = one_shot(stack, Some(beginning), &text);
-        let mut cache = stack.cache(span(), &KvMeter::default()).unwrap();
+        let mut cache = stack.cache(span(), 64, &KvMeter::default()).unwrap();
         let tables = beginning.tables(stack);
         let hidden = beginning.begin(stack, tables.as_ref(), &mut cache);
         assert_eq!(hidden.is_some(), behind.is_some());
@@ -162,7 +164,7 @@ fn sequences_with_different_tables_in_one_batch_equal_the_same_alone() {
         let tables = [&own[0], &own[0], &None, &own[1], &own[2]];
         let texts: Vec<_> =
             [7, 2, 3, 1, 5].into_iter().enumerate().map(|(n, rows)| text(10 + n as u64, rows)).collect();
-        let mut caches: Vec<_> = texts.iter().map(|_| stack.cache(span(), &KvMeter::default()).unwrap()).collect();
+        let mut caches: Vec<_> = texts.iter().map(|_| stack.cache(span(), 64, &KvMeter::default()).unwrap()).collect();
         let mut batch: Vec<_> = (caches.iter_mut().zip(&texts).zip(tables))
             .map(|((cache, text), tables)| CachedRows { cache, rows: text.len() / D, tables: tables.as_ref() })
             .collect();
@@ -181,10 +183,10 @@ fn sequences_of_one_batch_do_not_see_each_other() {
     for stack in stacks() {
         let texts = [text(3, 70), text(4, 3), text(5, 20)];
         let meter = KvMeter::default();
-        let mut shared = stack.cache(span(), &meter).unwrap();
+        let mut shared = stack.cache(span(), 64, &meter).unwrap();
         let tables = prefix(Injection::Replace).tables(&stack);
         prefix(Injection::Replace).begin(&stack, tables.as_ref(), &mut shared);
-        let mut caches = [shared.clone(), stack.cache(span(), &meter).unwrap(), shared.clone()];
+        let mut caches = [shared.clone(), stack.cache(span(), 64, &meter).unwrap(), shared.clone()];
         let expected: Vec<_> = [Some(prefix(Injection::Replace)), None, Some(prefix(Injection::Replace))]
             .iter()
             .zip(&texts)
@@ -216,7 +218,7 @@ fn rolled_back_positions_and_failed_steps_leave_no_trace() {
     for stack in stacks() {
         let text = text(6, 90);
         let (expected, _) = one_shot(&stack, None, &text);
-        let mut cache = stack.cache(span(), &KvMeter::default()).unwrap();
+        let mut cache = stack.cache(span(), 64, &KvMeter::default()).unwrap();
         add(&stack, &mut cache, &text[..80 * D]);
         let fork = cache.clone();
         add(&stack, &mut cache, &noise(7, 10 * D));
@@ -240,7 +242,7 @@ fn rolled_back_positions_and_failed_steps_leave_no_trace() {
 fn memory_is_counted_by_pages_and_given_back() {
     let stack = stack_on(&Device::cpu());
     let (meter, page) = (KvMeter::default(), stack.config().kv_page_bytes(3));
-    let mut cache = stack.cache(span(), &meter).unwrap();
+    let mut cache = stack.cache(span(), 64, &meter).unwrap();
     assert_eq!(meter.bytes(), 0);
     add(&stack, &mut cache, &text(9, PAGE_TOKENS));
     assert_eq!(meter.bytes(), page);
@@ -259,7 +261,7 @@ fn memory_is_counted_by_pages_and_given_back() {
 fn memory_of_the_reference_is_counted_by_pages_and_shared_as_a_whole() {
     let stack = stack_on(&Device::reference());
     let (meter, page) = (KvMeter::default(), stack.config().kv_page_bytes(3));
-    let mut cache = stack.cache(span(), &meter).unwrap();
+    let mut cache = stack.cache(span(), 64, &meter).unwrap();
     add(&stack, &mut cache, &text(9, PAGE_TOKENS + 1));
     assert_eq!(meter.bytes(), 2 * page);
     let mut fork = cache.clone();
@@ -277,7 +279,7 @@ fn memory_of_the_reference_is_counted_by_pages_and_shared_as_a_whole() {
 #[test]
 fn caches_and_stashes_of_another_device_are_refused() {
     let [host, reference] = [Device::cpu(), Device::reference()].map(|device| stack_on(&device));
-    let mut cache = reference.cache(span(), &KvMeter::default()).unwrap();
+    let mut cache = reference.cache(span(), 64, &KvMeter::default()).unwrap();
     let foreign = host.step(vec![0.0; D], &mut [CachedRows { cache: &mut cache, rows: 1, tables: None }], None);
     assert!(matches!(foreign, Err(PassError::ForeignCache)));
     let layout = bare().layout(2);
@@ -290,7 +292,7 @@ fn caches_and_stashes_of_another_device_are_refused() {
 #[test]
 fn impossible_steps_are_refused() {
     let stack = stack_on(&Device::cpu());
-    let mut cache = stack.cache(span(), &KvMeter::default()).unwrap();
+    let mut cache = stack.cache(span(), 64, &KvMeter::default()).unwrap();
     let mut step = |text: Vec<f32>, rows, read: Option<&[u32]>| {
         stack.step(text, &mut [CachedRows { cache: &mut cache, rows, tables: None }], read)
     };
@@ -298,8 +300,8 @@ fn impossible_steps_are_refused() {
     assert!(matches!(step(vec![0.0; D], 1, Some(&[1])), Err(PassError::Rows)));
     assert!(matches!(step(vec![0.0; 2 * D], 2, Some(&[1, 0])), Err(PassError::Rows)));
     assert!(matches!(step(vec![0.0; 301 * D], 301, None), Err(PassError::TooLong { length: 301, max: 300 })));
-    assert!(matches!(stack.cache(Span::new(2, 4).unwrap(), &KvMeter::default()), Err(PassError::Span { .. })));
-    let mut part = stack.cache(Span::new(1, 3).unwrap(), &KvMeter::default()).unwrap();
+    assert!(matches!(stack.cache(Span::new(2, 4).unwrap(), 64, &KvMeter::default()), Err(PassError::Span { .. })));
+    let mut part = stack.cache(Span::new(1, 3).unwrap(), 64, &KvMeter::default()).unwrap();
     let mut both = [
         CachedRows { cache: &mut cache, rows: 0, tables: None },
         CachedRows { cache: &mut part, rows: 1, tables: None },

@@ -5,70 +5,17 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy takes for production code")]
 
 use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
 
-use petals_model::{
-    BlockStack, Checkpoint, ClientModel, Device, Dtype, ForwardPass, Keep, LossRules, OutputGrads, Stash,
-};
+use petals_model::{BlockStack, ClientModel, Device, Dtype, ForwardPass, Keep, LossRules, OutputGrads, Stash};
 use petals_protocol::{Injection, Module, Modules, PassLayout, Span, WeightChange};
-use safetensors::SafeTensors;
-use serde_json::Value;
 
-const FAMILIES: [&str; 6] = ["llama-gqa", "llama3-rope", "llama-linear-rope", "mistral", "qwen2", "qwen3"];
+use golden::{Golden, families};
+
+mod golden;
+
 const MODES: [&str; 3] = ["ptune", "add", "replace"];
 /// Block ranges of one, two and three servers.
 const SPLITS: [&[u32]; 3] = [&[0, 4], &[0, 1, 4], &[0, 2, 3, 4]];
-
-struct Golden {
-    bytes: Vec<u8>,
-    scalars: Value,
-    dir: PathBuf,
-}
-
-impl Golden {
-    fn read(family: &str) -> Self {
-        let all = env::var_os("PETALS_GOLDENS")
-            .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens"), PathBuf::from);
-        let dir = all.join(family);
-        let scalars = serde_json::from_slice(&fs::read(dir.join("goldens.json")).unwrap()).unwrap();
-        Self { bytes: fs::read(dir.join("goldens.safetensors")).unwrap(), scalars, dir }
-    }
-
-    /// What was recorded of adapters, beside the same checkpoint.
-    fn adapters(&self) -> Self {
-        let dir = self.dir.join("adapters");
-        let scalars = serde_json::from_slice(&fs::read(dir.join("goldens.json")).unwrap()).unwrap();
-        Self { bytes: fs::read(dir.join("goldens.safetensors")).unwrap(), scalars, dir }
-    }
-
-    fn bytes_of(&self, name: &str) -> (Vec<usize>, Vec<u8>) {
-        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        let view = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-        (view.shape().to_vec(), view.data().to_vec())
-    }
-
-    fn tensor(&self, name: &str) -> Vec<f32> {
-        self.bytes_of(name).1.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
-    }
-
-    fn checkpoint(&self) -> Checkpoint {
-        Checkpoint::open(self.dir.join("model")).unwrap()
-    }
-
-    /// Token ids of the three rows, cut to the recorded lengths if `ragged`.
-    fn rows(&self, ragged: bool) -> Vec<Vec<u32>> {
-        let (shape, bytes) = self.bytes_of("input_ids");
-        let ids: Vec<u32> = bytes.as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as u32).collect();
-        let lengths = self.numbers("lengths");
-        let rows = ids.chunks(shape[1]).zip(lengths);
-        rows.map(|(row, length)| row[..if ragged { length as usize } else { shape[1] }].to_vec()).collect()
-    }
-
-    fn numbers(&self, name: &str) -> Vec<u32> {
-        self.scalars[name].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
-    }
-}
 
 fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(got.len(), expected.len(), "{what}: number of values");
@@ -104,6 +51,17 @@ impl Tables {
         Self { injection, weights: WeightChange::None, m, prefix, tables }
     }
 
+    /// The tables of all blocks as they go to servers: what replaces the first prefix enters as embeddings do.
+    fn entered(&self, client: &ClientModel) -> Option<Vec<f32>> {
+        let mut tables = self.tables.clone()?;
+        if self.injection == Injection::Replace && self.weights == WeightChange::None {
+            let rows = self.m * client.config().hidden_size;
+            let first = client.enter(tables[..rows].to_vec());
+            tables[..rows].copy_from_slice(&first);
+        }
+        Some(tables)
+    }
+
     /// The recorded tables of a kind of adapter; see `make_adapters.py`.
     fn of_kind(adapters: &Golden, kind: &str) -> Self {
         let number = |name: &str| adapters.scalars[name].as_u64().unwrap() as u32;
@@ -112,11 +70,18 @@ impl Tables {
             _ if kind.starts_with("replace") => Injection::Replace,
             _ => Injection::None,
         };
+        let modules = |key: &str, default: Modules| match adapters.scalars[key].as_array() {
+            None => default,
+            Some(names) => {
+                names.iter().map(|name| format!("{}_proj", name.as_str().unwrap()).parse().unwrap()).collect()
+            }
+        };
         let weights = match kind {
             _ if kind.ends_with("lora") => {
-                WeightChange::LowRank { rank: number("rank"), modules: Module::ALL.into_iter().collect() }
+                let modules = modules("modules", Module::ALL.into_iter().collect());
+                WeightChange::LowRank { rank: number("rank"), modules }
             }
-            _ if kind.ends_with("ia3") => WeightChange::Scales { modules: Modules::SCALED },
+            _ if kind.ends_with("ia3") => WeightChange::Scales { modules: modules("scaled", Modules::SCALED) },
             _ => WeightChange::None,
         };
         let m = if injection == Injection::None { 0 } else { number("rows") as usize };
@@ -142,7 +107,7 @@ impl Swarm {
 
     fn forward(&self, rows: &[Vec<u32>], tables: Option<&Tables>, read: Option<Vec<u32>>, keep: Keep) -> Run {
         let mut text = self.client.embed(&rows.concat()).unwrap();
-        let mut prefix = tables.and_then(|t| t.prefix.clone());
+        let mut prefix = tables.and_then(|t| t.prefix.clone()).map(|rows| self.client.enter(rows));
         let mut stashes = Vec::new();
         for (number, stack) in self.stacks.iter().enumerate() {
             let layout = PassLayout {
@@ -154,7 +119,7 @@ impl Swarm {
                 read_rows: read.clone().filter(|_| number + 1 == self.stacks.len()),
             };
             let tables = tables.and_then(|t| {
-                t.tables.as_ref().map(|all| {
+                t.entered(&self.client).map(|all| {
                     let table = all.len() / 4;
                     all[layout.span.start() as usize * table..layout.span.end() as usize * table].to_vec()
                 })
@@ -207,8 +172,8 @@ fn slack(device: &Device) -> f32 {
 
 #[test]
 fn every_block_and_every_span_has_the_recorded_outputs() {
-    for family in FAMILIES {
-        let golden = Golden::read(family);
+    for family in families() {
+        let golden = Golden::read(&family);
         let states = golden.tensor("hidden_states");
         let layer = states.len() / 5;
         for device in devices() {
@@ -235,8 +200,8 @@ fn every_block_and_every_span_has_the_recorded_outputs() {
 
 #[test]
 fn logits_are_the_recorded_ones_in_every_mode_and_split() {
-    for family in FAMILIES {
-        let golden = Golden::read(family);
+    for family in families() {
+        let golden = Golden::read(&family);
         for (split, device) in SPLITS.iter().flat_map(|split| devices().into_iter().map(move |device| (split, device)))
         {
             let swarm = Swarm::load(&golden, split, &device);
@@ -312,10 +277,12 @@ fn step(
         Injection::Replace => {
             let table = tables.m * swarm.client.config().hidden_size;
             named.push(("Q", of_blocks.split_off(table)));
-            named.push(("P", of_blocks));
+            let entered = &tables.tables.as_ref().unwrap()[..table];
+            named.push(("P", swarm.client.enter_back(entered, of_blocks)));
         }
         _ => {
-            named.push(("P", prefix.unwrap()));
+            let entered = tables.prefix.as_ref().unwrap();
+            named.push(("P", swarm.client.enter_back(entered, prefix.unwrap())));
             if tables.injection == Injection::Add {
                 named.push(("Q", of_blocks));
             }
@@ -326,8 +293,8 @@ fn step(
 
 #[test]
 fn losses_and_gradients_are_the_recorded_ones_in_every_mode_task_split_and_stash() {
-    for family in FAMILIES {
-        let golden = Golden::read(family);
+    for family in families() {
+        let golden = Golden::read(&family);
         for (split, device) in SPLITS.iter().flat_map(|split| devices().into_iter().map(move |device| (split, device)))
         {
             let swarm = Swarm::load(&golden, split, &device);
@@ -359,14 +326,17 @@ const KINDS: [&str; 5] = ["lora", "ia3", "prefix", "replace+lora", "prefix+ia3"]
 
 #[test]
 fn adapters_of_every_kind_have_the_recorded_logits_losses_and_gradients() {
-    for family in FAMILIES {
-        let golden = Golden::read(family);
+    for family in families() {
+        let golden = Golden::read(&family);
         let adapters = golden.adapters();
+        let recorded = adapters.scalars["kinds"].as_array();
+        let recorded =
+            recorded.map_or(KINDS.to_vec(), |kinds| kinds.iter().map(|kind| kind.as_str().unwrap()).collect());
         for (split, device) in SPLITS.iter().flat_map(|split| devices().into_iter().map(move |device| (split, device)))
         {
             let swarm = Swarm::load(&golden, split, &device);
             let slack = slack(&device);
-            for kind in KINDS {
+            for kind in KINDS.into_iter().filter(|kind| recorded.contains(kind)) {
                 let tables = Tables::of_kind(&adapters, kind);
                 let what = format!("{family} {kind} {split:?} on {device}");
                 let run = swarm.forward(&golden.rows(false), Some(&tables), None, Keep::Inputs);

@@ -1,0 +1,172 @@
+//! What a model needs, and how much of it this machine can serve.
+
+use petals_model::{Checkpoint, Device, Dtype, LayerDesign, ModelConfig, PAGE_TOKENS};
+
+use crate::commands::events::{BlockBytes, BlockKind, BlocksThatFit, Check, ModelNeeds, size};
+use crate::machine::memory::Free;
+
+/// The version that families were compared with (`tests/oracle/requirements.txt`).
+const REFERENCE: &str = "transformers 4.57.1";
+
+/// Families, and whose logits and gradients theirs were compared with (`tests/goldens`).
+const CHECKED: &[(&str, &str)] = &[
+    ("llama", "LlamaForCausalLM"),
+    ("mistral", "MistralForCausalLM"),
+    ("qwen2", "Qwen2ForCausalLM"),
+    ("qwen3", "Qwen3ForCausalLM"),
+    ("smollm3", "SmolLM3ForCausalLM"),
+    ("bloom", "BloomForCausalLM"),
+    ("falcon", "FalconForCausalLM"),
+    ("mixtral", "MixtralForCausalLM"),
+    ("qwen2_moe", "Qwen2MoeForCausalLM"),
+    ("qwen3_moe", "Qwen3MoeForCausalLM"),
+    ("gpt_oss", "GptOssForCausalLM"),
+    ("gemma", "GemmaForCausalLM"),
+    ("gemma2", "Gemma2ForCausalLM"),
+    ("gemma3_text", "Gemma3ForCausalLM"),
+    ("phi3", "Phi3ForCausalLM"),
+    ("gpt_neox", "GPTNeoXForCausalLM"),
+    ("olmo2", "Olmo2ForCausalLM"),
+    ("glm", "GlmForCausalLM"),
+    ("glm4", "Glm4ForCausalLM"),
+    ("phi", "PhiForCausalLM"),
+    ("granite", "GraniteForCausalLM"),
+    ("cohere", "CohereForCausalLM"),
+    ("olmo", "OlmoForCausalLM"),
+    ("stablelm", "StableLmForCausalLM"),
+    ("starcoder2", "Starcoder2ForCausalLM"),
+];
+
+/// What a family was compared with.
+fn checked_against(model_type: &str) -> Option<String> {
+    let (_, class) = CHECKED.iter().find(|(family, _)| *family == model_type)?;
+    Some(format!("{class} of {REFERENCE}"))
+}
+
+/// What the model needs, given what fits here.
+pub(super) fn needs(config: &ModelConfig, fit: BlocksThatFit) -> ModelNeeds {
+    ModelNeeds {
+        family: config.model_type.clone(),
+        checked_against: checked_against(&config.model_type),
+        max_positions: config.max_position_embeddings,
+        kinds: kinds(config),
+        fit,
+    }
+}
+
+/// The kinds of a model's blocks, in the order in which they first come.
+fn kinds(config: &ModelConfig) -> Vec<BlockKind> {
+    let mut found: Vec<(LayerDesign, usize)> = Vec::new();
+    for &layer in &config.layers {
+        let alike = |other: &LayerDesign| (other.window, other.experts) == (layer.window, layer.experts);
+        match found.iter_mut().find(|(other, _)| alike(other)) {
+            Some((_, count)) => *count += 1,
+            None => found.push((layer, 1)),
+        }
+    }
+    found.into_iter().map(|(layer, blocks)| kind(config, layer, blocks)).collect()
+}
+
+fn kind(config: &ModelConfig, layer: LayerDesign, blocks: usize) -> BlockKind {
+    let experts = config.block.experts.filter(|_| layer.experts);
+    let weights = [Dtype::F32, Dtype::Bf16, Dtype::F16].map(|dtype| BlockBytes {
+        dtype: dtype.to_string(),
+        bytes: config.block_bytes(layer, dtype),
+        active_bytes: config.active_block_bytes(layer, dtype),
+    });
+    let (page, cache_positions) = (config.kv_page_bytes(1), kept_positions(config, layer));
+    BlockKind {
+        blocks,
+        experts: experts.map(|experts| experts.count),
+        experts_used: experts.map(|experts| experts.used),
+        window: layer.window,
+        weights: weights.into(),
+        cache_token_bytes: page / PAGE_TOKENS as u64,
+        cache_positions,
+        cache_bytes: (cache_positions.div_ceil(PAGE_TOKENS) as u64).saturating_mul(page),
+    }
+}
+
+/// How many positions of the longest sequence a block keeps: all of them, also those that its window hides.
+fn kept_positions(config: &ModelConfig, _layer: LayerDesign) -> usize {
+    config.max_position_embeddings
+}
+
+/// What `serve` would make of this machine's memory, without `--blocks` and other limits.
+pub(super) fn fit(checkpoint: &Checkpoint, device: &Device, dtype: Dtype) -> BlocksThatFit {
+    let (free, all) = (Free::on(device), checkpoint.blocks());
+    let (room, of) = (free.for_weights(), all.len() as u64);
+    let of_one = |dtype| (checkpoint.span_bytes(all, dtype) / of).max(1);
+    let (block_bytes, blocks) = (of_one(dtype), fitting(room, of_one(dtype), of));
+    let budgets = free.divide(blocks * block_bytes);
+    BlocksThatFit {
+        device: device.to_string(),
+        dtype: dtype.to_string(),
+        of,
+        blocks,
+        blocks_in_half: fitting(room, of_one(Dtype::Bf16), of),
+        experts_may_stay_in_files: checkpoint.config().block.experts.is_some() && device.reads_in_place(),
+        block_bytes,
+        weight_room: room,
+        kv_bytes: budgets.kv,
+        kv_tokens: tokens(budgets.kv, checkpoint.config().kv_page_bytes(blocks as usize)),
+        stash_bytes: budgets.stash,
+        pass_bytes: budgets.pass,
+        request_bytes: budgets.requests,
+    }
+}
+
+/// How many of `count` blocks of `one` byte each fit into `room`.
+fn fitting(room: u64, one: u64, count: u64) -> u64 {
+    (room / one.max(1)).min(count)
+}
+
+/// Tokens whose keys and values fit into `bytes`, at `page` bytes for [`PAGE_TOKENS`] of them. No blocks keep nothing.
+fn tokens(bytes: u64, page: u64) -> u64 {
+    bytes.checked_div(page).map_or(0, |pages| pages.saturating_mul(PAGE_TOKENS as u64))
+}
+
+/// What there is to say of the machine's memory.
+pub(super) fn memory(needs: &ModelNeeds) -> Check {
+    const NAME: &str = "memory";
+    let ModelNeeds { fit, kinds, .. } = needs;
+    let BlocksThatFit { of, blocks, .. } = *fit;
+    let same = kinds.windows(2).all(|kinds| kinds[0].weights == kinds[1].weights);
+    let each = if same { "each" } else { "each on average" };
+    let mut detail = format!(
+        "{} for weights: {blocks} of {of} blocks fit in {}, {} {each}",
+        size(fit.weight_room),
+        fit.dtype,
+        size(fit.block_bytes)
+    );
+    if fit.blocks_in_half > blocks {
+        detail.push_str(&format!(" ({} in half precision, if the device has it)", fit.blocks_in_half));
+    }
+    let in_files = fit.experts_may_stay_in_files && blocks < of;
+    if blocks == 0 {
+        let mut ways = Vec::new();
+        if fit.blocks_in_half > 0 {
+            ways.push("serve with --dtype bf16");
+        }
+        if in_files {
+            ways.push(
+                "say which blocks (--blocks), whose experts are read from their files then, as fast as the disk is",
+            );
+        }
+        ways.push("close other programs, use another machine, or a smaller model");
+        return Check::fail(NAME, detail, ways.join("; or "));
+    }
+    detail.push_str(&format!(
+        "; beside them {} for sessions ({} tokens), {} for stashes of training",
+        size(fit.kv_bytes),
+        fit.kv_tokens,
+        size(fit.stash_bytes)
+    ));
+    if in_files {
+        detail.push_str("; with --blocks more, whose experts are read from their files, as fast as the disk is");
+    }
+    Check::ok(NAME, detail)
+}
+
+#[cfg(test)]
+mod tests;
