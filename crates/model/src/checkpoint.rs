@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod found;
 mod index;
+pub(crate) mod mxfp4;
 mod norm;
 mod text;
 
@@ -134,7 +135,16 @@ impl Checkpoint {
 
     /// Finds a tensor of a given shape, opening its file if need be.
     pub(crate) fn locate(&self, name: &str, shape: &[usize]) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
-        self.index.locate(name, shape)
+        self.index.locate(name, shape, false)
+    }
+
+    /// Finds a tensor of packed weights.
+    pub(crate) fn locate_packed(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
+        self.index.locate(name, shape, true)
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) enum FileDtype {
     F32,
     Bf16,
     F16,
+    /// Bytes of packed weights, which are no numbers by themselves.
+    U8,
 }
 
 /// Where a tensor lies in its file; its shape has been checked.
@@ -55,6 +57,7 @@ impl FileDtype {
         match self {
             Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,
+            Self::U8 => 1,
         }
     }
 
@@ -62,6 +65,7 @@ impl FileDtype {
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         match self {
             Self::F32 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| *v = f32::from_le_bytes(b)),
+            Self::U8 => out.iter_mut().zip(bytes).for_each(|(v, &b)| *v = f32::from(b)),
             // The upper half of an f32: nothing but a shift, which compilers vectorise.
             Self::Bf16 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| {
                 *v = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
@@ -113,8 +117,8 @@ impl TensorFile {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Finds a tensor and checks its dtype, its shape and that its bytes are there.
-    pub(crate) fn locate(&self, name: &str, expected: &[usize]) -> Result<Located, CheckpointError> {
+    /// Finds a tensor of numbers, or of bytes if it is `packed`, and checks its dtype, its shape and that its bytes are there.
+    pub(crate) fn locate(&self, name: &str, expected: &[usize], packed: bool) -> Result<Located, CheckpointError> {
         let path = || self.path.clone();
         let name_owned = || name.to_owned();
         let entry = self.tensors.get(name);
@@ -123,11 +127,12 @@ impl TensorFile {
             name: name_owned(),
             hint: String::new(),
         })?;
-        let dtype = match entry.dtype.as_str() {
-            "F32" => FileDtype::F32,
-            "BF16" => FileDtype::Bf16,
-            "F16" => FileDtype::F16,
-            other => {
+        let dtype = match (entry.dtype.as_str(), packed) {
+            ("F32", false) => FileDtype::F32,
+            ("BF16", false) => FileDtype::Bf16,
+            ("F16", false) => FileDtype::F16,
+            ("U8", true) => FileDtype::U8,
+            (other, _) => {
                 let dtype = other.escape_default().to_string();
                 return Err(CheckpointError::Dtype { path: path(), name: name_owned(), dtype });
             }

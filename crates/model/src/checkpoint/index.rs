@@ -91,8 +91,13 @@ impl TensorIndex {
             .or_else(|| stored(&format!("model.language_model.{}", bare?)))
     }
 
-    /// Finds a tensor of a given shape, opening its file if need be.
-    pub(super) fn locate(&self, name: &str, shape: &[usize]) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
+    /// Finds a tensor of a given shape, of bytes if it is `packed`, opening its file if need be.
+    pub(super) fn locate(
+        &self,
+        name: &str,
+        shape: &[usize],
+        packed: bool,
+    ) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
         let Some((stored, path)) = self.find(name) else {
             let hint = self.alike(name);
             return Err(CheckpointError::MissingTensor { path: self.path.clone(), name: name.to_owned(), hint });
@@ -103,11 +108,11 @@ impl TensorIndex {
             }
             other => other,
         })?;
-        match file.locate(stored, shape) {
+        match file.locate(stored, shape, packed) {
             Err(CheckpointError::MissingTensor { path, name, .. }) => {
                 let hint = format!(", though {} says so, and no other file that it names has it", self.name());
                 let missing = CheckpointError::MissingTensor { path, name, hint };
-                self.elsewhere(stored, shape).unwrap_or(Err(missing))
+                self.elsewhere(stored, shape, packed).unwrap_or(Err(missing))
             }
             located => Ok((file, located?)),
         }
@@ -115,11 +120,16 @@ impl TensorIndex {
 
     /// Finds a tensor in another shard than the index says. transformers takes from each shard whatever is in it, so that an index
     /// which mixes them up goes unnoticed there. `None`: no shard that is there has it.
-    fn elsewhere(&self, stored: &str, shape: &[usize]) -> Option<Result<(Arc<TensorFile>, Located), CheckpointError>> {
+    fn elsewhere(
+        &self,
+        stored: &str,
+        shape: &[usize],
+        packed: bool,
+    ) -> Option<Result<(Arc<TensorFile>, Located), CheckpointError>> {
         let shards: BTreeSet<&PathBuf> = self.files.values().collect();
         shards.into_iter().find_map(|path| {
             let file = self.file(path).ok()?;
-            match file.locate(stored, shape) {
+            match file.locate(stored, shape, packed) {
                 Err(CheckpointError::MissingTensor { .. }) => None,
                 located => Some(located.map(|located| (file, located))),
             }

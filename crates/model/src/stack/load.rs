@@ -7,6 +7,7 @@ use petals_protocol::Span;
 use super::BlockStack;
 use super::block::{Block, BlockNetwork as Network, Experts, HeadNorms, Mlp, Shared};
 use super::blocks::Blocks;
+use crate::checkpoint::mxfp4::Mxfp4;
 use crate::checkpoint::{Checkpoint, CheckpointError, Located, TensorFile, decode, decode_column, decode_row};
 use crate::config::{AttentionDesign, ExpertsDesign, HeadNorms as HeadNormsDesign, MlpDesign, ModelConfig, Part};
 use crate::device::{Device, DeviceError, Dtype, Kind};
@@ -33,7 +34,13 @@ impl Checkpoint {
         }
         for number in span.blocks() {
             for (name, shape) in self.config().tensors_of(number) {
-                match self.locate(&name, &shape) {
+                let found = match shape[..] {
+                    [count, values, rows] if self.has_mxfp4(&name) => {
+                        self.locate_mxfp4(&name, [count, rows, values]).map(drop)
+                    }
+                    _ => self.locate(&name, &shape).map(drop),
+                };
+                match found {
                     Err(CheckpointError::MissingShard { .. }) => {}
                     found => drop(found?),
                 }
@@ -204,9 +211,9 @@ impl<E: Engine> Loader<'_, E> {
 
     fn linear(&self, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
         let Sources { tensors, shape, bias } = self.sources(parts, bias)?;
-        tensors.0.iter().for_each(|(file, located, _)| file.want(located));
+        tensors.plain().for_each(|(file, located)| file.want(located));
         let linear = self.engine.load_linear(shape, bias, self.dtype, |n, values| tensors.column(n, values));
-        tensors.0.iter().for_each(|(file, located, _)| file.release(located));
+        tensors.plain().for_each(|(file, located)| file.release(located));
         Ok(linear)
     }
 
@@ -216,8 +223,17 @@ impl<E: Engine> Loader<'_, E> {
         let mut biases = Vec::new();
         for part in parts {
             let [(weight, shape), (of_bias, bias_shape)] = part.stored();
-            let (file, located) = self.checkpoint.locate(&weight, &shape)?;
-            tensors.push((file, located, part.clone()));
+            let source = match part.expert {
+                Some((_, count)) if self.checkpoint.has_mxfp4(&weight) => {
+                    let [rows, values] = part.shape;
+                    Source::Mxfp4(self.checkpoint.locate_mxfp4(&weight, [count, rows, values])?)
+                }
+                _ => {
+                    let (file, located) = self.checkpoint.locate(&weight, &shape)?;
+                    Source::Plain(file, located)
+                }
+            };
+            tensors.push((source, part.clone()));
             if bias {
                 let (file, located) = self.checkpoint.locate(&of_bias, &bias_shape)?;
                 let values = decode(&file, &located);
@@ -238,22 +254,37 @@ struct Sources {
     bias: Option<Vec<f32>>,
 }
 
+/// A tensor in its file.
+enum Source {
+    Plain(Arc<TensorFile>, Located),
+    Mxfp4(Mxfp4),
+}
+
 /// The tensors whose rows are the columns of a weight, one after the other.
-struct Tensors(Vec<(Arc<TensorFile>, Located, Part)>);
+struct Tensors(Vec<(Source, Part)>);
 
 impl Tensors {
-    /// Files hold `[output, input]`: the weight's columns are their rows.
+    /// Files hold `[output, input]`: the weight's columns are their rows. Only plain tensors of all experts lie the other way round.
     fn column(&self, mut n: usize, values: &mut [f32]) {
-        for (file, located, part) in &self.0 {
+        for (source, part) in &self.0 {
             if n < part.output {
-                return match part.expert {
-                    None => decode_row(file, located, part.row(n), values),
-                    Some((expert, _)) => {
-                        decode_column(file, located, (expert, part.row(n), part.shape[0]), values);
+                let (row, expert) = (part.row(n), part.expert.map(|(expert, _)| expert));
+                return match (source, expert) {
+                    (Source::Plain(file, located), None) => decode_row(file, located, row, values),
+                    (Source::Plain(file, located), Some(expert)) => {
+                        decode_column(file, located, (expert, row, part.shape[0]), values);
                     }
+                    (Source::Mxfp4(tensor), expert) => tensor.decode_row(expert.unwrap_or_default(), row, values),
                 };
             }
             n -= part.output;
         }
+    }
+
+    fn plain(&self) -> impl Iterator<Item = (&TensorFile, &Located)> {
+        self.0.iter().filter_map(|(source, _)| match source {
+            Source::Plain(file, located) => Some((&**file, located)),
+            Source::Mxfp4(_) => None,
+        })
     }
 }
