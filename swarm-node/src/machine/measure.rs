@@ -124,9 +124,11 @@ fn write(file: &Path, entry: &Entry) -> anyhow::Result<()> {
 
 fn measure(blocks: &BlockStack, hidden: usize) -> anyhow::Result<Rates> {
     let (one, several) = (first_blocks(blocks, 1), first_blocks(blocks, UNCACHED));
-    let forward = median(&one, hidden, ROWS, FORWARDS)? / one.span().len() as f64;
+    // A model may be for shorter texts.
+    let rows = u32::try_from(blocks.config().max_position_embeddings).unwrap_or(u32::MAX).min(ROWS);
+    let forward = median(&one, hidden, rows, FORWARDS)? / one.span().len() as f64;
     let decode = median(&several, hidden, 1, DECODES)? / several.span().len() as f64;
-    Ok(Rates { forward: f64::from(ROWS) / forward, decode: 1.0 / decode })
+    Ok(Rates { forward: f64::from(rows) / forward, decode: 1.0 / decode })
 }
 
 /// As many blocks as have so many bytes of weights, at least one: all are alike, and a start should not take longer because many are

@@ -17,6 +17,7 @@ mod encoders;
 mod exports;
 mod failover;
 mod forged_records;
+mod fused_adapters;
 mod generation;
 mod gradients;
 mod hostile;

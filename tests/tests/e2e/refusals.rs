@@ -73,19 +73,15 @@ fn refused_by_clients(model: &Path, words: &[&str]) -> anyhow::Result<()> {
 
 #[test]
 fn a_refused_configuration_is_named_by_key_value_and_way_out_everywhere() -> anyhow::Result<()> {
-    let yarn = json!({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64});
+    let spiral = json!({"rope_type": "spiral", "factor": 2.0});
     let cases = [
         (
-            with("llama-gqa", &json!({"rope_scaling": yarn}))?,
-            ["`rope_scaling.rope_type` = `yarn`", "supported are default, linear and llama3", "to 64, on all servers"],
+            with("llama-gqa", &json!({"rope_scaling": spiral}))?,
+            ["`rope_scaling.rope_type` = `spiral`", "supported are default, linear, dynamic, yarn", "use another model"],
         ),
         (
-            with("mistral", &json!({"sliding_window": 16}))?,
-            [
-                "`sliding_window` = 16",
-                "windows of at least max_position_embeddings",
-                "set `max_position_embeddings` to 16",
-            ],
+            with("mistral", &json!({"hidden_act": "mish"}))?,
+            ["`hidden_act` = `mish`", "supported are silu", "use another model"],
         ),
         (
             with("qwen2", &json!({"quantization_config": {"quant_method": "awq", "bits": 4}}))?,

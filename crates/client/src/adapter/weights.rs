@@ -11,11 +11,11 @@ use petals_protocol::{Modules, WeightChange};
 use serde_json::Value;
 
 use super::manifest::ChangedWeights;
-use super::peft;
 use super::tables::{PromptTables, Table};
 use super::tensor_file::{NamedTensor, TensorFile};
 use super::{AdaptedModel, AdapterError};
 
+mod lora;
 mod low_rank;
 mod scales;
 
@@ -80,7 +80,7 @@ pub(super) fn read(
         // Both at once is no kind of PEFT's.
         ([(_, name), ..], [_, ..]) => Err(foreign((*name).clone(), model)),
         ([_, ..], []) => scales::read(&Tensors { file, found, model, changed }),
-        ([], _) => low_rank::read(&Tensors { file, found, model, changed }, &peft::lora(config, directory)?),
+        ([], _) => low_rank::read(&Tensors { file, found, model, changed }, &lora::read(config, directory)?),
     }
 }
 

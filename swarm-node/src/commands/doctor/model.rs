@@ -1,6 +1,7 @@
 //! What a model needs, and how much of it this machine can serve.
 
 use petals_model::{Checkpoint, Device, Dtype, LayerDesign, ModelConfig, PAGE_TOKENS};
+use petals_protocol::Span;
 
 use crate::commands::events::{BlockBytes, BlockKind, BlocksThatFit, Check, ModelNeeds, size};
 use crate::machine::memory::Free;
@@ -56,40 +57,36 @@ pub(super) fn needs(config: &ModelConfig, fit: BlocksThatFit) -> ModelNeeds {
 
 /// The kinds of a model's blocks, in the order in which they first come.
 fn kinds(config: &ModelConfig) -> Vec<BlockKind> {
-    let mut found: Vec<(LayerDesign, usize)> = Vec::new();
-    for &layer in &config.layers {
+    // Of each kind the first block, and how many there are.
+    let mut found: Vec<(u32, LayerDesign, usize)> = Vec::new();
+    for (number, &layer) in (0..).zip(&config.layers) {
         let alike = |other: &LayerDesign| (other.window, other.experts) == (layer.window, layer.experts);
-        match found.iter_mut().find(|(other, _)| alike(other)) {
-            Some((_, count)) => *count += 1,
-            None => found.push((layer, 1)),
+        match found.iter_mut().find(|(_, other, _)| alike(other)) {
+            Some((_, _, count)) => *count += 1,
+            None => found.push((number, layer, 1)),
         }
     }
-    found.into_iter().map(|(layer, blocks)| kind(config, layer, blocks)).collect()
+    found.into_iter().filter_map(|(first, layer, blocks)| kind(config, first, layer, blocks)).collect()
 }
 
-fn kind(config: &ModelConfig, layer: LayerDesign, blocks: usize) -> BlockKind {
+fn kind(config: &ModelConfig, first: u32, layer: LayerDesign, blocks: usize) -> Option<BlockKind> {
     let experts = config.block.experts.filter(|_| layer.experts);
     let weights = [Dtype::F32, Dtype::Bf16, Dtype::F16].map(|dtype| BlockBytes {
         dtype: dtype.to_string(),
         bytes: config.block_bytes(layer, dtype),
         active_bytes: config.active_block_bytes(layer, dtype),
     });
-    let (page, cache_positions) = (config.kv_page_bytes(1), kept_positions(config, layer));
-    BlockKind {
+    let (page, positions) = (config.kv_page_bytes(1), config.max_position_embeddings);
+    Some(BlockKind {
         blocks,
         experts: experts.map(|experts| experts.count),
         experts_used: experts.map(|experts| experts.used),
         window: layer.window,
         weights: weights.into(),
         cache_token_bytes: page / PAGE_TOKENS as u64,
-        cache_positions,
-        cache_bytes: (cache_positions.div_ceil(PAGE_TOKENS) as u64).saturating_mul(page),
-    }
-}
-
-/// How many positions of the longest sequence a block keeps: all of them, also those that its window hides.
-fn kept_positions(config: &ModelConfig, _layer: LayerDesign) -> usize {
-    config.max_position_embeddings
+        cache_bytes: config.kv_bytes(Span::new(first, first + 1).ok()?, positions as u64),
+        cache_bytes_without_window: (positions.div_ceil(PAGE_TOKENS) as u64).saturating_mul(page),
+    })
 }
 
 /// What `serve` would make of this machine's memory, without `--blocks` and other limits.

@@ -40,10 +40,10 @@ pub struct BlockKind {
     pub weights: Vec<BlockBytes>,
     /// Keys and values of one token in one block, in bytes.
     pub cache_token_bytes: u64,
-    /// How many tokens of the longest sequence are kept.
-    pub cache_positions: usize,
-    /// Keys and values of the longest sequence in one block, in bytes.
+    /// Most that a sequence of the longest length has of them in one block, in bytes: with a window little more than that.
     pub cache_bytes: u64,
+    /// What that would be without the window.
+    pub cache_bytes_without_window: u64,
 }
 
 /// Weights of one block.
@@ -78,7 +78,7 @@ pub struct BlocksThatFit {
     pub weight_room: u64,
     /// Beside them for keys and values of sessions, in bytes.
     pub kv_bytes: u64,
-    /// How many tokens these are, in all blocks that fit.
+    /// How many tokens these are at least, in all blocks that fit: more where windows save some.
     pub kv_tokens: u64,
     /// Beside them for what training leaves between forward and backward, in bytes.
     pub stash_bytes: u64,
@@ -103,7 +103,10 @@ impl fmt::Display for ModelNeeds {
         for kind in kinds {
             writeln!(f, "{}", Check::ok("blocks", kind.to_string()))?;
         }
-        let longest: u64 = kinds.iter().map(|kind| kind.blocks as u64 * kind.cache_bytes).sum();
+        let of_all = |bytes: fn(&BlockKind) -> u64| -> u64 {
+            kinds.iter().map(|kind| bytes(kind).saturating_mul(kind.blocks as u64)).fold(0, u64::saturating_add)
+        };
+        let (longest, without) = (of_all(|kind| kind.cache_bytes), of_all(|kind| kind.cache_bytes_without_window));
         let blocks: usize = kinds.iter().map(|kind| kind.blocks).sum();
         let token = kinds.first().map_or(0, |kind| kind.cache_token_bytes);
         let mut cache = format!(
@@ -111,8 +114,8 @@ impl fmt::Display for ModelNeeds {
             size(token),
             size(longest)
         );
-        if kinds.iter().any(|kind| kind.window.is_some_and(|window| window < kind.cache_positions)) {
-            cache.push_str("; tokens that a window hides are kept as well");
+        if longest < without {
+            cache.push_str(&format!(", for which windows save {}", size(without - longest)));
         }
         write!(f, "{}", Check::ok("cache", cache))
     }

@@ -9,9 +9,9 @@
 use petals_model::{Projection, Projections};
 use petals_protocol::{Module, Modules, WeightChange};
 
+use super::lora::Lora;
 use super::{Found, Part, Tensors, WeightParts, Written, common, name};
 use crate::adapter::AdapterError;
-use crate::adapter::peft::Lora;
 use crate::adapter::tables::{PromptTables, Table};
 
 /// Tables of one block's projection, as the file has them.

@@ -85,20 +85,21 @@ impl DraftText {
     fn next_logits(&mut self, text: &[u32]) -> Result<Vec<f32>, DraftError> {
         let common = self.tokens.iter().zip(text).take_while(|(has, wanted)| has == wanted).count();
         let common = common.min(text.len().saturating_sub(1));
-        let mut cache = match self.cache.take() {
+        let blocks = &self.model.blocks;
+        // Blocks with a window keep only so much to go back to.
+        let mut cache = match self.cache.take().filter(|cache| common >= cache.shortest()) {
             Some(cache) => cache,
-            None => {
-                let blocks = &self.model.blocks;
-                blocks.cache(blocks.span(), blocks.config().max_position_embeddings, &KvMeter::default())?
-            }
+            None => blocks.cache(blocks.span(), blocks.config().max_position_embeddings, &KvMeter::default())?,
         };
         cache.truncate(common);
         self.tokens.truncate(cache.len());
-        let new = &text[cache.len()..];
-        let embedded = self.model.local.embed(new)?;
-        let mut rows = [CachedRows { cache: &mut cache, rows: new.len(), tables: None }];
-        let hidden = self.model.blocks.step(embedded, &mut rows, Some(&[new.len() as u32 - 1]))?;
-        self.tokens.extend_from_slice(new);
+        let mut hidden = Vec::new();
+        for new in text[cache.len()..].chunks(blocks.config().longest_step(blocks.span())) {
+            let embedded = self.model.local.embed(new)?;
+            let mut rows = [CachedRows { cache: &mut cache, rows: new.len(), tables: None }];
+            hidden = blocks.step(embedded, &mut rows, Some(&[new.len() as u32 - 1]))?;
+            self.tokens.extend_from_slice(new);
+        }
         self.cache = Some(cache);
         Ok(self.model.local.lm_logits(&hidden)?)
     }

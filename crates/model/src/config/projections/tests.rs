@@ -56,7 +56,8 @@ fn what_can_be_adapted_is_what_every_block_has() {
         }
     }
     // One layer with experts is enough.
-    let mixed = model(json!({"model_type": "qwen3_moe", "num_experts": 2, "head_dim": 2, "mlp_only_layers": [0]}));
+    let mixed =
+        model(json!({"model_type": "qwen3_moe", "num_experts": 2, "num_experts_per_tok": 1, "mlp_only_layers": [0]}));
     assert_eq!(names(mixed.adaptable()), attention);
     assert_eq!(model(json!({"model_type": "qwen3_moe", "mlp_only_layers": [0, 1]})).adaptable().iter().count(), 7);
 }

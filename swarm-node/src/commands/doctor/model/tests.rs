@@ -77,15 +77,21 @@ fn a_shared_expert_is_met_by_all_and_dense_blocks_are_a_kind_of_their_own() {
 }
 
 #[test]
-fn windows_make_kinds_and_keep_everything_as_yet() {
-    let gemma = json!({"model_type": "gemma2", "head_dim": 16, "sliding_window": 128});
+fn windows_make_kinds_and_keep_less() {
+    let gemma = json!({"model_type": "gemma2", "head_dim": 16, "sliding_window": 128, "max_position_embeddings": 8192});
     let needs = needs(&config(gemma), some_fit());
     let windows: Vec<_> = needs.kinds.iter().map(|kind| (kind.blocks, kind.window)).collect();
     assert_eq!(windows, [(3, Some(128)), (3, None)]);
-    assert_eq!(needs.kinds[0].cache_bytes, needs.kinds[1].cache_bytes);
+    let [sliding, full] = &needs.kinds[..] else { panic!("{needs:?}") };
+    let all = 8192 * 2 * 2 * 16 * 4;
+    assert_eq!(
+        (sliding.cache_bytes_without_window, full.cache_bytes_without_window, full.cache_bytes),
+        (all, all, all)
+    );
+    assert!(sliding.cache_bytes < all / 4, "{sliding:?}");
     let text = needs.to_string();
     assert!(text.contains("3 of ") && text.contains("with a window of 128 tokens"), "{text}");
-    assert!(text.contains("(512 tokens)") && text.contains("in all 6; tokens that a window hides are kept"), "{text}");
+    assert!(text.contains("(8192 tokens)") && text.contains("in all 6, for which windows save "), "{text}");
 }
 
 #[test]
