@@ -105,7 +105,13 @@ fn merged_checkpoints_of_fused_projections_have_the_logits_of_model_and_adapter(
             merge.path("--merge-lora", &merged).events()?;
             let swarm = ProcessSwarm::start(&merged, &["0..4"])?;
             let got = logits(swarm.tune("logits")?, &out)?;
-            assert_close(&format!("{family}, {kind}"), &got, &expected.tensor(&format!("logits.{kind}")), 1e-4);
+            // Merged weights are rounded to what the checkpoint's files have.
+            let tolerance = match std::fs::read_to_string(goldens.model().join("config.json"))? {
+                config if config.contains("\"bfloat16\"") => 4e-2,
+                config if config.contains("\"float16\"") => 5e-3,
+                _ => 1e-4,
+            };
+            assert_close(&format!("{family}, {kind}"), &got, &expected.tensor(&format!("logits.{kind}")), tolerance);
         }
     }
     Ok(())

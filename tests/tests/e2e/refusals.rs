@@ -77,7 +77,11 @@ fn a_refused_configuration_is_named_by_key_value_and_way_out_everywhere() -> any
     let cases = [
         (
             with("llama-gqa", &json!({"rope_scaling": spiral}))?,
-            ["`rope_scaling.rope_type` = `spiral`", "supported are default, linear, dynamic, yarn", "use another model"],
+            [
+                "`rope_scaling.rope_type` = `spiral`",
+                "supported are default, linear, dynamic, yarn",
+                "use another model",
+            ],
         ),
         (
             with("mistral", &json!({"hidden_act": "mish"}))?,

@@ -44,6 +44,9 @@ impl Stored for F16 {
     }
 }
 
+/// Steps of the depth that a packed block takes between two looks at the counter.
+const UNROLLED: usize = 4;
+
 /// Rows of the left matrix: element `(row, k)` is at `data + row·row_stride + k·depth_stride`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Left {
@@ -75,7 +78,8 @@ pub(super) struct Out {
 }
 
 /// Adds up `depth` products for `ROWS` rows and `PANELS` panels of `VECTORS` vectors each. With `CHAINS` above 1, as many
-/// independent sums are kept, because a few rows alone do not fill the multipliers' pipelines.
+/// independent sums are kept, because a few rows alone do not fill the multipliers' pipelines. `PACKED` says that the left matrix is a strip of just
+/// these rows: with distances that are known the compiler needs no arithmetic for addresses, which would take turns with the multiplications.
 ///
 /// # Safety
 /// The processor has the instruction set of `S`, and the operands cover what the sizes say.
@@ -88,6 +92,7 @@ unsafe fn block<
     const PANELS: usize,
     const VECTORS: usize,
     const CHAINS: usize,
+    const PACKED: bool,
 >(
     depth: usize,
     left: Left,
@@ -98,6 +103,8 @@ unsafe fn block<
     unsafe {
         let mut sums = [[[[S::zero(); VECTORS]; PANELS]; ROWS]; CHAINS];
         let (mut a, mut b) = (left.data, right.data);
+        let [row_stride, depth_stride] = if PACKED { [1, ROWS] } else { [left.row_stride, left.depth_stride] };
+        let right_stride = if PACKED { PANEL } else { right.depth_stride };
         let mut step = |sums: &mut [[[S::Vector; VECTORS]; PANELS]; ROWS]| {
             let mut weights = [[S::zero(); VECTORS]; PANELS];
             for panel in 0..PANELS {
@@ -105,10 +112,12 @@ unsafe fn block<
                     let at = b.wrapping_add(panel * right.panel_stride + vector * S::LANES);
                     weights[panel][vector] = E::load::<S>(at);
                 }
-                S::prefetch(b.wrapping_add(panel * right.panel_stride + right.ahead).cast());
+                if !PACKED {
+                    S::prefetch(b.wrapping_add(panel * right.panel_stride + right.ahead).cast());
+                }
             }
             for row in 0..ROWS {
-                let value = S::splat(a.wrapping_add(row * left.row_stride));
+                let value = S::splat(a.wrapping_add(row * row_stride));
                 for panel in 0..PANELS {
                     for vector in 0..VECTORS {
                         let sum = &mut sums[row][panel][vector];
@@ -116,10 +125,16 @@ unsafe fn block<
                     }
                 }
             }
-            a = a.wrapping_add(left.depth_stride);
-            b = b.wrapping_add(right.depth_stride);
+            a = a.wrapping_add(depth_stride);
+            b = b.wrapping_add(right_stride);
         };
-        for _ in 0..depth / CHAINS {
+        let unrolled = if PACKED { depth / UNROLLED * UNROLLED } else { 0 };
+        for _ in 0..unrolled / UNROLLED {
+            for _ in 0..UNROLLED {
+                step(&mut sums[0]);
+            }
+        }
+        for _ in 0..(depth - unrolled) / CHAINS {
             for sums in &mut sums {
                 step(sums);
             }
@@ -142,6 +157,12 @@ unsafe fn block<
             }
         }
     }
+}
+
+/// Whether the left matrix is a strip of as many rows as the kernel has, and all of the right one is near.
+fn is_strip<S: Simd, E>(rows: usize, left: Left, right: Right<E>) -> bool {
+    let strip = rows == S::ROWS && left.row_stride == 1 && left.depth_stride == S::ROWS;
+    strip && right.depth_stride == PANEL && right.ahead == 0
 }
 
 /// An instruction set's micro-kernels.
@@ -168,9 +189,9 @@ pub(super) type Tile = [[f32; PANEL]; PANEL];
 macro_rules! by_rows {
     ($set:ty, $element:ty, $panels:literal, $vectors:literal, $rows:expr, $arguments:tt, $($more:literal)*) => {
         match $rows {
-            1 => block::<$set, $element, 1, $panels, $vectors, 4> $arguments,
-            2 => block::<$set, $element, 2, $panels, $vectors, 2> $arguments,
-            $($more => block::<$set, $element, $more, $panels, $vectors, 1> $arguments,)*
+            1 => block::<$set, $element, 1, $panels, $vectors, 4, false> $arguments,
+            2 => block::<$set, $element, 2, $panels, $vectors, 2, false> $arguments,
+            $($more => block::<$set, $element, $more, $panels, $vectors, 1, false> $arguments,)*
             _ => unreachable!("more rows than the kernel has"),
         }
     };
@@ -257,7 +278,9 @@ impl Micro for Avx512 {
         unsafe fn run<E: Stored>(rows: usize, panels: usize, depth: usize, left: Left, right: Right<E>, out: Out) {
             // SAFETY: by the contract of the trait.
             unsafe {
-                if panels == 2 {
+                if panels == 2 && is_strip::<Avx512, E>(rows, left, right) {
+                    block::<Avx512, E, 12, 2, 1, 1, true>(depth, left, right, out)
+                } else if panels == 2 {
                     by_rows!(Avx512, E, 2, 1, rows, (depth, left, right, out), 3 4 5 6 7 8 9 10 11 12)
                 } else {
                     by_rows!(Avx512, E, 1, 1, rows, (depth, left, right, out), 3 4 5 6 7 8 9 10 11 12)
