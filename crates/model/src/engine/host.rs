@@ -16,7 +16,7 @@ use crate::device::Dtype;
 use cache::PagedCache;
 use linear::Linear;
 use rows::HostRows;
-use simd::sum2;
+use simd::{sum2, vectorized};
 
 mod activation;
 mod attention;
@@ -152,8 +152,7 @@ impl Engine for Host {
     }
 
     fn gather(&self, rows: &HostRows, picked: &Vec<u32>) -> HostRows {
-        let row = |&row: &u32| rows.part(row as usize..row as usize + 1);
-        HostRows::new(picked.iter().flat_map(row).copied().collect(), rows.width())
+        HostRows::new(rows::gather(rows, picked), rows.width())
     }
 
     fn add(&self, mut sum: HostRows, part: &HostRows, first: usize) -> HostRows {
@@ -163,9 +162,7 @@ impl Engine for Host {
     }
 
     fn add_picked(&self, mut sum: HostRows, part: &HostRows, picked: &Vec<u32>) -> HostRows {
-        for (number, &row) in picked.iter().enumerate() {
-            rows::add(sum.part_mut(row as usize..row as usize + 1), part.part(number..number + 1));
-        }
+        rows::add_picked(&mut sum, part, picked);
         sum
     }
 
@@ -264,14 +261,20 @@ impl Engine for Host {
 
     fn scale_rows(&self, mut x: HostRows, factors: &[f32]) -> HostRows {
         let width = x.width();
-        let rows = x.values_mut().chunks_exact_mut(width).zip(factors);
+        let rows = x.values_mut().par_chunks_exact_mut(width).zip(factors).with_min_len(rows_of_task(width));
         rows.for_each(|(row, factor)| row.iter_mut().for_each(|v| *v *= factor));
         x
     }
 
     fn dot_rows(&self, a: &HostRows, b: &HostRows) -> HostRows {
-        let rows = a.values().chunks_exact(a.width()).zip(b.values().chunks_exact(b.width()));
-        HostRows::new(rows.map(|(a, b)| sum2(a, b, |a, b| a * b)).collect(), 1)
+        let rows = a.values().par_chunks_exact(a.width()).zip(b.values().par_chunks_exact(b.width()));
+        let dot = |(a, b): (&[f32], &[f32])| {
+            vectorized(
+                #[inline(always)]
+                || sum2(a, b, |a, b| a * b),
+            )
+        };
+        HostRows::new(rows.with_min_len(rows_of_task(a.width())).map(dot).collect(), 1)
     }
 
     fn attention(&self, heads: Heads, geometry: Geometry) -> (Heads, Geometry) {

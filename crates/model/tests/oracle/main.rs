@@ -359,3 +359,25 @@ fn adapters_of_every_kind_have_the_recorded_logits_losses_and_gradients() {
         }
     }
 }
+
+#[test]
+fn experts_that_stay_in_their_files_compute_what_loaded_ones_do() {
+    for family in ["mixtral", "qwen2-moe", "gpt-oss"] {
+        let golden = Golden::read(family);
+        let span = Span::new(0, 4).unwrap();
+        let (loaded, in_files) = (golden.checkpoint(), golden.checkpoint().with_experts_in_files());
+        assert!(in_files.span_bytes(span, Dtype::F32) < loaded.span_bytes(span, Dtype::F32));
+        let swarm = |checkpoint: petals_model::Checkpoint| Swarm {
+            client: checkpoint.load_client(Dtype::F32).unwrap(),
+            stacks: vec![checkpoint.load_span(span, &Device::cpu(), Dtype::F32).unwrap()],
+        };
+        let (loaded, in_files) = (swarm(loaded), swarm(in_files));
+        assert!(in_files.stacks[0].weight_bytes() < loaded.stacks[0].weight_bytes());
+        let expected = step(&golden, &loaded, &golden.rows(true), ("ptune", "causal-lm"), Keep::Everything);
+        let got = step(&golden, &in_files, &golden.rows(true), ("ptune", "causal-lm"), Keep::Everything);
+        assert!((got.0 - expected.0).abs() < 1e-5 * expected.0, "{family}: loss {} for {}", got.0, expected.0);
+        for ((table, got), (_, expected)) in got.1.iter().zip(&expected.1) {
+            assert_close(&format!("{family}, {table}"), got, expected, 1e-4);
+        }
+    }
+}

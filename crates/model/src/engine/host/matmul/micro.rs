@@ -77,8 +77,8 @@ pub(super) struct Out {
     pub(super) accumulate: bool,
 }
 
-/// Adds up `depth` products for `ROWS` rows and `PANELS` panels of `VECTORS` vectors each. With `CHAINS` above 1, as many
-/// independent sums are kept, because a few rows alone do not fill the multipliers' pipelines. `PACKED` says that the left matrix is a strip of just
+/// Adds up `depth` products for `ROWS` rows and `PANELS` panels of `VECTORS` vectors each. (One or two rows do not fill the multipliers' pipelines,
+/// but they wait for memory: sums in several chains, which compilers keep in memory too, made them three to six times slower.) `PACKED` says that the left matrix is a strip of just
 /// these rows: with distances that are known the compiler needs no arithmetic for addresses, which would take turns with the multiplications.
 ///
 /// # Safety
@@ -91,7 +91,6 @@ unsafe fn block<
     const ROWS: usize,
     const PANELS: usize,
     const VECTORS: usize,
-    const CHAINS: usize,
     const PACKED: bool,
 >(
     depth: usize,
@@ -101,11 +100,11 @@ unsafe fn block<
 ) {
     // SAFETY: by the contract of this function; strides and counts are those of the operands.
     unsafe {
-        let mut sums = [[[[S::zero(); VECTORS]; PANELS]; ROWS]; CHAINS];
+        let mut sums = [[[S::zero(); VECTORS]; PANELS]; ROWS];
         let (mut a, mut b) = (left.data, right.data);
         let [row_stride, depth_stride] = if PACKED { [1, ROWS] } else { [left.row_stride, left.depth_stride] };
         let right_stride = if PACKED { PANEL } else { right.depth_stride };
-        let mut step = |sums: &mut [[[S::Vector; VECTORS]; PANELS]; ROWS]| {
+        let mut step = || {
             let mut weights = [[S::zero(); VECTORS]; PANELS];
             for panel in 0..PANELS {
                 for vector in 0..VECTORS {
@@ -128,28 +127,20 @@ unsafe fn block<
             a = a.wrapping_add(depth_stride);
             b = b.wrapping_add(right_stride);
         };
-        let unrolled = if PACKED { depth / UNROLLED * UNROLLED } else { 0 };
-        for _ in 0..unrolled / UNROLLED {
+        let unrolled = if PACKED { depth / UNROLLED } else { 0 };
+        for _ in 0..unrolled {
             for _ in 0..UNROLLED {
-                step(&mut sums[0]);
+                step();
             }
         }
-        for _ in 0..(depth - unrolled) / CHAINS {
-            for sums in &mut sums {
-                step(sums);
-            }
-        }
-        for _ in 0..depth % CHAINS {
-            step(&mut sums[0]);
+        for _ in unrolled * UNROLLED..depth {
+            step();
         }
         let scale = S::splat(&out.scale);
         for row in 0..ROWS {
             for panel in 0..PANELS {
                 for vector in 0..VECTORS {
-                    let mut sum = sums[0][row][panel][vector];
-                    for chain in 1..CHAINS {
-                        sum = S::add(sum, sums[chain][row][panel][vector]);
-                    }
+                    let sum = sums[row][panel][vector];
                     let at = out.data.wrapping_add(row * out.row_stride + panel * PANEL + vector * S::LANES);
                     let before = if out.accumulate { S::load(at) } else { S::zero() };
                     S::store(at, S::multiply_add(sum, scale, before));
@@ -185,13 +176,11 @@ pub(super) trait Micro: Simd + Send + Sync + 'static {
 /// Part of a panel.
 pub(super) type Tile = [[f32; PANEL]; PANEL];
 
-/// Picks the kernel for a number of rows. One row runs four chains of sums, two run two.
+/// Picks the kernel for a number of rows.
 macro_rules! by_rows {
     ($set:ty, $element:ty, $panels:literal, $vectors:literal, $rows:expr, $arguments:tt, $($more:literal)*) => {
         match $rows {
-            1 => block::<$set, $element, 1, $panels, $vectors, 4, false> $arguments,
-            2 => block::<$set, $element, 2, $panels, $vectors, 2, false> $arguments,
-            $($more => block::<$set, $element, $more, $panels, $vectors, 1, false> $arguments,)*
+            $($more => block::<$set, $element, $more, $panels, $vectors, false> $arguments,)*
             _ => unreachable!("more rows than the kernel has"),
         }
     };
@@ -200,7 +189,7 @@ macro_rules! by_rows {
 impl Micro for Portable {
     unsafe fn multiply<E: Stored>([rows, _]: [usize; 2], depth: usize, left: Left, right: Right<E>, out: Out) {
         // SAFETY: by the contract of the trait.
-        unsafe { by_rows!(Self, E, 1, 4, rows, (depth, left, right, out), 3 4) }
+        unsafe { by_rows!(Self, E, 1, 4, rows, (depth, left, right, out), 1 2 3 4) }
     }
 
     unsafe fn turn<E: Stored>(rows: &[E], stride: usize, height: usize, out: &mut Tile) {
@@ -258,7 +247,7 @@ impl Micro for Avx2 {
         #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn run<E: Stored>(rows: usize, depth: usize, left: Left, right: Right<E>, out: Out) {
             // SAFETY: by the contract of the trait.
-            unsafe { by_rows!(Avx2, E, 1, 2, rows, (depth, left, right, out), 3 4 5 6) }
+            unsafe { by_rows!(Avx2, E, 1, 2, rows, (depth, left, right, out), 1 2 3 4 5 6) }
         }
         // SAFETY: by the contract of the trait.
         unsafe { run(rows, depth, left, right, out) }
@@ -279,11 +268,11 @@ impl Micro for Avx512 {
             // SAFETY: by the contract of the trait.
             unsafe {
                 if panels == 2 && is_strip::<Avx512, E>(rows, left, right) {
-                    block::<Avx512, E, 12, 2, 1, 1, true>(depth, left, right, out)
+                    block::<Avx512, E, 12, 2, 1, true>(depth, left, right, out)
                 } else if panels == 2 {
-                    by_rows!(Avx512, E, 2, 1, rows, (depth, left, right, out), 3 4 5 6 7 8 9 10 11 12)
+                    by_rows!(Avx512, E, 2, 1, rows, (depth, left, right, out), 1 2 3 4 5 6 7 8 9 10 11 12)
                 } else {
-                    by_rows!(Avx512, E, 1, 1, rows, (depth, left, right, out), 3 4 5 6 7 8 9 10 11 12)
+                    by_rows!(Avx512, E, 1, 1, rows, (depth, left, right, out), 1 2 3 4 5 6 7 8 9 10 11 12)
                 }
             }
         }

@@ -24,7 +24,6 @@ pub(super) trait Simd: Copy {
     unsafe fn load_bf16(values: *const u16) -> Self::Vector;
     unsafe fn load_f16(values: *const u16) -> Self::Vector;
     unsafe fn store(at: *mut f32, values: Self::Vector);
-    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `a·b + c`
     unsafe fn multiply_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
 }
@@ -67,10 +66,6 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn store(at: *mut f32, values: [f32; 4]) {
         unsafe { at.cast::<[f32; 4]>().write_unaligned(values) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
     unsafe fn multiply_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
@@ -129,10 +124,6 @@ mod x86 {
             unsafe { _mm256_storeu_ps(at, values) }
         }
         #[inline(always)]
-        unsafe fn add(a: __m256, b: __m256) -> __m256 {
-            unsafe { _mm256_add_ps(a, b) }
-        }
-        #[inline(always)]
         unsafe fn multiply_add(a: __m256, b: __m256, c: __m256) -> __m256 {
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
@@ -178,10 +169,6 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(at: *mut f32, values: __m512) {
             unsafe { _mm512_storeu_ps(at, values) }
-        }
-        #[inline(always)]
-        unsafe fn add(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_add_ps(a, b) }
         }
         #[inline(always)]
         unsafe fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 {
