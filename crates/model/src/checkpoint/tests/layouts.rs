@@ -62,6 +62,27 @@ fn the_prefix_of_names_is_optional_and_changes_nothing() {
 }
 
 #[test]
+fn the_language_model_of_a_wrapper_is_found_under_either_of_its_names() {
+    let plain = logits(&fixture::single());
+    let old = |name: &str| format!("language_model.{name}");
+    let new = |name: &str| match name.strip_prefix("model.") {
+        Some(bare) => format!("model.language_model.{bare}"),
+        None => name.to_owned(),
+    };
+    for rename in [&old as &dyn Fn(&str) -> String, &new] {
+        let mut wrapper =
+            json!({"model_type": "some_vl", "vision_config": {"hidden_size": 4}, "tie_word_embeddings": false});
+        wrapper["text_config"] = fixture::config();
+        let mut tensors: Tensors = fixture::tensors().into_iter().map(|(name, t)| (rename(&name), t)).collect();
+        tensors.insert("vision_tower.patches.weight".to_owned(), (vec![2, 2], vec![0.0; 4]));
+        let dir = fixture::model(&wrapper, &tensors);
+        assert_eq!(logits(&dir), plain);
+        assert_eq!(open(&dir).load_span(span(0, 3), &Device::cpu(), Dtype::F32).unwrap().span(), span(0, 3));
+        open(&dir).check_span(span(0, 3)).unwrap();
+    }
+}
+
+#[test]
 fn a_server_needs_no_head_and_a_client_says_that_it_does() {
     let mut tensors = without_prefix(fixture::tensors());
     tensors.remove("lm_head.weight");

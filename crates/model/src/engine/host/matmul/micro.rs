@@ -104,7 +104,8 @@ unsafe fn block<
         let (mut a, mut b) = (left.data, right.data);
         let [row_stride, depth_stride] = if PACKED { [1, ROWS] } else { [left.row_stride, left.depth_stride] };
         let right_stride = if PACKED { PANEL } else { right.depth_stride };
-        let mut step = || {
+        // Sums go in and out: as a part of what the closure holds they would be in memory.
+        let mut step = |sums: &mut [[[S::Vector; VECTORS]; PANELS]; ROWS]| {
             let mut weights = [[S::zero(); VECTORS]; PANELS];
             for panel in 0..PANELS {
                 for vector in 0..VECTORS {
@@ -130,11 +131,11 @@ unsafe fn block<
         let unrolled = if PACKED { depth / UNROLLED } else { 0 };
         for _ in 0..unrolled {
             for _ in 0..UNROLLED {
-                step();
+                step(&mut sums);
             }
         }
         for _ in unrolled * UNROLLED..depth {
-            step();
+            step(&mut sums);
         }
         let scale = S::splat(&out.scale);
         for row in 0..ROWS {
