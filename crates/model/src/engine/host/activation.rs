@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::simd::{LANES, erf, exp, sigmoid, tanh, vectorized};
+use super::simd::{LANES, exp, normal, sigmoid, tanh, vectorized};
 use super::{filled, rows_of_task};
 use crate::config::{Activation, MlpDesign};
 
@@ -109,7 +109,7 @@ fn relu(x: f32) -> f32 {
 /// `x · Φ(x)` and its slope.
 #[inline(always)]
 fn gelu(x: f32) -> (f32, f32) {
-    let below = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
+    let below = normal(x);
     let density = 0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2 * exp(-0.5 * x * x);
     (x * below, below + x * density)
 }
