@@ -153,10 +153,16 @@ impl<E: Engine> Block<E> {
             Some(normed) if normed_residuals => normed.clone(),
             _ => plan.rows.gather(engine, &x),
         };
+        // What enters the MLP, if it does not wait for attention.
+        let beside = match mlp_reads {
+            MlpReads::AttentionInput => active_normed,
+            MlpReads::Input => Some(self::normed(engine, self.mlp_norm.as_ref(), &active)),
+            MlpReads::Residual => None,
+        };
         // What is normed before it is added has to be there by itself.
         let (mut sum, onto) = match &self.attention_out_norm {
-            None => (engine.project_onto(&self.output, &attended, active.clone()), None),
-            Some(norm) => (engine.project(&self.output, &attended, 0), Some(norm)),
+            None => (engine.project_onto(&self.output, &attended, active), None),
+            Some(norm) => (engine.project(&self.output, &attended, 0), Some((norm, active))),
         };
         for Adapted { tables, active, .. } in given.adapted {
             sum = tables.add(engine, Module::Output, (&attended, active.start), (sum, active, 0));
@@ -164,13 +170,9 @@ impl<E: Engine> Block<E> {
         let attended = given.has_low_rank(Module::Output).then_some(attended);
         let (residual, attention_out) = match onto {
             None => (sum, None),
-            Some(norm) => (engine.add(engine.normalise(norm, &sum), &active, 0), Some(sum)),
+            Some((norm, active)) => (engine.add(engine.normalise(norm, &sum), &active, 0), Some(sum)),
         };
-        let normed = match (mlp_reads, active_normed) {
-            (MlpReads::AttentionInput, Some(shared)) => shared,
-            (MlpReads::Input, _) => self::normed(engine, self.mlp_norm.as_ref(), &active),
-            _ => self::normed(engine, self.mlp_norm.as_ref(), &residual),
-        };
+        let normed = beside.unwrap_or_else(|| self::normed(engine, self.mlp_norm.as_ref(), &residual));
         let inside = self.network.inside(engine, &normed, given);
         let (residual, carried) = match mlp_reads {
             MlpReads::Residual => (Some(residual), normed_residuals.then_some(normed)),
