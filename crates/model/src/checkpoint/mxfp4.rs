@@ -35,6 +35,10 @@ impl Checkpoint {
         [matrices, rows, values]: [usize; 3],
     ) -> Result<Mxfp4, CheckpointError> {
         let of_row = values / BLOCK;
+        if !values.is_multiple_of(BLOCK) {
+            let reason = format!("`{name}_blocks` is of rows of {values} values, which are no whole blocks of {BLOCK}");
+            return Err(CheckpointError::Malformed { path: self.tensors_path().to_owned(), reason });
+        }
         let blocks = self.locate_packed(&format!("{name}_blocks"), &[matrices, rows, of_row, BLOCK / 2])?;
         let scales = self.locate_packed(&format!("{name}_scales"), &[matrices, rows, of_row])?;
         Ok(Mxfp4 { blocks, scales, rows })
@@ -100,6 +104,8 @@ mod tests {
             let row: Vec<u32> = row.into_iter().map(f32::to_bits).collect();
             assert_eq!(row, expected, "row {number}");
         }
+        let error = checkpoint.locate_mxfp4("w", [matrices, rows, values + 8]).unwrap_err().to_string();
+        assert!(error.contains("no whole blocks"), "{error}");
         let error = checkpoint.locate_mxfp4("w", [matrices, rows, 2 * values]).unwrap_err().to_string();
         assert!(error.contains("`w_blocks`"), "{error}");
     }

@@ -172,7 +172,11 @@ impl<'a> Fields<'a> {
 
     /// An extent from 1 to `max`, or what a missing key means.
     pub(super) fn size_or(&self, key: &str, default: usize, max: usize) -> Result<usize, ConfigError> {
-        Ok(self.optional_size(key, max)?.unwrap_or(default))
+        match self.optional_size(key, max)? {
+            Some(size) => Ok(size),
+            None if default <= max => Ok(default),
+            None => Err(self.invalid(key, format!("{default}, as the key is missing"), format!("at most {max}"))),
+        }
     }
 
     pub(super) fn key_value_heads(&self, default: Option<usize>, heads: usize) -> Result<usize, ConfigError> {

@@ -229,6 +229,26 @@ impl RopeScaling {
 }
 
 impl RotaryDesign {
+    /// One that rotates the halves of a head's first `dim` values.
+    ///
+    /// # Errors
+    /// If LongRoPE has not a divisor for each pair.
+    pub(super) fn new(
+        fields: &Fields<'_>,
+        (theta, scaling): (f64, RopeScaling),
+        dim: usize,
+    ) -> Result<Self, ConfigError> {
+        if let RopeScaling::LongRope { short, long, .. } = &scaling {
+            for (key, divisors) in [("short_factor", short), ("long_factor", long)] {
+                if divisors.len() != dim / 2 {
+                    let expected = format!("one number for each of {} pairs that are rotated", dim / 2);
+                    return Err(fields.invalid(key, format!("a list of {}", divisors.len()), expected));
+                }
+            }
+        }
+        Ok(Self { theta, dim, scaling, interleaved: false })
+    }
+
     /// Radians per position of each pair, for texts longer than that of pre-training if `long`.
     pub(crate) fn frequencies(&self, long: bool) -> Vec<f64> {
         let pairs = self.dim / 2;

@@ -143,6 +143,15 @@ fn the_text_part_of_a_wrapper_is_read_and_others_are_refused_by_name() {
 }
 
 #[test]
+fn what_a_missing_key_means_is_held_to_the_bounds_of_the_others() {
+    let few = json!({"model_type": "qwen2_moe", "num_key_value_heads": 4, "num_experts": 2});
+    assert!(refusal(few).contains("`num_experts_per_tok` is 4, as the key is missing, expected at most 2"));
+    let longrope = json!({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0], "long_factor": [2.0]});
+    let error = refusal(json!({"rope_scaling": longrope}));
+    assert!(error.contains("`short_factor` is a list of 1, expected one number for each of 4 pairs"), "{error}");
+}
+
+#[test]
 fn a_null_head_width_of_qwen2_is_a_missing_one() {
     let changes = json!({"model_type": "qwen2", "num_key_value_heads": 4, "head_dim": null});
     assert_eq!(with(changes).unwrap().head_dim, 8);

@@ -30,12 +30,6 @@ const CHECKED: &[(&str, &str)] = &[
     ("olmo2", "Olmo2ForCausalLM"),
     ("glm", "GlmForCausalLM"),
     ("glm4", "Glm4ForCausalLM"),
-    ("phi", "PhiForCausalLM"),
-    ("granite", "GraniteForCausalLM"),
-    ("cohere", "CohereForCausalLM"),
-    ("olmo", "OlmoForCausalLM"),
-    ("stablelm", "StableLmForCausalLM"),
-    ("starcoder2", "Starcoder2ForCausalLM"),
 ];
 
 /// What a family was compared with.

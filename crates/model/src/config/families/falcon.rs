@@ -55,9 +55,8 @@ fn read(fields: &Fields<'_>, model_type: &'static str) -> Result<ModelConfig, Co
     let alibi = fields.flag("alibi")?;
     block.attention.alibi = alibi.then_some(Alibi { factor: block.attention.scale, rounded: true });
     let positions = fields.positions("max_position_embeddings", 2048)?;
-    let (theta, scaling) = rope::base_and_scaling(fields, positions, 10_000.0)?;
-    let rotary =
-        RotaryDesign { theta, dim: fields.even("num_attention_heads", head_dim)?, scaling, interleaved: false };
+    let scaled = rope::base_and_scaling(fields, positions, 10_000.0)?;
+    let rotary = RotaryDesign::new(fields, scaled, fields.even("num_attention_heads", head_dim)?)?;
     let layer = LayerDesign { window: None, rotary: (!alibi).then_some(0), experts: false };
     Ok(ModelConfig {
         model_type: model_type.to_owned(),

@@ -39,7 +39,7 @@ fn read(fields: &Fields<'_>, model_type: &'static str) -> Result<ModelConfig, Co
     let default = fields.number("rotary_pct", 0.0, 1.0)?.unwrap_or(0.25);
     let dim = fields.even("rotary_pct", (head_dim as f64 * rope::rotated_part(fields, default)?) as usize)?;
     let base = fields.number_or("rotary_emb_base", 10_000.0, 1.0, 1e15)?;
-    let (theta, scaling) = rope::base_and_scaling(fields, positions, base)?;
+    let scaled = rope::base_and_scaling(fields, positions, base)?;
     Ok(ModelConfig {
         model_type: model_type.to_owned(),
         vocab_size: fields.size("vocab_size", 1 << 22)?,
@@ -52,7 +52,7 @@ fn read(fields: &Fields<'_>, model_type: &'static str) -> Result<ModelConfig, Co
         max_position_embeddings: positions,
         block,
         layers: vec![LayerDesign { window: None, rotary: Some(0), experts: false }; layers],
-        rotaries: vec![RotaryDesign { theta, dim, scaling, interleaved: false }],
+        rotaries: vec![RotaryDesign::new(fields, scaled, dim)?],
         embedding: EmbeddingDesign::default(),
         head: HeadDesign { tied: fields.flag("tie_word_embeddings")?, ..HeadDesign::default() },
         initializer_range: fields.number("initializer_range", 0.0, 1e3)?.unwrap_or(0.02) as f32,

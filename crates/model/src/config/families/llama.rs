@@ -161,7 +161,7 @@ pub(super) fn read(fields: &Fields<'_>, model_type: &str, family: &Llama) -> Res
         }
         Some(default) => rope::rotated_part(fields, default)?,
     };
-    let (theta, scaling) = rope::base_and_scaling(fields, max_position_embeddings, family.rope_theta)?;
+    let scaled = rope::base_and_scaling(fields, max_position_embeddings, family.rope_theta)?;
     let dim = fields.even("head_dim", (head_dim as f64 * rotated) as usize)?;
     let mut block = plain_block(head_dim, fields.number_or("rms_norm_eps", family.eps, 1e-12, 0.1)? as f32);
     let attention_bias = fields.flag("attention_bias")?;
@@ -183,7 +183,7 @@ pub(super) fn read(fields: &Fields<'_>, model_type: &str, family: &Llama) -> Res
         max_position_embeddings,
         block,
         layers: windows.into_iter().map(layer).collect(),
-        rotaries: vec![RotaryDesign { theta, dim, scaling, interleaved: false }],
+        rotaries: vec![RotaryDesign::new(fields, scaled, dim)?],
         embedding: EmbeddingDesign::default(),
         head: HeadDesign {
             tied: fields.flag_unless_missing("tie_word_embeddings", family.tied)?,

@@ -4,9 +4,8 @@ use super::Family;
 use super::llama::{Llama, NAMES, WITHOUT_BIASES, read};
 use crate::config::names::{GateUp, Names, Qkv};
 use crate::config::window::Windows;
-use crate::config::{ConfigError, Fields, ModelConfig, RopeScaling};
 
-pub(super) const FAMILIES: &[Family] = &[Family { model_type: "phi3", read: phi3 }];
+pub(super) const FAMILIES: &[Family] = &[Family { model_type: "phi3", read: |fields, name| read(fields, name, &PHI3) }];
 
 const FUSED: Names =
     Names { qkv: Qkv::Stacked("self_attn.qkv_proj"), gate_up: GateUp::Stacked("gate_up_proj"), ..NAMES };
@@ -21,17 +20,3 @@ const PHI3: Llama = Llama {
     names: &FUSED,
     ..WITHOUT_BIASES
 };
-
-fn phi3(fields: &Fields<'_>, model_type: &'static str) -> Result<ModelConfig, ConfigError> {
-    let model = read(fields, model_type, &PHI3)?;
-    for rotary in &model.rotaries {
-        let RopeScaling::LongRope { short, long, .. } = &rotary.scaling else { continue };
-        for (key, divisors) in [("short_factor", short), ("long_factor", long)] {
-            if divisors.len() != rotary.dim / 2 {
-                let expected = format!("one number for each of {} pairs that are rotated", rotary.dim / 2);
-                return Err(fields.invalid(key, format!("a list of {}", divisors.len()), expected));
-            }
-        }
-    }
-    Ok(model)
-}
