@@ -1,6 +1,6 @@
 """Every method on two tasks, through two servers by petals-tune and in torch by PEFT: held-out scores, trained values, seconds and bytes.
 
-Usage: bench.py BIN MODEL DATA WORK [--modes M,…] [--tasks T,…] [--seeds N] [--steps T=N,…] [--torch PYTHON] [--flags "--lr 0.1 …"] [--prefix-len N]
+Usage: bench.py BIN MODEL DATA WORK [--modes M,…] [--tasks T,…] [--seeds N] [--steps T=N,…] [--torch PYTHON] [--dtype DTYPE] [--flags "--lr 0.1 …"] [--prefix-len N]
 Without --flags, petals-tune runs on its defaults. Torch starts from the tables that petals-tune starts from, with its settings."""
 
 import argparse
@@ -36,13 +36,13 @@ def of(found, name):
 class Swarm:
     """Two servers with half of the blocks each."""
 
-    def __init__(self, binaries, model, work):
+    def __init__(self, binaries, model, work, dtype):
         blocks = json.loads((model / "config.json").read_text())["num_hidden_layers"]
         self.nodes, self.peers = [], None
         for span in [f"0..{blocks // 2}", f"{blocks // 2}..{blocks}"]:
             log = work / f"node-{span}.json"
             peers = ["--peers", self.peers] if self.peers else []
-            command = [binaries / "petals-node", "serve", "--model", model, "--blocks", span, "--device", "cpu", "--json", *peers]
+            command = [binaries / "petals-node", "serve", "--model", model, "--blocks", span, "--device", "cpu", "--dtype", dtype, "--json", *peers]
             with log.open("w") as out:
                 command += ["--listen", "/ip4/127.0.0.1/tcp/0"]
                 self.nodes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL))
@@ -111,11 +111,12 @@ def main():
     parser.add_argument("--prefix-len", type=int, default=16)
     parser.add_argument("--torch", help="Python with torch and PEFT")
     parser.add_argument("--torch-seeds", type=int, default=3, help="seeds of these for PEFT too")
+    parser.add_argument("--dtype", default="auto", help="how the servers keep their weights")
     parser.add_argument("--flags", default="", help="more flags of petals-tune train")
     args = parser.parse_args()
     args.steps = {task: int(steps) for task, steps in (part.split("=") for part in args.steps.split(","))}
     args.work.mkdir(parents=True, exist_ok=True)
-    swarm, flags = Swarm(args.bin, args.model, args.work), shlex.split(args.flags)
+    swarm, flags = Swarm(args.bin, args.model, args.work, args.dtype), shlex.split(args.flags)
     print("| task | method | score | PEFT's | parameters | seconds | PEFT's | bytes a step |")
     print("|---|---|---:|---:|---:|---:|---:|---:|", flush=True)
     try:

@@ -21,6 +21,7 @@ def main():
         parser.add_argument(name, type=Path)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--dtype", default="auto", help="how the servers keep their weights")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     rows = (args.data / "shakespeare-train.jsonl").read_text().splitlines(keepends=True)
@@ -32,7 +33,7 @@ def main():
     files["context.txt"].write_text(text)
     files["learnt.jsonl"].write_text("".join(rows[used : used + LEARNT]))
     files["measured.jsonl"].write_text("".join((args.data / "shakespeare-test.jsonl").read_text().splitlines(keepends=True)[:MEASURED]))
-    swarm, out = Swarm(args.bin, args.model, args.work), args.work / "cartridge"
+    swarm, out = Swarm(args.bin, args.model, args.work, args.dtype), args.work / "cartridge"
     tune = lambda *command: run([args.bin / "petals-tune", command[0], "--model", args.model, "--peers", swarm.peers, *command[1:]])
     try:
         found = tune("distill", "--context", files["context.txt"], "--prefix-len", args.rows, "--data", files["learnt.jsonl"], "--eval",

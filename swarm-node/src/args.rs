@@ -9,8 +9,10 @@ use petals_protocol::Span;
 use crate::executor::StashPolicy;
 
 mod bench;
+mod device;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
+pub(crate) use device::DeviceArgs;
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -30,7 +32,7 @@ Example:
 
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
-  petals-node doctor --model ./Mixtral-8x7B-v0.1 --dtype bf16
+  petals-node doctor --model ./Mixtral-8x7B-v0.1 --dtype int4
   petals-node doctor --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
 
 /// Serve blocks of a large language model to a swarm.
@@ -120,12 +122,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub network: NetworkArgs,
-    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N.
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    pub device: String,
-    /// Dtype of weights and computation: auto (f32 on CPU, bf16 on CUDA), f32, bf16 or f16.
-    #[arg(long, default_value = "auto", value_name = "DTYPE")]
-    pub dtype: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub compute: DeviceArgs,
     /// Largest number of rows (prefix and text) of one pass.
     #[arg(long, default_value_t = 8192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rows: u32,
@@ -190,12 +189,9 @@ pub struct DoctorArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub network: NetworkArgs,
-    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N.
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    pub device: String,
-    /// Dtype of weights, as `serve` would have it: auto (f32 on CPU, bf16 on CUDA), f32, bf16 or f16.
-    #[arg(long, default_value = "auto", value_name = "DTYPE")]
-    pub dtype: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub compute: DeviceArgs,
 }
 
 /// Arguments of `bootstrap`.

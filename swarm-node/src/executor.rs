@@ -240,7 +240,7 @@ impl ExecutorHandle {
 
     /// Tokens of sessions over all blocks for which there is room, and what sessions have taken, in bytes.
     pub(crate) fn session_room(&self) -> (u64, u64) {
-        let page = self.blocks().map_or(0, |blocks| blocks.config().kv_page_bytes(blocks.span().len()));
+        let page = self.blocks().map_or(0, |blocks| blocks.kv_page_bytes(blocks.span().len()));
         let sessions = lock(&self.0.sessions);
         (sessions.tokens_left(page), sessions.bytes())
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use petals_model::{Checkpoint, Device, Dtype};
+use petals_model::{Checkpoint, Device, Dtype, KvDtype};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{Incoming, IncomingStream, SwarmHandle};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,8 @@ pub struct ServerConfig {
     pub device: Device,
     /// Dtype of the weights.
     pub dtype: Dtype,
+    /// Dtype of sessions' keys and values.
+    pub kv_dtype: KvDtype,
     /// Largest number of rows of one pass.
     pub max_rows: u32,
     /// Bytes of requests that may be in memory, of all clients together.
@@ -82,12 +84,13 @@ impl Server {
         };
         swarm.announce(info.clone()).await.context("cannot announce the server")?;
         let (hidden_size, widths) = (checkpoint.config().hidden_size, checkpoint.config().block_widths());
-        let (span, device, dtype, measure) = (config.span, config.device.clone(), config.dtype, config.measure);
+        let (span, device, measure) = (config.span, config.device.clone(), config.measure);
+        let (dtype, kv_dtype) = (config.dtype, config.kv_dtype);
         let fingerprint = config.model.fingerprint();
         let checkpoint = Arc::new(checkpoint);
         let files = checkpoint.clone();
         let loaded = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let blocks = files.load_span(span, &device, dtype)?;
+            let blocks = files.load_span(span, &device, dtype)?.with_kv_dtype(kv_dtype)?;
             let rates = measure::rates(&measure, fingerprint, &blocks, hidden_size)?;
             Ok((blocks, rates))
         });

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use petals_client::{AdaptedModel, RemoteSequence, SequenceConfig};
-use petals_model::{Checkpoint, ClientModel, Device, Dtype};
+use petals_model::{Checkpoint, ClientModel, Device, Dtype, KvDtype};
 use petals_node::{ExecutorConfig, MeasureConfig, Server, ServerConfig};
 use petals_protocol::{ModelId, ServerInfo, Span};
 use petals_swarm::{Identity, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
@@ -121,6 +121,7 @@ async fn start_server(
         span: span.parse()?,
         device: Device::cpu(),
         dtype: Dtype::F32,
+        kv_dtype: KvDtype::F32,
         max_rows: 4096,
         request_bytes: 1 << 30,
         max_adapter_bytes: None,

@@ -3,11 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
+mod dtype;
+mod kv_dtype;
 #[cfg(feature = "cuda")]
 mod probe;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
+pub use dtype::Dtype;
+pub use kv_dtype::KvDtype;
 #[cfg(feature = "vulkan")]
 pub(crate) use vulkan::Adapter;
 
@@ -65,6 +69,14 @@ pub enum DeviceError {
         device: String,
         /// Which dtype.
         dtype: Dtype,
+    },
+    /// The device keeps keys and values in f32 alone.
+    #[error("{device} keeps keys and values in f32: leave out --kv-dtype {dtype}, which is for the CPU")]
+    KvDtype {
+        /// Which device.
+        device: String,
+        /// Which dtype.
+        dtype: KvDtype,
     },
     /// A weight that the device has no place for, however much memory it has.
     #[error("{device} holds at most {limit} bytes in one piece, a weight of this model in this dtype has {bytes}")]
@@ -214,71 +226,6 @@ impl fmt::Display for Device {
     }
 }
 
-/// How block weights are kept.
-///
-/// Everything but the weights is f32. On a GPU the matrix products with weights run in the weights' dtype. On the CPU
-/// half-precision weights stay as they are in memory and are widened in registers; sums are f32 always.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Dtype {
-    /// bf16 with CUDA, f32 elsewhere.
-    #[default]
-    Auto,
-    /// IEEE 754 single precision.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE 754 half precision.
-    F16,
-}
-
-impl Dtype {
-    /// What [`Dtype::Auto`] stands for on `device`; the others stand for themselves.
-    pub fn on(self, device: &Device) -> Self {
-        match self {
-            Self::Auto => match device.kind {
-                #[cfg(feature = "cuda")]
-                Kind::Cuda(_) => Self::Bf16,
-                // What every Vulkan device computes in.
-                _ => Self::F32,
-            },
-            chosen => chosen,
-        }
-    }
-
-    /// Bytes of one weight. [`Dtype::Auto`] counts as f32.
-    pub fn size(self) -> u64 {
-        match self {
-            Self::Auto | Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-        }
-    }
-}
-
-impl FromStr for Dtype {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "bf16" => Ok(Self::Bf16),
-            "f16" => Ok(Self::F16),
-            _ => Err(format!("`{text}` is not a dtype: use auto, f32, bf16 or f16")),
-        }
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,12 +240,5 @@ mod tests {
         if cfg!(not(feature = "cuda")) {
             assert_eq!("cuda:1".parse::<Device>(), Err(DeviceError::WithoutCuda));
         }
-    }
-
-    #[test]
-    fn auto_is_f32_on_the_cpu() {
-        assert_eq!("auto".parse::<Dtype>().unwrap().on(&Device::cpu()), Dtype::F32);
-        assert_eq!(Dtype::Bf16.on(&Device::cpu()), Dtype::Bf16);
-        assert!("int8".parse::<Dtype>().is_err());
     }
 }

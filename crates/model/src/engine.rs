@@ -15,10 +15,11 @@ use std::ops::Range;
 
 use crate::checkpoint::NormWeights;
 use crate::config::MlpDesign;
-use crate::device::Dtype;
+use crate::device::{Dtype, KvDtype};
 use rotary::{Place, Rotary, Turn};
 use shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 
+pub(crate) mod blocks;
 #[cfg(feature = "burn")]
 pub(crate) mod burn;
 pub(crate) mod host;
@@ -226,8 +227,9 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
 
     // Caches.
 
-    /// An empty cache for as many blocks as there are `windows`, which say how far each sees; its memory is counted by `meter`.
-    fn cache(&self, windows: &[Option<usize>], heads: Heads, meter: &KvMeter) -> Self::Cache;
+    /// An empty cache for as many blocks as there are `windows`, which say how far each sees; its memory is counted by `meter`. Keys and values are kept
+    /// in `dtype`, which is f32 where [`KvDtype::on`] says that the device has nothing else.
+    fn cache(&self, windows: &[Option<usize>], heads: Heads, dtype: KvDtype, meter: &KvMeter) -> Self::Cache;
 
     /// Makes the queries of a step ready.
     fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> Self::CachedAttention;

@@ -3,6 +3,7 @@
 use petals_protocol::Span;
 
 use crate::config::ModelConfig;
+use crate::device::KvDtype;
 use crate::engine::shapes::{WINDOWED_STEP, most_pages};
 use crate::engine::{Cache, Engine, OnEngine, PerEngine, on_engine};
 
@@ -73,15 +74,15 @@ impl KvCache {
 }
 
 impl ModelConfig {
-    /// Bytes of a cache page ([`crate::PAGE_TOKENS`] positions of one sequence) of `blocks` blocks.
-    pub fn kv_page_bytes(&self, blocks: usize) -> u64 {
-        blocks as u64 * self.heads().page_bytes()
+    /// Bytes of a cache page ([`crate::PAGE_TOKENS`] positions of one sequence) of `blocks` blocks, kept in `dtype`.
+    pub fn kv_page_bytes(&self, blocks: usize, dtype: KvDtype) -> u64 {
+        blocks as u64 * self.heads().page_bytes(dtype)
     }
 
     /// Most bytes that the cache of a sequence of up to `positions` takes in the blocks of `span`, of which those with a window keep
     /// little more than it.
-    pub fn kv_bytes(&self, span: Span, positions: u64) -> u64 {
-        let of_block = |window| most_pages(positions, window).saturating_mul(self.heads().page_bytes());
+    pub fn kv_bytes(&self, span: Span, positions: u64, dtype: KvDtype) -> u64 {
+        let of_block = |window| most_pages(positions, window).saturating_mul(self.heads().page_bytes(dtype));
         self.windows_of(span).into_iter().map(of_block).fold(0, u64::saturating_add)
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use petals_protocol::Span;
 
 use crate::config::{AttentionDesign, ModelConfig};
-use crate::device::{Device, Dtype};
+use crate::device::{Device, DeviceError, Dtype, KvDtype};
 use crate::engine::shapes::Heads;
 use crate::engine::{Engine, OnEngine, PerEngine, map_engine, on_engine};
 
@@ -38,6 +38,7 @@ pub struct BlockStack {
     span: Span,
     device: Device,
     dtype: Dtype,
+    kv_dtype: KvDtype,
     /// Whether experts' weights are read from their files.
     experts_in_files: bool,
     /// Each pass is handed to the engine's own blocks as a whole.
@@ -64,7 +65,8 @@ impl BlockStack {
         let span = self.span.intersect(span)?;
         let blocks = map_engine!(&self.blocks, blocks => blocks.part(span));
         let (config, device) = (self.config.clone(), self.device.clone());
-        Some(Self { config, span, device, dtype: self.dtype, experts_in_files: self.experts_in_files, blocks })
+        let Self { dtype, kv_dtype, experts_in_files, .. } = *self;
+        Some(Self { config, span, device, dtype, kv_dtype, experts_in_files, blocks })
     }
 
     /// The model's architecture.
@@ -85,6 +87,29 @@ impl BlockStack {
     /// How the weights are kept; never [`Dtype::Auto`].
     pub fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// The same blocks, whose sessions keep keys and values in `dtype`; without this it is f32.
+    ///
+    /// # Errors
+    /// [`DeviceError::KvDtype`] if the device does not keep them in this dtype.
+    pub fn with_kv_dtype(self, dtype: KvDtype) -> Result<Self, DeviceError> {
+        Ok(Self { kv_dtype: dtype.on(&self.device, self.dtype)?, ..self })
+    }
+
+    /// How keys and values of sessions are kept; never [`KvDtype::Auto`].
+    pub fn kv_dtype(&self) -> KvDtype {
+        self.kv_dtype
+    }
+
+    /// Bytes of a cache page ([`crate::PAGE_TOKENS`] positions of one sequence) of `blocks` blocks.
+    pub fn kv_page_bytes(&self, blocks: usize) -> u64 {
+        self.config.kv_page_bytes(blocks, self.kv_dtype)
+    }
+
+    /// Most bytes that the cache of a sequence of up to `positions` takes in the blocks of `span`, see [`ModelConfig::kv_bytes`].
+    pub fn kv_bytes(&self, span: Span, positions: u64) -> u64 {
+        self.config.kv_bytes(span, positions, self.kv_dtype)
     }
 
     /// Bytes of the weights on the device; those of experts that stay in their files are not counted.

@@ -68,8 +68,11 @@ fn passes_take_no_more_memory_than_estimated() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/qwen3/model");
     let checkpoint = Checkpoint::open(model).unwrap();
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    for device in [Device::cpu(), Device::reference()] {
-        let stack = checkpoint.load_span(Span::new(0, 4).unwrap(), &device, Dtype::F32).unwrap();
+    let dtypes = [Dtype::F32, Dtype::Int8, Dtype::Int4];
+    for (device, dtype) in
+        [Device::cpu(), Device::reference()].iter().flat_map(|device| dtypes.map(|dtype| (device, dtype)))
+    {
+        let stack = checkpoint.load_span(Span::new(0, 4).unwrap(), device, dtype).unwrap();
         let d = stack.config().hidden_size;
         let layouts = layouts();
         let runs = layouts.iter().flat_map(|layout| [true, false].map(|warm| (layout, warm)));
@@ -92,7 +95,7 @@ fn passes_take_no_more_memory_than_estimated() {
             // The first pass also makes threads and the products' packing buffers.
             if !warm {
                 println!(
-                    "{device}: estimate {estimate}, forward {forward} with a stash of {kept}, backward {backward}"
+                    "{device} {dtype}: estimate {estimate}, forward {forward} with a stash of {kept}, backward {backward}"
                 );
                 assert!(forward <= estimate + kept, "{layout:?}: forward took {forward} of {estimate} + {kept}");
                 let estimate = estimate + repeated;
@@ -129,7 +132,7 @@ fn keys_and_values_are_written_where_they_are() {
         // Neither step begins a page.
         let (few, many) = (PAGE_TOKENS / 2, longest.min(4 * PAGE_TOKENS) - PAGE_TOKENS / 2);
         let (short, long) = (of_step(few), of_step(many));
-        let kept = stack.config().kv_page_bytes(4) / PAGE_TOKENS as u64 * (many - few) as u64;
+        let kept = stack.kv_page_bytes(4) / PAGE_TOKENS as u64 * (many - few) as u64;
         println!("{device}: {short} bytes behind {few} positions, {long} behind {many}, which are {kept} more");
         let allowed = short as f64 + times * kept as f64;
         assert!((long as f64) < allowed, "{device}: {long} for {short}, {kept} more are kept");

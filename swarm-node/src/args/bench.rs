@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use petals_protocol::Span;
 
+use super::device::DeviceArgs;
+
 /// Examples in the help.
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -23,12 +25,9 @@ pub struct BenchArgs {
     /// Blocks to load, for example 0..12. Default: all.
     #[arg(long, value_name = "A..B")]
     pub blocks: Option<Span>,
-    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N.
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    pub device: String,
-    /// Dtype of weights and computation: auto (f32 on CPU, bf16 on CUDA), f32, bf16 or f16.
-    #[arg(long, default_value = "auto", value_name = "DTYPE")]
-    pub dtype: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub compute: DeviceArgs,
     /// Examples of a batch. Default: 4, for decode 1.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: Option<u32>,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use petals_model::{BlockStack, Checkpoint, Device, Dtype};
+use petals_model::{BlockStack, Checkpoint};
 use petals_protocol::Injection;
 
 use super::events::{BenchFigures, BenchSetup, NodeEvent};
@@ -40,13 +40,13 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), NodeError> {
 
 fn measure(args: &BenchArgs, stop: &AtomicBool) -> Result<(), NodeError> {
     let checkpoint = Checkpoint::open(&args.model).map_err(NodeError::input)?;
-    let device: Device = args.device.parse().map_err(NodeError::input)?;
-    let dtype: Dtype = args.dtype.parse().map_err(|error: String| NodeError::input(anyhow::anyhow!(error)))?;
+    let (device, dtype, kv_dtype) = args.compute.resolve().map_err(NodeError::input)?;
     check_blocks(args.blocks, &checkpoint)?;
     check_length(args, &checkpoint)?;
     let started = Instant::now();
     let span = args.blocks.unwrap_or_else(|| checkpoint.blocks());
     let blocks = checkpoint.load_span(span, &device, dtype).context("cannot load the blocks")?;
+    let blocks = blocks.with_kv_dtype(kv_dtype).map_err(NodeError::input)?;
     let setup = BenchSetup {
         model: args.model.display().to_string(),
         blocks: span.to_string(),
@@ -54,6 +54,7 @@ fn measure(args: &BenchArgs, stop: &AtomicBool) -> Result<(), NodeError> {
         weight_bytes: blocks.weight_bytes(),
         device: device.to_string(),
         dtype: blocks.dtype().to_string(),
+        kv_dtype: blocks.kv_dtype().to_string(),
         load_s: started.elapsed().as_secs_f64(),
     };
     NodeEvent::BenchSetup(setup).emit(args.json);

@@ -7,7 +7,7 @@ mod running;
 use std::path::Path;
 use std::time::Duration;
 
-use petals_model::{Checkpoint, CheckpointError, Device, Dtype};
+use petals_model::{Checkpoint, CheckpointError, Device, Dtype, KvDtype};
 
 use super::events::{Check, CheckStatus, NodeEvent, size};
 use crate::args::DoctorArgs;
@@ -23,15 +23,15 @@ const WANTED_DISK: u64 = 1 << 30;
 
 pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
     let json = args.network.json;
-    let dtype: Dtype = args.dtype.parse().map_err(|error: String| NodeError::input(anyhow::anyhow!(error)))?;
     let mut failed = 0;
     let mut tell = |check: Check| {
         failed += usize::from(check.status == CheckStatus::Fail);
         NodeEvent::Check(check).emit(json);
     };
-    let device = device(&args.device, &mut tell);
+    let device = device(&args.compute.device, &mut tell);
     let checkpoint = args.model.as_deref().and_then(|model| checkpoint(model, &mut tell));
-    memory(&device, dtype.on(&device), checkpoint.as_ref(), json, &mut tell);
+    let (dtype, kv_dtype) = args.compute.on(&device).map_err(NodeError::input)?;
+    memory((&device, dtype, kv_dtype), checkpoint.as_ref(), json, &mut tell);
     tell(open_files(std::fs::read_to_string("/proc/self/limits").ok().as_deref()));
     if let Some(model) = &args.model {
         tell(disk(free_disk(model).await));
@@ -105,11 +105,16 @@ fn refused(name: &'static str, error: CheckpointError) -> Check {
 }
 
 /// What the model needs, and what of it fits into this machine's memory.
-fn memory(device: &Device, dtype: Dtype, checkpoint: Option<&Checkpoint>, json: bool, tell: &mut impl FnMut(Check)) {
+fn memory(
+    (device, dtype, kv_dtype): (&Device, Dtype, KvDtype),
+    checkpoint: Option<&Checkpoint>,
+    json: bool,
+    tell: &mut impl FnMut(Check),
+) {
     let Some(checkpoint) = checkpoint else {
         return tell(Check::ok("memory", format!("{} for weights", size(Free::on(device).for_weights()))));
     };
-    let needs = model::needs(checkpoint.config(), model::fit(checkpoint, device, dtype));
+    let needs = model::needs(checkpoint.config(), model::fit(checkpoint, device, dtype, kv_dtype), kv_dtype);
     let check = model::memory(&needs);
     NodeEvent::ModelNeeds(needs).emit(json);
     tell(check);

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use petals_model::{Checkpoint, Device, Dtype};
+use petals_model::{Checkpoint, Device, Dtype, KvDtype};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 
@@ -37,9 +37,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let checkpoint = Checkpoint::open(&args.model).map_err(NodeError::input)?;
     let model = checkpoint.model_id(args.model_name.as_deref()).context("the model needs a name: give --model-name");
     let model = model.map_err(NodeError::input)?;
-    let device: Device = args.device.parse().map_err(NodeError::input)?;
-    let dtype: Dtype = args.dtype.parse().map_err(|error: String| NodeError::input(anyhow::anyhow!(error)))?;
-    let dtype = dtype.on(&device);
+    let compute = args.compute.resolve().map_err(NodeError::input)?;
     check_blocks(args.blocks, &checkpoint)?;
 
     let mut swarm_config = network::config(&args.network, &args.peers)?;
@@ -59,7 +57,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         }
         None => stop_early(json),
     }
-    let start = start(&args, &swarm, incoming, checkpoint, model, device, dtype);
+    let start = start(&args, &swarm, incoming, checkpoint, model, compute);
     let Some(server) = signals.unless_stopped(start).await else {
         let leave = async {
             swarm.withdraw().await;
@@ -128,8 +126,7 @@ async fn start(
     incoming: Incoming,
     checkpoint: Checkpoint,
     model: ModelId,
-    device: Device,
-    dtype: Dtype,
+    (device, dtype, kv_dtype): (Device, Dtype, KvDtype),
 ) -> Result<Server, NodeError> {
     let free = Free::on(&device);
     let span = match args.blocks {
@@ -156,6 +153,7 @@ async fn start(
         span,
         device,
         dtype,
+        kv_dtype,
         max_rows: args.max_rows,
         request_bytes: args.request_bytes.unwrap_or(budgets.requests),
         max_adapter_bytes: args.max_adapter_bytes,
@@ -177,7 +175,7 @@ fn hold(checkpoint: Checkpoint, span: Span, (device, dtype): (&Device, Dtype), r
     let checkpoint = checkpoint.with_experts_in_files();
     tracing::warn!(
         "blocks {span} need {} MiB and {} MiB may be used: weights of experts stay in their files ({} MiB are loaded), and whatever the system \
-         does not keep of them is read from the disk for every pass; serve fewer blocks, or use --dtype bf16, to avoid that",
+         does not keep of them is read from the disk for every pass; serve fewer blocks, or use --dtype int8 or int4, to avoid that",
         mib(needed),
         mib(room),
         mib(checkpoint.span_bytes(span, dtype)),

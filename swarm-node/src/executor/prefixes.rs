@@ -117,7 +117,7 @@ impl Prefixes {
         let mut cache = blocks.cache(span, longest, &self.meter)?;
         let pages = prefix.rows.div_ceil(PAGE_TOKENS) as u64;
         let behind = blocks.begin(prefix, &mut cache)?;
-        let bytes = pages * blocks.config().kv_page_bytes(span.len()) + 4 * behind.as_ref().map_or(0, Vec::len) as u64;
+        let bytes = pages * blocks.kv_page_bytes(span.len()) + 4 * behind.as_ref().map_or(0, Vec::len) as u64;
         self.keep(key, cache.clone(), behind.clone(), bytes);
         Ok((cache, behind))
     }

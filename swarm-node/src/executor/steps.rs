@@ -170,7 +170,7 @@ fn prepare(
         // Nobody needs more, and the rest would be memory that nobody can use.
         let most = u32::try_from(blocks.config().max_position_embeddings).unwrap_or(u32::MAX);
         limits.max_positions = limits.max_positions.min(most);
-        let of_sequence = blocks.config().kv_bytes(layout.span, u64::from(limits.max_positions));
+        let of_sequence = blocks.kv_bytes(layout.span, u64::from(limits.max_positions));
         let memory = SessionMemory { of_sequence, fixed: blocks.lasting_table_bytes(&layout) };
         let mut session = lock(store).admit(key, peer, layout.span, limits, memory)?;
         let values = tables.as_ref().map(Tables::values);
@@ -337,7 +337,7 @@ impl Opened {
     fn outputs(self, blocks: &BlockStack, prefixes: &mut Prefixes, session: &Session, computed: Vec<f32>) -> Vec<f32> {
         let Self { key, text, read, rows, behind } = self;
         let hidden = blocks.config().hidden_size;
-        let page_bytes = blocks.config().kv_page_bytes(session.span.len());
+        let page_bytes = blocks.kv_page_bytes(session.span.len());
         let known = |row: usize| {
             let page = behind.get(row / PAGE_TOKENS)?.as_ref()?;
             page.get(row % PAGE_TOKENS * hidden..(row % PAGE_TOKENS + 1) * hidden)

@@ -72,7 +72,8 @@ pub(crate) fn rates(
 
 /// Everything that a measurement depends on.
 fn description(fingerprint: Fingerprint, blocks: &BlockStack) -> String {
-    let (count, device, dtype) = (blocks.span().len(), blocks.device(), blocks.dtype());
+    let (count, device, dtype) = (blocks.span().len(), blocks.device(), (blocks.dtype(), blocks.kv_dtype()));
+    let (dtype, kv_dtype) = dtype;
     let version = env!("CARGO_PKG_VERSION");
     let threads = std::thread::available_parallelism().map_or(0, usize::from);
     let machine = match device.hardware() {
@@ -80,7 +81,7 @@ fn description(fingerprint: Fingerprint, blocks: &BlockStack) -> String {
         None if device.to_string().starts_with("cuda") => gpu_names(),
         None => format!("{threads} x {}", cpu_name()),
     };
-    format!("{fingerprint} {count} blocks {device} {dtype} version {version} {machine}")
+    format!("{fingerprint} {count} blocks {device} {dtype} kv {kv_dtype} version {version} {machine}")
 }
 
 fn cpu_name() -> String {

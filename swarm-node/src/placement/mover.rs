@@ -153,14 +153,16 @@ impl Mover {
         }
         // What both spans have stays; of the rest not even a share is held here.
         let kept = old.part(there).map(Arc::new);
-        let (device, dtype) = (old.device().clone(), old.dtype());
+        let (device, dtype, kv_dtype) = (old.device().clone(), old.dtype(), old.kv_dtype());
         drop(old);
         self.executor.replace(kept.clone());
         let load = async |span: Span| match &kept {
             Some(kept) => self.load(kept.clone(), span).await,
             None => {
                 let (checkpoint, device) = (self.checkpoint.clone(), device.clone());
-                let load = move || checkpoint.load_span(span, &device, dtype);
+                let load = move || -> anyhow::Result<_> {
+                    Ok(checkpoint.load_span(span, &device, dtype)?.with_kv_dtype(kv_dtype)?)
+                };
                 Ok(Arc::new(tokio::task::spawn_blocking(load).await.context("loading was interrupted")??))
             }
         };

@@ -234,6 +234,7 @@ impl RemoteSequence {
             match dtype.as_str() {
                 "f32" => EXACT,
                 "f16" => 1e-2,
+                "int4" => OF_FOUR_BITS,
                 _ => 5e-2,
             }
         });
@@ -265,6 +266,8 @@ impl RemoteSequence {
 
 /// What rounding to f32 leaves, summed in another order over many blocks.
 const EXACT: f64 = 1e-3;
+/// What four bits of a weight leave, in one server or in two that were made by different versions or from different checkpoints.
+const OF_FOUR_BITS: f64 = 3e-1;
 
 /// The norm of the difference over the larger norm. Infinite for values of different number.
 fn relative_difference(one: &[f32], other: &[f32]) -> f64 {

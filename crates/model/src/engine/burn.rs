@@ -10,7 +10,7 @@ use super::rotary::{Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter, NormWeights};
 use crate::config::MlpDesign;
-use crate::device::{Device, Dtype, Kind};
+use crate::device::{Device, Dtype, Kind, KvDtype};
 use attention::Group;
 use cache::GrowingCache;
 use cached_attention::CachedAttention;
@@ -25,6 +25,7 @@ mod cached_attention;
 mod linear;
 mod memory;
 mod norm;
+mod packed;
 mod rotary;
 mod scores;
 mod tensor;
@@ -252,7 +253,7 @@ impl Engine for Burn {
     }
 
     /// Keeps everything, whatever the windows.
-    fn cache(&self, windows: &[Option<usize>], heads: Heads, meter: &KvMeter) -> GrowingCache {
+    fn cache(&self, windows: &[Option<usize>], heads: Heads, _: KvDtype, meter: &KvMeter) -> GrowingCache {
         GrowingCache::new(windows.len(), heads, &self.raw, meter)
     }
 
@@ -284,7 +285,7 @@ impl Engine for Burn {
 
     /// On the CPU a half-precision weight is widened for its product.
     fn weight_values(&self, dtype: Dtype, values: u64) -> u64 {
-        if self.is_cpu && dtype != Dtype::F32 { values } else { 0 }
+        if self.is_cpu && dtype != Dtype::F32 || dtype.is_quantised() { 3 * values } else { 0 }
     }
 }
 

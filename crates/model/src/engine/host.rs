@@ -12,9 +12,11 @@ use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter};
 use crate::checkpoint::NormWeights;
 use crate::config::MlpDesign;
-use crate::device::Dtype;
+use crate::device::{Dtype, KvDtype};
 use cache::PagedCache;
+use kept::Kept;
 use linear::Linear;
+use matmul::{Bf16, F16};
 use rows::HostRows;
 use simd::{sum2, vectorized};
 
@@ -23,6 +25,7 @@ mod attention;
 mod cache;
 mod cached_attention;
 mod in_place;
+mod kept;
 mod linear;
 pub(crate) mod matmul;
 mod memory;
@@ -304,8 +307,8 @@ impl Engine for Host {
         (HostRows::new(dq, q.width()), HostRows::new(dkv, kv.width()))
     }
 
-    fn cache(&self, windows: &[Option<usize>], heads: Heads, meter: &KvMeter) -> PagedCache {
-        PagedCache::new(windows, heads, meter)
+    fn cache(&self, windows: &[Option<usize>], heads: Heads, dtype: KvDtype, meter: &KvMeter) -> PagedCache {
+        PagedCache::new(windows, heads, dtype, meter)
     }
 
     fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> (Heads, Vec<Grown>) {
@@ -314,14 +317,18 @@ impl Engine for Host {
 
     fn attend_cached(
         &self,
-        (heads, sequences): &(Heads, Vec<Grown>),
+        attention: &(Heads, Vec<Grown>),
         block: usize,
-        (q, sinks): (&HostRows, Option<&HostRows>),
+        queries: (&HostRows, Option<&HostRows>),
         caches: &[&mut PagedCache],
     ) -> HostRows {
-        let pages = caches.iter().map(|cache| cache.pages(block)).collect::<Vec<_>>();
-        let given = (q.values(), sinks.map(HostRows::values));
-        HostRows::new(cached_attention::forward(*heads, sequences, &pages, given), q.width())
+        // All sequences of a server keep theirs alike.
+        match caches.first().map(|cache| cache.dtype()) {
+            None | Some(KvDtype::Auto | KvDtype::F32) => attend_cached::<f32>(attention, block, queries, caches),
+            Some(KvDtype::Bf16) => attend_cached::<Bf16>(attention, block, queries, caches),
+            Some(KvDtype::F16) => attend_cached::<F16>(attention, block, queries, caches),
+            Some(KvDtype::Int8) => attend_cached::<i8>(attention, block, queries, caches),
+        }
     }
 
     /// Gate and up, their gradients, and the activation, whose rows a product copies into strips.
@@ -339,4 +346,16 @@ impl Engine for Host {
     fn weight_values(&self, _: Dtype, _: u64) -> u64 {
         0
     }
+}
+
+/// [`Engine::attend_cached`] for caches that are kept as `E`.
+fn attend_cached<E: Kept>(
+    (heads, sequences): &(Heads, Vec<Grown>),
+    block: usize,
+    (q, sinks): (&HostRows, Option<&HostRows>),
+    caches: &[&mut PagedCache],
+) -> HostRows {
+    let pages = caches.iter().map(|cache| cache.pages::<E>(block)).collect::<Vec<_>>();
+    let given = (q.values(), sinks.map(HostRows::values));
+    HostRows::new(cached_attention::forward(*heads, sequences, &pages, given), q.width())
 }

@@ -12,6 +12,7 @@
 use std::ops::Range;
 
 use crate::config::Alibi;
+use crate::device::KvDtype;
 
 /// Positions of a cache's page, and what caches grow by. A multiple of the kernels' 16 columns; small enough that the unused part of a
 /// sequence's last page does not matter.
@@ -70,9 +71,9 @@ impl Heads {
         self.key_value * self.dim
     }
 
-    /// Bytes of a cache page of one block.
-    pub(crate) fn page_bytes(self) -> u64 {
-        (PAGE_TOKENS * 2 * self.key_width() * size_of::<f32>()) as u64
+    /// Bytes of a cache page of one block whose keys and values are kept in `dtype`.
+    pub(crate) fn page_bytes(self, dtype: KvDtype) -> u64 {
+        (PAGE_TOKENS * 2 * self.key_value * dtype.bytes(self.dim)) as u64
     }
 }
 

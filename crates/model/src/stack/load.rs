@@ -10,7 +10,7 @@ use super::blocks::Blocks;
 use crate::checkpoint::mxfp4::Mxfp4;
 use crate::checkpoint::{Checkpoint, CheckpointError, Located, TensorFile, decode, decode_column, decode_row};
 use crate::config::{AttentionDesign, ExpertsDesign, HeadNorms as HeadNormsDesign, MlpDesign, ModelConfig, Part};
-use crate::device::{Device, DeviceError, Dtype, Kind};
+use crate::device::{Device, DeviceError, Dtype, Kind, KvDtype};
 #[cfg(feature = "burn")]
 use crate::engine::burn::Burn;
 use crate::engine::host::Host;
@@ -85,7 +85,9 @@ impl Checkpoint {
             _ => OnEngine::Burn(self.load_blocks(Burn::new(device), span, dtype, loaded)?),
         };
         let experts_in_files = self.experts_stay_in_files();
-        Ok(BlockStack { config: self.config().clone(), span, device: device.clone(), dtype, experts_in_files, blocks })
+        let (config, device) = (self.config().clone(), device.clone());
+        let kv_dtype = loaded.map_or(KvDtype::F32, BlockStack::kv_dtype);
+        Ok(BlockStack { config, span, device, dtype, kv_dtype, experts_in_files, blocks })
     }
 
     /// Refuses what the device would fail at later, without saying why.
@@ -95,7 +97,7 @@ impl Checkpoint {
         if !matches!(device.kind(), Kind::Host) && !Burn::new(device).supports(dtype) {
             return Err(DeviceError::Dtype { device: named, dtype });
         }
-        let bytes = self.config().largest_weight() * dtype.size();
+        let bytes = dtype.bytes(self.config().largest_weight());
         match device.largest_buffer().filter(|&limit| bytes > limit) {
             Some(limit) => Err(DeviceError::Buffer { device: named, bytes, limit }),
             None => Ok(()),
@@ -180,16 +182,16 @@ impl<E: Engine> Loader<'_, E> {
     }
 
     fn experts(&self, block: u32, design: ExpertsDesign) -> Result<Experts<E>, CheckpointError> {
-        let c = self.config;
+        let (c, routers) = (self.config, self.dtype.of_routers());
         let mlp = MlpDesign { bias: design.bias, ..c.block.mlp };
         let expert = |number| self.expert(c.expert_of(block, number, design.width), mlp);
         let shared = design.shared.map(|shared| -> Result<_, CheckpointError> {
-            let gate = shared.gated.then(|| self.linear(&[c.shared_gate_of(block)], false)).transpose()?;
+            let gate = shared.gated.then(|| self.linear_in(routers, &[c.shared_gate_of(block)], false)).transpose()?;
             Ok(Shared { mlp: self.mlp(c.shared_expert_of(block, shared.width), mlp)?, gate })
         });
         Ok(Experts {
             design,
-            router: self.linear(&[c.router_of(block, design.count)], design.bias)?,
+            router: self.linear_in(routers, &[c.router_of(block, design.count)], design.bias)?,
             experts: (0..design.count).map(expert).collect::<Result<_, _>>()?,
             shared: shared.transpose()?,
         })
@@ -210,9 +212,13 @@ impl<E: Engine> Loader<'_, E> {
     }
 
     fn linear(&self, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
+        self.linear_in(self.dtype, parts, bias)
+    }
+
+    fn linear_in(&self, dtype: Dtype, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
         let Sources { tensors, shape, bias } = self.sources(parts, bias)?;
         tensors.plain().for_each(|(file, located)| file.want(located));
-        let linear = self.engine.load_linear(shape, bias, self.dtype, |n, values| tensors.column(n, values));
+        let linear = self.engine.load_linear(shape, bias, dtype, |n, values| tensors.column(n, values));
         tensors.plain().for_each(|(file, located)| file.release(located));
         Ok(linear)
     }

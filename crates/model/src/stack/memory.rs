@@ -15,15 +15,17 @@ use crate::engine::{Engine, on_engine};
 const F32: u64 = 4;
 
 /// Weights of one block: in matrices, kept in the chosen dtype, and in norms and biases, kept in f32.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct BlockWeights {
     matrices: u64,
     vectors: u64,
+    /// Of matrices that choose experts.
+    routers: u64,
 }
 
 impl BlockWeights {
     pub(crate) fn bytes(self, dtype: Dtype) -> u64 {
-        self.matrices * dtype.size() + self.vectors * F32
+        dtype.bytes(self.matrices) + dtype.of_routers().bytes(self.routers) + self.vectors * F32
     }
 }
 
@@ -31,7 +33,11 @@ impl Add for BlockWeights {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self { matrices: self.matrices + other.matrices, vectors: self.vectors + other.vectors }
+        Self {
+            matrices: self.matrices + other.matrices,
+            vectors: self.vectors + other.vectors,
+            routers: self.routers + other.routers,
+        }
     }
 }
 
@@ -45,7 +51,7 @@ impl ModelConfig {
             let matrices = outside.map_or(0, |experts| self.expert_values(experts) * experts.count as u64);
             BlockWeights { matrices: all.matrices - matrices, ..all }
         };
-        layers.map(of_block).fold(BlockWeights { matrices: 0, vectors: 0 }, Add::add)
+        layers.map(of_block).fold(BlockWeights::default(), Add::add)
     }
 
     /// Bytes that the weights of a block take on a device, in `dtype` ([`Dtype::Auto`] counts as f32; see [`Dtype::on`]).
@@ -81,23 +87,24 @@ impl ModelConfig {
             + when(output_bias, d)
             + when(sinks, self.num_attention_heads as u64)
             + heads;
-        let attention = BlockWeights { matrices: d * (2 * q + 2 * k), vectors };
+        let attention = BlockWeights { matrices: d * (2 * q + 2 * k), vectors, routers: 0 };
         let mlp = |width: u64, bias: bool| {
             let inside = self.block.mlp.sides() as u64 * width;
-            BlockWeights { matrices: d * (inside + width), vectors: when(bias, inside + d) }
+            BlockWeights { matrices: d * (inside + width), vectors: when(bias, inside + d), routers: 0 }
         };
         let network = match self.experts_of(layer) {
             None => mlp(f, self.block.mlp.bias),
             Some(experts) => {
                 let (count, one) = (experts.count as u64, mlp(experts.width as u64, experts.bias));
                 let held = experts_held(&experts) as u64;
-                let held = BlockWeights { matrices: held * one.matrices, vectors: held * one.vectors };
-                let router = BlockWeights { matrices: d * count, vectors: when(experts.bias, count) };
+                let held = BlockWeights { matrices: held * one.matrices, vectors: held * one.vectors, routers: 0 };
+                let router =
+                    BlockWeights { routers: d * count, vectors: when(experts.bias, count), ..Default::default() };
                 let shared = experts.shared.map(|shared| {
-                    let gate = BlockWeights { matrices: when(shared.gated, d), vectors: 0 };
+                    let gate = BlockWeights { routers: when(shared.gated, d), ..Default::default() };
                     mlp(shared.width as u64, false) + gate
                 });
-                held + router + shared.unwrap_or(BlockWeights { matrices: 0, vectors: 0 })
+                held + router + shared.unwrap_or_default()
             }
         };
         attention + network

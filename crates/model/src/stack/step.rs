@@ -51,7 +51,7 @@ impl BlockStack {
             return Err(PassError::Span { asked: span, held: self.span });
         }
         let (windows, heads) = (self.config.windows_of(span), self.config.heads());
-        let storage = map_engine!(&self.blocks, blocks => blocks.engine.cache(&windows, heads, meter));
+        let storage = map_engine!(&self.blocks, blocks => blocks.engine.cache(&windows, heads, self.kv_dtype, meter));
         Ok(KvCache::new(span, self.config.is_long(longest), storage))
     }
 

@@ -203,14 +203,34 @@ fn examples_do_not_see_each_other() {
 }
 
 #[test]
-fn half_precision_weights_change_results_by_their_rounding_only() {
+fn narrow_weights_change_results_by_their_rounding_only() {
     let exact = forward(&stack(), &layout(Injection::Add, M), inputs(&layout(Injection::Add, M))).text;
-    for (dtype, tolerance) in [(Dtype::Bf16, 6e-2), (Dtype::F16, 6e-3)] {
+    for (dtype, tolerance) in [(Dtype::Bf16, 6e-2), (Dtype::F16, 6e-3), (Dtype::Int8, 6e-2), (Dtype::Int4, 4e-1)] {
         let half = stack_on(&Device::cpu(), dtype);
         assert!(half.weight_bytes() < stack().weight_bytes());
         let output = forward(&half, &layout(Injection::Add, M), inputs(&layout(Injection::Add, M)));
         assert_close("text", &output.text, &exact, tolerance);
         half.backward(output.stash.unwrap(), output_grads(&layout(Injection::Add, M)), true).unwrap();
+    }
+}
+
+#[test]
+fn engines_agree_on_weights_in_blocks() {
+    let layout = layout(Injection::Add, M);
+    for dtype in [Dtype::Int8, Dtype::Int4] {
+        // The CPU's own engine rounds a few rows as well, or, where bf16 is multiplied, the widened weights.
+        let stacks = fixture::devices().into_iter().map(|device| stack_on(&device, dtype));
+        let results: Vec<_> = stacks
+            .map(|stack| {
+                let output = forward(&stack, &layout, inputs(&layout));
+                let grads = stack.backward(output.stash.unwrap(), output_grads(&layout), true).unwrap();
+                (output.text, grads.text.unwrap())
+            })
+            .collect();
+        for (text, grads) in &results[1..] {
+            assert_close("text", text, &results[0].0, 3e-2);
+            assert_close("gradients", grads, &results[0].1, 1e-1);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a model needs, and how much of it this machine can serve.
 
-use petals_model::{Checkpoint, Device, Dtype, LayerDesign, ModelConfig, PAGE_TOKENS};
+use petals_model::{Checkpoint, Device, Dtype, KvDtype, LayerDesign, ModelConfig, PAGE_TOKENS};
 use petals_protocol::Span;
 
 use crate::commands::events::{BlockBytes, BlockKind, BlocksThatFit, Check, ModelNeeds, size};
@@ -39,18 +39,19 @@ fn checked_against(model_type: &str) -> Option<String> {
 }
 
 /// What the model needs, given what fits here.
-pub(super) fn needs(config: &ModelConfig, fit: BlocksThatFit) -> ModelNeeds {
+pub(super) fn needs(config: &ModelConfig, fit: BlocksThatFit, kv_dtype: KvDtype) -> ModelNeeds {
     ModelNeeds {
         family: config.model_type.clone(),
         checked_against: checked_against(&config.model_type),
         max_positions: config.max_position_embeddings,
-        kinds: kinds(config),
+        kv_dtype: kv_dtype.to_string(),
+        kinds: kinds(config, kv_dtype),
         fit,
     }
 }
 
 /// The kinds of a model's blocks, in the order in which they first come.
-fn kinds(config: &ModelConfig) -> Vec<BlockKind> {
+fn kinds(config: &ModelConfig, kv_dtype: KvDtype) -> Vec<BlockKind> {
     // Of each kind the first block, and how many there are.
     let mut found: Vec<(u32, LayerDesign, usize)> = Vec::new();
     for (number, &layer) in (0..).zip(&config.layers) {
@@ -60,17 +61,21 @@ fn kinds(config: &ModelConfig) -> Vec<BlockKind> {
             None => found.push((number, layer, 1)),
         }
     }
-    found.into_iter().filter_map(|(first, layer, blocks)| kind(config, first, layer, blocks)).collect()
+    found.into_iter().filter_map(|(first, layer, blocks)| kind(config, kv_dtype, (first, layer, blocks))).collect()
 }
 
-fn kind(config: &ModelConfig, first: u32, layer: LayerDesign, blocks: usize) -> Option<BlockKind> {
+fn kind(
+    config: &ModelConfig,
+    kv_dtype: KvDtype,
+    (first, layer, blocks): (u32, LayerDesign, usize),
+) -> Option<BlockKind> {
     let experts = config.block.experts.filter(|_| layer.experts);
-    let weights = [Dtype::F32, Dtype::Bf16, Dtype::F16].map(|dtype| BlockBytes {
+    let weights = Dtype::KEPT.map(|dtype| BlockBytes {
         dtype: dtype.to_string(),
         bytes: config.block_bytes(layer, dtype),
         active_bytes: config.active_block_bytes(layer, dtype),
     });
-    let (page, positions) = (config.kv_page_bytes(1), config.max_position_embeddings);
+    let (page, positions) = (config.kv_page_bytes(1, kv_dtype), config.max_position_embeddings);
     Some(BlockKind {
         blocks,
         experts: experts.map(|experts| experts.count),
@@ -78,13 +83,13 @@ fn kind(config: &ModelConfig, first: u32, layer: LayerDesign, blocks: usize) -> 
         window: layer.window,
         weights: weights.into(),
         cache_token_bytes: page / PAGE_TOKENS as u64,
-        cache_bytes: config.kv_bytes(Span::new(first, first + 1).ok()?, positions as u64),
+        cache_bytes: config.kv_bytes(Span::new(first, first + 1).ok()?, positions as u64, kv_dtype),
         cache_bytes_without_window: (positions.div_ceil(PAGE_TOKENS) as u64).saturating_mul(page),
     })
 }
 
 /// What `serve` would make of this machine's memory, without `--blocks` and other limits.
-pub(super) fn fit(checkpoint: &Checkpoint, device: &Device, dtype: Dtype) -> BlocksThatFit {
+pub(super) fn fit(checkpoint: &Checkpoint, device: &Device, dtype: Dtype, kv_dtype: KvDtype) -> BlocksThatFit {
     let (free, all) = (Free::on(device), checkpoint.blocks());
     let (room, of) = (free.for_weights(), all.len() as u64);
     let of_one = |dtype| (checkpoint.span_bytes(all, dtype) / of).max(1);
@@ -95,16 +100,22 @@ pub(super) fn fit(checkpoint: &Checkpoint, device: &Device, dtype: Dtype) -> Blo
         dtype: dtype.to_string(),
         of,
         blocks,
-        blocks_in_half: fitting(room, of_one(Dtype::Bf16), of),
+        blocks_in_less: narrower(dtype).map(|less| (less.to_string(), fitting(room, of_one(less), of))).collect(),
         experts_may_stay_in_files: checkpoint.config().block.experts.is_some() && device.reads_in_place(),
         block_bytes,
         weight_room: room,
         kv_bytes: budgets.kv,
-        kv_tokens: tokens(budgets.kv, checkpoint.config().kv_page_bytes(blocks as usize)),
+        kv_tokens: tokens(budgets.kv, checkpoint.config().kv_page_bytes(blocks as usize, kv_dtype)),
         stash_bytes: budgets.stash,
         pass_bytes: budgets.pass,
         request_bytes: budgets.requests,
     }
+}
+
+/// Dtypes of fewer bits, the widest first. Of the two of sixteen the one that most devices have.
+fn narrower(dtype: Dtype) -> impl Iterator<Item = Dtype> {
+    let less = move |other: &Dtype| *other != Dtype::F16 && other.bytes(1 << 10) < dtype.bytes(1 << 10);
+    Dtype::KEPT.into_iter().filter(less)
 }
 
 /// How many of `count` blocks of `one` byte each fit into `room`.
@@ -130,21 +141,26 @@ pub(super) fn memory(needs: &ModelNeeds) -> Check {
         fit.dtype,
         size(fit.block_bytes)
     );
-    if fit.blocks_in_half > blocks {
-        detail.push_str(&format!(" ({} in half precision, if the device has it)", fit.blocks_in_half));
+    // Up to the first dtype in which all fit.
+    let enough = fit.blocks_in_less.iter().position(|(_, fitting)| *fitting == of).map_or(usize::MAX, |last| last + 1);
+    let more = fit.blocks_in_less.iter().take(enough).filter(|(_, fitting)| *fitting > blocks);
+    let more: Vec<String> = more.map(|(dtype, fitting)| format!("{fitting} in {dtype}")).collect();
+    if !more.is_empty() {
+        detail.push_str(&format!(" ({})", more.join(", ")));
     }
     let in_files = fit.experts_may_stay_in_files && blocks < of;
     if blocks == 0 {
         let mut ways = Vec::new();
-        if fit.blocks_in_half > 0 {
-            ways.push("serve with --dtype bf16");
+        if let Some((dtype, _)) = fit.blocks_in_less.iter().find(|(_, fitting)| *fitting > 0) {
+            ways.push(format!("serve with --dtype {dtype}"));
         }
         if in_files {
             ways.push(
-                "say which blocks (--blocks), whose experts are read from their files then, as fast as the disk is",
+                "say which blocks (--blocks), whose experts are read from their files then, as fast as the disk is"
+                    .into(),
             );
         }
-        ways.push("close other programs, use another machine, or a smaller model");
+        ways.push("close other programs, use another machine, or a smaller model".into());
         return Check::fail(NAME, detail, ways.join("; or "));
     }
     detail.push_str(&format!(

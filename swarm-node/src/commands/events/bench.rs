@@ -19,6 +19,8 @@ pub struct BenchSetup {
     pub device: String,
     /// Dtype of weights and computation.
     pub dtype: String,
+    /// Dtype of keys and values in caches.
+    pub kv_dtype: String,
     /// Seconds it took to load them.
     pub load_s: f64,
 }
@@ -51,11 +53,11 @@ pub struct BenchFigures {
 
 impl Display for BenchSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model, blocks, hidden, weight_bytes, device, dtype, load_s } = self;
+        let Self { model, blocks, hidden, weight_bytes, device, dtype, kv_dtype, load_s } = self;
         let mib = weight_bytes >> 20;
         writeln!(
             f,
-            "blocks {blocks} of {model} (hidden {hidden}) on {device} in {dtype}: {mib} MiB of weights, loaded in {load_s:.1} s"
+            "blocks {blocks} of {model} (hidden {hidden}) on {device} in {dtype} (keys and values in {kv_dtype}): {mib} MiB of weights, loaded in {load_s:.1} s"
         )?;
         let [what, median, best, rate, weights, stash, memory] =
             ["", "median ms", "best ms", "tokens/s", "GB/s", "stash", "memory"];

@@ -16,6 +16,8 @@ pub struct ModelNeeds {
     pub checked_against: Option<String>,
     /// Longest sequence, prompts included.
     pub max_positions: usize,
+    /// What keys and values would be kept in.
+    pub kv_dtype: String,
     /// Its blocks, kind by kind.
     pub kinds: Vec<BlockKind>,
     /// What fits here.
@@ -68,8 +70,8 @@ pub struct BlocksThatFit {
     pub of: u64,
     /// How many fit.
     pub blocks: u64,
-    /// How many would fit in half precision.
-    pub blocks_in_half: u64,
+    /// How many would fit in dtypes of fewer bits, the widest first.
+    pub blocks_in_less: Vec<(String, u64)>,
     /// Whether more can be served all the same, the experts' weights read from their files.
     pub experts_may_stay_in_files: bool,
     /// What a block takes on average, in bytes.
@@ -90,7 +92,7 @@ pub struct BlocksThatFit {
 
 impl fmt::Display for ModelNeeds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { family, checked_against, max_positions, kinds, .. } = self;
+        let Self { family, checked_against, max_positions, kv_dtype, kinds, .. } = self;
         let checked = match checked_against {
             Some(class) => Check::ok("family", format!("{family}, checked against {class}")),
             None => Check::warn(
@@ -110,7 +112,7 @@ impl fmt::Display for ModelNeeds {
         let blocks: usize = kinds.iter().map(|kind| kind.blocks).sum();
         let token = kinds.first().map_or(0, |kind| kind.cache_token_bytes);
         let mut cache = format!(
-            "{} for each token in each block; the longest text ({max_positions} tokens) takes {} in all {blocks}",
+            "{} for each token in each block, kept in {kv_dtype}; the longest text ({max_positions} tokens) takes {} in all {blocks}",
             size(token),
             size(longest)
         );

@@ -154,7 +154,7 @@ fn a_small_budget_keeps_the_newest() {
     let mut server = Server::new(0);
     let d = server.hidden();
     let blocks = server.compute.blocks.clone();
-    let page = blocks.config().kv_page_bytes(blocks.span().len());
+    let page = blocks.kv_page_bytes(blocks.span().len());
     server.prefixes = Prefixes::new(3 * (page + 4 * (PAGE_TOKENS * d) as u64));
     for seed in 0..10 {
         server.open(Injection::Replace, &values(seed, 140 * d), None);

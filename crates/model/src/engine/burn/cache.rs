@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::tensor::{RawDevice, Tensor, columns, rows};
+use crate::device::KvDtype;
 use crate::engine::meter::Metered;
 use crate::engine::shapes::{Heads, PAGE_TOKENS};
 use crate::engine::{Cache, KvMeter};
@@ -59,7 +60,7 @@ impl GrowingCache {
         };
         let blocks = self.kept.blocks.iter().map(changed).collect::<Vec<_>>();
         let pages = (capacity / PAGE_TOKENS) as u64;
-        let metered = self.meter.count(blocks.len() as u64 * pages * self.heads.page_bytes());
+        let metered = self.meter.count(blocks.len() as u64 * pages * self.heads.page_bytes(KvDtype::F32));
         self.kept = Arc::new(Kept { blocks, capacity, _metered: metered });
     }
 

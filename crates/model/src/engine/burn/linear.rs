@@ -5,8 +5,10 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::Burn;
+use super::packed::Packed;
 use super::tensor::{Tensor, from_vec, raw_dtype};
 use crate::device::Dtype;
+use crate::engine::blocks::{Bits, FITTED};
 
 /// Input features that one task transposes at a time: as many write streams as caches follow well.
 const TILE: usize = 64;
@@ -14,10 +16,18 @@ const TILE: usize = 64;
 /// A weight `[input, output]` in the dtype it is served in, and its bias `[1, output]` in f32.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    weight: Tensor<2>,
+    weight: Weight,
     bias: Option<Tensor<2>>,
-    /// Whether the weight is widened to f32 for each product.
-    widen: bool,
+}
+
+#[derive(Debug)]
+enum Weight {
+    /// Multiplied in its own dtype.
+    Float(Tensor<2>),
+    /// Of half precision, widened to f32 for each product.
+    Widened(Tensor<2>),
+    /// Of eight or four bits, widened to f32 for each product.
+    Packed(Box<Packed>),
 }
 
 impl Linear {
@@ -29,13 +39,16 @@ impl Linear {
         dtype: Dtype,
         column: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        let weight = match raw_dtype(dtype) {
-            DType::BF16 => upload(shape, &column, bf16::from_f32, dtype, engine),
-            DType::F16 => upload(shape, &column, f16::from_f32, dtype, engine),
-            _ => upload(shape, &column, |v| v, dtype, engine),
+        let half = if engine.is_cpu { Weight::Widened } else { Weight::Float };
+        let weight = match dtype {
+            Dtype::Auto | Dtype::F32 => Weight::Float(upload(shape, &column, |v| v, dtype, engine)),
+            Dtype::Bf16 => half(upload(shape, &column, bf16::from_f32, dtype, engine)),
+            Dtype::F16 => half(upload(shape, &column, f16::from_f32, dtype, engine)),
+            Dtype::Int8 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Eight, &column))),
+            Dtype::Int4 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Four(FITTED), &column))),
         };
         let bias = bias.map(|values| from_vec(values, [1, output], &engine.raw));
-        Self { weight, bias, widen: engine.is_cpu && dtype != Dtype::F32 }
+        Self { weight, bias }
     }
 
     /// `x` `[rows, input]` to `[rows, output]`, both f32.
@@ -53,13 +66,11 @@ impl Linear {
     }
 
     fn product(&self, x: Tensor<2>, side: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
-        let (weight, dtype) = (self.weight.clone(), self.weight.dtype());
-        if dtype == DType::F32 {
-            x.matmul(side(weight))
-        } else if self.widen {
-            x.matmul(side(weight.cast(DType::F32)))
-        } else {
-            x.cast(dtype).matmul(side(weight)).cast(DType::F32)
+        match &self.weight {
+            Weight::Float(weight) if weight.dtype() == DType::F32 => x.matmul(side(weight.clone())),
+            Weight::Float(weight) => x.cast(weight.dtype()).matmul(side(weight.clone())).cast(DType::F32),
+            Weight::Widened(weight) => x.matmul(side(weight.clone().cast(DType::F32))),
+            Weight::Packed(weight) => x.matmul(side(weight.widen())),
         }
     }
 }

@@ -11,6 +11,8 @@ use crate::engine::DeviceFailure;
 
 /// A float tensor of rank `D` on whichever device was chosen at run time.
 pub(crate) type Tensor<const D: usize> = burn::tensor::Tensor<Dispatch, D>;
+/// A tensor of rank `D` and of kind `K`.
+pub(crate) type Dispatched<const D: usize, K> = burn::tensor::Tensor<Dispatch, D, K>;
 /// Row numbers on the device.
 pub(crate) type Indices = burn::tensor::Tensor<Dispatch, 1, Int>;
 /// Burn's name of a device.
@@ -26,9 +28,10 @@ pub(super) fn raw_device(device: &Device) -> RawDevice {
     }
 }
 
+/// What products with weights run in.
 pub(super) fn raw_dtype(dtype: Dtype) -> DType {
     match dtype {
-        Dtype::Auto | Dtype::F32 => DType::F32,
+        Dtype::Auto | Dtype::F32 | Dtype::Int8 | Dtype::Int4 => DType::F32,
         Dtype::Bf16 => DType::BF16,
         Dtype::F16 => DType::F16,
     }
@@ -42,6 +45,11 @@ pub(super) fn supports(device: &RawDevice, dtype: Dtype) -> bool {
 /// Moves `values` (row-major, exactly as many as `shape` says) to the device, in f32.
 pub(super) fn from_vec<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &RawDevice) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+/// Moves whole numbers of 32 bits to the device, row-major.
+pub(super) fn from_words<const D: usize>(words: Vec<i32>, shape: [usize; D], device: &RawDevice) -> Dispatched<D, Int> {
+    Dispatched::from_data(TensorData::new(words, shape), (device, DType::I32))
 }
 
 /// Moves row numbers to the device.

@@ -9,8 +9,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::cached_attention;
+use super::kept::{Kept, Part, Values};
 use super::rows::HostRows;
+use crate::device::KvDtype;
 use crate::engine::meter::Metered;
 use crate::engine::shapes::{Heads, PAGE_TOKENS, first_kept_page};
 use crate::engine::{Cache, KvMeter};
@@ -22,6 +23,7 @@ pub(crate) struct PagedCache {
     /// Where each block is: its group, and its number there.
     places: Vec<(usize, usize)>,
     heads: Heads,
+    dtype: KvDtype,
     meter: KvMeter,
 }
 
@@ -36,20 +38,20 @@ struct Group {
 
 #[derive(Debug)]
 struct Page {
-    values: Vec<f32>,
+    values: Values,
     _metered: Metered,
 }
 
 impl Page {
-    fn new(values: Vec<f32>, meter: &KvMeter) -> Arc<Self> {
-        let metered = meter.count((values.len() * size_of::<f32>()) as u64);
+    fn new(values: Values, meter: &KvMeter) -> Arc<Self> {
+        let metered = meter.count(values.bytes());
         Arc::new(Self { values, _metered: metered })
     }
 }
 
 impl PagedCache {
     /// For blocks with these windows.
-    pub(super) fn new(windows: &[Option<usize>], heads: Heads, meter: &KvMeter) -> Self {
+    pub(super) fn new(windows: &[Option<usize>], heads: Heads, dtype: KvDtype, meter: &KvMeter) -> Self {
         let (mut groups, mut places) = (Vec::<Group>::new(), Vec::new());
         for &window in windows {
             let group = groups.iter().position(|group| group.window == window).unwrap_or(groups.len());
@@ -59,20 +61,31 @@ impl PagedCache {
             places.push((group, groups[group].blocks));
             groups[group].blocks += 1;
         }
-        Self { groups, places, heads, meter: meter.clone() }
+        Self { groups, places, heads, dtype, meter: meter.clone() }
+    }
+
+    /// What its keys and values are kept in.
+    pub(super) fn dtype(&self) -> KvDtype {
+        self.dtype
     }
 
     /// The parts of the pages that belong to a block; nothing of those that were given back.
-    pub(super) fn pages(&self, block: usize) -> Vec<&[f32]> {
+    ///
+    /// # Panics
+    /// If they are kept as something else.
+    pub(super) fn pages<'a, E: Kept>(&'a self, block: usize) -> Vec<Part<'a, E>> {
         let (group, number) = self.places[block];
-        let part = self.part(number);
-        let pages = self.groups[group].pages.iter();
-        pages.map(|page| page.as_ref().map_or(&[][..], |page| &page.values[part.clone()])).collect()
+        let Heads { key_value, dim, .. } = self.heads;
+        let part = |page: &'a Page| {
+            let values = E::of(&page.values).expect("pages of the cache's dtype");
+            values.heads(number * key_value, key_value, dim)
+        };
+        self.groups[group].pages.iter().map(|page| page.as_deref().map(part).unwrap_or_default()).collect()
     }
 
-    fn part(&self, number: usize) -> Range<usize> {
-        let length = self.heads.key_value * cached_attention::head_len(self.heads.dim);
-        number * length..(number + 1) * length
+    /// An empty page of so many blocks.
+    fn page(&self, blocks: usize) -> Arc<Page> {
+        Page::new(Values::new(self.dtype, blocks * self.heads.key_value, self.heads.dim), &self.meter)
     }
 }
 
@@ -81,29 +94,30 @@ impl Cache for PagedCache {
 
     fn grow(&mut self, len: usize, count: usize) {
         let written = len / PAGE_TOKENS..(len + count).div_ceil(PAGE_TOKENS);
-        let page_of_block = self.part(0).len();
-        for group in &mut self.groups {
+        let mut groups = std::mem::take(&mut self.groups);
+        for group in &mut groups {
             let kept = first_kept_page(len, group.window);
             group.pages.iter_mut().take(kept).for_each(|page| *page = None);
             for number in written.clone() {
                 match group.pages.get_mut(number) {
                     Some(Some(page)) if Arc::strong_count(page) == 1 => {}
                     Some(Some(shared)) => *shared = Page::new(shared.values.clone(), &self.meter),
-                    Some(none) => *none = Some(Page::new(vec![0.0; group.blocks * page_of_block], &self.meter)),
-                    None => group.pages.push(Some(Page::new(vec![0.0; group.blocks * page_of_block], &self.meter))),
+                    Some(none) => *none = Some(self.page(group.blocks)),
+                    None => group.pages.push(Some(self.page(group.blocks))),
                 }
             }
         }
+        self.groups = groups;
     }
 
     fn write(&mut self, block: usize, len: usize, kv: &HostRows, rows: Range<usize>) {
         let (group, number) = self.places[block];
-        let (part, dim) = (self.part(number), self.heads.dim);
+        let Heads { key_value, dim, .. } = self.heads;
         for (row, kv) in kv.part(rows).chunks_exact(kv.width()).enumerate() {
             let position = len + row;
             let page = self.groups[group].pages.get_mut(position / PAGE_TOKENS).and_then(Option::as_mut);
             let page = page.and_then(Arc::get_mut).expect("a page of its own");
-            cached_attention::write(&mut page.values[part.clone()], dim, position % PAGE_TOKENS, kv);
+            page.values.write((number * key_value, dim), position % PAGE_TOKENS, kv);
         }
     }
 

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::kept::{Kept, Part};
 use super::matmul::{Matrix, product};
 use super::scores::Scores;
 use super::simd::vectorized;
@@ -19,26 +20,11 @@ const PANEL: usize = 16;
 /// Multiplications below which one thread alone is faster than several.
 const ALONE: usize = 1 << 17;
 
-/// Values of one key head in a page: keys `[dim, PAGE_TOKENS]`, then values `[PAGE_TOKENS, dim]`.
-pub(super) fn head_len(dim: usize) -> usize {
-    2 * dim * PAGE_TOKENS
-}
-
-/// Writes one position: `kv` is a row of all heads' keys, then all heads' values.
-pub(super) fn write(page: &mut [f32], dim: usize, place: usize, kv: &[f32]) {
-    let (keys, values) = kv.split_at(kv.len() / 2);
-    for (head, (keys, values)) in keys.chunks_exact(dim).zip(values.chunks_exact(dim)).enumerate() {
-        let (page_keys, page_values) = page[head * head_len(dim)..][..head_len(dim)].split_at_mut(dim * PAGE_TOKENS);
-        page_keys[place..].iter_mut().step_by(PAGE_TOKENS).zip(keys).for_each(|(to, key)| *to = *key);
-        page_values[place * dim..][..dim].copy_from_slice(values);
-    }
-}
-
-struct Task<'a> {
+struct Task<'a, E> {
     heads: Heads,
     sequence: &'a Grown,
     /// One block's part of each page of the sequence.
-    pages: &'a [&'a [f32]],
+    pages: &'a [Part<'a, E>],
     key_head: usize,
     q: &'a [f32],
     sinks: Option<&'a [f32]>,
@@ -56,20 +42,20 @@ struct Queries<'a> {
 }
 
 /// The output, `[queries, query_heads·dim]`, of all sequences; `pages` has one block's part of the pages of each.
-pub(super) fn forward<'a>(
+pub(super) fn forward<'a, E: Kept>(
     heads: Heads,
     sequences: &'a [Grown],
-    pages: &'a [Vec<&'a [f32]>],
+    pages: &'a [Vec<Part<'a, E>>],
     (q, sinks): (&'a [f32], Option<&'a [f32]>),
 ) -> Vec<f32> {
     let last = sequences.iter().flat_map(|sequence| &sequence.visible).map(|seen| seen.end).max();
     let biases = heads.biases(last.unwrap_or_default());
     let biases = biases.as_slice();
     let with_queries = sequences.iter().zip(pages).filter(|(sequence, _)| !sequence.queries.is_empty());
-    let of_sequence = |(sequence, pages): (&'a Grown, &'a Vec<&'a [f32]>)| {
+    let of_sequence = |(sequence, pages): (&'a Grown, &'a Vec<Part<'a, E>>)| {
         (0..heads.key_value).map(move |key_head| Task { heads, sequence, pages, key_head, q, sinks, biases })
     };
-    let tasks: Vec<Task<'_>> = with_queries.flat_map(of_sequence).collect();
+    let tasks: Vec<Task<'_, E>> = with_queries.flat_map(of_sequence).collect();
     let seen: usize = sequences.iter().flat_map(|sequence| &sequence.visible).map(Range::len).sum();
     let outputs: Vec<Vec<f32>> = if 2 * seen * heads.query_width() < ALONE {
         tasks.iter().map(Task::run).collect()
@@ -85,7 +71,7 @@ pub(super) fn forward<'a>(
     output
 }
 
-impl Task<'_> {
+impl<E: Kept> Task<'_, E> {
     /// `[queries, group·dim]`.
     fn run(&self) -> Vec<f32> {
         let Heads { dim, .. } = self.heads;
@@ -134,10 +120,13 @@ impl Task<'_> {
         let columns = (to - from).next_multiple_of(PANEL);
         scores.resize(count * columns, 0.0);
         let left = Matrix::new(rows, [count, dim], *stride);
-        for (first, (keys, _)) in self.pages(from, to) {
+        for (first, page) in self.pages(from, to) {
             let width = PAGE_TOKENS.min(columns - (first - from));
-            let keys = Matrix::new(keys, [dim, width], PAGE_TOKENS);
+            let keys = Matrix::new(page.values, [dim, width], PAGE_TOKENS);
             product((&mut scores[first - from..], columns), left, keys, 1.0, false);
+            if E::SCALED {
+                scale((&mut scores[first - from..], columns), &page.scales[..width]);
+            }
         }
         vectorized(
             #[inline(always)]
@@ -151,21 +140,32 @@ impl Task<'_> {
                 }
             },
         );
-        for (first, (_, values)) in self.pages(from, to) {
+        for (first, page) in self.pages(from, to) {
             let height = PAGE_TOKENS.min(to - first);
+            if E::SCALED {
+                scale((&mut scores[first - from..], columns), &page.scales[PAGE_TOKENS..][..height]);
+            }
             let weights = Matrix::new(&scores[first - from..], [count, height], columns);
-            let values = Matrix::new(values, [height, dim], dim);
+            let values = Matrix::new(&page.values[dim * PAGE_TOKENS..], [height, dim], dim);
             product((&mut *output, output_stride), weights, values, 1.0, first > from);
         }
     }
 
-    /// First position, keys and values of every page from position `from` on with one of the first `to` positions.
-    fn pages(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, (&[f32], &[f32]))> {
-        let (dim, length) = (self.heads.dim, head_len(self.heads.dim));
+    /// First position of every page from position `from` on with one of the first `to` positions, and what it has of the head.
+    fn pages(&self, from: usize, to: usize) -> impl Iterator<Item = (usize, Part<'_, E>)> {
         let pages = self.pages.iter().enumerate().take(to.div_ceil(PAGE_TOKENS)).skip(from / PAGE_TOKENS);
-        pages.map(move |(number, page)| {
-            let head = &page[self.key_head * length..][..length];
-            (number * PAGE_TOKENS, head.split_at(dim * PAGE_TOKENS))
-        })
+        pages.map(move |(number, page)| (number * PAGE_TOKENS, page.heads(self.key_head, 1, self.heads.dim)))
     }
+}
+
+/// Multiplies rows, `stride` apart, by a scale for each of their first columns.
+fn scale((rows, stride): (&mut [f32], usize), scales: &[f32]) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for row in rows.chunks_mut(stride) {
+                row.iter_mut().zip(scales).for_each(|(value, scale)| *value *= scale);
+            }
+        },
+    );
 }

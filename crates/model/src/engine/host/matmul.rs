@@ -13,6 +13,7 @@
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod amx_permission;
+mod blocks;
 mod driver;
 mod isa;
 mod layout;
@@ -27,6 +28,8 @@ mod small;
 mod trial;
 
 pub(crate) use layout::FrozenMatrix;
+pub(super) use micro::{Bf16, F16, Stored};
+pub(super) use pairs::round_to_bf16;
 pub(crate) use small::{Matrix, product};
 
 /// Columns of a panel: one AVX-512 register, two of AVX2.

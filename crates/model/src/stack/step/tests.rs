@@ -7,6 +7,7 @@ use crate::engine::shapes::PAGE_TOKENS;
 use crate::fixture::{self, noise};
 use crate::stack::{ForwardPass, Keep};
 
+mod narrow;
 mod windows;
 
 const D: usize = 12;
@@ -241,7 +242,7 @@ fn rolled_back_positions_and_failed_steps_leave_no_trace() {
 #[test]
 fn memory_is_counted_by_pages_and_given_back() {
     let stack = stack_on(&Device::cpu());
-    let (meter, page) = (KvMeter::default(), stack.config().kv_page_bytes(3));
+    let (meter, page) = (KvMeter::default(), stack.kv_page_bytes(3));
     let mut cache = stack.cache(span(), 64, &meter).unwrap();
     assert_eq!(meter.bytes(), 0);
     add(&stack, &mut cache, &text(9, PAGE_TOKENS));
@@ -260,7 +261,7 @@ fn memory_is_counted_by_pages_and_given_back() {
 #[test]
 fn memory_of_the_reference_is_counted_by_pages_and_shared_as_a_whole() {
     let stack = stack_on(&Device::reference());
-    let (meter, page) = (KvMeter::default(), stack.config().kv_page_bytes(3));
+    let (meter, page) = (KvMeter::default(), stack.kv_page_bytes(3));
     let mut cache = stack.cache(span(), 64, &meter).unwrap();
     add(&stack, &mut cache, &text(9, PAGE_TOKENS + 1));
     assert_eq!(meter.bytes(), 2 * page);

@@ -22,7 +22,7 @@ fn some_fit() -> BlocksThatFit {
         dtype: "f32".into(),
         of: 6,
         blocks: 4,
-        blocks_in_half: 6,
+        blocks_in_less: vec![("bf16".into(), 5), ("int8".into(), 6), ("int4".into(), 6)],
         experts_may_stay_in_files: false,
         block_bytes: 3 << 20,
         weight_room: 13 << 20,
@@ -39,11 +39,11 @@ const ATTENTION: [u64; 2] = [64 * (64 + 32 + 32 + 64), 2 * 64];
 
 #[test]
 fn a_dense_block_has_all_of_its_weights_active() {
-    let kinds = kinds(&config(json!({})));
+    let kinds = kinds(&config(json!({})), KvDtype::F32);
     let [dense] = kinds.as_slice() else { panic!("{kinds:?}") };
     let [matrices, vectors] = [ATTENTION[0] + 3 * 64 * 96, ATTENTION[1]];
-    let expected = [("f32", 4), ("bf16", 2), ("f16", 2)].map(|(dtype, bytes)| {
-        let bytes = matrices * bytes + vectors * 4;
+    let expected = [("f32", 64), ("bf16", 32), ("f16", 32), ("int8", 17), ("int4", 9)].map(|(dtype, half_bits)| {
+        let bytes = matrices * half_bits / 16 + vectors * 4;
         BlockBytes { dtype: dtype.into(), bytes, active_bytes: bytes }
     });
     assert_eq!((dense.blocks, dense.experts, dense.window), (6, None, None));
@@ -54,7 +54,10 @@ fn a_dense_block_has_all_of_its_weights_active() {
 
 #[test]
 fn of_a_mixture_a_token_meets_the_experts_that_it_goes_through() {
-    let kinds = kinds(&config(json!({"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2})));
+    let kinds = kinds(
+        &config(json!({"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2})),
+        KvDtype::F32,
+    );
     let [mixture] = kinds.as_slice() else { panic!("{kinds:?}") };
     let (one, router) = (3 * 64 * 96, 64 * 8);
     let bytes = |experts: u64| 4 * (ATTENTION[0] + ATTENTION[1] + router + experts * one);
@@ -68,7 +71,7 @@ fn a_shared_expert_is_met_by_all_and_dense_blocks_are_a_kind_of_their_own() {
         "model_type": "qwen2_moe", "qkv_bias": false, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 48, "mlp_only_layers": [0, 3],
     });
-    let kinds = kinds(&config(experts));
+    let kinds = kinds(&config(experts), KvDtype::F32);
     let [dense, mixture] = kinds.as_slice() else { panic!("{kinds:?}") };
     assert_eq!((dense.blocks, mixture.blocks, dense.experts), (2, 4, None));
     let bytes = |experts: u64| 4 * (ATTENTION[0] + ATTENTION[1] + 64 * 6 + 64 + 3 * 64 * (48 + experts * 32));
@@ -79,7 +82,7 @@ fn a_shared_expert_is_met_by_all_and_dense_blocks_are_a_kind_of_their_own() {
 #[test]
 fn windows_make_kinds_and_keep_less() {
     let gemma = json!({"model_type": "gemma2", "head_dim": 16, "sliding_window": 128, "max_position_embeddings": 8192});
-    let needs = needs(&config(gemma), some_fit());
+    let needs = needs(&config(gemma), some_fit(), KvDtype::F32);
     let windows: Vec<_> = needs.kinds.iter().map(|kind| (kind.blocks, kind.window)).collect();
     assert_eq!(windows, [(3, Some(128)), (3, None)]);
     let [sliding, full] = &needs.kinds[..] else { panic!("{needs:?}") };
@@ -96,7 +99,7 @@ fn windows_make_kinds_and_keep_less() {
 
 #[test]
 fn what_a_model_needs_is_told_to_people_and_to_scripts() {
-    let needs = needs(&config(json!({"model_type": "mixtral"})), some_fit());
+    let needs = needs(&config(json!({"model_type": "mixtral"})), some_fit(), KvDtype::F32);
     let text = needs.to_string();
     assert!(text.contains("mixtral, checked against MixtralForCausalLM of transformers 4.57.1"), "{text}");
     assert!(text.contains("2 of 8 experts"), "{text}");
@@ -111,9 +114,12 @@ fn what_a_model_needs_is_told_to_people_and_to_scripts() {
 fn blocks_fit_as_serve_counts_them() {
     assert_eq!([fitting(100, 30, 8), fitting(100, 10, 8), fitting(100, 101, 8)], [3, 8, 0]);
     assert_eq!([tokens(1000, 100), tokens(1000, 0)], [10 * PAGE_TOKENS as u64, 0]);
-    let fits = |fit: BlocksThatFit, changes: Value| memory(&needs(&config(changes), fit));
+    let fits = |fit: BlocksThatFit, changes: Value| memory(&needs(&config(changes), fit, KvDtype::F32));
     let told = fits(some_fit(), json!({})).to_string();
-    assert!(told.contains("13.0 MiB for weights: 4 of 6 blocks fit in f32, 3.0 MiB each (6 in half"), "{told}");
+    assert!(
+        told.contains("13.0 MiB for weights: 4 of 6 blocks fit in f32, 3.0 MiB each (5 in bf16, 6 in int8);"),
+        "{told}"
+    );
     assert!(told.contains("1.0 MiB for sessions (512 tokens)"), "{told}");
     let mixed = json!({"model_type": "qwen3_moe", "decoder_sparse_step": 2});
     assert!(fits(some_fit(), mixed).detail.contains("3.0 MiB each on average"));
@@ -123,7 +129,7 @@ fn blocks_fit_as_serve_counts_them() {
     assert!(remedy.starts_with("serve with --dtype bf16; or close") && !remedy.contains("--blocks"), "{remedy}");
     let mixture = BlocksThatFit { experts_may_stay_in_files: true, ..some_fit() };
     assert!(fits(mixture.clone(), json!({})).detail.contains("; with --blocks more"));
-    let none = fits(BlocksThatFit { blocks: 0, blocks_in_half: 0, ..mixture.clone() }, json!({}));
+    let none = fits(BlocksThatFit { blocks: 0, blocks_in_less: Vec::new(), ..mixture.clone() }, json!({}));
     assert!(none.remedy.unwrap().starts_with("say which blocks (--blocks)"));
     assert!(!fits(BlocksThatFit { blocks: 6, ..mixture }, json!({})).detail.contains("--blocks"));
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::PANEL;
 use super::isa::Isa;
-use super::micro::{Left, Micro, Out, Right, Stored};
+use super::micro::{Left, Micro, Out, Right, Stored, Tile};
 use super::simd::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
@@ -50,9 +50,52 @@ impl Direction {
     }
 }
 
-/// What a product is made of. The weight is `[depth, width]` in panels.
-pub(super) struct Operands<'a, E> {
-    pub(super) weight: &'a [E],
+/// A weight `[depth, width]` in panels, whatever its values are kept as.
+pub(super) trait Panels: Sync {
+    type Element: Stored;
+
+    /// The values of all panels, if kernels multiply with them as they lie.
+    fn plain(&self) -> Option<&[Self::Element]>;
+
+    /// Writes `rows` of a panel, which begin at a multiple of [`PANEL`], to `out` in f32.
+    fn widen(&self, panel: usize, rows: Range<usize>, out: &mut [f32]);
+
+    /// `out[n][k]` becomes value `n` of row `first + k` of a panel, for `height` rows (at most [`PANEL`]); the rest becomes zero. `first` is a multiple
+    /// of [`PANEL`].
+    ///
+    /// # Safety
+    /// The processor has the instruction set.
+    #[allow(unsafe_code)]
+    unsafe fn turn<S: Micro>(&self, panel: usize, first: usize, height: usize, out: &mut Tile);
+}
+
+/// Values that kernels widen as they load them.
+pub(super) struct PlainPanels<'a, E> {
+    pub(super) values: &'a [E],
+    pub(super) depth: usize,
+}
+
+impl<E: Stored> Panels for PlainPanels<'_, E> {
+    type Element = E;
+
+    fn plain(&self) -> Option<&[E]> {
+        Some(self.values)
+    }
+
+    fn widen(&self, _: usize, _: Range<usize>, _: &mut [f32]) {
+        unreachable!("kernels multiply with them as they lie");
+    }
+
+    #[allow(unsafe_code)]
+    unsafe fn turn<S: Micro>(&self, panel: usize, first: usize, height: usize, out: &mut Tile) {
+        // SAFETY: by the contract of this function.
+        unsafe { S::turn(&self.values[(panel * self.depth + first) * PANEL..], PANEL, height, out) };
+    }
+}
+
+/// What a product is made of. The weight is `[depth, width]`.
+pub(super) struct Operands<'a, W> {
+    pub(super) weight: &'a W,
     pub(super) depth: usize,
     pub(super) width: usize,
     pub(super) left: &'a [f32],
@@ -66,20 +109,20 @@ pub(super) struct Operands<'a, E> {
 ///
 /// # Panics
 /// If the extents do not fit together.
-pub(super) fn run<E: Stored>(isa: Isa, operands: Operands<'_, E>) {
+pub(super) fn run<W: Panels>(isa: Isa, operands: Operands<'_, W>) {
     match isa {
-        Isa::Portable => product::<Portable, E>(operands),
+        Isa::Portable => product::<Portable, W>(operands),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => product::<Avx2, E>(operands),
+        Isa::Avx2 => product::<Avx2, W>(operands),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => product::<Avx512, E>(operands),
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => product::<Avx512, W>(operands),
     }
 }
 
 /// A product whose extents have been checked, with the output as a pointer that tasks share: each writes rows and columns
 /// of its own.
-struct Product<'a, E> {
-    weight: &'a [E],
+struct Product<'a, W> {
+    weight: &'a W,
     direction: Direction,
     /// Rows of the stored weight's panels.
     stored_depth: usize,
@@ -105,12 +148,13 @@ unsafe impl Send for SharedOut {}
 #[allow(unsafe_code)]
 unsafe impl Sync for SharedOut {}
 
-fn product<S: Micro, E: Stored>(operands: Operands<'_, E>) {
+fn product<S: Micro, W: Panels>(operands: Operands<'_, W>) {
     let Operands { weight, depth, width, left, out, direction, accumulate } = operands;
     let (inner, columns) = direction.extents(depth, width);
     let rows = left.len() / inner.max(1);
     assert!(left.len() == rows * inner && out.len() == rows * columns, "rows do not fit together");
-    assert_eq!(weight.len(), width.div_ceil(PANEL) * depth * PANEL, "the weight does not fit its extents");
+    let fits = weight.plain().is_none_or(|values| values.len() == width.div_ceil(PANEL) * depth * PANEL);
+    assert!(fits, "the weight does not fit its extents");
     if rows == 0 || columns == 0 {
         return;
     }
@@ -179,28 +223,34 @@ struct Block {
     panels: usize,
 }
 
-impl<E: Stored> Product<'_, E> {
+impl<W: Panels> Product<'_, W> {
     fn compute<S: Micro>(&self, rows: Range<usize>, panels: Range<usize>) {
         let parts = |length: usize| {
             (0..self.inner).step_by(length.max(1)).map(move |first| first..self.inner.min(first + length))
         };
-        match self.direction {
+        match self.weight.plain().filter(|_| self.direction == Direction::Forward) {
             // Memory is what a few rows wait for, and it is quickest when a weight is read from front to back. Those of one
             // block stay in cache whole.
-            Direction::Forward if rows.len() <= FEW_ROWS => {
+            Some(values) if rows.len() <= FEW_ROWS => {
                 let length = if rows.len() <= S::ROWS { self.inner } else { DEPTH };
                 for panel in panels.clone().step_by(S::PANELS) {
-                    parts(length)
-                        .for_each(|part| self.forward::<S>(&rows, part, panel..panels.end.min(panel + S::PANELS)));
+                    parts(length).for_each(|part| {
+                        self.plain::<S>(values, &rows, part, panel..panels.end.min(panel + S::PANELS))
+                    });
                 }
             }
-            Direction::Forward => parts(DEPTH).for_each(|part| self.forward::<S>(&rows, part, panels.clone())),
-            Direction::Backward => {
+            Some(values) => parts(DEPTH).for_each(|part| self.plain::<S>(values, &rows, part, panels.clone())),
+            None => {
                 let stride = DEPTH.min(self.inner.next_multiple_of(PANEL)) * PANEL;
-                let mut turned = vec![0.0; panels.len() * stride];
+                let mut buffer = vec![0.0; panels.len() * stride];
                 for part in parts(DEPTH) {
-                    self.turn::<S>(&mut turned, stride, panels.start, part.clone());
-                    let data = |panel: usize| turned[(panel - panels.start) * stride..].as_ptr();
+                    for (panel, to) in panels.clone().zip(buffer.chunks_exact_mut(stride)) {
+                        match self.direction {
+                            Direction::Forward => self.weight.widen(panel, part.clone(), to),
+                            Direction::Backward => self.turn::<S>(to, panel, part.clone()),
+                        }
+                    }
+                    let data = |panel: usize| buffer[(panel - panels.start) * stride..].as_ptr();
                     let right =
                         |panel| Right { data: data(panel), panel_stride: stride, depth_stride: PANEL, ahead: 0 };
                     self.blocks::<S, f32>(&rows, part, panels.clone(), right);
@@ -209,14 +259,15 @@ impl<E: Stored> Product<'_, E> {
         }
     }
 
-    fn forward<S: Micro>(&self, rows: &Range<usize>, part: Range<usize>, panels: Range<usize>) {
+    /// Multiplies with a part of the weight as it lies.
+    fn plain<S: Micro>(&self, values: &[W::Element], rows: &Range<usize>, part: Range<usize>, panels: Range<usize>) {
         let first = part.start;
-        let data = |panel: usize| self.weight[(panel * self.stored_depth + first) * PANEL..].as_ptr();
+        let data = |panel: usize| values[(panel * self.stored_depth + first) * PANEL..].as_ptr();
         let panel_stride = self.stored_depth * PANEL;
         // Many rows read a part from the cache again and again, and what follows it is not what is read next.
-        let ahead = if rows.len() <= FEW_ROWS { AHEAD / size_of::<E>() } else { 0 };
+        let ahead = if rows.len() <= FEW_ROWS { AHEAD / size_of::<W::Element>() } else { 0 };
         let right = |panel| Right { data: data(panel), panel_stride, depth_stride: PANEL, ahead };
-        self.blocks::<S, E>(rows, part, panels, right);
+        self.blocks::<S, W::Element>(rows, part, panels, right);
     }
 
     /// Adds one part of the depth for all rows and panels given; `right` says where a panel's part is.
@@ -239,19 +290,16 @@ impl<E: Stored> Product<'_, E> {
         }
     }
 
-    /// Fills `turned`, panels `stride` values apart, with the transposed weight's rows `part` in f32.
+    /// Fills a panel with the transposed weight's rows `part` in f32.
     #[allow(unsafe_code)]
-    fn turn<S: Micro>(&self, turned: &mut [f32], stride: usize, first_panel: usize, part: Range<usize>) {
-        for (number, panel) in turned.chunks_exact_mut(stride).enumerate() {
-            let k = (first_panel + number) * PANEL;
-            let height = PANEL.min(self.stored_depth - k);
-            let tiles = panel.as_chunks_mut().0.as_chunks_mut().0;
-            // A part begins at a multiple of DEPTH, which is one of PANEL.
-            for (tile, out) in (part.start / PANEL..part.end.div_ceil(PANEL)).zip(tiles) {
-                let at = (tile * self.stored_depth + k) * PANEL;
-                // SAFETY: `run` picked an instruction set that the processor has.
-                unsafe { S::turn(&self.weight[at..], PANEL, height, out) };
-            }
+    fn turn<S: Micro>(&self, turned: &mut [f32], panel: usize, part: Range<usize>) {
+        let first = panel * PANEL;
+        let height = PANEL.min(self.stored_depth - first);
+        let tiles = turned.as_chunks_mut().0.as_chunks_mut().0;
+        // A part begins at a multiple of DEPTH, which is one of PANEL.
+        for (stored, out) in (part.start / PANEL..part.end.div_ceil(PANEL)).zip(tiles) {
+            // SAFETY: `run` picked an instruction set that the processor has.
+            unsafe { self.weight.turn::<S>(stored, first, height, out) };
         }
     }
 

@@ -6,11 +6,13 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::PANEL;
-use super::driver::{self, Direction, Operands};
+use super::blocks::{BlockMatrix, Dots};
+use super::driver::{self, Direction, Operands, PlainPanels};
 use super::isa::Isa;
 use super::micro::{Bf16, F16};
 use super::pairs::{self, PairMatrix, round_to_bf16};
 use crate::device::Dtype;
+use crate::engine::blocks::{Bits, FITTED};
 use crate::engine::host::filled;
 
 /// A weight `[depth, width]`, laid out in panels (see [`super`]), in the dtype it is served in.
@@ -29,6 +31,8 @@ enum Values {
     F16(Vec<F16>),
     /// bf16 for processors that multiply it as it is.
     Pairs(PairMatrix),
+    /// Of eight or four bits.
+    Blocks(BlockMatrix),
 }
 
 impl FrozenMatrix {
@@ -43,6 +47,8 @@ impl FrozenMatrix {
             Dtype::Bf16 if isa.multiplies_bf16() => Values::Pairs(PairMatrix::from_columns([depth, width], &column)),
             Dtype::Bf16 => Values::Bf16(pack(depth, width, &column, |v| Bf16(round_to_bf16(v)))),
             Dtype::F16 => Values::F16(pack(depth, width, &column, |v| F16(f16::from_f32(v).to_bits()))),
+            Dtype::Int8 => Values::Blocks(BlockMatrix::from_columns([depth, width], Bits::Eight, &column)),
+            Dtype::Int4 => Values::Blocks(BlockMatrix::from_columns([depth, width], Bits::Four(FITTED), &column)),
             Dtype::F32 | Dtype::Auto => Values::F32(pack(depth, width, &column, |v| v)),
         };
         Self { depth, width, isa, values }
@@ -55,9 +61,10 @@ impl FrozenMatrix {
 
     /// Bytes of the weights, without what fills up the last panel.
     pub(crate) fn bytes(&self) -> u64 {
-        let size = match self.values {
+        let size = match &self.values {
             Values::F32(_) => 4,
             Values::Bf16(_) | Values::F16(_) | Values::Pairs(_) => 2,
+            Values::Blocks(blocks) => return blocks.bytes(),
         };
         (self.depth * self.width * size) as u64
     }
@@ -112,16 +119,29 @@ impl FrozenMatrix {
     fn product(&self, direction: Direction, left: &[f32], out: &mut [MaybeUninit<f32>], accumulate: bool) {
         let (depth, width, isa) = (self.depth, self.width, self.isa);
         match &self.values {
-            Values::F32(weight) => {
-                driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate })
-            }
-            Values::Bf16(weight) => {
+            Values::F32(values) => {
+                let weight = &PlainPanels { values, depth };
                 driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate });
             }
-            Values::F16(weight) => {
-                driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate })
+            Values::Bf16(values) => {
+                let weight = &PlainPanels { values, depth };
+                driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate });
+            }
+            Values::F16(values) => {
+                let weight = &PlainPanels { values, depth };
+                driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate });
             }
             Values::Pairs(weight) => pairs::run(isa, weight, direction, left, out, accumulate),
+            Values::Blocks(weight) => {
+                let dots = Dots::best();
+                if direction == Direction::Forward && left.len() <= dots.most_rows() * depth {
+                    dots.product(weight, left, out, accumulate);
+                } else if isa.multiplies_bf16() {
+                    pairs::run(isa, weight, direction, left, out, accumulate);
+                } else {
+                    driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate });
+                }
+            }
         }
     }
 }

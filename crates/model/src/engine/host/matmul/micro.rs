@@ -6,27 +6,46 @@ use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd};
 
 /// How a weight is stored in memory; it is widened as it is loaded.
-pub(super) trait Stored: Copy + Send + Sync + 'static {
+pub(crate) trait Stored: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Simd`].
     unsafe fn load<S: Simd>(values: *const Self) -> S::Vector;
+
+    /// One value.
+    fn widen(self) -> f32;
 }
 
 /// The bits of a bf16.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(transparent)]
-pub(super) struct Bf16(pub(super) u16);
+pub(crate) struct Bf16(pub(crate) u16);
 
 /// The bits of an f16.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(transparent)]
-pub(super) struct F16(pub(super) u16);
+pub(crate) struct F16(pub(crate) u16);
 
 impl Stored for f32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(values: *const Self) -> S::Vector {
         // SAFETY: by the contract of the trait, as in the others.
         unsafe { S::load(values) }
+    }
+
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+/// Whole numbers.
+impl Stored for i8 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(values: *const Self) -> S::Vector {
+        unsafe { S::load_i8(values) }
+    }
+
+    fn widen(self) -> f32 {
+        f32::from(self)
     }
 }
 
@@ -35,12 +54,20 @@ impl Stored for Bf16 {
     unsafe fn load<S: Simd>(values: *const Self) -> S::Vector {
         unsafe { S::load_bf16(values.cast()) }
     }
+
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
 }
 
 impl Stored for F16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(values: *const Self) -> S::Vector {
         unsafe { S::load_f16(values.cast()) }
+    }
+
+    fn widen(self) -> f32 {
+        half::f16::from_bits(self.0).to_f32()
     }
 }
 

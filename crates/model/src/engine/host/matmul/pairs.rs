@@ -28,6 +28,7 @@ use amx::Amx;
 use avx512::Avx512Bf16;
 #[cfg(test)]
 pub(super) use plain::Plain;
+pub(super) use turn::Tile;
 
 /// Depth of a tile: depths are filled up to multiples of it.
 const DEPTH: usize = 32;
@@ -45,6 +46,37 @@ pub(super) struct PairMatrix {
     panels: Vec<u16>,
 }
 
+/// A weight `[depth, width]` that is read as panels of pairs.
+pub(super) trait PairPanels: Sync {
+    /// `[depth, width]`
+    fn shape(&self) -> [usize; 2];
+
+    /// A panel, its depth filled up with zeros to a multiple of [`DEPTH`]; `buffer` is as long, for those that do not lie like that.
+    fn panel<'a>(&'a self, number: usize, buffer: &'a mut [u16]) -> &'a [u16];
+
+    /// Calls `each` with a tile of every panel: that of rows `number · PANEL` and on.
+    fn tiles(&self, number: usize, each: impl FnMut(&Tile));
+}
+
+impl PairPanels for PairMatrix {
+    fn shape(&self) -> [usize; 2] {
+        [self.depth, self.width]
+    }
+
+    fn panel<'a>(&'a self, number: usize, _: &'a mut [u16]) -> &'a [u16] {
+        let length = self.depth.next_multiple_of(DEPTH) * PANEL;
+        &self.panels[number * length..][..length]
+    }
+
+    fn tiles(&self, number: usize, mut each: impl FnMut(&Tile)) {
+        let length = self.depth.next_multiple_of(DEPTH) * PANEL;
+        for panel in self.panels.chunks_exact(length) {
+            let (tiles, _) = panel.as_chunks();
+            each(&tiles[number]);
+        }
+    }
+}
+
 /// Rows below which tiles would be mostly empty.
 #[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 12;
@@ -52,7 +84,7 @@ const FEW_ROWS: usize = 12;
 /// Computes a product with an instruction set for which [`Isa::multiplies_bf16`] holds.
 pub(super) fn run(
     isa: Isa,
-    weight: &PairMatrix,
+    weight: &impl PairPanels,
     direction: Direction,
     left: &[f32],
     out: &mut [MaybeUninit<f32>],
@@ -60,11 +92,12 @@ pub(super) fn run(
 ) {
     #[cfg(target_arch = "x86_64")]
     {
-        let (inner, _) = direction.extents(weight.depth, weight.width);
+        let [depth, width] = weight.shape();
+        let (inner, _) = direction.extents(depth, width);
         if isa == Isa::Amx && left.len() > FEW_ROWS * inner {
-            weight.product::<Amx>(direction, left, out, accumulate);
+            product::<Amx>(weight, direction, left, out, accumulate);
         } else {
-            weight.product::<Avx512Bf16>(direction, left, out, accumulate);
+            product::<Avx512Bf16>(weight, direction, left, out, accumulate);
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -110,40 +143,29 @@ impl PairMatrix {
         );
         Self { depth, width, panels }
     }
+}
 
-    /// Writes all of `out`; adds to it if `accumulate`, and then it must be initialised.
-    pub(super) fn product<K: Kernel>(
-        &self,
-        direction: Direction,
-        left: &[f32],
-        out: &mut [MaybeUninit<f32>],
-        accumulate: bool,
-    ) {
-        let (inner, columns) = direction.extents(self.depth, self.width);
-        let rows = left.len() / inner.max(1);
-        assert!(left.len() == rows * inner && out.len() == rows * columns, "rows do not fit together");
-        if rows == 0 || columns == 0 {
-            return;
-        }
-        let depth = inner.next_multiple_of(DEPTH);
-        let left = round(left, inner, depth, rows.next_multiple_of(K::ROWS));
-        let product = Product {
-            weight: self,
-            direction,
-            left,
-            depth,
-            columns,
-            out: SharedOut(out.as_mut_ptr().cast()),
-            accumulate,
-        };
-        let run = |rows, panels| product.task::<K>(rows, panels);
-        divide([rows, inner, columns], K::ROWS, run);
+/// Writes all of `out`; adds to it if `accumulate`, and then it must be initialised.
+pub(super) fn product<K: Kernel>(
+    weight: &impl PairPanels,
+    direction: Direction,
+    left: &[f32],
+    out: &mut [MaybeUninit<f32>],
+    accumulate: bool,
+) {
+    let [depth, width] = weight.shape();
+    let (inner, columns) = direction.extents(depth, width);
+    let rows = left.len() / inner.max(1);
+    assert!(left.len() == rows * inner && out.len() == rows * columns, "rows do not fit together");
+    if rows == 0 || columns == 0 {
+        return;
     }
-
-    /// Values of a panel.
-    fn panel_len(&self) -> usize {
-        self.depth.next_multiple_of(DEPTH) * PANEL
-    }
+    let depth = inner.next_multiple_of(DEPTH);
+    let left = round(left, inner, depth, rows.next_multiple_of(K::ROWS));
+    let product =
+        Product { weight, direction, left, depth, columns, out: SharedOut(out.as_mut_ptr().cast()), accumulate };
+    let run = |rows, panels| product.task::<K>(rows, panels);
+    divide([rows, inner, columns], K::ROWS, run);
 }
 
 /// Lays columns of `depth` values out as pairs, in parts that stay in the first-level cache.
@@ -181,15 +203,15 @@ fn round(left: &[f32], inner: usize, depth: usize, rows: usize) -> Vec<u16> {
 
 /// The bits of the nearest bf16, of two the even one, without branches. NaN stays NaN.
 #[inline(always)]
-pub(super) fn round_to_bf16(value: f32) -> u16 {
+pub(in crate::engine::host) fn round_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     let kept = bits >> 16 | 0x40;
     (if bits & 0x7fff_ffff > 0x7f80_0000 { kept } else { rounded }) as u16
 }
 
-struct Product<'a> {
-    weight: &'a PairMatrix,
+struct Product<'a, W> {
+    weight: &'a W,
     direction: Direction,
     left: Vec<u16>,
     depth: usize,
@@ -198,14 +220,14 @@ struct Product<'a> {
     accumulate: bool,
 }
 
-impl Product<'_> {
+impl<W: PairPanels> Product<'_, W> {
     #[allow(unsafe_code)]
     fn task<K: Kernel>(&self, rows: Range<usize>, panels: Range<usize>) {
-        let mut turned = Vec::new();
+        let mut buffer = Vec::new();
         let mut sums = [0.0; MOST_ROWS * BLOCK_COLUMNS];
         let calls = || {
             for first in panels.clone().step_by(2) {
-                let right = self.right(first, &mut turned);
+                let right = self.right(first, &mut buffer);
                 for row in rows.clone().step_by(K::ROWS) {
                     let height = K::ROWS.min(rows.end - row);
                     let left = (self.left[row * self.depth..].as_ptr(), self.depth);
@@ -220,32 +242,26 @@ impl Product<'_> {
     }
 
     /// Panels `first` and `first + 1` of the right matrix; the first twice if there is no second.
-    fn right(&self, first: usize, turned: &mut Vec<u16>) -> [*const u16; 2] {
+    fn right(&self, first: usize, buffer: &mut Vec<u16>) -> [*const u16; 2] {
         let last = self.columns.div_ceil(PANEL) - 1;
-        let numbers = [first, last.min(first + 1)];
-        let length = self.weight.panel_len();
-        match self.direction {
-            Direction::Forward => numbers.map(|panel| self.weight.panels[panel * length..][..length].as_ptr()),
-            Direction::Backward => {
-                turned.resize(2 * self.depth * PANEL, 0);
-                for (panel, to) in numbers.into_iter().zip(turned.chunks_exact_mut(self.depth * PANEL)) {
-                    self.turn(panel, to);
-                }
-                let (a, b) = turned.split_at(self.depth * PANEL);
-                [a.as_ptr(), b.as_ptr()]
-            }
-        }
+        buffer.resize(2 * self.depth * PANEL, 0);
+        let (a, b) = buffer.split_at_mut(self.depth * PANEL);
+        let panel = |number: usize, to| match self.direction {
+            Direction::Forward => self.weight.panel(number, to).as_ptr(),
+            Direction::Backward => self.turn(number, to),
+        };
+        [panel(first, a), panel(last.min(first + 1), b)]
     }
 
     /// Panel `number` of the transposed weight.
-    fn turn(&self, number: usize, to: &mut [u16]) {
-        let (length, tile) = (self.weight.panel_len(), PANEL * PANEL);
-        let from = |panel: usize| panel * length + number * tile;
-        let (tiles, _) = to.as_chunks_mut();
-        for (panel, to) in (0..self.weight.width.div_ceil(PANEL)).zip(tiles) {
-            let (source, _) = self.weight.panels[from(panel)..][..tile].as_chunks();
-            turn::turn(&source[0], to);
-        }
+    fn turn(&self, number: usize, to: &mut [u16]) -> *const u16 {
+        let mut tiles = to.as_chunks_mut().0.iter_mut();
+        self.weight.tiles(number, |tile| {
+            if let Some(to) = tiles.next() {
+                turn::turn(tile, to);
+            }
+        });
+        to.as_ptr()
     }
 
     #[allow(unsafe_code)]

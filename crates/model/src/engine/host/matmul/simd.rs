@@ -8,7 +8,7 @@
 /// # Safety
 /// Callers run on a processor that has the set, inside of a function compiled for it; pointers are valid for the lanes
 /// that are read or written.
-pub(super) trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     type Vector: Copy;
     const LANES: usize;
     /// Rows that one call of the micro-kernel takes, so that its sums fill the registers.
@@ -23,6 +23,7 @@ pub(super) trait Simd: Copy {
     unsafe fn load(values: *const f32) -> Self::Vector;
     unsafe fn load_bf16(values: *const u16) -> Self::Vector;
     unsafe fn load_f16(values: *const u16) -> Self::Vector;
+    unsafe fn load_i8(values: *const i8) -> Self::Vector;
     unsafe fn store(at: *mut f32, values: Self::Vector);
     /// `a·b + c`
     unsafe fn multiply_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
@@ -62,6 +63,10 @@ impl Simd for Portable {
     unsafe fn load_f16(values: *const u16) -> [f32; 4] {
         let values = unsafe { values.cast::<[u16; 4]>().read_unaligned() };
         values.map(|bits| half::f16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_i8(values: *const i8) -> [f32; 4] {
+        unsafe { values.cast::<[i8; 4]>().read_unaligned() }.map(f32::from)
     }
     #[inline(always)]
     unsafe fn store(at: *mut f32, values: [f32; 4]) {
@@ -120,6 +125,10 @@ mod x86 {
             unsafe { _mm256_cvtph_ps(_mm_loadu_si128(values.cast())) }
         }
         #[inline(always)]
+        unsafe fn load_i8(values: *const i8) -> __m256 {
+            unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(values.cast()))) }
+        }
+        #[inline(always)]
         unsafe fn store(at: *mut f32, values: __m256) {
             unsafe { _mm256_storeu_ps(at, values) }
         }
@@ -165,6 +174,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(values: *const u16) -> __m512 {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_i8(values: *const i8) -> __m512 {
+            unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(values.cast()))) }
         }
         #[inline(always)]
         unsafe fn store(at: *mut f32, values: __m512) {

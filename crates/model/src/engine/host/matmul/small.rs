@@ -4,24 +4,24 @@ use std::cell::RefCell;
 
 use super::PANEL;
 use super::isa::Isa;
-use super::micro::{Left, Micro, Out, Right, Tile};
+use super::micro::{Left, Micro, Out, Right, Stored, Tile};
 use super::simd::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 
 /// A matrix within a slice.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    data: &'a [f32],
+pub(crate) struct Matrix<'a, E = f32> {
+    data: &'a [E],
     rows: usize,
     columns: usize,
     row_stride: usize,
     column_stride: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, E> Matrix<'a, E> {
     /// `rows` by `columns`, rows `stride` apart, from the start of `data`.
-    pub(crate) fn new(data: &'a [f32], [rows, columns]: [usize; 2], stride: usize) -> Self {
+    pub(crate) fn new(data: &'a [E], [rows, columns]: [usize; 2], stride: usize) -> Self {
         Self { data, rows, columns, row_stride: stride, column_stride: 1 }
     }
 
@@ -47,10 +47,10 @@ fn spans(available: usize, [rows, columns]: [usize; 2], [row_stride, column_stri
 ///
 /// # Panics
 /// If the extents do not fit together or to the slices.
-pub(crate) fn product(
+pub(crate) fn product<E: Stored>(
     (out, stride): (&mut [f32], usize),
     left: Matrix<'_>,
-    right: Matrix<'_>,
+    right: Matrix<'_, E>,
     scale: f32,
     accumulate: bool,
 ) {
@@ -61,11 +61,11 @@ pub(crate) fn product(
     // SAFETY: the processor has its best instruction set, and extents were just checked.
     unsafe {
         match Isa::best() {
-            Isa::Portable => run::<Portable>(left, right, out),
+            Isa::Portable => run::<Portable, E>(left, right, out),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => run::<Avx2>(left, right, out),
+            Isa::Avx2 => run::<Avx2, E>(left, right, out),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => run::<Avx512>(left, right, out),
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => run::<Avx512, E>(left, right, out),
         }
     }
 }
@@ -77,19 +77,22 @@ thread_local! {
 
 /// # Safety
 /// The processor has the instruction set; `left` and `right` fit together, and `out` has room for their product.
-unsafe fn run<S: Micro>(left: Matrix<'_>, right: Matrix<'_>, out: Out) {
+unsafe fn run<S: Micro, E: Stored>(left: Matrix<'_>, right: Matrix<'_, E>, out: Out) {
     PACKED.with_borrow_mut(|packed| {
         for first in (0..right.columns).step_by(PANEL) {
             let width = PANEL.min(right.columns - first);
-            let panel = if right.column_stride == 1 && width == PANEL {
-                Right { data: right.data[first..].as_ptr(), panel_stride: 0, depth_stride: right.row_stride, ahead: 0 }
-            } else {
-                // SAFETY: by the contract of this function.
-                unsafe { pack::<S>(right, first, width, packed) };
-                Right { data: packed.as_ptr(), panel_stride: 0, depth_stride: PANEL, ahead: 0 }
-            };
-            // SAFETY: as above; columns from `first` on are written by this iteration alone.
-            unsafe { rows::<S>(left, panel, (first, width), out) };
+            // SAFETY: by the contract of this function; columns from `first` on are written by this iteration alone.
+            unsafe {
+                if right.column_stride == 1 && width == PANEL {
+                    let data = right.data[first..].as_ptr();
+                    let panel = Right { data, panel_stride: 0, depth_stride: right.row_stride, ahead: 0 };
+                    rows::<S, E>(left, panel, (first, width), out);
+                } else {
+                    pack::<S, E>(right, first, width, packed);
+                    let panel = Right { data: packed.as_ptr(), panel_stride: 0, depth_stride: PANEL, ahead: 0 };
+                    rows::<S, f32>(left, panel, (first, width), out);
+                }
+            }
         }
     });
 }
@@ -98,7 +101,7 @@ unsafe fn run<S: Micro>(left: Matrix<'_>, right: Matrix<'_>, out: Out) {
 ///
 /// # Safety
 /// The processor has the instruction set.
-unsafe fn pack<S: Micro>(right: Matrix<'_>, first: usize, width: usize, packed: &mut Vec<f32>) {
+unsafe fn pack<S: Micro, E: Stored>(right: Matrix<'_, E>, first: usize, width: usize, packed: &mut Vec<f32>) {
     packed.clear();
     packed.resize(right.rows.next_multiple_of(PANEL) * PANEL, 0.0);
     if right.row_stride == 1 && width == PANEL {
@@ -107,13 +110,15 @@ unsafe fn pack<S: Micro>(right: Matrix<'_>, first: usize, width: usize, packed: 
         for (depth, tile) in (0..right.rows).step_by(PANEL).zip(tiles) {
             let height = PANEL.min(right.rows - depth);
             // SAFETY: `width` rows of `height` values lie within `right`.
-            unsafe { turn::<S>(&right.data[first * right.column_stride + depth..], right.column_stride, height, tile) };
+            unsafe {
+                turn::<S, E>(&right.data[first * right.column_stride + depth..], right.column_stride, height, tile)
+            };
         }
         return;
     }
     for (k, row) in packed.chunks_exact_mut(PANEL).enumerate().take(right.rows) {
         for (n, value) in row.iter_mut().enumerate().take(width) {
-            *value = right.data[k * right.row_stride + (first + n) * right.column_stride];
+            *value = right.data[k * right.row_stride + (first + n) * right.column_stride].widen();
         }
     }
 }
@@ -122,14 +127,14 @@ unsafe fn pack<S: Micro>(right: Matrix<'_>, first: usize, width: usize, packed: 
 ///
 /// # Safety
 /// The processor has the instruction set.
-unsafe fn turn<S: Micro>(rows: &[f32], stride: usize, height: usize, tile: &mut Tile) {
+unsafe fn turn<S: Micro, E: Stored>(rows: &[E], stride: usize, height: usize, tile: &mut Tile) {
     if height == PANEL {
         // SAFETY: by the contract of this function.
         return unsafe { S::turn(rows, stride, PANEL, tile) };
     }
     for (k, row) in tile.iter_mut().enumerate().take(height) {
         for (n, value) in row.iter_mut().enumerate() {
-            *value = rows[n * stride + k];
+            *value = rows[n * stride + k].widen();
         }
     }
 }
@@ -138,7 +143,7 @@ unsafe fn turn<S: Micro>(rows: &[f32], stride: usize, height: usize, tile: &mut 
 ///
 /// # Safety
 /// As [`run`].
-unsafe fn rows<S: Micro>(left: Matrix<'_>, panel: Right<f32>, (first, width): (usize, usize), out: Out) {
+unsafe fn rows<S: Micro, E: Stored>(left: Matrix<'_>, panel: Right<E>, (first, width): (usize, usize), out: Out) {
     let mut buffer = [0.0; super::driver::MOST_ROWS * PANEL];
     for row in (0..left.rows).step_by(S::ROWS) {
         let height = S::ROWS.min(left.rows - row);

@@ -1,9 +1,11 @@
+mod blocks;
+
 use std::mem::MaybeUninit;
 
 use super::FrozenMatrix;
 use super::driver::Direction;
 use super::isa::Isa;
-use super::pairs::{PairMatrix, Plain};
+use super::pairs::{self, PairMatrix, Plain};
 use crate::device::Dtype;
 
 /// Values that repeat late and are exact in bf16 and f16.
@@ -110,7 +112,7 @@ fn products_of_pairs_agree_with_plain_sums() {
             let (inner, columns) = direction.extents(depth, width);
             let (left, start) = (values(1, rows * inner), values(2, rows * columns));
             let mut out: Vec<_> = start.iter().copied().map(MaybeUninit::new).collect();
-            matrix.product::<Plain>(direction, &left, &mut out, true);
+            pairs::product::<Plain>(&matrix, direction, &left, &mut out, true);
             // SAFETY: every value was initialised above.
             let out: Vec<f32> = out.iter().map(|v| unsafe { v.assume_init() }).collect();
             let expected = expected(direction, shape, &left, &start);

@@ -58,13 +58,13 @@ fn steps_go_back_across_the_edge_of_a_window_and_equal_one_forward() {
 fn what_is_far_behind_a_window_is_given_back() {
     let (stack, meter) = (sliding(&Device::cpu()), KvMeter::default());
     let mut cache = cache(&stack, &meter);
-    let most = stack.config().kv_bytes(span(), LONGEST as u64);
+    let most = stack.kv_bytes(span(), LONGEST as u64);
     let mut seen = 0;
     for row in text(6, LONGEST).chunks_exact(D) {
         add(&stack, &mut cache, row);
         seen = seen.max(meter.bytes());
     }
-    let page = stack.config().kv_page_bytes(1);
+    let page = stack.kv_page_bytes(1);
     // Five pages of the block without a window, and of each other one those that reach over the window and what is kept behind it.
     assert_eq!(meter.bytes(), (5 + 2 * 3) * page);
     assert!(seen <= most);
@@ -78,8 +78,8 @@ fn what_is_far_behind_a_window_is_given_back() {
 #[test]
 fn a_sequence_of_a_huge_model_takes_little_more_than_its_windows() {
     let stack = sliding(&Device::cpu());
-    let (short, long) = (stack.config().kv_bytes(span(), 10_000), stack.config().kv_bytes(span(), 1_000_000));
-    let page = stack.config().kv_page_bytes(1);
+    let (short, long) = (stack.kv_bytes(span(), 10_000), stack.kv_bytes(span(), 1_000_000));
+    let page = stack.kv_page_bytes(1);
     assert_eq!(
         long - short,
         (1_000_000u64.div_ceil(64) - 10_000u64.div_ceil(64)) * page,

@@ -3,7 +3,7 @@
 use crate::engine::host::matmul::PANEL;
 
 /// A tile of 16 x 16 values, as pairs: `[8][PANEL][2]`.
-pub(super) type Tile = [u16; PANEL * PANEL];
+pub(in super::super) type Tile = [u16; PANEL * PANEL];
 
 /// From pairs along `k` of a tile `(k, n)` to pairs along `n`: value `(k, n)` moves from `[k / 2][n][k % 2]` to
 /// `[n / 2][k][n % 2]`.

@@ -1,0 +1,127 @@
+//! Weights of eight and of four bits: for 32 neighbours along the depth one scale in f16, as in llama.cpp's `Q8_0`, `Q4_0` and `IQ4_NL`.
+//!
+//! Four bits are the number of an entry in a table of the matrix. So one layout holds even steps (`Q4_0`, symmetric GPTQ), those of FP4 (MXFP4)
+//! and those that fit weights best ([`blocks::FITTED`]), and a kernel reads all of them with the same shuffle.
+//!
+//! A matrix is in panels as the others are, `[panel][block of the depth][line]`. A line has 64 bytes: eight bits of 16 columns by four values of the
+//! depth, which is what integer dot products take, or four bits of eight values, the first four in the lower halves. The scales lie beside, `[panel][block][PANEL]`.
+//!
+//! A few rows are multiplied as integers ([`dots`]): they are rounded to eight bits themselves, block by block. Many rows are worth widening the weights,
+//! a part of a panel at a time ([`widen`]), and are multiplied by the kernels of wider weights; so is every gradient.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::PANEL;
+use crate::engine::blocks::{self, BLOCK, Bits, Column};
+
+#[allow(unsafe_code)]
+mod dots;
+mod left;
+#[allow(unsafe_code)]
+mod widen;
+
+pub(super) use dots::Dots;
+
+/// Bytes of a line.
+const LINE: usize = 64;
+/// Values of the depth that lie beside each other in a line.
+const GROUP: usize = 4;
+
+/// Lines of a block.
+fn lines_of_block(bits: Bits) -> usize {
+    match bits {
+        Bits::Eight => BLOCK / GROUP,
+        Bits::Four(_) => BLOCK / GROUP / 2,
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; LINE]);
+
+/// A weight `[depth, width]` of eight or four bits.
+#[derive(Debug)]
+pub(super) struct BlockMatrix {
+    depth: usize,
+    width: usize,
+    bits: Bits,
+    lines: Vec<Line>,
+    /// Bits of f16.
+    scales: Vec<u16>,
+}
+
+impl BlockMatrix {
+    /// Rounds a weight given as its columns, see [`super::FrozenMatrix::from_columns`].
+    pub(super) fn from_columns(shape: [usize; 2], bits: Bits, column: &(impl Fn(usize, &mut [f32]) + Sync)) -> Self {
+        Self::from_blocks(shape, bits, |n, values, to| {
+            column(n, values);
+            blocks::round(bits, values, to);
+        })
+    }
+
+    /// Lays out a weight whose columns `block_column(n, scratch, out)` gives in blocks; `scratch` has `depth` values.
+    fn from_blocks(
+        [depth, width]: [usize; 2],
+        bits: Bits,
+        block_column: impl Fn(usize, &mut [f32], &mut Column) + Sync,
+    ) -> Self {
+        let blocks = depth.div_ceil(BLOCK);
+        let (panels, of_panel) = (width.div_ceil(PANEL), blocks * lines_of_block(bits));
+        let mut lines = vec![Line([0; LINE]); panels * of_panel];
+        let mut scales = vec![0; panels * blocks * PANEL];
+        let parts = lines.par_chunks_mut(of_panel.max(1)).zip(scales.par_chunks_mut((blocks * PANEL).max(1)));
+        parts.enumerate().for_each_init(
+            || (vec![0.0; depth], Column::default()),
+            |(scratch, column), (panel, (lines, scales))| {
+                for n in 0..PANEL.min(width - panel * PANEL) {
+                    block_column(panel * PANEL + n, scratch, column);
+                    let of_blocks = scales.chunks_exact_mut(PANEL).zip(&column.scales);
+                    of_blocks.for_each(|(scales, scale)| scales[n] = scale.to_bits());
+                    place(bits, &column.values, n, lines);
+                }
+            },
+        );
+        Self { depth, width, bits, lines, scales }
+    }
+
+    /// Bytes of the weights and their scales, without what fills up the last panel.
+    pub(super) fn bytes(&self) -> u64 {
+        let of_block = match self.bits {
+            Bits::Eight => BLOCK,
+            Bits::Four(_) => BLOCK / 2,
+        };
+        (self.depth.div_ceil(BLOCK) * self.width * (of_block + size_of::<f16>())) as u64
+    }
+
+    /// Blocks of the depth.
+    fn blocks(&self) -> usize {
+        self.depth.div_ceil(BLOCK)
+    }
+
+    /// The lines of block `block` of a panel and of those behind it, and their scales.
+    fn panel(&self, panel: usize, block: usize) -> (&[Line], &[u16]) {
+        let at = panel * self.blocks() + block;
+        (&self.lines[at * lines_of_block(self.bits)..], &self.scales[at * PANEL..])
+    }
+}
+
+/// Writes a column, whole blocks of it, to its place in the lines of a panel.
+fn place(bits: Bits, values: &[i8], n: usize, lines: &mut [Line]) {
+    let (groups, _) = values.as_chunks::<GROUP>();
+    let at = GROUP * n;
+    match bits {
+        Bits::Eight => {
+            for (Line(line), group) in lines.iter_mut().zip(groups) {
+                line[at..at + GROUP].copy_from_slice(&group.map(|v| v as u8));
+            }
+        }
+        Bits::Four(_) => {
+            for (Line(line), [low, high]) in lines.iter_mut().zip(groups.as_chunks::<2>().0) {
+                for (byte, (low, high)) in line[at..at + GROUP].iter_mut().zip(low.iter().zip(high)) {
+                    *byte = *low as u8 | (*high as u8) << 4;
+                }
+            }
+        }
+    }
+}
