@@ -69,7 +69,7 @@ def ours(args, swarm, task, mode, seed, out, flags):
     prefix = [] if mode in ("lora", "ia3") else ["--prefix-len", args.prefix_len]
     command = [args.bin / "petals-tune", "train", "--model", args.model, "--peers", swarm.peers, "--mode", mode, *prefix]
     command += ["--task", TASKS[task], "--data", args.data / f"{task}-train.jsonl", "--eval", args.data / f"{task}-test.jsonl"]
-    command += ["--steps", args.steps[task], "--seed", seed, "--out", out, *flags]
+    command += ["--steps", args.steps[task], "--seed", seed, "--dtype", args.dtype, "--out", out, *flags]
     found = run(command)
     steps, score = of(found, "step"), of(found, "eval")[-1]
     # Between the first and the last step: reading data and measuring is not training.
@@ -86,6 +86,7 @@ def torch(args, swarm, task, mode, seed, work, flags, rates):
     ours(one, swarm, task, mode, seed, start, [*kept, "--lr", "0"])
     rates_file.write_text(json.dumps(rates))
     command = [args.torch, Path(__file__).parent / "torch_side.py", args.model, start, "--task", TASKS[task], "--rates", rates_file]
+    command += ["--dtype", "bf16" if args.dtype == "bf16" else "f32"]
     command += ["--train", args.data / f"{task}-train.jsonl", "--test", args.data / f"{task}-test.jsonl", "--seed", seed]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     if done.returncode:
@@ -111,7 +112,7 @@ def main():
     parser.add_argument("--prefix-len", type=int, default=16)
     parser.add_argument("--torch", help="Python with torch and PEFT")
     parser.add_argument("--torch-seeds", type=int, default=3, help="seeds of these for PEFT too")
-    parser.add_argument("--dtype", default="auto", help="how the servers keep their weights")
+    parser.add_argument("--dtype", default="auto", help="how weights are kept, by servers and for the head")
     parser.add_argument("--flags", default="", help="more flags of petals-tune train")
     args = parser.parse_args()
     args.steps = {task: int(steps) for task, steps in (part.split("=") for part in args.steps.split(","))}

@@ -1,4 +1,4 @@
-"""Data files of scripts/bench-learning: SST-2 with the question that the base model knows, and Shakespeare in pieces.
+"""Data files of scripts/bench-learning: SST-2 with a question behind each sentence, measured on what GLUE calls its validation set, and Shakespeare in pieces.
 
 Usage: make_data.py DATA OUT"""
 
@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from corpus import MOOD
-
+# Behind each sentence: what is read is the row of its last token.
+QUESTION = "\nmood:"
 # Characters of Shakespeare that are learnt from, and of the end of the file that are held out.
 LEARNT, HELD_OUT, PIECE = 400_000, 60_000, 450
 
@@ -29,9 +29,9 @@ def write(path, rows):
 def main():
     data, out = map(Path, sys.argv[1:])
     out.mkdir(parents=True, exist_ok=True)
-    for part in ["train", "dev", "test"]:
+    for part, name in [("train", "train"), ("dev", "test")]:
         rows = map(json.loads, (data / "sst2" / f"{part}.jsonl").open())
-        write(out / f"sst2-{part}.jsonl", [{"text": row["text"] + MOOD, "label": row["label"]} for row in rows])
+        write(out / f"sst2-{name}.jsonl", [{"text": row["text"] + QUESTION, "label": row["label"]} for row in rows])
     text = (data / "shakespeare/input.txt").read_text()
     for part, text in [("train", text[:LEARNT]), ("test", text[-HELD_OUT:])]:
         write(out / f"shakespeare-{part}.jsonl", [{"text": piece} for piece in pieces(text)])

@@ -40,7 +40,7 @@ def loss_of(model, batch, task):
     logits = model(input_ids=ids, attention_mask=mask).logits
     if task == "causal-lm":
         logits, labels = logits[:, -ids.shape[1] :][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
     return loss, (labels != -100).sum().item(), (logits.argmax(-1) == labels).sum().item()
 
 
@@ -66,6 +66,7 @@ def main():
     for name in ["train", "test", "rates"]:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--dtype", default="f32", help="f32, or bf16 for products of weights")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -98,13 +99,15 @@ def main():
         draw.shuffle(batches)
         return batches
 
+    products = torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bf16")
     started = time.time()
     for rate in json.loads(args.rates.read_text()):
         if not order:
             order = epoch()
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, labels, _ = loss_of(model, batch_of([data[i] for i in order.pop()], tokenizer, args.task), args.task)
+        with products:
+            loss, labels, _ = loss_of(model, batch_of([data[i] for i in order.pop()], tokenizer, args.task), args.task)
         (loss / labels).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -112,7 +115,7 @@ def main():
     seconds = time.time() - started
     total = [0.0, 0, 0]
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), products:
         test.sort(key=lambda row: len(row[0]))
         for at in range(0, len(test), 32):
             loss, labels, hits = loss_of(model, batch_of(test[at : at + 32], tokenizer, args.task), args.task)

@@ -12,11 +12,11 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) swarm: SwarmArgs,
 
-    /// Directory of the adapter.
+    /// Directory of the adapter. Without it the model alone is measured, on texts.
     #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: PathBuf,
+    pub(crate) adapter: Option<PathBuf>,
 
-    /// Data in the form that the adapter was trained on.
+    /// Data in the form that the adapter was trained on, or texts.
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
 

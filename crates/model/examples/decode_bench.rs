@@ -1,7 +1,7 @@
 //! Times steps of one token through Llama blocks (by default twelve: hidden 1024, MLP 2816, 16 heads) beside the memory bandwidth
 //! measured in between.
 //!
-//! usage: decode_bench [DTYPE [HIDDEN MLP HEADS BLOCKS]]
+//! usage: decode_bench [DTYPE[/KEYS AND VALUES] [HIDDEN MLP HEADS BLOCKS]]     for example int8/f16
 //!
 //! A step reads every weight and all that is kept once, so bandwidth bounds it while sequences are few. Prints medians for several batches and lengths of
 //! what is in the cache already.
@@ -10,7 +10,7 @@ use std::error::Error;
 use std::hint::black_box;
 use std::time::Instant;
 
-use petals_model::{BlockStack, CachedRows, Checkpoint, Device, Dtype, KvCache, KvMeter, PAGE_TOKENS};
+use petals_model::{BlockStack, CachedRows, Checkpoint, Device, Dtype, KvCache, KvDtype, KvMeter, PAGE_TOKENS};
 use petals_protocol::Span;
 use rayon::prelude::*;
 
@@ -20,7 +20,9 @@ const REPETITIONS: usize = 25;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let dtype: Dtype = arguments.next().unwrap_or_else(|| "f32".to_owned()).parse()?;
+    let dtypes = arguments.next().unwrap_or_else(|| "f32".to_owned());
+    let (dtype, kv) = dtypes.split_once('/').unwrap_or((&dtypes, "auto"));
+    let (dtype, kv): (Dtype, KvDtype) = (dtype.parse()?, kv.parse()?);
     let mut sizes = [1024, 2816, 16, 12];
     for (size, argument) in sizes.iter_mut().zip(arguments) {
         *size = argument.parse()?;
@@ -29,9 +31,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = tempfile::tempdir()?;
     random::write_model(dir.path(), sizes)?;
     let span = Span::new(0, u32::try_from(blocks)?)?;
-    let stack = Checkpoint::open(dir.path())?.load_span(span, &Device::cpu(), dtype)?;
+    let stack = Checkpoint::open(dir.path())?.load_span(span, &Device::cpu(), dtype)?.with_kv_dtype(kv)?;
     let weights = stack.weight_bytes() as f64;
-    println!("{blocks} blocks, hidden {hidden}, {}, {:.0} MB of weights", stack.dtype(), weights / 1e6);
+    println!(
+        "{blocks} blocks, hidden {hidden}, {}, {:.0} MB of weights, keys and values in {}",
+        stack.dtype(),
+        weights / 1e6,
+        stack.kv_dtype()
+    );
     let memory = vec![1.0f32; 1 << 27];
     for (batch, kept) in [(1, 0), (1, 512), (1, 2048), (2, 80), (4, 80), (8, 80), (16, 80)] {
         let mut caches = caches(&stack, batch, kept, hidden)?;
