@@ -1,24 +1,29 @@
 //! A model's directory: its configuration and its safetensors files.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use petals_protocol::{Fingerprint, ModelId, ModelIdError, Span};
 
 use crate::config::ModelConfig;
 
+mod dtype;
 mod error;
 mod file;
 mod found;
 mod index;
-pub(crate) mod mxfp4;
+mod matrix;
 mod norm;
+mod quantised;
+mod stored;
 mod text;
 
+use dtype::{FLOATS, FileDtype};
 pub use error::CheckpointError;
-pub(crate) use file::{Located, TensorFile, decode, decode_column, decode_row};
+use file::Header;
 use index::TensorIndex;
+pub(crate) use matrix::Matrix;
 pub(crate) use norm::NormWeights;
+pub(crate) use stored::Stored;
 
 const CONFIG: &str = "config.json";
 /// Longest configuration that is read, in bytes.
@@ -29,6 +34,8 @@ const MAX_CONFIG: u64 = 16 << 20;
 /// Files are mapped, not read, and only those are opened that hold a tensor asked for: a server needs the shards of its
 /// span, a client those of embeddings, final norm and head. The files must not change while the checkpoint or a
 /// [`crate::ClientModel`] made from it is alive.
+///
+/// Weights are floats, or quantised in one of the layouts that `quantization_config` may name, which are widened as they are read.
 ///
 /// As with transformers the prefix `model.` of tensors' names is optional (whoever saves a model's base class leaves it out), tensors
 /// that the model does not have are ignored, and a tied head is read from whichever name it is stored under.
@@ -103,7 +110,7 @@ impl Checkpoint {
         let head = self.head_name();
         // What every client needs is counted whether it is there or not.
         let mut names = self.index.canonical_names();
-        names.insert(self.config.names.embeddings().into());
+        names.insert(format!("{}.weight", self.config.names.embeddings()).into());
         names.insert(head.as_str().into());
         // Buffers that some versions of transformers saved and others did not, and a tied head that need not be there.
         let optional = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == head);
@@ -119,12 +126,12 @@ impl Checkpoint {
     }
 
     /// The name of the head's weight.
-    pub(crate) fn head_name(&self) -> String {
+    fn head_name(&self) -> String {
         format!("{}.weight", self.config.names.head())
     }
 
     /// Whether a tensor is named in the checkpoint, with or without its prefix.
-    pub(crate) fn names(&self, name: &str) -> bool {
+    fn has_tensor(&self, name: &str) -> bool {
         self.index.names(name)
     }
 
@@ -133,18 +140,19 @@ impl Checkpoint {
         self.index.path()
     }
 
-    /// Finds a tensor of a given shape, opening its file if need be.
-    pub(crate) fn locate(&self, name: &str, shape: &[usize]) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
-        self.index.locate(name, shape, false)
+    /// Finds a tensor of floats of a given shape, opening its file if need be.
+    pub(crate) fn locate(&self, name: &str, shape: &[usize]) -> Result<Stored, CheckpointError> {
+        self.locate_as(name, shape, FLOATS)
     }
 
-    /// Finds a tensor of packed weights.
-    pub(crate) fn locate_packed(
-        &self,
-        name: &str,
-        shape: &[usize],
-    ) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
-        self.index.locate(name, shape, true)
+    /// Finds a tensor of a given shape that has one of `dtypes`.
+    fn locate_as(&self, name: &str, shape: &[usize], dtypes: &[FileDtype]) -> Result<Stored, CheckpointError> {
+        self.index.locate(name, shape, dtypes)
+    }
+
+    /// Dtype and shape of a tensor, as the header of its file says.
+    fn header(&self, name: &str) -> Result<Header, CheckpointError> {
+        self.index.header(name)
     }
 }
 

@@ -1,11 +1,10 @@
 //! What a client computes itself: embeddings before the first block, final norm, head and loss behind the last.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Located, NormWeights, TensorFile, decode_row};
+use crate::checkpoint::{Checkpoint, CheckpointError, Matrix, NormWeights};
 use crate::config::{EmbeddingDesign, ModelConfig};
 use crate::device::{Device, Dtype};
 use crate::engine::host::matmul::FrozenMatrix;
@@ -30,7 +29,7 @@ const LOGITS_BYTES: usize = 32 << 20;
 #[derive(Debug)]
 pub struct ClientModel {
     config: ModelConfig,
-    embeddings: (Arc<TensorFile>, Located),
+    embeddings: Matrix,
     /// Of the embeddings, where the model norms them.
     embedding_norm: Option<NormWeights>,
     /// Behind the last block.
@@ -110,20 +109,20 @@ impl Checkpoint {
     pub fn load_client(&self, dtype: Dtype) -> Result<ClientModel, CheckpointError> {
         let config = self.config().clone();
         let (vocab, d, names, norm) = (config.vocab_size, config.hidden_size, config.names, config.block.norm);
-        let (tied, head, embeddings) = (config.head.tied, self.head_name(), names.embeddings());
-        if !tied && !self.names(&head) {
+        let (tied, head, embeddings) = (config.head.tied, names.head(), names.embeddings());
+        if !tied && !self.has_matrix(head) {
             return Err(CheckpointError::MissingHead { path: self.tensors_path().to_owned() });
         }
         // Of a tied table either name may be the one that it is stored under.
-        let table = if tied && !self.names(&embeddings) && self.names(&head) { &head } else { &embeddings };
-        let embeddings = self.locate(table, &[vocab, d])?;
+        let table = if tied && !self.has_matrix(&embeddings) && self.has_matrix(head) { head } else { &embeddings };
+        let embeddings = self.matrix(table, [vocab, d])?;
         let embedding_norm = config.embedding.norm.then(|| self.norm(&names.embedding_norm(), d, norm)).transpose()?;
         let norm = self.norm(&names.final_norm(), d, norm)?;
-        let (file, located) = if tied { embeddings.clone() } else { self.locate(&head, &[vocab, d])? };
-        let column = |token: usize, values: &mut [f32]| decode_row(&file, &located, token, values);
+        let stored = if tied { embeddings.clone() } else { self.matrix(head, [vocab, d])? };
+        let column = |token: usize, values: &mut [f32]| stored.decode_row(token, values);
         let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), column);
         // Embeddings are read from the file again, row by row.
-        file.release(&located);
+        stored.release();
         Ok(ClientModel { config, embeddings, embedding_norm, norm, head })
     }
 }
@@ -154,13 +153,8 @@ impl ClientModel {
     pub fn embeddings(&self, ids: &[u32]) -> Result<Vec<f32>, HeadError> {
         let d = self.config.hidden_size;
         check_tokens(ids, self.config.vocab_size)?;
-        let (file, located) = &self.embeddings;
-        let (bytes, row_bytes) = (file.bytes(located), d * located.dtype.size());
         let mut rows = vec![0.0; ids.len() * d];
-        for (row, &id) in rows.chunks_exact_mut(d).zip(ids) {
-            let start = id as usize * row_bytes;
-            located.dtype.decode(&bytes[start..start + row_bytes], row);
-        }
+        rows.chunks_exact_mut(d).zip(ids).for_each(|(row, &id)| self.embeddings.decode_row(id as usize, row));
         let EmbeddingDesign { scale, scales_table_only, .. } = self.config.embedding;
         if scales_table_only {
             rows.iter_mut().for_each(|v| *v *= scale);

@@ -15,6 +15,7 @@ mod foreign;
 mod json;
 mod names;
 mod projections;
+mod quantisation;
 mod rope;
 mod window;
 
@@ -27,6 +28,7 @@ use fields::Fields;
 pub use json::parse_json;
 pub(crate) use names::{Names, Part};
 pub use projections::{Projection, Projections};
+pub use quantisation::Quantisation;
 pub use rope::{RopeScaling, RotaryDesign};
 
 /// What the blocks, embeddings and head of a model look like.
@@ -69,6 +71,8 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text; may be empty.
     pub eos_token_ids: Vec<u32>,
+    /// How the weights are quantised, if they are.
+    pub quantisation: Option<Quantisation>,
     pub(crate) names: &'static Names,
 }
 
@@ -87,9 +91,9 @@ impl ModelConfig {
         let fields = Fields::new(&text);
         let model_type = fields.text("model_type")?.ok_or_else(|| ConfigError::Missing("model_type".to_owned()))?;
         let family = families::of(model_type)?;
-        foreign::not_quantised(&Fields::new(&map))?;
-        foreign::not_quantised(&fields)?;
-        (family.read)(&fields, family.model_type)
+        let of_wrapper = Quantisation::read(&Fields::new(&map))?;
+        let quantisation = Quantisation::read(&fields)?.or(of_wrapper);
+        Ok(Self { quantisation, ..(family.read)(&fields, family.model_type)? })
     }
 
     /// The `model_type`s that are read.

@@ -116,3 +116,22 @@ pub(crate) fn sharded() -> Dir {
     std::fs::write(dir.path().join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
     dir
 }
+
+/// Tensors as they are in files: dtype, shape and bytes, which need not fit together.
+pub(crate) type Bytes = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
+
+/// A model in a single file whose tensors may be anything.
+pub(crate) fn raw_model(config: &Value, tensors: &Bytes) -> Dir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let (mut header, mut data) = (json!({}), Vec::new());
+    for (name, (dtype, shape, bytes)) in tensors {
+        let start = data.len();
+        data.extend(bytes);
+        header[name] = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
+    }
+    let header = header.to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    dir
+}

@@ -20,7 +20,7 @@ pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput, LossRule
 pub use config::{
     Activation, Alibi, AttentionDesign, BlockDesign, ConfigError, EmbeddingDesign, ExpertWeights, ExpertsDesign,
     HeadDesign, HeadNorms, LayerDesign, MlpDesign, MlpReads, ModelConfig, NormKind, NormPlaces, Projection,
-    Projections, RopeScaling, RotaryDesign, SharedExpert, parse_json,
+    Projections, Quantisation, RopeScaling, RotaryDesign, SharedExpert, parse_json,
 };
 pub use device::{Device, DeviceError, Dtype, KvDtype};
 pub use engine::shapes::PAGE_TOKENS;

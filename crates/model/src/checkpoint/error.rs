@@ -12,7 +12,9 @@ const LFS: &str = "run `git lfs install` once and `git lfs pull` in its director
 const LAYOUT: &str =
     "use a checkpoint of plain weights in Hugging Face's layout, with the config.json that belongs to it";
 const SHARD: &str = "download it from where the rest of the model came from";
-const DTYPE: &str = "use a checkpoint whose weights are not quantised, or convert it to one of these";
+const DTYPE: &str =
+    "use a checkpoint of such weights, or one that is quantised as its config.json says (`quantization_config`)";
+const PACKED: &str = "download it again, or use the model that this one was made from";
 const HEAD: &str = "use a complete checkpoint, or, if the model's head is its embedding table, set `tie_word_embeddings` to true in \
                     config.json, on all servers and clients alike";
 
@@ -109,7 +111,7 @@ pub enum CheckpointError {
         expected: Vec<usize>,
     },
     /// A tensor's dtype cannot be read.
-    #[error("tensor `{name}` in {path} is {dtype}: only F32, BF16 and F16 are read: {DTYPE}")]
+    #[error("tensor `{name}` in {path} is {dtype}: only {expected} is read there: {DTYPE}")]
     Dtype {
         /// Which file.
         path: PathBuf,
@@ -117,6 +119,18 @@ pub enum CheckpointError {
         name: String,
         /// Dtype in the file.
         dtype: String,
+        /// The dtypes that are read.
+        expected: String,
+    },
+    /// Quantised weights do not fit together.
+    #[error("the quantised weight `{name}` in {path} cannot be read: {reason}: {PACKED}")]
+    Packed {
+        /// Which file.
+        path: PathBuf,
+        /// Which tensor.
+        name: String,
+        /// What is wrong.
+        reason: String,
     },
     /// The device cannot have such weights.
     #[error("the weights cannot be loaded")]
@@ -144,6 +158,7 @@ impl CheckpointError {
             Self::MissingTensor { .. } | Self::Shape { .. } => LAYOUT,
             Self::MissingHead { .. } => HEAD,
             Self::Dtype { .. } => DTYPE,
+            Self::Packed { .. } => PACKED,
             Self::Device(_) => "choose another --device or --dtype",
             Self::Span { .. } => "ask for blocks that the model has",
         }

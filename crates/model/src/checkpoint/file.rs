@@ -5,12 +5,11 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use serde::Deserialize;
 
 use super::CheckpointError;
+use super::dtype::FileDtype;
 use super::text::is_lfs_pointer;
 
 /// Longest header that is read; the format's own limit.
@@ -35,51 +34,11 @@ struct Entry {
     data_offsets: (usize, usize),
 }
 
-/// How a file's floats are encoded.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum FileDtype {
-    F32,
-    Bf16,
-    F16,
-    /// Bytes of packed weights, which are no numbers by themselves.
-    U8,
-}
-
-/// Where a tensor lies in its file; its shape has been checked.
+/// Dtype and shape of a tensor as its file's header says, unchecked.
 #[derive(Debug, Clone)]
-pub(crate) struct Located {
-    pub(crate) dtype: FileDtype,
-    range: Range<usize>,
-}
-
-impl FileDtype {
-    pub(crate) fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-            Self::U8 => 1,
-        }
-    }
-
-    /// Decodes little-endian `bytes` to as many values as `out` has.
-    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        match self {
-            Self::F32 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| *v = f32::from_le_bytes(b)),
-            Self::U8 => out.iter_mut().zip(bytes).for_each(|(v, &b)| *v = f32::from(b)),
-            // The upper half of an f32: nothing but a shift, which compilers vectorise.
-            Self::Bf16 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| {
-                *v = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
-            }),
-            Self::F16 => {
-                let mut halves = [f16::ZERO; 64];
-                for (out, bytes) in out.chunks_mut(halves.len()).zip(bytes.chunks(2 * halves.len())) {
-                    let halves = &mut halves[..out.len()];
-                    halves.iter_mut().zip(bytes.as_chunks().0).for_each(|(half, &b)| *half = f16::from_le_bytes(b));
-                    halves.convert_to_f32_slice(out);
-                }
-            }
-        }
-    }
+pub(crate) struct Header {
+    pub(crate) dtype: String,
+    pub(crate) shape: Vec<usize>,
 }
 
 impl TensorFile {
@@ -117,91 +76,72 @@ impl TensorFile {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Finds a tensor of numbers, or of bytes if it is `packed`, and checks its dtype, its shape and that its bytes are there.
-    pub(crate) fn locate(&self, name: &str, expected: &[usize], packed: bool) -> Result<Located, CheckpointError> {
-        let path = || self.path.clone();
-        let name_owned = || name.to_owned();
-        let entry = self.tensors.get(name);
-        let entry = entry.ok_or_else(|| CheckpointError::MissingTensor {
+    fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
+        self.tensors.get(name).ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            hint: String::new(),
+        })
+    }
+
+    /// What the header says of a tensor.
+    pub(super) fn header(&self, name: &str) -> Result<Header, CheckpointError> {
+        let Entry { dtype, shape, .. } = self.entry(name)?;
+        Ok(Header { dtype: dtype.clone(), shape: shape.clone() })
+    }
+
+    /// Finds a tensor and checks that it has one of `dtypes`, its shape, and that its bytes are there.
+    pub(super) fn locate(
+        &self,
+        name: &str,
+        expected: &[usize],
+        dtypes: &[FileDtype],
+    ) -> Result<(FileDtype, Range<usize>), CheckpointError> {
+        let (path, name_owned) = (|| self.path.clone(), || name.to_owned());
+        let entry = self.entry(name)?;
+        let dtype = FileDtype::named(&entry.dtype).filter(|dtype| dtypes.contains(dtype));
+        let dtype = dtype.ok_or_else(|| CheckpointError::Dtype {
             path: path(),
             name: name_owned(),
-            hint: String::new(),
+            dtype: entry.dtype.escape_default().to_string(),
+            expected: dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(" or "),
         })?;
-        let dtype = match (entry.dtype.as_str(), packed) {
-            ("F32", false) => FileDtype::F32,
-            ("BF16", false) => FileDtype::Bf16,
-            ("F16", false) => FileDtype::F16,
-            ("U8", true) => FileDtype::U8,
-            (other, _) => {
-                let dtype = other.escape_default().to_string();
-                return Err(CheckpointError::Dtype { path: path(), name: name_owned(), dtype });
-            }
-        };
         if entry.shape != expected {
             let (got, expected) = (entry.shape.clone(), expected.to_vec());
             return Err(CheckpointError::Shape { path: path(), name: name_owned(), got, expected });
         }
         let (start, end) = entry.data_offsets;
-        let length = expected.iter().product::<usize>() * dtype.size();
+        let length = expected.iter().try_fold(dtype.size(), |size, extent| size.checked_mul(*extent));
         let range = self.data_start.checked_add(start).zip(self.data_start.checked_add(end));
-        let range = range.filter(|&(s, e)| e <= self.map.len() && e.checked_sub(s) == Some(length));
+        let range = range.filter(|&(s, e)| e <= self.map.len() && length.is_some() && e.checked_sub(s) == length);
         let (start, end) = range.ok_or_else(|| CheckpointError::Malformed {
             path: path(),
             reason: format!("the bytes of `{name}` are not where its header says, or too few or many"),
         })?;
-        Ok(Located { dtype, range: start..end })
+        Ok((dtype, start..end))
     }
 
-    /// Asks the system to read a tensor ahead.
-    pub(crate) fn want(&self, located: &Located) {
+    /// Asks the system to read bytes ahead.
+    pub(super) fn want(&self, range: &Range<usize>) {
         #[cfg(unix)]
-        let _ = self.map.advise_range(memmap2::Advice::WillNeed, located.range.start, located.range.len());
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
     }
 
-    /// Gives back the memory of a tensor that has been read: the system has its pages in this process as long as they are mapped,
-    /// beside what was made of them. Whoever reads it again reads it from the file.
+    /// Gives back the memory of bytes that have been read.
     #[allow(unsafe_code)]
-    pub(crate) fn release(&self, located: &Located) {
+    pub(super) fn release(&self, range: &Range<usize>) {
         // SAFETY: the map is read-only and of a file, so that pages that are dropped come back as they were.
         #[cfg(unix)]
         let _ = unsafe {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            self.map.unchecked_advise_range(advice, located.range.start, located.range.len())
+            self.map.unchecked_advise_range(advice, range.start, range.len())
         };
     }
 
-    /// The bytes of a tensor that [`Self::locate`] found in this file.
-    pub(crate) fn bytes(&self, located: &Located) -> &[u8] {
-        &self.map[located.range.clone()]
+    /// Bytes that [`Self::locate`] found in this file.
+    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.map[range]
     }
-}
-
-/// Row `row` of a matrix whose rows are as long as `values`, in f32.
-pub(crate) fn decode_row(file: &TensorFile, located: &Located, row: usize, values: &mut [f32]) {
-    let length = values.len() * located.dtype.size();
-    located.dtype.decode(&file.bytes(located)[row * length..(row + 1) * length], values);
-}
-
-/// Column `column` of `columns` of matrix `matrix` of a tensor `[matrices, values, columns]`, in f32.
-pub(crate) fn decode_column(
-    file: &TensorFile,
-    located: &Located,
-    (matrix, column, columns): (usize, usize, usize),
-    values: &mut [f32],
-) {
-    let (bytes, size, height) = (file.bytes(located), located.dtype.size(), values.len());
-    for (row, value) in values.iter_mut().enumerate() {
-        let at = ((matrix * height + row) * columns + column) * size;
-        located.dtype.decode(&bytes[at..at + size], std::slice::from_mut(value));
-    }
-}
-
-/// The values of a tensor in f32.
-pub(crate) fn decode(file: &TensorFile, located: &Located) -> Vec<f32> {
-    let bytes = file.bytes(located);
-    let mut values = vec![0.0; bytes.len() / located.dtype.size()];
-    located.dtype.decode(bytes, &mut values);
-    values
 }
 
 /// What a file that is not of the format seems to be.

@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 
-use super::file::{Located, TensorFile};
+use super::dtype::FileDtype;
+use super::file::{Header, TensorFile};
+use super::stored::Stored;
 use super::{CheckpointError, found, text};
 use crate::config::Names;
 
@@ -68,6 +70,11 @@ impl TensorIndex {
         self.find(name).is_some()
     }
 
+    /// The file that has a tensor, or the index's where none has it.
+    pub(super) fn file_of(&self, name: &str) -> &Path {
+        self.find(name).map_or(&self.path, |(_, file)| file)
+    }
+
     /// All names, with the base where files were saved without.
     pub(super) fn canonical_names(&self) -> BTreeSet<Cow<'_, str>> {
         let names = || self.files.keys().map(String::as_str);
@@ -91,13 +98,25 @@ impl TensorIndex {
             .or_else(|| stored(&format!("model.language_model.{}", bare?)))
     }
 
-    /// Finds a tensor of a given shape, of bytes if it is `packed`, opening its file if need be.
-    pub(super) fn locate(
+    /// Finds a tensor of a given shape and one of `dtypes`, opening its file if need be.
+    pub(super) fn locate(&self, name: &str, shape: &[usize], dtypes: &[FileDtype]) -> Result<Stored, CheckpointError> {
+        self.look(name, |file, stored| {
+            let (dtype, range) = file.locate(stored, shape, dtypes)?;
+            Ok(Stored::new(Arc::clone(file), dtype, range))
+        })
+    }
+
+    /// What the header of its file says of a tensor.
+    pub(super) fn header(&self, name: &str) -> Result<Header, CheckpointError> {
+        self.look(name, |file, stored| file.header(stored))
+    }
+
+    /// Looks for a tensor in its file, under the name that it is stored under.
+    fn look<T>(
         &self,
         name: &str,
-        shape: &[usize],
-        packed: bool,
-    ) -> Result<(Arc<TensorFile>, Located), CheckpointError> {
+        look: impl Fn(&Arc<TensorFile>, &str) -> Result<T, CheckpointError>,
+    ) -> Result<T, CheckpointError> {
         let Some((stored, path)) = self.find(name) else {
             let hint = self.alike(name);
             return Err(CheckpointError::MissingTensor { path: self.path.clone(), name: name.to_owned(), hint });
@@ -108,31 +127,27 @@ impl TensorIndex {
             }
             other => other,
         })?;
-        match file.locate(stored, shape, packed) {
+        match look(&file, stored) {
             Err(CheckpointError::MissingTensor { path, name, .. }) => {
                 let hint = format!(", though {} says so, and no other file that it names has it", self.name());
                 let missing = CheckpointError::MissingTensor { path, name, hint };
-                self.elsewhere(stored, shape, packed).unwrap_or(Err(missing))
+                self.elsewhere(stored, look).unwrap_or(Err(missing))
             }
-            located => Ok((file, located?)),
+            found => found,
         }
     }
 
-    /// Finds a tensor in another shard than the index says. transformers takes from each shard whatever is in it, so that an index
+    /// Looks for a tensor in another shard than the index says. transformers takes from each shard whatever is in it, so that an index
     /// which mixes them up goes unnoticed there. `None`: no shard that is there has it.
-    fn elsewhere(
+    fn elsewhere<T>(
         &self,
         stored: &str,
-        shape: &[usize],
-        packed: bool,
-    ) -> Option<Result<(Arc<TensorFile>, Located), CheckpointError>> {
+        look: impl Fn(&Arc<TensorFile>, &str) -> Result<T, CheckpointError>,
+    ) -> Option<Result<T, CheckpointError>> {
         let shards: BTreeSet<&PathBuf> = self.files.values().collect();
-        shards.into_iter().find_map(|path| {
-            let file = self.file(path).ok()?;
-            match file.locate(stored, shape, packed) {
-                Err(CheckpointError::MissingTensor { .. }) => None,
-                located => Some(located.map(|located| (file, located))),
-            }
+        shards.into_iter().find_map(|path| match look(&self.file(path).ok()?, stored) {
+            Err(CheckpointError::MissingTensor { .. }) => None,
+            found => Some(found),
         })
     }
 
@@ -157,7 +172,8 @@ impl TensorIndex {
         match self.files.keys().find(other_part) {
             Some(other) => {
                 format!(
-                    ", but `{}`: weights that are quantised or parts of an adapter are not read",
+                    ", but `{}`: parts of adapters are not read, and quantised weights only in layouts that config.json names \
+                     (`quantization_config`)",
                     other.escape_default()
                 )
             }

@@ -1,6 +1,6 @@
 //! Norms.
 
-use super::{Checkpoint, CheckpointError, decode};
+use super::{Checkpoint, CheckpointError};
 use crate::config::NormKind;
 
 /// The weights of a norm: `y = w ∘ x / r` with `r = sqrt(mean(x²) + eps)`, of `x - mean(x)` if it is centred, plus `b`.
@@ -17,8 +17,7 @@ impl Checkpoint {
     /// The weights of a norm of `kind`; `name` ends before `.weight`.
     pub(crate) fn norm(&self, name: &str, width: usize, kind: NormKind) -> Result<NormWeights, CheckpointError> {
         let vector = |what: &str| -> Result<Vec<f32>, CheckpointError> {
-            let (file, located) = self.locate(&format!("{name}.{what}"), &[width])?;
-            Ok(decode(&file, &located))
+            Ok(self.locate(&format!("{name}.{what}"), &[width])?.values())
         };
         let mut weight = vector("weight")?;
         if kind == NormKind::RootMeanSquarePlusOne {

@@ -56,8 +56,13 @@ impl<'a> Fields<'a> {
         self.map.get(key).is_some_and(Value::is_null)
     }
 
+    /// The objects below this one.
+    pub(super) fn objects(&self) -> impl Iterator<Item = Fields<'a>> + use<'a> {
+        self.map.values().filter_map(Value::as_object).map(Fields::new)
+    }
+
     /// The value, with `null` counted as absent.
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 

@@ -1,5 +1,4 @@
-//! Configurations that are more than a language model's, or of weights that are not plain: the text part of wrappers, and quantised weights,
-//! which are refused before anything else of theirs could look wrong.
+//! Configurations that are more than a language model's: the text part of wrappers.
 
 use std::borrow::Cow;
 
@@ -59,35 +58,4 @@ fn wrapper(model_type: &str, key: &str, inner: &str) -> ConfigError {
         supported: families::supported(),
         remedy: "use a model whose language model is of one of these families".to_owned(),
     }
-}
-
-/// Methods that are read, each in one family.
-const READ: [(&str, &str); 1] = [("mxfp4", "gpt_oss")];
-
-/// Refuses weights that are not plain numbers, by the name of the method that made them.
-pub(super) fn not_quantised(fields: &Fields<'_>) -> Result<(), ConfigError> {
-    let model_type = fields.text("model_type")?;
-    // The second one is what early versions of compressed-tensors wrote.
-    for key in ["quantization_config", "compression_config"] {
-        let Some(quantised) = fields.object(key)? else { continue };
-        let mut method = match quantised.text("quant_method")? {
-            Some(method) => format!("`{}`", method.escape_default()),
-            None if quantised.flag("load_in_4bit")? || quantised.flag("load_in_8bit")? => "`bitsandbytes`".to_owned(),
-            None => "a method without a name".to_owned(),
-        };
-        if let Ok(Some(bits)) = quantised.number("bits", 1.0, 32.0) {
-            method.push_str(&format!(" with {bits} bits"));
-        }
-        let method_of = |(own, family): &(&str, &str)| method == format!("`{own}`") && model_type == Some(*family);
-        if READ.iter().any(method_of) {
-            continue;
-        }
-        return Err(ConfigError::Unsupported {
-            key: format!("{key}.quant_method"),
-            got: method,
-            supported: "weights that are not quantised are, in F32, BF16 or F16".to_owned(),
-            remedy: "use the model that this one was made from, which its model card names".to_owned(),
-        });
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! What families call their tensors, and which rows of which tensor a projection is.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use super::{AttentionDesign, ExpertsDesign, HeadNorms, LayerDesign, ModelConfig, NormKind};
@@ -58,7 +59,7 @@ pub(super) enum GateUp {
 /// Rows of a tensor that are a part of a projection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Part {
-    /// The tensor's name, before `.weight`.
+    /// The tensor's name, before `.weight`; whole if it is of all experts.
     pub(crate) tensor: String,
     /// Its rows and columns.
     pub(crate) shape: [usize; 2],
@@ -107,14 +108,12 @@ impl Part {
         [0..rows / 2, rows / 2..rows].map(|half| Self::rows(self.tensor.clone(), self.shape, half))
     }
 
-    /// The names of weight and bias, and their extents in the file.
-    pub(crate) fn stored(&self) -> [(String, Vec<usize>); 2] {
-        let ([rows, columns], name) = (self.shape, &self.tensor);
+    /// The name of the bias, and its extents in the file.
+    pub(crate) fn bias(&self) -> (String, Vec<usize>) {
+        let ([rows, _], name) = (self.shape, &self.tensor);
         match self.expert {
-            None => [(format!("{name}.weight"), vec![rows, columns]), (format!("{name}.bias"), vec![rows])],
-            Some((_, count)) => {
-                [(name.clone(), vec![count, columns, rows]), (format!("{name}_bias"), vec![count, rows])]
-            }
+            None => (format!("{name}.bias"), vec![rows]),
+            Some((_, count)) => (format!("{name}_bias"), vec![count, rows]),
         }
     }
 
@@ -131,9 +130,9 @@ impl Part {
 }
 
 impl Names {
-    /// The name of the embedding table.
+    /// The name of the embedding table, before `.weight`.
     pub(crate) fn embeddings(&self) -> String {
-        format!("{}{}.weight", self.base, self.embeddings)
+        format!("{}{}", self.base, self.embeddings)
     }
 
     /// The name of the norm of embeddings, before `.weight`.
@@ -275,20 +274,26 @@ impl ModelConfig {
         self.block.experts.filter(|_| layer.experts)
     }
 
-    /// Names and shapes of all tensors of a block.
-    pub(crate) fn tensors_of(&self, block: u32) -> Vec<(String, Vec<usize>)> {
-        let AttentionDesign { qkv_bias, output_bias, .. } = self.block.attention;
-        let (d, mlp_bias) = (self.hidden_size, self.block.mlp.bias);
+    /// Names and shapes of the tensors of a block that belong to no projection: norms and sinks.
+    pub(crate) fn vectors_of(&self, block: u32) -> Vec<(String, usize)> {
+        let d = self.hidden_size;
         let BlockNorms { attention, attention_out, mlp, mlp_out, heads } = self.norms_of(block);
         let own = [attention, attention_out, mlp, mlp_out].into_iter().flatten().map(|name| (name, d));
-        let mut tensors = Vec::new();
+        let mut vectors = Vec::new();
         for (name, width) in own.chain(heads.into_iter().flatten()) {
-            tensors.push((format!("{name}.weight"), vec![width]));
+            vectors.push((format!("{name}.weight"), width));
             if self.block.norm == NormKind::Layer {
-                tensors.push((format!("{name}.bias"), vec![width]));
+                vectors.push((format!("{name}.bias"), width));
             }
         }
-        tensors.extend(self.sinks_of(block).map(|name| (name, vec![self.num_attention_heads])));
+        vectors.extend(self.sinks_of(block).map(|name| (name, self.num_attention_heads)));
+        vectors
+    }
+
+    /// The parts of all projections of a block, with whether they have a bias. A tensor that is several parts is there with the first one.
+    pub(crate) fn tensors_of(&self, block: u32) -> Vec<(Part, bool)> {
+        let AttentionDesign { qkv_bias, output_bias, .. } = self.block.attention;
+        let mlp_bias = self.block.mlp.bias;
         let mut parts: Vec<(Part, bool)> = self.qkv_of(block).map(|part| (part, qkv_bias)).to_vec();
         parts.push((self.output_of(block), output_bias));
         let mut add = |(inside, down): (Vec<Part>, Part), bias| {
@@ -306,15 +311,9 @@ impl ModelConfig {
                 parts.push((self.router_of(block, experts.count), experts.bias));
             }
         }
-        for (part, bias) in parts {
-            // A tensor that is several parts is named once.
-            let [weight, of_bias] = part.stored();
-            if tensors.iter().all(|(named, _)| *named != weight.0) {
-                tensors.push(weight);
-                tensors.extend(bias.then_some(of_bias));
-            }
-        }
-        tensors
+        let mut named = HashSet::new();
+        parts.retain(|(part, _)| named.insert(part.tensor.clone()));
+        parts
     }
 
     fn mlp_named(&self, below: &str, width: usize) -> (Vec<Part>, Part) {

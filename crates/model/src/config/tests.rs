@@ -102,19 +102,36 @@ fn a_sliding_window_counts_only_where_it_can_hide_something() {
 }
 
 #[test]
-fn quantised_weights_are_refused_by_their_method() {
-    let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
-    let error = refusal(json!({"quantization_config": gptq}));
-    assert!(error.contains("`quantization_config.quant_method` = `gptq` with 4 bits is not supported"), "{error}");
-    assert!(error.contains("made from"), "{error}");
+fn methods_of_quantisation_that_are_not_read_are_refused_by_name() {
+    let hqq = json!({"quant_method": "hqq", "bits": 4, "group_size": 128});
+    let error = refusal(json!({"quantization_config": hqq}));
+    assert!(error.contains("`quantization_config.quant_method` = `hqq` with 4 bits is not supported"), "{error}");
+    assert!(error.contains("gptq, awq, compressed-tensors, fp8") && error.contains("made from"), "{error}");
+    for method in ["bitsandbytes", "eetq", "quanto", "aqlm", "auto-round", "fbgemm_fp8", "mxfp4"] {
+        let error = refusal(json!({"quantization_config": {"quant_method": method}}));
+        assert!(error.contains(&format!("`quantization_config.quant_method` = `{method}`")), "{error}");
+    }
     let old = refusal(json!({"quantization_config": {"load_in_4bit": true}}));
     assert!(old.contains("`bitsandbytes`"), "{old}");
-    let early = refusal(json!({"compression_config": {"quant_method": "compressed-tensors"}}));
-    assert!(early.contains("`compression_config.quant_method` = `compressed-tensors`"), "{early}");
+    let early = refusal(json!({"compression_config": {"quant_method": "sparseml"}}));
+    assert!(early.contains("`compression_config.quant_method` = `sparseml`"), "{early}");
     assert!(refusal(json!({"quantization_config": {}})).contains("a method without a name"));
-    assert!(with(json!({"quantization_config": null})).is_ok());
+    assert_eq!(with(json!({"quantization_config": null})).unwrap().quantisation, None);
     // Before anything else that may look odd in such a file.
-    assert!(refusal(json!({"quantization_config": gptq, "hidden_act": "mish"})).contains("`gptq`"));
+    assert!(refusal(json!({"quantization_config": hqq, "hidden_act": "mish"})).contains("`hqq`"));
+}
+
+#[test]
+fn methods_of_quantisation_that_are_read_change_nothing_else() {
+    let plain = with(json!({})).unwrap();
+    let awq = json!({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"});
+    let quantised = with(json!({"quantization_config": awq})).unwrap();
+    assert_eq!(quantised.quantisation, Some(Quantisation::Awq { group: Some(64) }));
+    assert_eq!(quantised.canonical(), plain.canonical());
+    let wrapper = json!({"model_type": "gemma3", "quantization_config": awq, "text_config": {
+        "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 12}});
+    let wrapper = ModelConfig::from_json(&wrapper.to_string()).unwrap();
+    assert_eq!(wrapper.quantisation, Some(Quantisation::Awq { group: Some(64) }));
 }
 
 #[test]

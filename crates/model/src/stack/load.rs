@@ -7,8 +7,7 @@ use petals_protocol::Span;
 use super::BlockStack;
 use super::block::{Block, BlockNetwork as Network, Experts, HeadNorms, Mlp, Shared};
 use super::blocks::Blocks;
-use crate::checkpoint::mxfp4::Mxfp4;
-use crate::checkpoint::{Checkpoint, CheckpointError, Located, TensorFile, decode, decode_column, decode_row};
+use crate::checkpoint::{Checkpoint, CheckpointError, Matrix};
 use crate::config::{AttentionDesign, ExpertsDesign, HeadNorms as HeadNormsDesign, MlpDesign, ModelConfig, Part};
 use crate::device::{Device, DeviceError, Dtype, Kind, KvDtype};
 #[cfg(feature = "burn")]
@@ -33,16 +32,14 @@ impl Checkpoint {
             return Err(CheckpointError::Span { span, blocks: count });
         }
         for number in span.blocks() {
-            for (name, shape) in self.config().tensors_of(number) {
-                let found = match shape[..] {
-                    [count, values, rows] if self.has_mxfp4(&name) => {
-                        self.locate_mxfp4(&name, [count, rows, values]).map(drop)
-                    }
-                    _ => self.locate(&name, &shape).map(drop),
-                };
-                match found {
-                    Err(CheckpointError::MissingShard { .. }) => {}
-                    found => drop(found?),
+            for (name, width) in self.config().vectors_of(number) {
+                unless_elsewhere(self.locate(&name, &[width]).map(drop))?;
+            }
+            for (part, bias) in self.config().tensors_of(number) {
+                unless_elsewhere(self.matrix_of(&part).map(drop))?;
+                if bias {
+                    let (name, shape) = part.bias();
+                    unless_elsewhere(self.locate(&name, &shape).map(drop))?;
                 }
             }
         }
@@ -119,6 +116,14 @@ impl Checkpoint {
         };
         let blocks = span.blocks().map(block).collect::<Result<_, _>>()?;
         Ok(Blocks::new(engine, self.config().clone(), span, blocks))
+    }
+}
+
+/// Passes over files that are not there.
+fn unless_elsewhere(found: Result<(), CheckpointError>) -> Result<(), CheckpointError> {
+    match found {
+        Err(CheckpointError::MissingShard { .. }) => Ok(()),
+        found => found,
     }
 }
 
@@ -207,8 +212,7 @@ impl<E: Engine> Loader<'_, E> {
     }
 
     fn vector(&self, name: &str, width: usize) -> Result<Vec<f32>, CheckpointError> {
-        let (file, located) = self.checkpoint.locate(name, &[width])?;
-        Ok(decode(&file, &located))
+        Ok(self.checkpoint.locate(name, &[width])?.values())
     }
 
     fn linear(&self, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
@@ -217,9 +221,9 @@ impl<E: Engine> Loader<'_, E> {
 
     fn linear_in(&self, dtype: Dtype, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
         let Sources { tensors, shape, bias } = self.sources(parts, bias)?;
-        tensors.plain().for_each(|(file, located)| file.want(located));
+        tensors.0.iter().for_each(|(matrix, _)| matrix.want());
         let linear = self.engine.load_linear(shape, bias, dtype, |n, values| tensors.column(n, values));
-        tensors.plain().for_each(|(file, located)| file.release(located));
+        tensors.0.iter().for_each(|(matrix, _)| matrix.release());
         Ok(linear)
     }
 
@@ -228,21 +232,10 @@ impl<E: Engine> Loader<'_, E> {
         let mut tensors = Vec::with_capacity(parts.len());
         let mut biases = Vec::new();
         for part in parts {
-            let [(weight, shape), (of_bias, bias_shape)] = part.stored();
-            let source = match part.expert {
-                Some((_, count)) if self.checkpoint.has_mxfp4(&weight) => {
-                    let [rows, values] = part.shape;
-                    Source::Mxfp4(self.checkpoint.locate_mxfp4(&weight, [count, rows, values])?)
-                }
-                _ => {
-                    let (file, located) = self.checkpoint.locate(&weight, &shape)?;
-                    Source::Plain(file, located)
-                }
-            };
-            tensors.push((source, part.clone()));
+            tensors.push((self.checkpoint.matrix_of(part)?, part.clone()));
             if bias {
-                let (file, located) = self.checkpoint.locate(&of_bias, &bias_shape)?;
-                let values = decode(&file, &located);
+                let (name, shape) = part.bias();
+                let values = self.checkpoint.locate(&name, &shape)?.values();
                 biases.extend((0..part.output).map(|number| values[part.bias_of(number)]));
             }
         }
@@ -260,37 +253,17 @@ struct Sources {
     bias: Option<Vec<f32>>,
 }
 
-/// A tensor in its file.
-enum Source {
-    Plain(Arc<TensorFile>, Located),
-    Mxfp4(Mxfp4),
-}
-
-/// The tensors whose rows are the columns of a weight, one after the other.
-struct Tensors(Vec<(Source, Part)>);
+/// The matrices whose rows are the columns of a weight, one after the other.
+struct Tensors(Vec<(Matrix, Part)>);
 
 impl Tensors {
-    /// Files hold `[output, input]`: the weight's columns are their rows. Only plain tensors of all experts lie the other way round.
+    /// Files hold `[output, input]`: the weight's columns are their rows.
     fn column(&self, mut n: usize, values: &mut [f32]) {
-        for (source, part) in &self.0 {
+        for (matrix, part) in &self.0 {
             if n < part.output {
-                let (row, expert) = (part.row(n), part.expert.map(|(expert, _)| expert));
-                return match (source, expert) {
-                    (Source::Plain(file, located), None) => decode_row(file, located, row, values),
-                    (Source::Plain(file, located), Some(expert)) => {
-                        decode_column(file, located, (expert, row, part.shape[0]), values);
-                    }
-                    (Source::Mxfp4(tensor), expert) => tensor.decode_row(expert.unwrap_or_default(), row, values),
-                };
+                return matrix.decode_row(part.row(n), values);
             }
             n -= part.output;
         }
-    }
-
-    fn plain(&self) -> impl Iterator<Item = (&TensorFile, &Located)> {
-        self.0.iter().filter_map(|(source, _)| match source {
-            Source::Plain(file, located) => Some((&**file, located)),
-            Source::Mxfp4(_) => None,
-        })
     }
 }

@@ -58,6 +58,7 @@ fn read(fields: &Fields<'_>, model_type: &'static str) -> Result<ModelConfig, Co
         initializer_range: fields.number("initializer_range", 0.0, 1e3)?.unwrap_or(0.02) as f32,
         bos_token_id: fields.token_ids("bos_token_id", Some(0))?.first().copied(),
         eos_token_ids: fields.token_ids("eos_token_id", Some(2))?,
+        quantisation: None,
         names: &NAMES,
     })
 }

@@ -192,6 +192,7 @@ pub(super) fn read(fields: &Fields<'_>, model_type: &str, family: &Llama) -> Res
         initializer_range: fields.number("initializer_range", 0.0, 1e3)?.unwrap_or(0.02) as f32,
         bos_token_id: fields.token_ids("bos_token_id", family.bos_token_id)?.first().copied(),
         eos_token_ids: fields.token_ids("eos_token_id", family.eos_token_id)?,
+        quantisation: None,
         names: family.names,
     })
 }

@@ -1,0 +1,75 @@
+//! Weight matrices in their files, whatever their format.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use super::stored::Stored;
+
+/// A weight matrix `[rows, values]` as some format has it: row after row can be read. All sizes have been checked.
+pub(crate) trait Rows: Debug + Send + Sync {
+    /// Writes row `row`, in f32; `values` is as long as a row.
+    fn decode_row(&self, row: usize, values: &mut [f32]);
+
+    /// The tensors that hold this matrix and nothing else.
+    fn tensors(&self) -> Vec<&Stored>;
+}
+
+/// A weight matrix in its files. Rows are features that leave a projection, their values those that enter it.
+#[derive(Debug, Clone)]
+pub(crate) struct Matrix(Arc<dyn Rows>);
+
+impl Matrix {
+    pub(super) fn new(rows: impl Rows + 'static) -> Self {
+        Self(Arc::new(rows))
+    }
+
+    /// Writes row `row`, in f32; `values` is as long as a row.
+    pub(crate) fn decode_row(&self, row: usize, values: &mut [f32]) {
+        self.0.decode_row(row, values);
+    }
+
+    /// Asks the system to read its tensors ahead.
+    pub(crate) fn want(&self) {
+        self.0.tensors().into_iter().for_each(Stored::want);
+    }
+
+    /// Gives back the memory of its mapped tensors; see [`Stored::release`].
+    pub(crate) fn release(&self) {
+        self.0.tensors().into_iter().for_each(Stored::release);
+    }
+}
+
+/// Floats, row after row.
+#[derive(Debug)]
+pub(super) struct Plain(pub(super) Stored);
+
+impl Rows for Plain {
+    fn decode_row(&self, row: usize, values: &mut [f32]) {
+        self.0.decode(row * values.len(), values);
+    }
+
+    fn tensors(&self) -> Vec<&Stored> {
+        vec![&self.0]
+    }
+}
+
+/// Floats of all experts `[experts, values, rows]`: what is a row here is a column there.
+#[derive(Debug)]
+pub(super) struct PlainColumns {
+    pub(super) tensor: Stored,
+    pub(super) expert: usize,
+    pub(super) rows: usize,
+}
+
+impl Rows for PlainColumns {
+    fn decode_row(&self, row: usize, values: &mut [f32]) {
+        let first = self.expert * values.len();
+        for (n, value) in values.iter_mut().enumerate() {
+            *value = self.tensor.value((first + n) * self.rows + row);
+        }
+    }
+
+    fn tensors(&self) -> Vec<&Stored> {
+        vec![&self.tensor]
+    }
+}

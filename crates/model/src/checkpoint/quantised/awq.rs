@@ -1,0 +1,62 @@
+//! AWQ, as AutoAWQ saves it for its GEMM: four bits, the codes of eight neighbouring rows in a word, interleaved: `qweight` is
+//! `[values, rows / 8]`, `qzeros` `[groups, rows / 8]`, `scales` `[groups, rows]`.
+
+use super::super::matrix::Rows;
+use super::super::stored::Stored;
+use super::super::{Checkpoint, CheckpointError, FLOATS, FileDtype};
+use super::bits::{mask, word};
+use super::groups::{Affine, Groups};
+
+const BITS: u32 = 4;
+/// Rows of a word.
+const PACKED: usize = 8;
+/// Where in a word the code of each of its rows is: rows 0, 2, 4, 6, 1, 3, 5, 7 from the low bits up.
+const PLACES: [u32; PACKED] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// A matrix in AWQ's layout.
+#[derive(Debug)]
+pub(super) struct Awq {
+    codes: Stored,
+    zeros: Stored,
+    scales: Stored,
+    rows: usize,
+    groups: Groups,
+}
+
+/// Finds the tensors of a module and checks them. `group` is how many values have a scale together, none: all of a row.
+pub(super) fn locate(
+    checkpoint: &Checkpoint,
+    name: &str,
+    [rows, values]: [usize; 2],
+    group: Option<usize>,
+) -> Result<Awq, CheckpointError> {
+    let named = |end: &str| format!("{name}.{end}");
+    let size = group.unwrap_or(values);
+    if !rows.is_multiple_of(PACKED) || !values.is_multiple_of(size) {
+        let reason =
+            format!("{rows} rows of {values} values are no whole words of {PACKED} rows and groups of {size} values");
+        return Err(checkpoint.packed_wrongly(&named("qweight"), reason));
+    }
+    let (count, words) = (values / size, rows / PACKED);
+    let codes = checkpoint.locate_as(&named("qweight"), &[values, words], &[FileDtype::I32])?;
+    let zeros = checkpoint.locate_as(&named("qzeros"), &[count, words], &[FileDtype::I32])?;
+    let scales = checkpoint.locate_as(&named("scales"), &[count, rows], FLOATS)?;
+    Ok(Awq { codes, zeros, scales, rows, groups: Groups::Even(size) })
+}
+
+impl Rows for Awq {
+    fn decode_row(&self, row: usize, values: &mut [f32]) {
+        let (stride, column, shift) = (self.rows / PACKED, row / PACKED, PLACES[row % PACKED] * BITS);
+        let code = |words: &[[u8; 4]], at: usize| (word(words, at * stride + column) >> shift & mask(BITS)) as f32;
+        let (codes, zeros) = (self.codes.words(), self.zeros.words());
+        values.iter_mut().enumerate().for_each(|(at, value)| *value = code(codes, at));
+        self.groups.apply(values, |group| Affine {
+            zero: code(zeros, group),
+            scale: self.scales.value(group * self.rows + row),
+        });
+    }
+
+    fn tensors(&self) -> Vec<&Stored> {
+        vec![&self.codes, &self.zeros, &self.scales]
+    }
+}

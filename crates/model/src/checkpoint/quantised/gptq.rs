@@ -1,0 +1,110 @@
+//! GPTQ, as AutoGPTQ and GPTQModel save it: `qweight` has the codes of a column one under the other, from the low bits of a word up, and the
+//! words `[values · bits / 32, rows]`; `qzeros` has zero points side by side, `[groups, rows · bits / 32]`; `scales` is `[groups, rows]`.
+//! `g_idx` says the group of each value, which is not its place if columns were quantised in order of their activations (`desc_act`).
+
+use super::super::matrix::Rows;
+use super::super::stored::Stored;
+use super::super::{Checkpoint, CheckpointError, FLOATS, FileDtype};
+use super::bits::{in_run, mask, widen_run, word};
+use super::groups::{Affine, Groups};
+
+/// Widths that are packed; those that do not divide 32 follow each other over the ends of words.
+const WIDTHS: [u32; 4] = [2, 3, 4, 8];
+
+/// What the configuration says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Said {
+    /// None: as the shape of the codes says.
+    pub(super) bits: Option<u32>,
+    /// Values of a group; none: as the shape of the scales says.
+    pub(super) group: Option<usize>,
+    pub(super) zeros_less_one: bool,
+}
+
+/// A matrix in GPTQ's layout.
+#[derive(Debug)]
+pub(super) struct Gptq {
+    codes: Stored,
+    zeros: Stored,
+    scales: Stored,
+    bits: u32,
+    rows: usize,
+    groups: Groups,
+    zeros_less_one: bool,
+}
+
+/// Finds the tensors of a module and checks them.
+pub(super) fn locate(
+    checkpoint: &Checkpoint,
+    name: &str,
+    [rows, values]: [usize; 2],
+    said: Said,
+) -> Result<Gptq, CheckpointError> {
+    let named = |end: &str| format!("{name}.{end}");
+    let wrong = |end: &str, reason: String| checkpoint.packed_wrongly(&named(end), reason);
+    let bits = match said.bits {
+        Some(bits) => bits,
+        None => {
+            let words = checkpoint.header(&named("qweight"))?.shape.first().copied();
+            let fits = |bits: &u32| Some(values * *bits as usize) == words.and_then(|words| words.checked_mul(32));
+            WIDTHS.into_iter().find(fits).ok_or_else(|| {
+                wrong("qweight", format!("its words are of none of {WIDTHS:?} bits for each of {values} values"))
+            })?
+        }
+    };
+    let words_of = |numbers: usize| numbers * bits as usize / 32;
+    if [rows, values].iter().any(|side| !(side * bits as usize).is_multiple_of(32)) {
+        return Err(wrong("qweight", format!("{rows} rows of {values} values of {bits} bits are no whole words")));
+    }
+    let codes = checkpoint.locate_as(&named("qweight"), &[words_of(values), rows], &[FileDtype::I32])?;
+    let scales = named("scales");
+    let count = match said.group {
+        Some(size) => values.div_ceil(size),
+        None => match checkpoint.header(&scales)?.shape[..] {
+            // As many as the tensor has, if they can be told apart; else it is misshapen.
+            [count, _] if count > 0 && values.is_multiple_of(count) => count,
+            _ => 1,
+        },
+    };
+    let scales = checkpoint.locate_as(&scales, &[count, rows], FLOATS)?;
+    let zeros = checkpoint.locate_as(&named("qzeros"), &[count, words_of(rows)], &[FileDtype::I32])?;
+    let indices = named("g_idx");
+    let listed = match checkpoint.has_tensor(&indices) {
+        true => checkpoint.group_indices(&indices, values, count)?,
+        false => None,
+    };
+    let even = Groups::Even(said.group.unwrap_or(values / count));
+    let groups = listed.unwrap_or(even);
+    Ok(Gptq { codes, zeros, scales, bits, rows, groups, zeros_less_one: said.zeros_less_one })
+}
+
+impl Gptq {
+    fn zero(&self, group: usize, row: usize) -> f32 {
+        let words = self.zeros.words();
+        let first = group * (self.rows * self.bits as usize / 32);
+        let zero = match (self.zeros_less_one, 32_u32.is_multiple_of(self.bits)) {
+            (false, _) => in_run(self.bits, row, |at| word(words, first + at)),
+            // As GPTQModel does, and as it took the ones away: word by word, so that a zero point of none carries.
+            (true, true) => {
+                in_run(self.bits, row, |at| word(words, first + at).wrapping_add(u32::MAX / mask(self.bits)))
+            }
+            (true, false) => (in_run(self.bits, row, |at| word(words, first + at)) + 1) & mask(self.bits),
+        };
+        zero as f32
+    }
+}
+
+impl Rows for Gptq {
+    fn decode_row(&self, row: usize, values: &mut [f32]) {
+        let words = self.codes.words();
+        widen_run(self.bits, values, |at| word(words, at * self.rows + row));
+        self.groups.apply(values, |group| Affine {
+            zero: self.zero(group, row),
+            scale: self.scales.value(group * self.rows + row),
+        });
+    }
+
+    fn tensors(&self) -> Vec<&Stored> {
+        vec![&self.codes, &self.zeros, &self.scales]
+    }
+}

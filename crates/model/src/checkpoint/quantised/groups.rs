@@ -1,0 +1,66 @@
+//! Groups of a row's values that have a scale and a zero point together.
+
+use super::super::{Checkpoint, CheckpointError, FileDtype};
+
+/// Which group each value of a row belongs to.
+#[derive(Debug)]
+pub(super) enum Groups {
+    /// Groups of so many values, one after the other; the last one may be shorter.
+    Even(usize),
+    /// The group of each value, and how many there are.
+    Listed(Vec<u32>, usize),
+}
+
+/// `value = (code - zero) * scale`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Affine {
+    pub(super) zero: f32,
+    pub(super) scale: f32,
+}
+
+impl Affine {
+    fn apply(self, code: &mut f32) {
+        *code = (*code - self.zero) * self.scale;
+    }
+}
+
+impl Groups {
+    /// Turns the codes of a row into values. `of` is asked once for each group.
+    pub(super) fn apply(&self, row: &mut [f32], of: impl Fn(usize) -> Affine) {
+        match self {
+            Self::Even(size) => {
+                for (group, codes) in row.chunks_mut((*size).max(1)).enumerate() {
+                    let affine = of(group);
+                    codes.iter_mut().for_each(|code| affine.apply(code));
+                }
+            }
+            Self::Listed(groups, count) => {
+                let affine: Vec<Affine> = (0..*count).map(of).collect();
+                row.iter_mut().zip(groups).for_each(|(code, group)| affine[*group as usize].apply(code));
+            }
+        }
+    }
+}
+
+impl Checkpoint {
+    /// The groups that a tensor of indices says, one for each of `values`; none if it says what the values' own order does, or nothing.
+    pub(super) fn group_indices(
+        &self,
+        name: &str,
+        values: usize,
+        count: usize,
+    ) -> Result<Option<Groups>, CheckpointError> {
+        let indices = self.locate_as(name, &[values], &[FileDtype::I32, FileDtype::I64])?.integers();
+        // Of several groups none is empty: this is what tools write that have not set the indices, as with -1.
+        let unset = indices.iter().all(|index| *index == 0) && count > 1;
+        if unset || indices.contains(&-1) {
+            return Ok(None);
+        }
+        let group = |index: &i64| u32::try_from(*index).ok().filter(|index| (*index as usize) < count);
+        let listed = indices.iter().map(group).collect::<Option<Vec<u32>>>();
+        let listed = listed.ok_or_else(|| {
+            self.packed_wrongly(name, format!("it names other groups than the {count} that there are scales for"))
+        })?;
+        Ok(Some(Groups::Listed(listed, count)))
+    }
+}

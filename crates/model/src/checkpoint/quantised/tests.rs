@@ -1,0 +1,111 @@
+//! Layouts against the values that their reference implementations compute (`tests/oracle/quantised.py`).
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::fixture::{self, Bytes, config};
+
+mod damage;
+mod models;
+
+/// A recorded matrix.
+struct Case {
+    name: String,
+    config: Value,
+    /// By what their names end with.
+    tensors: Bytes,
+    shape: [usize; 2],
+    rows: Vec<usize>,
+    /// The bits of the values of `rows`.
+    values: Vec<u32>,
+}
+
+fn cases() -> Vec<Case> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/data/quantised.json");
+    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
+    let numbers = |list: &Value| -> Vec<usize> {
+        list.as_array().unwrap().iter().map(|number| number.as_u64().unwrap() as usize).collect()
+    };
+    let tensor = |(end, tensor): (&String, &Value)| {
+        let (dtype, data) = (tensor["dtype"].as_str().unwrap(), base64(tensor["data"].as_str().unwrap()));
+        (end.clone(), (dtype.to_owned(), numbers(&tensor["shape"]), data))
+    };
+    let case = |case: &Value| Case {
+        name: case["name"].as_str().unwrap().to_owned(),
+        config: case["config"].clone(),
+        tensors: case["tensors"].as_object().unwrap().iter().map(tensor).collect(),
+        shape: numbers(&case["shape"]).try_into().unwrap(),
+        rows: numbers(&case["rows"]),
+        values: base64(case["values"].as_str().unwrap()).as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect(),
+    };
+    golden.iter().map(case).collect()
+}
+
+/// The bytes of a text without line ends.
+fn base64(text: &str) -> Vec<u8> {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bytes = Vec::new();
+    let (mut held, mut bits) = (0_u32, 0);
+    for letter in text.bytes().filter(|letter| *letter != b'=') {
+        held = held << 6 | LETTERS.iter().position(|own| *own == letter).unwrap() as u32;
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push((held >> bits) as u8);
+        }
+    }
+    bytes
+}
+
+/// A checkpoint with one module `w` beside whatever the configuration asks for.
+fn checkpoint(quantisation: &Value, tensors: &Bytes) -> (fixture::Dir, Checkpoint) {
+    let mut config = config();
+    config["quantization_config"] = quantisation.clone();
+    let named = tensors.iter().map(|(end, tensor)| (format!("w.{end}"), tensor.clone())).collect();
+    let dir = fixture::raw_model(&config, &named);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    (dir, checkpoint)
+}
+
+#[test]
+fn values_are_those_of_the_reference_implementations_bit_for_bit() {
+    for Case { name, config, tensors, shape, rows, values } in cases() {
+        let (_dir, checkpoint) = checkpoint(&config, &tensors);
+        let matrix = checkpoint.matrix("w", shape).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(checkpoint.has_matrix("w") && !checkpoint.has_matrix("v"));
+        matrix.want();
+        for (row, expected) in rows.iter().zip(values.chunks_exact(shape[1])) {
+            let mut found = vec![f32::NAN; shape[1]];
+            matrix.decode_row(*row, &mut found);
+            let found: Vec<u32> = found.into_iter().map(f32::to_bits).collect();
+            assert_eq!(found, expected, "{name}, row {row}");
+        }
+        matrix.release();
+    }
+}
+
+#[test]
+fn floats_count_whatever_the_configuration_says() {
+    for case in cases() {
+        let values: Vec<u8> = fixture::noise(3, 12).iter().flat_map(|value| value.to_le_bytes()).collect();
+        let mut tensors = case.tensors;
+        tensors.insert("weight".to_owned(), ("F32".to_owned(), vec![3, 4], values.clone()));
+        let (_dir, checkpoint) = checkpoint(&case.config, &tensors);
+        let mut row = vec![0.0; 4];
+        checkpoint.matrix("w", [3, 4]).unwrap().decode_row(2, &mut row);
+        assert_eq!(row, fixture::noise(3, 12)[8..], "{}", case.name);
+    }
+}
+
+#[test]
+fn quantised_weights_of_which_the_configuration_says_nothing_are_refused() {
+    for case in cases() {
+        let (_dir, checkpoint) = checkpoint(&json!(null), &case.tensors);
+        let error = checkpoint.matrix("w", case.shape).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("`w.weight`") && text.contains("`quantization_config`"), "{}: {text}", case.name);
+        assert!(text.ends_with(error.remedy()), "{text}");
+    }
+}
