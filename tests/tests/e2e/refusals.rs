@@ -88,9 +88,9 @@ fn a_refused_configuration_is_named_by_key_value_and_way_out_everywhere() -> any
             ["`hidden_act` = `mish`", "supported are silu", "use another model"],
         ),
         (
-            with("qwen2", &json!({"quantization_config": {"quant_method": "awq", "bits": 4}}))?,
+            with("qwen2", &json!({"quantization_config": {"quant_method": "hqq", "bits": 4}}))?,
             [
-                "`quantization_config.quant_method` = `awq` with 4 bits",
+                "`quantization_config.quant_method` = `hqq` with 4 bits",
                 "F32, BF16 or F16",
                 "use the model that this one was made from",
             ],

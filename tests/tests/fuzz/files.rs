@@ -18,7 +18,7 @@ const INPUTS: u64 = 20_000;
 const MEMORY: usize = 1 << 20;
 
 /// In memory where the system has a place for that.
-fn directory() -> TempDir {
+pub(crate) fn directory() -> TempDir {
     let memory = Path::new("/dev/shm");
     let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     made.expect("a directory for files")

@@ -7,6 +7,7 @@
 mod allocator;
 mod files;
 mod mutate;
+mod quantised;
 mod records;
 mod texts;
 mod wire;

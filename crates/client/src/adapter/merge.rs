@@ -77,7 +77,10 @@ pub enum MergeError {
         what: String,
     },
     /// Weights that the adapter changes and the checkpoint does not have.
-    #[error("the checkpoint in {} has no weight of `{missing}`, which the adapter changes", path.display())]
+    #[error(
+        "the checkpoint in {} has no weight of `{missing}`, which the adapter changes; quantised ones cannot be merged into",
+        path.display()
+    )]
     Missing {
         /// The checkpoint's folder.
         path: PathBuf,

@@ -9,6 +9,7 @@ use crate::config::{Part, Quantisation};
 
 mod awq;
 mod bits;
+mod columns;
 mod compressed;
 mod fp8;
 mod gptq;

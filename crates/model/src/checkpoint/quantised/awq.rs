@@ -5,6 +5,7 @@ use super::super::matrix::Rows;
 use super::super::stored::Stored;
 use super::super::{Checkpoint, CheckpointError, FLOATS, FileDtype};
 use super::bits::{mask, word};
+use super::columns::Columns;
 use super::groups::{Affine, Groups};
 
 const BITS: u32 = 4;
@@ -13,10 +14,13 @@ const PACKED: usize = 8;
 /// Where in a word the code of each of its rows is: rows 0, 2, 4, 6, 1, 3, 5, 7 from the low bits up.
 const PLACES: [u32; PACKED] = [0, 4, 1, 5, 2, 6, 3, 7];
 
+/// Columns of words that are turned at once, each of [`PACKED`] rows.
+const TOGETHER: usize = 4;
+
 /// A matrix in AWQ's layout.
 #[derive(Debug)]
 pub(super) struct Awq {
-    codes: Stored,
+    codes: Columns,
     zeros: Stored,
     scales: Stored,
     rows: usize,
@@ -39,6 +43,7 @@ pub(super) fn locate(
     }
     let (count, words) = (values / size, rows / PACKED);
     let codes = checkpoint.locate_as(&named("qweight"), &[values, words], &[FileDtype::I32])?;
+    let codes = Columns::new(codes, [values, words], TOGETHER);
     let zeros = checkpoint.locate_as(&named("qzeros"), &[count, words], &[FileDtype::I32])?;
     let scales = checkpoint.locate_as(&named("scales"), &[count, rows], FLOATS)?;
     Ok(Awq { codes, zeros, scales, rows, groups: Groups::Even(size) })
@@ -47,16 +52,18 @@ pub(super) fn locate(
 impl Rows for Awq {
     fn decode_row(&self, row: usize, values: &mut [f32]) {
         let (stride, column, shift) = (self.rows / PACKED, row / PACKED, PLACES[row % PACKED] * BITS);
-        let code = |words: &[[u8; 4]], at: usize| (word(words, at * stride + column) >> shift & mask(BITS)) as f32;
-        let (codes, zeros) = (self.codes.words(), self.zeros.words());
-        values.iter_mut().enumerate().for_each(|(at, value)| *value = code(codes, at));
+        let code = |word: u32| (word >> shift & mask(BITS)) as f32;
+        self.codes.column(column, |words| {
+            values.iter_mut().zip(words).for_each(|(value, word)| *value = code(*word));
+        });
+        let zeros = self.zeros.words();
         self.groups.apply(values, |group| Affine {
-            zero: code(zeros, group),
+            zero: code(word(zeros, group * stride + column)),
             scale: self.scales.value(group * self.rows + row),
         });
     }
 
     fn tensors(&self) -> Vec<&Stored> {
-        vec![&self.codes, &self.zeros, &self.scales]
+        vec![self.codes.stored(), &self.zeros, &self.scales]
     }
 }

@@ -6,10 +6,14 @@ use super::super::matrix::Rows;
 use super::super::stored::Stored;
 use super::super::{Checkpoint, CheckpointError, FLOATS, FileDtype};
 use super::bits::{in_run, mask, widen_run, word};
+use super::columns::Columns;
 use super::groups::{Affine, Groups};
 
 /// Widths that are packed; those that do not divide 32 follow each other over the ends of words.
 const WIDTHS: [u32; 4] = [2, 3, 4, 8];
+
+/// Rows whose codes are turned at once.
+const TOGETHER: usize = 16;
 
 /// What the configuration says.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +28,7 @@ pub(super) struct Said {
 /// A matrix in GPTQ's layout.
 #[derive(Debug)]
 pub(super) struct Gptq {
-    codes: Stored,
+    codes: Columns,
     zeros: Stored,
     scales: Stored,
     bits: u32,
@@ -56,7 +60,9 @@ pub(super) fn locate(
     if [rows, values].iter().any(|side| !(side * bits as usize).is_multiple_of(32)) {
         return Err(wrong("qweight", format!("{rows} rows of {values} values of {bits} bits are no whole words")));
     }
-    let codes = checkpoint.locate_as(&named("qweight"), &[words_of(values), rows], &[FileDtype::I32])?;
+    let extents = [words_of(values), rows];
+    let codes = checkpoint.locate_as(&named("qweight"), &extents, &[FileDtype::I32])?;
+    let codes = Columns::new(codes, extents, TOGETHER);
     let scales = named("scales");
     let count = match said.group {
         Some(size) => values.div_ceil(size),
@@ -96,8 +102,7 @@ impl Gptq {
 
 impl Rows for Gptq {
     fn decode_row(&self, row: usize, values: &mut [f32]) {
-        let words = self.codes.words();
-        widen_run(self.bits, values, |at| word(words, at * self.rows + row));
+        self.codes.column(row, |words| widen_run(self.bits, values, |at| words[at]));
         self.groups.apply(values, |group| Affine {
             zero: self.zero(group, row),
             scale: self.scales.value(group * self.rows + row),
@@ -105,6 +110,6 @@ impl Rows for Gptq {
     }
 
     fn tensors(&self) -> Vec<&Stored> {
-        vec![&self.codes, &self.zeros, &self.scales]
+        vec![self.codes.stored(), &self.zeros, &self.scales]
     }
 }
