@@ -112,8 +112,13 @@ impl Checkpoint {
         let mut names = self.index.canonical_names();
         names.insert(format!("{}.weight", self.config.names.embeddings()).into());
         names.insert(head.as_str().into());
+        // The parts of a quantised head, which need not be there either.
+        let of_head = |name: &str| {
+            let part = name.strip_prefix(self.config.names.head()).and_then(|part| part.strip_prefix('.'));
+            self.config.quantisation.is_some() && part.is_some_and(|part| !["weight", "bias"].contains(&part))
+        };
         // Buffers that some versions of transformers saved and others did not, and a tied head that need not be there.
-        let optional = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == head);
+        let optional = |name: &str| name.ends_with("rotary_emb.inv_freq") || (tied && name == head) || of_head(name);
         names.retain(|name| !optional(name));
         let mut text = self.config.canonical();
         for name in names {

@@ -135,3 +135,16 @@ pub(crate) fn raw_model(config: &Value, tensors: &Bytes) -> Dir {
     std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
     dir
 }
+
+/// The tensors of such a model.
+pub(crate) fn raw_tensors(dir: &Dir) -> Bytes {
+    let file = std::fs::read(dir.path().join("model.safetensors")).unwrap();
+    let start = 8 + u64::from_le_bytes(*file.first_chunk().unwrap()) as usize;
+    let header: BTreeMap<String, Value> = serde_json::from_slice(&file[8..start]).unwrap();
+    let tensor = |(name, entry): (String, Value)| {
+        let shape = serde_json::from_value(entry["shape"].clone()).unwrap();
+        let [from, to]: [usize; 2] = serde_json::from_value(entry["data_offsets"].clone()).unwrap();
+        (name, (entry["dtype"].as_str().unwrap().to_owned(), shape, file[start..][from..to].to_vec()))
+    };
+    header.into_iter().map(tensor).collect()
+}

@@ -9,8 +9,7 @@ use crate::device::DeviceError;
 
 const DOWNLOAD: &str = "download it again";
 const LFS: &str = "run `git lfs install` once and `git lfs pull` in its directory, or download the file itself";
-const LAYOUT: &str =
-    "use a checkpoint of plain weights in Hugging Face's layout, with the config.json that belongs to it";
+const LAYOUT: &str = "use a whole checkpoint in Hugging Face's layout, with the config.json that belongs to it";
 const SHARD: &str = "download it from where the rest of the model came from";
 const DTYPE: &str =
     "use a checkpoint of such weights, or one that is quantised as its config.json says (`quantization_config`)";

@@ -118,7 +118,10 @@ fn group(fields: &Fields<'_>) -> Result<Option<usize>, ConfigError> {
 }
 
 fn gptq(fields: &Fields<'_>) -> Result<Quantisation, ConfigError> {
-    let format = one_of(fields, "checkpoint_format", &["gptq", "gptq_v2"])?;
+    // GPTQModel has begun to write the first one as well.
+    let [format, older] = ["format", "checkpoint_format"].map(|key| one_of(fields, key, &["gptq", "gptq_v2"]));
+    let format = format?.or(older?);
+    one_of(fields, "pack_dtype", &["int32"])?;
     if fields.flag("is_marlin_format")? {
         return Err(unsupported(fields.name("is_marlin_format"), "true".to_owned(), "read are gptq and gptq_v2"));
     }
@@ -133,7 +136,7 @@ fn gptq(fields: &Fields<'_>) -> Result<Quantisation, ConfigError> {
 }
 
 fn awq(fields: &Fields<'_>) -> Result<Quantisation, ConfigError> {
-    for key in ["version", "checkpoint_format"] {
+    for key in ["version", "format", "checkpoint_format"] {
         one_of(fields, key, &["gemm"])?;
     }
     one_of(fields, "backend", &["autoawq"])?;
@@ -213,6 +216,7 @@ mod tests {
         };
         assert_eq!(with("sym", json!(true)), gptq(4, Some(32), true));
         assert_eq!(with("checkpoint_format", json!("gptq_v2")), gptq(4, Some(32), false));
+        assert_eq!(with("format", json!("gptq_v2")), gptq(4, Some(32), false));
         assert_eq!(with("group_size", json!(-1)), gptq(4, None, true));
         assert_eq!(with("group_size", json!(null)), gptq(4, Some(128), true));
         assert_eq!(with("bits", json!(8)), gptq(8, Some(32), true));
@@ -226,6 +230,7 @@ mod tests {
             ("group_size", json!(1e30), "`quantization_config.group_size`"),
             ("checkpoint_format", json!("marlin"), "`quantization_config.checkpoint_format` = `marlin`"),
             ("is_marlin_format", json!(true), "is_marlin_format"),
+            ("pack_dtype", json!("int16"), "`quantization_config.pack_dtype` = `int16`"),
         ] {
             let error = with(key, value).unwrap_err();
             assert!(error.contains(said), "{error}");

@@ -124,9 +124,7 @@ impl Module<'_> {
         let (Blocks { height, columns, groups: Groups::Even(size) }, true) = (&blocks, self.has(END)) else {
             return Ok(blocks);
         };
-        let Some(groups) = self.checkpoint.group_indices(&self.named(END), self.shape[1], *columns)? else {
-            return Ok(blocks);
-        };
+        let groups = self.checkpoint.group_indices(&self.named(END), self.shape[1], [*size, *columns])?;
         if let Groups::Listed(listed, count) = &groups {
             let mut sizes = vec![0; *count];
             listed.iter().for_each(|group| sizes[*group as usize] += 1);

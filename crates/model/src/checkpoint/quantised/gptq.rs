@@ -75,12 +75,11 @@ pub(super) fn locate(
     let scales = checkpoint.locate_as(&scales, &[count, rows], FLOATS)?;
     let zeros = checkpoint.locate_as(&named("qzeros"), &[count, words_of(rows)], &[FileDtype::I32])?;
     let indices = named("g_idx");
-    let listed = match checkpoint.has_tensor(&indices) {
-        true => checkpoint.group_indices(&indices, values, count)?,
-        false => None,
+    let size = said.group.unwrap_or(values / count);
+    let groups = match checkpoint.has_tensor(&indices) {
+        true => checkpoint.group_indices(&indices, values, [size, count])?,
+        false => Groups::Even(size),
     };
-    let even = Groups::Even(said.group.unwrap_or(values / count));
-    let groups = listed.unwrap_or(even);
     Ok(Gptq { codes, zeros, scales, bits, rows, groups, zeros_less_one: said.zeros_less_one })
 }
 

@@ -43,24 +43,26 @@ impl Groups {
 }
 
 impl Checkpoint {
-    /// The groups that a tensor of indices says, one for each of `values`; none if it says what the values' own order does, or nothing.
+    /// The groups that a tensor of indices says, one for each of `values`, of `count`. It may say what the values' own order does, or nothing:
+    /// then they are groups of `size`.
     pub(super) fn group_indices(
         &self,
         name: &str,
         values: usize,
-        count: usize,
-    ) -> Result<Option<Groups>, CheckpointError> {
+        [size, count]: [usize; 2],
+    ) -> Result<Groups, CheckpointError> {
         let indices = self.locate_as(name, &[values], &[FileDtype::I32, FileDtype::I64])?.integers();
         // Of several groups none is empty: this is what tools write that have not set the indices, as with -1.
         let unset = indices.iter().all(|index| *index == 0) && count > 1;
-        if unset || indices.contains(&-1) {
-            return Ok(None);
+        let in_order = || indices.iter().enumerate().all(|(at, index)| *index == (at / size.max(1)) as i64);
+        if unset || indices.contains(&-1) || in_order() {
+            return Ok(Groups::Even(size));
         }
         let group = |index: &i64| u32::try_from(*index).ok().filter(|index| (*index as usize) < count);
         let listed = indices.iter().map(group).collect::<Option<Vec<u32>>>();
         let listed = listed.ok_or_else(|| {
             self.packed_wrongly(name, format!("it names other groups than the {count} that there are scales for"))
         })?;
-        Ok(Some(Groups::Listed(listed, count)))
+        Ok(Groups::Listed(listed, count))
     }
 }
