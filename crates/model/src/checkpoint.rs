@@ -6,6 +6,7 @@ use petals_protocol::{Fingerprint, ModelId, ModelIdError, Span};
 
 use crate::config::ModelConfig;
 
+pub(crate) mod blocks;
 mod dtype;
 mod error;
 mod file;

@@ -120,7 +120,7 @@ impl Checkpoint {
         let norm = self.norm(&names.final_norm(), d, norm)?;
         let stored = if tied { embeddings.clone() } else { self.matrix(head, [vocab, d])? };
         let column = |token: usize, values: &mut [f32]| stored.decode_row(token, values);
-        let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), column);
+        let head = FrozenMatrix::from_columns([d, vocab], dtype.on(&Device::cpu()), &column);
         // Embeddings are read from the file again, row by row.
         stored.release();
         Ok(ClientModel { config, embeddings, embedding_norm, norm, head })

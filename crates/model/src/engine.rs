@@ -14,12 +14,12 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::checkpoint::NormWeights;
+use crate::checkpoint::blocks::WeightColumns;
 use crate::config::MlpDesign;
 use crate::device::{Dtype, KvDtype};
 use rotary::{Place, Rotary, Turn};
 use shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 
-pub(crate) mod blocks;
 #[cfg(feature = "burn")]
 pub(crate) mod burn;
 pub(crate) mod host;
@@ -60,14 +60,14 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
 
     // Weights.
 
-    /// A projection `y = x·W + b` with `W` `[input, output]` in `dtype` and `b` `[output]` in f32. `column(n, out)` writes the
-    /// `input` values of the weight's column `n`. (A checkpoint's `[output, input]` matrix has these columns as its rows.)
+    /// A projection `y = x·W + b` with `W` `[input, output]` in `dtype` and `b` `[output]` in f32. `columns` has the weight's columns,
+    /// `input` values each. (A checkpoint's `[output, input]` matrix has them as its rows.)
     fn load_linear(
         &self,
         shape: [usize; 2],
         bias: Option<Vec<f32>>,
         dtype: Dtype,
-        column: impl Fn(usize, &mut [f32]) + Sync,
+        columns: impl WeightColumns,
     ) -> Self::Linear;
 
     /// A projection as [`Self::load_linear`] makes it whose weight stays where `column` reads it from, if the device can do that.

@@ -3,12 +3,24 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use super::blocks::{Bits, Column};
 use super::stored::Stored;
 
 /// A weight matrix `[rows, values]` as some format has it: row after row can be read. All sizes have been checked.
 pub(crate) trait Rows: Debug + Send + Sync {
     /// Writes row `row`, in f32; `values` is as long as a row.
     fn decode_row(&self, row: usize, values: &mut [f32]);
+
+    /// Of how many bits its rows are, if they lie in blocks of 32 with a scale that f16 has.
+    fn bits(&self) -> Option<Bits> {
+        None
+    }
+
+    /// Row `row` as it lies, if [`Self::bits`] says that it can be had. `values` is as long as a row, for whoever needs it.
+    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
+        let _ = (row, values, to);
+        unreachable!("the rows do not lie in blocks");
+    }
 
     /// The tensors that hold this matrix and nothing else.
     fn tensors(&self) -> Vec<&Stored>;
@@ -26,6 +38,16 @@ impl Matrix {
     /// Writes row `row`, in f32; `values` is as long as a row.
     pub(crate) fn decode_row(&self, row: usize, values: &mut [f32]) {
         self.0.decode_row(row, values);
+    }
+
+    /// See [`Rows::bits`].
+    pub(crate) fn bits(&self) -> Option<Bits> {
+        self.0.bits()
+    }
+
+    /// See [`Rows::blocks_of`].
+    pub(crate) fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
+        self.0.blocks_of(row, values, to);
     }
 
     /// Asks the system to read its tensors ahead.

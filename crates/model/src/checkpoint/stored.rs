@@ -20,6 +20,10 @@ impl Stored {
         Self { file, dtype, range }
     }
 
+    pub(super) fn dtype(&self) -> FileDtype {
+        self.dtype
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         self.file.bytes(self.range.clone())
     }

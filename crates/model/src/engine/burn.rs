@@ -9,6 +9,7 @@ use burn::tensor::IndexingUpdateOp;
 use super::rotary::{Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter, NormWeights};
+use crate::checkpoint::blocks::WeightColumns;
 use crate::config::MlpDesign;
 use crate::device::{Device, Dtype, Kind, KvDtype};
 use attention::Group;
@@ -68,9 +69,9 @@ impl Engine for Burn {
         shape: [usize; 2],
         bias: Option<Vec<f32>>,
         dtype: Dtype,
-        column: impl Fn(usize, &mut [f32]) + Sync,
+        columns: impl WeightColumns,
     ) -> Linear {
-        Linear::new(self, shape, bias, dtype, column)
+        Linear::new(self, shape, bias, dtype, &columns)
     }
 
     fn load_norm(&self, weights: NormWeights) -> Norm {

@@ -11,6 +11,7 @@ use super::rotary::{CosSin, Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter};
 use crate::checkpoint::NormWeights;
+use crate::checkpoint::blocks::WeightColumns;
 use crate::config::MlpDesign;
 use crate::device::{Dtype, KvDtype};
 use cache::PagedCache;
@@ -91,9 +92,9 @@ impl Engine for Host {
         shape: [usize; 2],
         bias: Option<Vec<f32>>,
         dtype: Dtype,
-        column: impl Fn(usize, &mut [f32]) + Sync,
+        columns: impl WeightColumns,
     ) -> Linear {
-        Linear::new(shape, bias, dtype, column)
+        Linear::new(shape, bias, dtype, &columns)
     }
 
     fn load_linear_in_place(

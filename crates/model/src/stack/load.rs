@@ -7,6 +7,7 @@ use petals_protocol::Span;
 use super::BlockStack;
 use super::block::{Block, BlockNetwork as Network, Experts, HeadNorms, Mlp, Shared};
 use super::blocks::Blocks;
+use crate::checkpoint::blocks::{Bits, Column, WeightColumns};
 use crate::checkpoint::{Checkpoint, CheckpointError, Matrix};
 use crate::config::{AttentionDesign, ExpertsDesign, HeadNorms as HeadNormsDesign, MlpDesign, ModelConfig, Part};
 use crate::device::{Device, DeviceError, Dtype, Kind, KvDtype};
@@ -181,7 +182,7 @@ impl<E: Engine> Loader<'_, E> {
         }
         let linear = |parts: &[Part]| -> Result<_, CheckpointError> {
             let Sources { tensors, shape, bias } = self.sources(parts, design.bias)?;
-            Ok(self.engine.load_linear_in_place(shape, bias, self.dtype, move |n, values| tensors.column(n, values)))
+            Ok(self.engine.load_linear_in_place(shape, bias, self.dtype, move |n, values| (&tensors).column(n, values)))
         };
         Ok(Mlp { design, inside: linear(&inside)?, down: linear(&[down])? })
     }
@@ -222,7 +223,7 @@ impl<E: Engine> Loader<'_, E> {
     fn linear_in(&self, dtype: Dtype, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
         let Sources { tensors, shape, bias } = self.sources(parts, bias)?;
         tensors.0.iter().for_each(|(matrix, _)| matrix.want());
-        let linear = self.engine.load_linear(shape, bias, dtype, |n, values| tensors.column(n, values));
+        let linear = self.engine.load_linear(shape, bias, dtype, &tensors);
         tensors.0.iter().for_each(|(matrix, _)| matrix.release());
         Ok(linear)
     }
@@ -257,13 +258,35 @@ struct Sources {
 struct Tensors(Vec<(Matrix, Part)>);
 
 impl Tensors {
-    /// Files hold `[output, input]`: the weight's columns are their rows.
-    fn column(&self, mut n: usize, values: &mut [f32]) {
+    /// The matrix and the row of it that is column `n`: files hold `[output, input]`.
+    fn row(&self, mut n: usize) -> Option<(&Matrix, usize)> {
         for (matrix, part) in &self.0 {
             if n < part.output {
-                return matrix.decode_row(part.row(n), values);
+                return Some((matrix, part.row(n)));
             }
             n -= part.output;
+        }
+        None
+    }
+}
+
+impl WeightColumns for &Tensors {
+    fn column(&self, n: usize, values: &mut [f32]) {
+        if let Some((matrix, row)) = self.row(n) {
+            matrix.decode_row(row, values);
+        }
+    }
+
+    /// Only if all lie alike.
+    fn bits(&self) -> Option<Bits> {
+        let [(first, _), others @ ..] = &self.0[..] else { return None };
+        let bits = first.bits()?;
+        others.iter().all(|(matrix, _)| matrix.bits() == Some(bits)).then_some(bits)
+    }
+
+    fn blocks(&self, n: usize, values: &mut [f32], to: &mut Column) {
+        if let Some((matrix, row)) = self.row(n) {
+            matrix.blocks_of(row, values, to);
         }
     }
 }

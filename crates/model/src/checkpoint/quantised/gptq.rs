@@ -2,12 +2,13 @@
 //! words `[values · bits / 32, rows]`; `qzeros` has zero points side by side, `[groups, rows · bits / 32]`; `scales` is `[groups, rows]`.
 //! `g_idx` says the group of each value, which is not its place if columns were quantised in order of their activations (`desc_act`).
 
+use super::super::blocks::{Bits, Column, EVEN};
 use super::super::matrix::Rows;
 use super::super::stored::Stored;
 use super::super::{Checkpoint, CheckpointError, FLOATS, FileDtype};
 use super::bits::{in_run, mask, widen_run, word};
 use super::columns::Columns;
-use super::groups::{Affine, Groups};
+use super::groups::{self, Affine, Groups, fit_f16};
 
 /// Widths that are packed; those that do not divide 32 follow each other over the ends of words.
 const WIDTHS: [u32; 4] = [2, 3, 4, 8];
@@ -35,6 +36,8 @@ pub(super) struct Gptq {
     rows: usize,
     groups: Groups,
     zeros_less_one: bool,
+    /// If it is symmetric, in groups of whole blocks, with scales that f16 has: its bits, and the size of a group.
+    lies: Option<(Bits, usize)>,
 }
 
 /// Finds the tensors of a module and checks them.
@@ -80,10 +83,23 @@ pub(super) fn locate(
         true => checkpoint.group_indices(&indices, values, [size, count])?,
         false => Groups::Even(size),
     };
-    Ok(Gptq { codes, zeros, scales, bits, rows, groups, zeros_less_one: said.zeros_less_one })
+    let mut found = Gptq { codes, zeros, scales, bits, rows, groups, zeros_less_one: said.zeros_less_one, lies: None };
+    found.lies = found.lies(values, count);
+    Ok(found)
 }
 
 impl Gptq {
+    fn lies(&self, values: usize, count: usize) -> Option<(Bits, usize)> {
+        let (bits, zero) = match self.bits {
+            4 => (Bits::Four(EVEN), 8.0),
+            8 => (Bits::Eight, 128.0),
+            _ => return None,
+        };
+        let size = self.groups.whole_blocks(values)?;
+        let symmetric = (0..count).all(|group| (0..self.rows).all(|row| self.zero(group, row) == zero));
+        (symmetric && fit_f16(&self.scales.values())).then_some((bits, size))
+    }
+
     fn zero(&self, group: usize, row: usize) -> f32 {
         let words = self.zeros.words();
         let first = group * (self.rows * self.bits as usize / 32);
@@ -106,6 +122,18 @@ impl Rows for Gptq {
             zero: self.zero(group, row),
             scale: self.scales.value(group * self.rows + row),
         });
+    }
+
+    fn bits(&self) -> Option<Bits> {
+        self.lies.map(|(bits, _)| bits)
+    }
+
+    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
+        let Some((bits, size)) = self.lies else { return };
+        self.codes.column(row, |words| widen_run(self.bits, values, |at| words[at]));
+        let zero = (1 << (self.bits - 1)) as f32;
+        values.iter_mut().for_each(|code| *code -= zero);
+        groups::blocks_of(bits, values, size, |group| self.scales.value(group * self.rows + row), to);
     }
 
     fn tensors(&self) -> Vec<&Stored> {

@@ -1,5 +1,8 @@
 //! Groups of a row's values that have a scale and a zero point together.
 
+use half::f16;
+
+use super::super::blocks::{BLOCK, Bits, Column};
 use super::super::{Checkpoint, CheckpointError, FileDtype};
 
 /// Which group each value of a row belongs to.
@@ -40,6 +43,37 @@ impl Groups {
             }
         }
     }
+}
+
+impl Groups {
+    /// The values of every group, if groups are whole blocks, or one is the row of `values`.
+    pub(super) fn whole_blocks(&self, values: usize) -> Option<usize> {
+        match self {
+            Self::Even(size) if size.is_multiple_of(BLOCK) || *size >= values => Some(*size),
+            _ => None,
+        }
+    }
+}
+
+/// Codes of a row, whole numbers without their zero points, as blocks. `scale_of` gives the scale of a group of `size` values.
+pub(super) fn blocks_of(bits: Bits, codes: &[f32], size: usize, scale_of: impl Fn(usize) -> f32, to: &mut Column) {
+    to.scales.clear();
+    to.values.clear();
+    // Of four bits the numbers of the table's entries are kept.
+    let first = match bits {
+        Bits::Eight => 0.0,
+        Bits::Four(_) => 8.0,
+    };
+    for (block, codes) in codes.chunks(BLOCK).enumerate() {
+        to.scales.push(f16::from_f32(scale_of(block * BLOCK / size)));
+        to.values.extend(codes.iter().map(|code| (code + first) as i8));
+        to.values.resize((block + 1) * BLOCK, first as i8);
+    }
+}
+
+/// Whether f16 has all of these scales.
+pub(super) fn fit_f16(scales: &[f32]) -> bool {
+    scales.iter().all(|scale| f16::from_f32(*scale).to_f32() == *scale)
 }
 
 impl Checkpoint {

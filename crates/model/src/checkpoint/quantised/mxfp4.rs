@@ -1,15 +1,23 @@
 //! Weights in MXFP4 (OCP Microscaling Formats 1.0), as gpt-oss's experts come: for each 32 values 16 bytes with two of them each, the lower half
 //! first, and a power of two (`convert_moe_packed_tensors` of transformers).
 
+use std::ops::RangeInclusive;
+
+use half::f16;
+
+use super::super::blocks::{BLOCK, Bits, Column, Table};
 use super::super::matrix::Rows;
 use super::super::stored::Stored;
 use super::super::{Checkpoint, CheckpointError, FileDtype};
 
-/// Values that have a scale together.
-const BLOCK: usize = 32;
-
 /// What four bits stand for.
 const VALUES: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Twice that, in whole numbers.
+const DOUBLED: Table = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// Scales of which f16 has the half.
+const HALVES: RangeInclusive<u8> = 104..=143;
 
 /// One expert's matrix in tensors `[experts, rows, values]`.
 #[derive(Debug)]
@@ -18,6 +26,8 @@ pub(super) struct Mxfp4 {
     scales: Stored,
     /// The expert's first row among those of all.
     first: usize,
+    /// Whether f16 has all of its scales.
+    lies: bool,
 }
 
 /// Whether the weight of this name is there in MXFP4.
@@ -40,7 +50,10 @@ pub(super) fn locate(
     let of_row = values / BLOCK;
     let blocks = checkpoint.locate_as(&blocks, &[experts, rows, of_row, BLOCK / 2], &[FileDtype::U8])?;
     let scales = checkpoint.locate_as(&scales, &[experts, rows, of_row], &[FileDtype::U8])?;
-    Ok(Mxfp4 { blocks, scales, first: expert * rows })
+    let first = expert * rows;
+    let own = &scales.bytes()[first * of_row..(first + rows) * of_row];
+    let lies = own.iter().all(|scale| HALVES.contains(scale));
+    Ok(Mxfp4 { blocks, scales, first, lies })
 }
 
 impl Rows for Mxfp4 {
@@ -55,6 +68,21 @@ impl Rows for Mxfp4 {
                 *pair = [byte & 15, byte >> 4].map(|bits| VALUES[usize::from(bits)] * scale);
             }
         }
+    }
+
+    fn bits(&self) -> Option<Bits> {
+        self.lies.then_some(Bits::Four(DOUBLED))
+    }
+
+    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
+        let of_row = values.len() / BLOCK;
+        let first = (self.first + row) * of_row;
+        let scales = &self.scales.bytes()[first..first + of_row];
+        let packed = &self.blocks.bytes()[first * BLOCK / 2..(first + of_row) * BLOCK / 2];
+        to.scales.clear();
+        to.values.clear();
+        to.scales.extend(scales.iter().map(|&scale| f16::from_f32(f32::from_bits(u32::from(scale - 1) << 23))));
+        to.values.extend(packed.iter().flat_map(|byte| [byte & 15, byte >> 4].map(|number| number as i8)));
     }
 
     /// None: both hold the other experts as well, whose turn comes next.

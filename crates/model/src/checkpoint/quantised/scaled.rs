@@ -1,9 +1,11 @@
 //! Codes row after row with scales of blocks: what compressed-tensors and FP8 checkpoints have in common.
 
+use super::super::FileDtype;
+use super::super::blocks::{Bits, Column, EVEN};
 use super::super::matrix::Rows;
 use super::super::stored::Stored;
 use super::bits::{mask, word};
-use super::groups::{Affine, Groups};
+use super::groups::{self, Affine, Groups, fit_f16};
 
 /// A matrix of codes and scales.
 #[derive(Debug)]
@@ -12,6 +14,8 @@ pub(super) struct Scaled {
     pub(super) scales: Stored,
     pub(super) zeros: Option<Zeros>,
     pub(super) blocks: Blocks,
+    /// If it is symmetric, in groups of whole blocks, with scales that f16 has: its bits, and the size of a group.
+    lies: Option<(Bits, usize)>,
 }
 
 /// Which scale is whose: scales are `[rows / height, columns]`.
@@ -64,8 +68,21 @@ fn signed(word: u32, bits: u32) -> f32 {
     (word & mask(bits)) as f32 - (1_u32 << (bits - 1)) as f32
 }
 
-impl Rows for Scaled {
-    fn decode_row(&self, row: usize, values: &mut [f32]) {
+impl Scaled {
+    /// Of rows of `values`.
+    pub(super) fn new(codes: Codes, scales: Stored, zeros: Option<Zeros>, blocks: Blocks, values: usize) -> Self {
+        let bits = match &codes {
+            Codes::Packed { bits: 4, .. } => Some(Bits::Four(EVEN)),
+            Codes::Packed { bits: 8, .. } => Some(Bits::Eight),
+            Codes::Numbers(numbers) if numbers.dtype() == FileDtype::I8 => Some(Bits::Eight),
+            _ => None,
+        };
+        let size = blocks.groups.whole_blocks(values).filter(|_| zeros.is_none() && fit_f16(&scales.values()));
+        Self { codes, scales, zeros, blocks, lies: bits.zip(size) }
+    }
+
+    /// The codes of a row, without their offsets.
+    fn codes_of(&self, row: usize, values: &mut [f32]) {
         match &self.codes {
             Codes::Numbers(numbers) => numbers.decode(row * values.len(), values),
             Codes::Packed { words, bits } => {
@@ -81,12 +98,29 @@ impl Rows for Scaled {
                 }
             }
         }
+    }
+}
+
+impl Rows for Scaled {
+    fn decode_row(&self, row: usize, values: &mut [f32]) {
+        self.codes_of(row, values);
         let Blocks { height, columns, groups } = &self.blocks;
         let of = row / height;
         groups.apply(values, |column| Affine {
             zero: self.zeros.as_ref().map_or(0.0, |zeros| zeros.of(of, column, *columns)),
             scale: self.scales.value(of * columns + column),
         });
+    }
+
+    fn bits(&self) -> Option<Bits> {
+        self.lies.map(|(bits, _)| bits)
+    }
+
+    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
+        let Some((bits, size)) = self.lies else { return };
+        self.codes_of(row, values);
+        let Blocks { height, columns, .. } = &self.blocks;
+        groups::blocks_of(bits, values, size, |group| self.scales.value(row / height * columns + group), to);
     }
 
     fn tensors(&self) -> Vec<&Stored> {

@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use super::Burn;
 use super::packed::Packed;
 use super::tensor::{Tensor, from_vec, raw_dtype};
+use crate::checkpoint::blocks::{Bits, WeightColumns};
 use crate::device::Dtype;
-use crate::engine::blocks::{Bits, FITTED};
 
 /// Input features that one task transposes at a time: as many write streams as caches follow well.
 const TILE: usize = 64;
@@ -37,15 +37,15 @@ impl Linear {
         shape @ [_, output]: [usize; 2],
         bias: Option<Vec<f32>>,
         dtype: Dtype,
-        column: impl Fn(usize, &mut [f32]) + Sync,
+        columns: &impl WeightColumns,
     ) -> Self {
         let half = if engine.is_cpu { Weight::Widened } else { Weight::Float };
         let weight = match dtype {
-            Dtype::Auto | Dtype::F32 => Weight::Float(upload(shape, &column, |v| v, dtype, engine)),
-            Dtype::Bf16 => half(upload(shape, &column, bf16::from_f32, dtype, engine)),
-            Dtype::F16 => half(upload(shape, &column, f16::from_f32, dtype, engine)),
-            Dtype::Int8 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Eight, &column))),
-            Dtype::Int4 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Four(FITTED), &column))),
+            Dtype::Auto | Dtype::F32 => Weight::Float(upload(shape, columns, |v| v, dtype, engine)),
+            Dtype::Bf16 => half(upload(shape, columns, bf16::from_f32, dtype, engine)),
+            Dtype::F16 => half(upload(shape, columns, f16::from_f32, dtype, engine)),
+            Dtype::Int8 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Eight, columns))),
+            Dtype::Int4 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::FITTED, columns))),
         };
         let bias = bias.map(|values| from_vec(values, [1, output], &engine.raw));
         Self { weight, bias }
@@ -78,7 +78,7 @@ impl Linear {
 /// A weight `[input, output]` in device memory.
 fn upload<E: Element + Copy + Default + Send>(
     [input, output]: [usize; 2],
-    column: &(impl Fn(usize, &mut [f32]) + Sync),
+    from: &impl WeightColumns,
     convert: impl Fn(f32) -> E + Sync,
     dtype: Dtype,
     engine: &Burn,
@@ -87,7 +87,7 @@ fn upload<E: Element + Copy + Default + Send>(
     columns.par_chunks_mut(input).enumerate().for_each_init(
         || vec![0.0; input],
         |values, (n, to)| {
-            column(n, values);
+            from.column(n, values);
             to.iter_mut().zip(values).for_each(|(to, value)| *to = convert(*value));
         },
     );

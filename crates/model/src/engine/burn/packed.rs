@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Burn;
 use super::tensor::{Dispatched, Tensor, from_vec, from_words};
-use crate::engine::blocks::{self, BLOCK, Bits, Column};
+use crate::checkpoint::blocks::{self, BLOCK, Bits, Column, WeightColumns};
 
 /// A weight `[input, output]` in blocks along the input.
 #[derive(Debug)]
@@ -22,12 +22,8 @@ pub(super) struct Packed {
 
 impl Packed {
     /// See [`crate::engine::Engine::load_linear`].
-    pub(super) fn new(
-        engine: &Burn,
-        [input, output]: [usize; 2],
-        bits: Bits,
-        column: &(impl Fn(usize, &mut [f32]) + Sync),
-    ) -> Self {
+    pub(super) fn new(engine: &Burn, [input, output]: [usize; 2], bits: Bits, from: &impl WeightColumns) -> Self {
+        let bits = bits.kept(from.bits());
         let blocks = input.div_ceil(BLOCK);
         let of_word = weights_of_word(bits);
         let words_of_column = blocks * BLOCK / of_word;
@@ -36,8 +32,7 @@ impl Packed {
             .map_init(
                 || (vec![0.0; input], Column::default()),
                 |(values, rounded), n| {
-                    column(n, values);
-                    blocks::round(bits, values, rounded);
+                    blocks::blocks_of(from, bits, n, values, rounded);
                     (rounded.values.chunks_exact(of_word).map(word).collect(), rounded.scales.clone())
                 },
             )

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::in_place::InPlace;
 use super::matmul::FrozenMatrix;
 use super::rows::{HostRows, add};
+use crate::checkpoint::blocks::WeightColumns;
 use crate::device::Dtype;
 
 /// A weight `[input, output]`, and its bias in f32.
@@ -28,10 +29,10 @@ impl Linear {
         shape @ [_, output]: [usize; 2],
         bias: Option<Vec<f32>>,
         dtype: Dtype,
-        column: impl Fn(usize, &mut [f32]) + Sync,
+        columns: &impl WeightColumns,
     ) -> Self {
         debug_assert!(bias.as_ref().is_none_or(|bias| bias.len() == output), "a bias for {output}");
-        Self { weight: Weight::Kept(FrozenMatrix::from_columns(shape, dtype, column)), bias }
+        Self { weight: Weight::Kept(FrozenMatrix::from_columns(shape, dtype, columns)), bias }
     }
 
     /// See [`crate::engine::Engine::load_linear_in_place`].

@@ -13,7 +13,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::PANEL;
-use crate::engine::blocks::{self, BLOCK, Bits, Column};
+use crate::checkpoint::blocks::{self, BLOCK, Bits, Column, WeightColumns};
 
 #[allow(unsafe_code)]
 mod dots;
@@ -52,20 +52,9 @@ pub(super) struct BlockMatrix {
 }
 
 impl BlockMatrix {
-    /// Rounds a weight given as its columns, see [`super::FrozenMatrix::from_columns`].
-    pub(super) fn from_columns(shape: [usize; 2], bits: Bits, column: &(impl Fn(usize, &mut [f32]) + Sync)) -> Self {
-        Self::from_blocks(shape, bits, |n, values, to| {
-            column(n, values);
-            blocks::round(bits, values, to);
-        })
-    }
-
-    /// Lays out a weight whose columns `block_column(n, scratch, out)` gives in blocks; `scratch` has `depth` values.
-    fn from_blocks(
-        [depth, width]: [usize; 2],
-        bits: Bits,
-        block_column: impl Fn(usize, &mut [f32], &mut Column) + Sync,
-    ) -> Self {
+    /// Lays out a weight given as its columns, rounded to `bits` if they do not lie in blocks that can stay as they are.
+    pub(super) fn from_columns([depth, width]: [usize; 2], bits: Bits, columns: &impl WeightColumns) -> Self {
+        let bits = bits.kept(columns.bits());
         let blocks = depth.div_ceil(BLOCK);
         let (panels, of_panel) = (width.div_ceil(PANEL), blocks * lines_of_block(bits));
         let mut lines = vec![Line([0; LINE]); panels * of_panel];
@@ -75,7 +64,7 @@ impl BlockMatrix {
             || (vec![0.0; depth], Column::default()),
             |(scratch, column), (panel, (lines, scales))| {
                 for n in 0..PANEL.min(width - panel * PANEL) {
-                    block_column(panel * PANEL + n, scratch, column);
+                    blocks::blocks_of(columns, bits, panel * PANEL + n, scratch, column);
                     let of_blocks = scales.chunks_exact_mut(PANEL).zip(&column.scales);
                     of_blocks.for_each(|(scales, scale)| scales[n] = scale.to_bits());
                     place(bits, &column.values, n, lines);

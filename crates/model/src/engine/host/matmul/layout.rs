@@ -11,8 +11,8 @@ use super::driver::{self, Direction, Operands, PlainPanels};
 use super::isa::Isa;
 use super::micro::{Bf16, F16};
 use super::pairs::{self, PairMatrix, round_to_bf16};
+use crate::checkpoint::blocks::{Bits, WeightColumns};
 use crate::device::Dtype;
-use crate::engine::blocks::{Bits, FITTED};
 use crate::engine::host::filled;
 
 /// A weight `[depth, width]`, laid out in panels (see [`super`]), in the dtype it is served in.
@@ -37,19 +37,14 @@ enum Values {
 
 impl FrozenMatrix {
     /// [`Self::from_columns`], for an instruction set that the processor has.
-    pub(super) fn for_isa(
-        isa: Isa,
-        [depth, width]: [usize; 2],
-        dtype: Dtype,
-        column: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Self {
+    pub(super) fn for_isa(isa: Isa, [depth, width]: [usize; 2], dtype: Dtype, columns: &impl WeightColumns) -> Self {
         let values = match dtype {
-            Dtype::Bf16 if isa.multiplies_bf16() => Values::Pairs(PairMatrix::from_columns([depth, width], &column)),
-            Dtype::Bf16 => Values::Bf16(pack(depth, width, &column, |v| Bf16(round_to_bf16(v)))),
-            Dtype::F16 => Values::F16(pack(depth, width, &column, |v| F16(f16::from_f32(v).to_bits()))),
-            Dtype::Int8 => Values::Blocks(BlockMatrix::from_columns([depth, width], Bits::Eight, &column)),
-            Dtype::Int4 => Values::Blocks(BlockMatrix::from_columns([depth, width], Bits::Four(FITTED), &column)),
-            Dtype::F32 | Dtype::Auto => Values::F32(pack(depth, width, &column, |v| v)),
+            Dtype::Bf16 if isa.multiplies_bf16() => Values::Pairs(PairMatrix::from_columns([depth, width], columns)),
+            Dtype::Bf16 => Values::Bf16(pack(depth, width, columns, |v| Bf16(round_to_bf16(v)))),
+            Dtype::F16 => Values::F16(pack(depth, width, columns, |v| F16(f16::from_f32(v).to_bits()))),
+            Dtype::Int8 => Values::Blocks(BlockMatrix::from_columns([depth, width], Bits::Eight, columns)),
+            Dtype::Int4 => Values::Blocks(BlockMatrix::from_columns([depth, width], Bits::FITTED, columns)),
+            Dtype::F32 | Dtype::Auto => Values::F32(pack(depth, width, columns, |v| v)),
         };
         Self { depth, width, isa, values }
     }
@@ -150,7 +145,7 @@ impl FrozenMatrix {
 fn pack<E: Copy + Default + Send>(
     depth: usize,
     width: usize,
-    column: &(impl Fn(usize, &mut [f32]) + Sync),
+    from: &impl WeightColumns,
     convert: impl Fn(f32) -> E + Sync,
 ) -> Vec<E> {
     let mut packed = vec![E::default(); width.div_ceil(PANEL) * depth * PANEL];
@@ -160,7 +155,7 @@ fn pack<E: Copy + Default + Send>(
             let first = panel * PANEL;
             let count = PANEL.min(width - first);
             for (n, values) in columns.chunks_exact_mut(depth).take(count).enumerate() {
-                column(first + n, values);
+                from.column(first + n, values);
             }
             for (k, row) in packed.chunks_exact_mut(PANEL).enumerate() {
                 for (n, value) in row.iter_mut().take(count).enumerate() {

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::PANEL;
 use super::driver::{Direction, SharedOut, divide};
 use super::isa::Isa;
+use crate::checkpoint::blocks::WeightColumns;
 use crate::engine::host::simd::vectorized;
 
 #[cfg(target_arch = "x86_64")]
@@ -125,7 +126,7 @@ pub(super) trait Kernel {
 
 impl PairMatrix {
     /// As [`super::FrozenMatrix::from_columns`].
-    pub(super) fn from_columns([depth, width]: [usize; 2], column: &(impl Fn(usize, &mut [f32]) + Sync)) -> Self {
+    pub(super) fn from_columns([depth, width]: [usize; 2], from: &impl WeightColumns) -> Self {
         let panel_len = depth.next_multiple_of(DEPTH) * PANEL;
         let mut panels = vec![0; width.div_ceil(PANEL) * panel_len];
         panels.par_chunks_mut(panel_len.max(1)).enumerate().for_each_init(
@@ -133,7 +134,7 @@ impl PairMatrix {
             |columns, (panel, pairs)| {
                 let first = panel * PANEL;
                 for (n, values) in columns.chunks_exact_mut(depth).take(width - first).enumerate() {
-                    column(first + n, values);
+                    from.column(first + n, values);
                 }
                 vectorized(
                     #[inline(always)]

@@ -58,7 +58,7 @@ fn write_column(n: usize, column: &mut [f32]) {
 }
 
 fn matrix(isa: Isa, shape: [usize; 2], dtype: Dtype) -> FrozenMatrix {
-    let matrix = FrozenMatrix::for_isa(isa, shape, dtype, write_column);
+    let matrix = FrozenMatrix::for_isa(isa, shape, dtype, &write_column);
     assert_eq!(matrix.shape(), shape);
     matrix
 }
@@ -97,7 +97,7 @@ fn every_instruction_set_dtype_and_direction_agrees_with_plain_sums() {
 
 #[test]
 fn nothing_times_something_is_nothing() {
-    let matrix = FrozenMatrix::from_columns([4, 20], Dtype::F32, |_, column| column.fill(1.0));
+    let matrix = FrozenMatrix::from_columns([4, 20], Dtype::F32, &|_: usize, column: &mut [f32]| column.fill(1.0));
     assert!(matrix.forward(&[]).is_empty());
     matrix.backward_onto(&[], &mut []);
 }

@@ -4,13 +4,14 @@ use std::sync::OnceLock;
 
 use super::FrozenMatrix;
 use super::isa::Isa;
+use crate::checkpoint::blocks::WeightColumns;
 use crate::device::Dtype;
 
 impl FrozenMatrix {
-    /// Lays out a weight given as its columns: `column(n, out)` writes the `depth` values of column `n`. (A checkpoint's
+    /// Lays out a weight given as its columns of `depth` values. (A checkpoint's
     /// `[output, input]` matrix has the columns of `[input, output]` as its rows.)
-    pub(crate) fn from_columns(shape: [usize; 2], dtype: Dtype, column: impl Fn(usize, &mut [f32]) + Sync) -> Self {
-        Self::for_isa(Isa::best(), shape, dtype, column)
+    pub(crate) fn from_columns(shape: [usize; 2], dtype: Dtype, columns: &impl WeightColumns) -> Self {
+        Self::for_isa(Isa::best(), shape, dtype, columns)
     }
 }
 
@@ -32,7 +33,7 @@ impl Isa {
         const WIDTH: usize = 50;
         let weight = |k: usize, n: usize| ((3 * k + 5 * n) % 7) as f32 - 3.0;
         let value = |row: usize, k: usize| ((2 * row + k) % 5) as f32 - 2.0;
-        let matrix = FrozenMatrix::for_isa(self, [DEPTH, WIDTH], Dtype::Bf16, |n, column| {
+        let matrix = FrozenMatrix::for_isa(self, [DEPTH, WIDTH], Dtype::Bf16, &|n: usize, column: &mut [f32]| {
             column.iter_mut().enumerate().for_each(|(k, v)| *v = weight(k, n));
         });
         let left: Vec<f32> = (0..ROWS * DEPTH).map(|i| value(i / DEPTH, i % DEPTH)).collect();

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use super::left::RoundedRows;
 use super::{BlockMatrix, GROUP, LINE, Line};
-use crate::engine::blocks::{BLOCK, Bits, Table};
+use crate::checkpoint::blocks::{BLOCK, Bits, Table};
 use crate::engine::host::matmul::PANEL;
 use crate::engine::host::matmul::driver::{SharedOut, divide};
 
@@ -93,7 +93,7 @@ impl Dots {
             _ => ((3 * k + 5 * n) % 15) as f32 - 7.0,
         };
         [(Bits::Eight, 127), (Bits::Four(STEPS), 8)].into_iter().all(|(bits, most)| {
-            let matrix = BlockMatrix::from_columns([DEPTH, WIDTH], bits, &|n, column: &mut [f32]| {
+            let matrix = BlockMatrix::from_columns([DEPTH, WIDTH], bits, &|n: usize, column: &mut [f32]| {
                 column.iter_mut().enumerate().for_each(|(k, v)| *v = value(n, k, most));
             });
             let left: Vec<f32> = (0..ROWS * DEPTH).map(|i| value(i / DEPTH + 1, i % DEPTH, 127)).collect();

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::engine::blocks::BLOCK;
+use crate::checkpoint::blocks::BLOCK;
 use crate::engine::host::simd::vectorized;
 
 /// Rows in blocks: `values = scale · quants`.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::{BlockMatrix, GROUP, LINE, Line};
-use crate::engine::blocks::{BLOCK, Bits, Table};
+use crate::checkpoint::blocks::{BLOCK, Bits, Table};
 use crate::engine::host::matmul::PANEL;
 use crate::engine::host::matmul::driver::Panels;
 use crate::engine::host::matmul::micro::{Micro, Tile};

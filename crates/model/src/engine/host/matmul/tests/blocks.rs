@@ -5,13 +5,13 @@ use std::mem::MaybeUninit;
 use half::bf16;
 
 use super::{SHAPES, values, weight, write_column};
-use crate::engine::blocks::{self, BLOCK, Bits, Column, FITTED};
+use crate::checkpoint::blocks::{self, BLOCK, Bits, Column};
 use crate::engine::host::matmul::blocks::{BlockMatrix, Dots};
 use crate::engine::host::matmul::driver::{self, Direction, Operands};
 use crate::engine::host::matmul::isa::Isa;
 use crate::engine::host::matmul::pairs::{self, Plain};
 
-const KINDS: [Bits; 2] = [Bits::Eight, Bits::Four(FITTED)];
+const KINDS: [Bits; 2] = [Bits::Eight, Bits::FITTED];
 
 /// `[depth, width]` of what the rounded weight stands for.
 fn rounded(bits: Bits, [depth, width]: [usize; 2]) -> Vec<f32> {
@@ -144,7 +144,7 @@ fn written_once(count: usize, product: impl Fn(&mut [MaybeUninit<f32>])) -> Vec<
 fn bytes_are_those_that_the_dtypes_state() {
     let bytes = |bits| BlockMatrix::from_columns([64, 20], bits, &write_column).bytes();
     assert_eq!(bytes(Bits::Eight), crate::Dtype::Int8.bytes(64 * 20));
-    assert_eq!(bytes(Bits::Four(FITTED)), crate::Dtype::Int4.bytes(64 * 20));
+    assert_eq!(bytes(Bits::FITTED), crate::Dtype::Int4.bytes(64 * 20));
     // Used by the other tests: the columns of the weight.
     let mut column = [0.0; 3];
     write_column(5, &mut column);

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{Integers, Left, Out, Panel, by_rows};
-use crate::engine::blocks::Table;
+use crate::checkpoint::blocks::Table;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Avx2;

@@ -1,7 +1,7 @@
 //! Integer products in plain Rust.
 
 use super::{Integers, Left, Out, Panel, by_rows};
-use crate::engine::blocks::Table;
+use crate::checkpoint::blocks::Table;
 
 /// Columns at a time.
 const COLUMNS: usize = 4;

@@ -1,4 +1,4 @@
-//! Weights in blocks: 32 neighbours of a column have one scale, an f16, and eight or four bits each. What is common to all engines.
+//! Weights in blocks: 32 neighbours of a column have one scale, an f16, and eight or four bits each. What files and engines have in common.
 
 use half::f16;
 
@@ -26,7 +26,67 @@ pub(crate) struct Column {
 
 /// Sixteen steps that lie as weights do, closer around zero: llama.cpp's `kvalues_iq4nl`. On normally distributed weights their error is a fifth
 /// below that of even steps (see `docs/quantisation.md`).
-pub(crate) const FITTED: Table = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+const FITTED: Table = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Sixteen even steps: those of `Q4_0` and of symmetric integers of four bits.
+pub(crate) const EVEN: Table = [-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7];
+
+/// Weights given as their columns, which an engine lays out for its products.
+pub(crate) trait WeightColumns: Sync {
+    /// Writes column `n`.
+    fn column(&self, n: usize, values: &mut [f32]);
+
+    /// Of how many bits the columns are, if they lie in blocks.
+    fn bits(&self) -> Option<Bits> {
+        None
+    }
+
+    /// Column `n` as it lies, if [`Self::bits`] says that it can be had. `values` is as long as a column.
+    fn blocks(&self, n: usize, values: &mut [f32], to: &mut Column) {
+        let _ = (n, values, to);
+        unreachable!("the columns do not lie in blocks");
+    }
+}
+
+impl<F: Fn(usize, &mut [f32]) + Sync> WeightColumns for F {
+    fn column(&self, n: usize, values: &mut [f32]) {
+        self(n, values);
+    }
+}
+
+impl Bits {
+    /// Four bits for weights that are rounded here.
+    pub(crate) const FITTED: Self = Self::Four(FITTED);
+
+    /// What weights that are to be kept in as many bits as `self` are kept in, given how they lie: as they do, if they have no more bits.
+    pub(crate) fn kept(self, lie: Option<Bits>) -> Bits {
+        match (self, lie) {
+            (Bits::Four(_), Some(Bits::Four(table))) => Bits::Four(table),
+            (kept, _) => kept,
+        }
+    }
+
+    /// Whether blocks of these bits become blocks of `kept` without rounding.
+    pub(crate) fn fit_into(self, kept: Bits) -> bool {
+        self == kept || kept == Bits::Eight
+    }
+}
+
+/// Column `n` in blocks of `bits`, which are what [`Bits::kept`] says: as it lies, or rounded. `values` is as long as a column.
+pub(crate) fn blocks_of(columns: &impl WeightColumns, bits: Bits, n: usize, values: &mut [f32], to: &mut Column) {
+    match columns.bits().filter(|lie| lie.fit_into(bits)) {
+        None => {
+            columns.column(n, values);
+            round(bits, values, to);
+        }
+        Some(lie) => {
+            columns.blocks(n, values, to);
+            if let (Bits::Four(table), Bits::Eight) = (lie, bits) {
+                to.values.iter_mut().for_each(|number| *number = table[usize::from(*number as u8 & 15)]);
+            }
+        }
+    }
+}
 
 /// Rounds a column of any length to whole blocks, the last one filled up with zeros.
 pub(crate) fn round(bits: Bits, values: &[f32], to: &mut Column) {
@@ -174,17 +234,15 @@ mod tests {
 
     #[test]
     fn fitted_steps_have_a_smaller_error_than_even_ones() {
-        const EVEN: Table = [-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7];
         let values = normal(1 << 14);
-        let [eight, fitted, even] =
-            [Bits::Eight, Bits::Four(FITTED), Bits::Four(EVEN)].map(|bits| error(bits, &values));
+        let [eight, fitted, even] = [Bits::Eight, Bits::FITTED, Bits::Four(EVEN)].map(|bits| error(bits, &values));
         println!("eight bits {eight}, fitted {fitted}, even {even}");
         assert!(eight < 0.006 && fitted < 0.076 && fitted < 0.95 * even, "{eight} {fitted} {even}");
     }
 
     #[test]
     fn blocks_of_nothing_tiny_huge_and_wrong_values_are_finite() {
-        for bits in [Bits::Eight, Bits::Four(FITTED)] {
+        for bits in [Bits::Eight, Bits::FITTED] {
             for value in [0.0, -0.0, 1e-30, 1e-7, 1e30, f32::MAX, f32::NAN, f32::INFINITY] {
                 let mut column = Column::default();
                 round(bits, &[value, -1.0, 0.5], &mut column);
