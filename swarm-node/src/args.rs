@@ -155,7 +155,7 @@ pub struct ServeArgs {
     /// Streams that one client may have open.
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub streams_per_peer: u32,
-    /// Where the measured speed is kept for the next start. Default: petals in the user's cache directory.
+    /// Where the measured speed, and weights that were rounded to int8 or int4, are kept for the next start. Default: petals in the user's cache directory.
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     /// Measure the speed anew instead of using what an earlier start measured.

@@ -15,6 +15,7 @@ mod index;
 mod matrix;
 mod norm;
 mod quantised;
+mod rounded;
 mod stored;
 mod text;
 
@@ -46,6 +47,8 @@ pub struct Checkpoint {
     config: ModelConfig,
     index: TensorIndex,
     experts_in_files: bool,
+    /// Where weights that were rounded are kept.
+    rounded: Option<PathBuf>,
 }
 
 impl Checkpoint {
@@ -62,7 +65,7 @@ impl Checkpoint {
         let text = text::read(&path, MAX_CONFIG)?;
         let config = ModelConfig::from_json(&text).map_err(|source| CheckpointError::Config { path, source })?;
         let index = TensorIndex::open(dir, config.names)?;
-        Ok(Self { directory: dir.to_owned(), config, index, experts_in_files: false })
+        Ok(Self { directory: dir.to_owned(), config, index, experts_in_files: false, rounded: None })
     }
 
     /// The same checkpoint, of whose blocks the experts' weights are to stay in their mapped files: for machines whose memory does not hold

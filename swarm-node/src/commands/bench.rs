@@ -40,7 +40,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), NodeError> {
 
 fn measure(args: &BenchArgs, stop: &AtomicBool) -> Result<(), NodeError> {
     let checkpoint = Checkpoint::open(&args.model).map_err(NodeError::input)?;
-    let (device, dtype, kv_dtype) = args.compute.resolve().map_err(NodeError::input)?;
+    let (device, dtype, kv_dtype) = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
     check_blocks(args.blocks, &checkpoint)?;
     check_length(args, &checkpoint)?;
     let started = Instant::now();

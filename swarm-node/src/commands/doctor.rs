@@ -30,7 +30,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
     };
     let device = device(&args.compute.device, &mut tell);
     let checkpoint = args.model.as_deref().and_then(|model| checkpoint(model, &mut tell));
-    let (dtype, kv_dtype) = args.compute.on(&device).map_err(NodeError::input)?;
+    let (dtype, kv_dtype) = args.compute.on(&device, checkpoint.as_ref()).map_err(NodeError::input)?;
     memory((&device, dtype, kv_dtype), checkpoint.as_ref(), json, &mut tell);
     tell(open_files(std::fs::read_to_string("/proc/self/limits").ok().as_deref()));
     if let Some(model) = &args.model {

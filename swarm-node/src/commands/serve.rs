@@ -35,9 +35,13 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let mut signals = StopSignals::install()?;
     let json = args.network.json;
     let checkpoint = Checkpoint::open(&args.model).map_err(NodeError::input)?;
+    let checkpoint = match args.cache_dir.clone().or_else(cache_dir) {
+        Some(directory) => checkpoint.with_rounded_in(directory.join("weights")),
+        None => checkpoint,
+    };
     let model = checkpoint.model_id(args.model_name.as_deref()).context("the model needs a name: give --model-name");
     let model = model.map_err(NodeError::input)?;
-    let compute = args.compute.resolve().map_err(NodeError::input)?;
+    let compute = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
     check_blocks(args.blocks, &checkpoint)?;
 
     let mut swarm_config = network::config(&args.network, &args.peers)?;

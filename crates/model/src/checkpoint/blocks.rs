@@ -2,6 +2,8 @@
 
 use half::f16;
 
+use crate::device::Dtype;
+
 /// Neighbours along the depth that have a scale together.
 pub(crate) const BLOCK: usize = 32;
 
@@ -57,6 +59,15 @@ impl<F: Fn(usize, &mut [f32]) + Sync> WeightColumns for F {
 impl Bits {
     /// Four bits for weights that are rounded here.
     pub(crate) const FITTED: Self = Self::Four(FITTED);
+
+    /// Those of a dtype, if its weights are in blocks.
+    pub(crate) fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::Int8 => Some(Self::Eight),
+            Dtype::Int4 => Some(Self::FITTED),
+            Dtype::Auto | Dtype::F32 | Dtype::Bf16 | Dtype::F16 => None,
+        }
+    }
 
     /// What weights that are to be kept in as many bits as `self` are kept in, given how they lie: as they do, if they have no more bits.
     pub(crate) fn kept(self, lie: Option<Bits>) -> Bits {

@@ -75,6 +75,11 @@ impl TensorIndex {
         self.find(name).map_or(&self.path, |(_, file)| file)
     }
 
+    /// The files of all tensors.
+    pub(super) fn files(&self) -> BTreeSet<&Path> {
+        self.files.values().map(PathBuf::as_path).collect()
+    }
+
     /// All names, with the base where files were saved without.
     pub(super) fn canonical_names(&self) -> BTreeSet<Cow<'_, str>> {
         let names = || self.files.keys().map(String::as_str);

@@ -11,6 +11,11 @@ pub(crate) trait Rows: Debug + Send + Sync {
     /// Writes row `row`, in f32; `values` is as long as a row.
     fn decode_row(&self, row: usize, values: &mut [f32]);
 
+    /// Whether its values are floats, and not quantised.
+    fn is_float(&self) -> bool {
+        false
+    }
+
     /// Of how many bits its rows are, if they lie in blocks of 32 with a scale that f16 has.
     fn bits(&self) -> Option<Bits> {
         None
@@ -40,6 +45,11 @@ impl Matrix {
         self.0.decode_row(row, values);
     }
 
+    /// See [`Rows::is_float`].
+    pub(crate) fn is_float(&self) -> bool {
+        self.0.is_float()
+    }
+
     /// See [`Rows::bits`].
     pub(crate) fn bits(&self) -> Option<Bits> {
         self.0.bits()
@@ -66,6 +76,10 @@ impl Matrix {
 pub(super) struct Plain(pub(super) Stored);
 
 impl Rows for Plain {
+    fn is_float(&self) -> bool {
+        self.0.dtype().is_float()
+    }
+
     fn decode_row(&self, row: usize, values: &mut [f32]) {
         self.0.decode(row * values.len(), values);
     }
@@ -84,6 +98,10 @@ pub(super) struct PlainColumns {
 }
 
 impl Rows for PlainColumns {
+    fn is_float(&self) -> bool {
+        self.tensor.dtype().is_float()
+    }
+
     fn decode_row(&self, row: usize, values: &mut [f32]) {
         let first = self.expert * values.len();
         for (n, value) in values.iter_mut().enumerate() {

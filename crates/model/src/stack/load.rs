@@ -22,6 +22,24 @@ impl Checkpoint {
         self.config().span_weights(span, self.experts_stay_in_files()).bytes(dtype)
     }
 
+    /// What [`Dtype::Auto`] stands for with this checkpoint on `device`; the others stand for themselves. A quantised checkpoint is not widened on the CPU:
+    /// what lies in blocks of four bits stays as it is, everything else becomes eight bits.
+    ///
+    /// # Errors
+    /// If a matrix of the first block is missing or misshapen.
+    pub fn dtype_on(&self, dtype: Dtype, device: &Device) -> Result<Dtype, CheckpointError> {
+        if dtype != Dtype::Auto || !device.reads_in_place() {
+            return Ok(dtype.on(device));
+        }
+        let parts = self.config().quantisable_parts(0);
+        let matrices = parts.iter().map(|part| self.matrix_of(part)).collect::<Result<Vec<_>, _>>()?;
+        if matrices.iter().all(Matrix::is_float) {
+            return Ok(dtype.on(device));
+        }
+        let four = matrices.iter().all(|matrix| matches!(matrix.bits(), Some(Bits::Four(_))));
+        Ok(if four { Dtype::Int4 } else { Dtype::Int8 })
+    }
+
     /// Looks for every tensor of `span` and checks its shape and dtype, without reading it. Files that are not there are passed over: a
     /// machine needs those of its own blocks alone.
     ///
@@ -75,7 +93,7 @@ impl Checkpoint {
         if span.end() as usize > count {
             return Err(CheckpointError::Span { span, blocks: count });
         }
-        let dtype = dtype.on(device);
+        let dtype = self.dtype_on(dtype, device)?;
         self.check_device(device, dtype)?;
         let blocks = match device.kind() {
             Kind::Host => OnEngine::Host(self.load_blocks(Host, span, dtype, loaded)?),
@@ -223,7 +241,12 @@ impl<E: Engine> Loader<'_, E> {
     fn linear_in(&self, dtype: Dtype, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
         let Sources { tensors, shape, bias } = self.sources(parts, bias)?;
         tensors.0.iter().for_each(|(matrix, _)| matrix.want());
-        let linear = self.engine.load_linear(shape, bias, dtype, &tensors);
+        let bits = Bits::of(dtype).filter(|bits| !tensors.lie_in(*bits));
+        let rounded = bits.and_then(|bits| self.checkpoint.rounded(&format!("{parts:?}"), shape, bits, &&tensors));
+        let linear = match rounded {
+            Some(rounded) => self.engine.load_linear(shape, bias, dtype, rounded),
+            None => self.engine.load_linear(shape, bias, dtype, &tensors),
+        };
         tensors.0.iter().for_each(|(matrix, _)| matrix.release());
         Ok(linear)
     }
@@ -267,6 +290,14 @@ impl Tensors {
             n -= part.output;
         }
         None
+    }
+}
+
+impl Tensors {
+    /// Whether nothing is rounded to keep them in `bits`.
+    fn lie_in(&self, bits: Bits) -> bool {
+        let lie = WeightColumns::bits(&self);
+        lie.is_some_and(|lie| lie.fit_into(bits.kept(Some(lie))))
     }
 }
 

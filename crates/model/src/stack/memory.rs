@@ -6,7 +6,8 @@ use petals_protocol::{Injection, Module, PassLayout, Span, WeightChange};
 
 use super::{BlockStack, tables};
 use crate::config::{
-    AttentionDesign, BlockDesign, ExpertWeights, ExpertsDesign, HeadNorms, LayerDesign, MlpReads, ModelConfig, NormKind,
+    AttentionDesign, BlockDesign, ExpertWeights, ExpertsDesign, HeadNorms, LayerDesign, MlpReads, ModelConfig,
+    NormKind, Part,
 };
 use crate::device::Dtype;
 use crate::engine::shapes::AttentionSizes;
@@ -52,6 +53,16 @@ impl ModelConfig {
             BlockWeights { matrices: all.matrices - matrices, ..all }
         };
         layers.map(of_block).fold(BlockWeights::default(), Add::add)
+    }
+
+    /// The parts of a block's projections that may be of few bits: of a mixture those of its first expert, and no router.
+    pub(crate) fn quantisable_parts(&self, block: u32) -> Vec<Part> {
+        let (inside, down) = match self.experts_of(self.layers[block as usize]) {
+            None => self.mlp_of(block),
+            Some(experts) => self.expert_of(block, 0, experts.width),
+        };
+        let attention = self.qkv_of(block).into_iter().chain([self.output_of(block)]);
+        attention.chain(inside).chain([down]).collect()
     }
 
     /// Bytes that the weights of a block take on a device, in `dtype` ([`Dtype::Auto`] counts as f32; see [`Dtype::on`]).

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::checkpoint::blocks::{BLOCK, Bits, Column};
 use crate::fixture::{self, Bytes, config};
 
 mod damage;
@@ -84,6 +85,60 @@ fn values_are_those_of_the_reference_implementations_bit_for_bit() {
         }
         matrix.release();
     }
+}
+
+/// What blocks stand for.
+fn values_of(bits: Bits, column: &Column) -> Vec<f32> {
+    let value = |(at, &quant): (usize, &i8)| {
+        let quant = match bits {
+            Bits::Eight => quant,
+            Bits::Four(table) => table[quant as usize],
+        };
+        f32::from(quant) * column.scales[at / BLOCK].to_f32()
+    };
+    column.values.iter().enumerate().map(value).collect()
+}
+
+/// Symmetric, in groups of 32: the recorded ones have smaller groups or zero points.
+fn gptq_of_whole_blocks() -> Case {
+    let words = |count: u32| (0..count).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect::<Vec<u8>>();
+    let scales = (0..16).flat_map(|n| half::f16::from_f32(0.01 * n as f32 + 0.003).to_le_bytes()).collect();
+    let tensors = [
+        ("qweight", ("I32".to_owned(), vec![8, 8], words(64))),
+        ("qzeros", ("I32".to_owned(), vec![2, 1], vec![0x77; 8])),
+        ("scales", ("F16".to_owned(), vec![2, 8], scales)),
+    ];
+    Case {
+        name: "gptq of whole blocks".into(),
+        config: json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": false, "sym": true}),
+        tensors: tensors.map(|(end, tensor)| (end.to_owned(), tensor)).into(),
+        shape: [8, 64],
+        rows: Vec::new(),
+        values: Vec::new(),
+    }
+}
+
+#[test]
+fn blocks_stand_for_the_same_values() {
+    let mut lying = Vec::new();
+    for Case { name, config, tensors, shape, .. } in cases().into_iter().chain([gptq_of_whole_blocks()]) {
+        let (_dir, checkpoint) = checkpoint(&config, &tensors);
+        let matrix = checkpoint.matrix("w", shape).unwrap();
+        let Some(bits) = matrix.bits() else { continue };
+        let (mut row, mut column) = (vec![0.0; shape[1]], Column::default());
+        for number in 0..shape[0] {
+            matrix.blocks_of(number, &mut row.clone(), &mut column);
+            matrix.decode_row(number, &mut row);
+            let found = values_of(bits, &column);
+            assert_eq!(found.len(), row.len().next_multiple_of(BLOCK), "{name}");
+            assert!(found.iter().zip(&row).all(|(a, b)| a == b), "{name}, row {number}");
+        }
+        lying.push(name);
+    }
+    for layout in ["gptq of whole blocks", "int4", "int8"] {
+        assert!(lying.iter().any(|name| name.contains(layout)), "none of {layout}: {lying:?}");
+    }
+    assert!(!lying.iter().any(|name| name.contains("awq") || name.contains("fp8")), "{lying:?}");
 }
 
 /// GPTQModel takes the ones away word by word when it saves the first format, so that a zero point of none borrows from its neighbour.
