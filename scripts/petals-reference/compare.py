@@ -8,30 +8,62 @@ Behind the table stands how many cores other programs used in each run: figures 
 
 import argparse
 import json
+import os
+import selectors
+import signal
 import subprocess
 import sys
 import tempfile
 
 from load import Foreign, wait_for_quiet
 
+# Seconds without a figure after which a program hangs, and those that it has to end once it closes its output.
+PATIENCE, GRACE = 900, 30
+
+
+def lines_of(process, patience):
+    """What a process prints, until it ends, or is silent for so many seconds."""
+    text, selector = b"", selectors.DefaultSelector()
+    selector.register(process.stdout, selectors.EVENT_READ)
+    while selector.select(patience):
+        part = os.read(process.stdout.fileno(), 1 << 16)
+        if not part:
+            return
+        *whole, text = (text + part).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+
 
 def figures(name, command):
-    """Runs a command and returns its figures, and how many cores others used meanwhile."""
+    """Runs a command and returns its figures, and how many cores others used meanwhile. Figures count once they are printed: a program that crashes or
+    hangs behind them is ended, and said to have done so."""
     wait_for_quiet()
     foreign, found = Foreign(), []
     log = tempfile.TemporaryFile("w+")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
-        for line in process.stdout:
-            if not line.startswith("{"):
-                continue
-            figure = json.loads(line)
-            print(f"  {name}: {figure['what']}: {figure['ms']:.2f} ms", flush=True)
-            found.append((figure["what"], figure["ms"]))
-        process.wait()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+    try:
+        for line in lines_of(process, PATIENCE):
+            if line.startswith("{"):
+                figure = json.loads(line)
+                print(f"  {name}: {figure['what']}: {figure['ms']:.2f} ms", flush=True)
+                found.append((figure["what"], figure["ms"]))
         cores = foreign.cores()
-    if process.returncode:
+        try:
+            status = process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            status = "none: it had to be ended"
+    finally:
+        # With whatever it has started.
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    if status:
         log.seek(0)
-        sys.exit(f"{log.read()[-2000:]}\n{name} ended with status {process.returncode}")
+        said = f"{name} ended with status {status}"
+        if not found:
+            sys.exit(f"{log.read()[-2000:]}\n{said}")
+        print(f"  {said}", flush=True)
     print(f"  others used {cores:.2f} cores", flush=True)
     return found, cores
 
