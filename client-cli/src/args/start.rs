@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use petals_client::{DeepInit, InitRule, PrefixMode, TuningMode};
+use petals_client::{DeepInit, InitRule, Injection, PrefixMode, TuningMode};
 
 use super::values::deep_init;
 use crate::text::{TextError, TextTokenizer};
@@ -13,8 +13,8 @@ use crate::text::{TextError, TextTokenizer};
 #[command(next_help_heading = "Start")]
 pub(crate) struct StartArgs {
     /// First values of prompts and prefixes: random (normal), or tokens: random ones (sample-vocab), those of the training data (data) or
-    /// of --init-text (text). Prompts start as their embeddings, a prefix as their keys and values in every block [default: data for
-    /// ptune and prefix, normal for deep_ptune, the context's tokens for --task distill].
+    /// of --init-text (text). Prompts start as their embeddings, a prefix as their keys and values in every block [default: data, or
+    /// the context's tokens for --task distill].
     #[arg(long, value_enum)]
     init: Option<Init>,
 
@@ -23,9 +23,9 @@ pub(crate) struct StartArgs {
     init_text: Option<String>,
 
     /// First values of the deep prompts: zeros, normal, like-input (as the input prompt, anew for each block), or states (what the input
-    /// prompt becomes on its way through the blocks) [default: like-input for replace, zeros for add].
+    /// prompt becomes on its way through the blocks) [default: states for replace, zeros for add].
     #[arg(long, value_name = "RULE", value_parser = deep_init())]
-    pub(crate) init_deep: Option<DeepInit>,
+    init_deep: Option<DeepInit>,
 
     /// Start from the tables of this adapter; only its adapter_model.safetensors is needed.
     #[arg(long, value_name = "DIR")]
@@ -47,16 +47,6 @@ enum Init {
     Data,
     /// A text's tokens.
     Text,
-}
-
-impl Init {
-    /// What did best for each mode where all were measured, as in `usual`.
-    fn usual(mode: TuningMode) -> Self {
-        match mode.prefix {
-            Some(PrefixMode::Ptune | PrefixMode::Prefix) => Self::Data,
-            Some(PrefixMode::DeepPtune) | None => Self::Normal,
-        }
-    }
 }
 
 impl StartArgs {
@@ -81,6 +71,12 @@ impl StartArgs {
         given.into_iter().find_map(|(flag, given)| given.then_some(flag))
     }
 
+    /// First values of the deep prompts, `None` without any. Those that replace what is there start as what would be there: others take from the model
+    /// the rows that all of its heads look at when they look at nothing (Xiao et al. 2023, *attention sinks*), and it does not recover.
+    pub(crate) fn deep(&self, injection: Injection) -> Option<DeepInit> {
+        self.init_deep.or((injection == Injection::Replace).then_some(DeepInit::States))
+    }
+
     /// First values of the prefix. A text is tokenised with the post-processor, as PEFT does; `data` gives the training data's tokens,
     /// `context` is what is distilled, if anything is.
     ///
@@ -96,7 +92,8 @@ impl StartArgs {
         if let (None, Some(context)) = (self.init, context) {
             return Ok(InitRule::Text(context.to_vec()));
         }
-        Ok(match self.init.unwrap_or_else(|| Init::usual(mode)) {
+        // What did best for each mode where all were measured, as in `usual`.
+        Ok(match self.init.unwrap_or(if mode.prefix.is_some() { Init::Data } else { Init::Normal }) {
             Init::Normal => InitRule::Normal,
             Init::SampleVocab => InitRule::SampleVocab,
             Init::Data => InitRule::Text(data()),

@@ -179,7 +179,7 @@ fn first_tables(
             || material.first_tokens(args, method.prefix_len),
             context,
         )?,
-        deep: args.start.init_deep,
+        deep: args.start.deep(method.injection),
         std: config.initializer_range,
         vocab_size: config.vocab_size as u32,
         seed: args.optimiser.seed,

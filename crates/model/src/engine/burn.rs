@@ -284,7 +284,7 @@ impl Engine for Burn {
         memory::cached_attention(heads, sequences)
     }
 
-    /// On the CPU a half-precision weight is widened for its product.
+    /// On the CPU a half-precision weight is widened for its product, and everywhere one of eight or four bits: its parts, all of them together, and with their scales.
     fn weight_values(&self, dtype: Dtype, values: u64) -> u64 {
         if self.is_cpu && dtype != Dtype::F32 || dtype.is_quantised() { 3 * values } else { 0 }
     }

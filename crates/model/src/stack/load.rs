@@ -113,7 +113,9 @@ impl Checkpoint {
         if !matches!(device.kind(), Kind::Host) && !Burn::new(device).supports(dtype) {
             return Err(DeviceError::Dtype { device: named, dtype });
         }
-        let bytes = dtype.bytes(self.config().largest_weight());
+        // Weights in blocks are widened as a whole.
+        let largest = if dtype.is_quantised() { Dtype::F32 } else { dtype };
+        let bytes = largest.bytes(self.config().largest_weight());
         match device.largest_buffer().filter(|&limit| bytes > limit) {
             Some(limit) => Err(DeviceError::Buffer { device: named, bytes, limit }),
             None => Ok(()),

@@ -307,7 +307,9 @@ impl BlockStack {
         let (heads, lengths) = (self.config.heads(), sequences.iter().map(|size| (size.new, size.kept)));
         let lengths: Vec<(u64, u64)> = lengths.collect();
         let attention = on_engine!(&self.blocks, blocks => blocks.engine.cached_attention_values(heads, &lengths));
-        rows.saturating_add(attention).saturating_mul(F32)
+        let largest = self.config.largest_weight();
+        let weight = on_engine!(&self.blocks, blocks => blocks.engine.weight_values(self.dtype, largest));
+        rows.saturating_add(attention).saturating_add(weight).saturating_mul(F32)
     }
 }
 

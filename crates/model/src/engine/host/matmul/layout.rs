@@ -31,8 +31,8 @@ enum Values {
     F16(Vec<F16>),
     /// bf16 for processors that multiply it as it is.
     Pairs(PairMatrix),
-    /// Of eight or four bits.
-    Blocks(BlockMatrix),
+    /// Of eight or four bits, and what multiplies them as integers.
+    Blocks(BlockMatrix, Dots),
 }
 
 impl FrozenMatrix {
@@ -42,8 +42,11 @@ impl FrozenMatrix {
             Dtype::Bf16 if isa.multiplies_bf16() => Values::Pairs(PairMatrix::from_columns([depth, width], columns)),
             Dtype::Bf16 => Values::Bf16(pack(depth, width, columns, |v| Bf16(round_to_bf16(v)))),
             Dtype::F16 => Values::F16(pack(depth, width, columns, |v| F16(f16::from_f32(v).to_bits()))),
-            Dtype::Int8 => Values::Blocks(BlockMatrix::from_columns([depth, width], Bits::Eight, columns)),
-            Dtype::Int4 => Values::Blocks(BlockMatrix::from_columns([depth, width], Bits::FITTED, columns)),
+            Dtype::Int8 | Dtype::Int4 => {
+                // Found out here: within a product other tasks of the pool could ask for it before it is known.
+                let (dots, bits) = (Dots::best(), Bits::of(dtype).unwrap_or(Bits::Eight));
+                Values::Blocks(BlockMatrix::from_columns([depth, width], bits, columns), dots)
+            }
             Dtype::F32 | Dtype::Auto => Values::F32(pack(depth, width, columns, |v| v)),
         };
         Self { depth, width, isa, values }
@@ -59,7 +62,7 @@ impl FrozenMatrix {
         let size = match &self.values {
             Values::F32(_) => 4,
             Values::Bf16(_) | Values::F16(_) | Values::Pairs(_) => 2,
-            Values::Blocks(blocks) => return blocks.bytes(),
+            Values::Blocks(blocks, _) => return blocks.bytes(),
         };
         (self.depth * self.width * size) as u64
     }
@@ -127,8 +130,7 @@ impl FrozenMatrix {
                 driver::run(isa, Operands { weight, depth, width, left, out, direction, accumulate });
             }
             Values::Pairs(weight) => pairs::run(isa, weight, direction, left, out, accumulate),
-            Values::Blocks(weight) => {
-                let dots = Dots::best();
+            Values::Blocks(weight, dots) => {
                 if direction == Direction::Forward && left.len() <= dots.most_rows() * depth {
                     dots.product(weight, left, out, accumulate);
                 } else if isa.multiplies_bf16() {
