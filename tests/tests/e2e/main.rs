@@ -31,6 +31,7 @@ mod narrow_wires;
 mod oneself;
 mod openai;
 mod placement;
+mod quantised;
 mod refusals;
 mod relay;
 mod relay_hostile;
