@@ -1,4 +1,4 @@
-//! A model's directory: its configuration and its safetensors files.
+//! A model's files: a directory with its configuration and its safetensors, or a GGUF.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,11 @@ mod dtype;
 mod error;
 mod file;
 mod found;
+mod fp4;
+mod ggml;
+mod gguf;
 mod index;
+mod layout;
 mod matrix;
 mod norm;
 mod quantised;
@@ -22,6 +26,7 @@ mod text;
 use dtype::{FLOATS, FileDtype};
 pub use error::CheckpointError;
 use file::Header;
+pub use gguf::{GgufVocabulary, TokenKind};
 use index::TensorIndex;
 pub(crate) use matrix::Matrix;
 pub(crate) use norm::NormWeights;
@@ -31,7 +36,8 @@ const CONFIG: &str = "config.json";
 /// Longest configuration that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
 
-/// A checkpoint in Hugging Face's layout: `config.json` and `model.safetensors`, or shards with their index.
+/// A checkpoint in Hugging Face's layout: `config.json` and `model.safetensors`, or shards with their index; or a GGUF, which is read as if it
+/// were the checkpoint that it was converted from.
 ///
 /// Files are mapped, not read, and only those are opened that hold a tensor asked for: a server needs the shards of its
 /// span, a client those of embeddings, final norm and head. The files must not change while the checkpoint or a
@@ -52,12 +58,17 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads the configuration and the names of the tensors, no weights.
+    /// Reads the configuration and the names of the tensors, no weights, of a directory or of a GGUF; of one that was split the first file.
     ///
     /// # Errors
     /// A [`CheckpointError`] naming the file that is missing, malformed or not supported.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let dir = dir.as_ref();
+        if gguf::is_one(dir) {
+            let gguf::Model { config, files, names } = gguf::open(dir)?;
+            let index = TensorIndex::of_files(dir, config.names, files, names);
+            return Ok(Self { directory: dir.to_owned(), config, index, experts_in_files: false, rounded: None });
+        }
         let path: PathBuf = dir.join(CONFIG);
         if dir.is_dir() && !path.is_file() {
             return Err(found::instead(dir, &[CONFIG]));
@@ -90,13 +101,17 @@ impl Checkpoint {
         Span::new(0, self.config.num_hidden_layers as u32).expect("a configuration has at least one block")
     }
 
-    /// The model's identity in a swarm: `name`, or the directory's own name, and the fingerprint. A revision in Hugging Face's cache has
+    /// The model's identity in a swarm: `name`, or the directory's or file's own name, and the fingerprint. A revision in Hugging Face's cache has
     /// the name of its repository, such as `org/name`.
     ///
     /// # Errors
     /// [`ModelIdError`] if the name cannot be used.
     pub fn model_id(&self, name: Option<&str>) -> Result<ModelId, ModelIdError> {
         let own = || {
+            if self.directory.is_file() {
+                // A link in Hugging Face's cache has the file's name, its target has none.
+                return gguf::name(&self.directory);
+            }
             // Of links and of `.` the name that people know is that of the target.
             let path = self.directory.canonicalize().unwrap_or_else(|_| self.directory.clone());
             let own = || path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

@@ -26,7 +26,7 @@ pub use design::{
 pub use error::ConfigError;
 use fields::Fields;
 pub use json::parse_json;
-pub(crate) use names::{Names, Part};
+pub(crate) use names::{GateUp, Names, Part, Qkv};
 pub use projections::{Projection, Projections};
 pub use quantisation::Quantisation;
 pub use rope::{RopeScaling, RotaryDesign};

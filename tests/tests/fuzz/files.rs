@@ -6,7 +6,7 @@ use std::path::Path;
 
 use petals_client::{AdaptedModel, Adapter, Aids, Average, Encoder, Reparam, ReparamKind, TrainingState};
 use petals_e2e::Goldens;
-use petals_model::{Checkpoint, Device, Dtype};
+use petals_model::{Checkpoint, Device, Dtype, GgufVocabulary};
 use petals_swarm::Identity;
 use tempfile::TempDir;
 
@@ -55,6 +55,31 @@ fn safetensors_of_checkpoints() {
         let _ = checkpoint.fingerprint();
         checkpoint.load_span(span, &Device::cpu(), Dtype::F32).is_ok()
     });
+}
+
+#[test]
+fn ggufs() {
+    let directory = directory();
+    let file = directory.path().join("model.gguf");
+    let folder = goldens().path("../gguf");
+    for name in ["llama", "gemma3", "gpt-oss", "qwen2-q8_0"] {
+        let valid = [fs::read(folder.join(format!("{name}.gguf"))).expect("a GGUF")];
+        let memory = MEMORY + valid[0].len();
+        fuzz(&format!("GGUFs: {name}"), &valid, INPUTS / 4, memory, |bytes| {
+            fs::write(&file, bytes).expect("a written file");
+            let Ok(checkpoint) = Checkpoint::open(&file) else { return false };
+            let _ = checkpoint.fingerprint();
+            let _ = checkpoint.load_client(Dtype::F32).is_ok();
+            checkpoint.load_span("0..1".parse().expect("a span"), &Device::cpu(), Dtype::F32).is_ok()
+        });
+    }
+    for name in ["spm", "bpe"] {
+        let valid = [fs::read(folder.join(format!("tokenizers/{name}.gguf"))).expect("a vocabulary")];
+        fuzz(&format!("vocabularies: {name}"), &valid, INPUTS / 4, MEMORY, |bytes| {
+            fs::write(&file, bytes).expect("a written file");
+            GgufVocabulary::read(&file).is_ok()
+        });
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub(crate) struct Column {
 
 /// Sixteen steps that lie as weights do, closer around zero: llama.cpp's `kvalues_iq4nl`. On normally distributed weights their error is a fifth
 /// below that of even steps (see `docs/quantisation.md`).
-const FITTED: Table = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(crate) const FITTED: Table = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Sixteen even steps: those of `Q4_0` and of symmetric integers of four bits.
 pub(crate) const EVEN: Table = [-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7];

@@ -3,6 +3,8 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::ggml::BlockFormat;
+
 /// How a tensor's values are encoded in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileDtype {
@@ -17,6 +19,8 @@ pub(crate) enum FileDtype {
     I8,
     /// Bytes of packed weights, which are no numbers by themselves.
     U8,
+    /// Blocks with scales, of which rows are whole numbers; of GGUF alone.
+    Block(BlockFormat),
 }
 
 /// What weights that are not quantised are saved in.
@@ -59,12 +63,16 @@ impl FileDtype {
 
     /// The dtype that a header calls `name`, if it is one that is read.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, own)| *own == name).map(|(dtype, _)| *dtype)
+        let plain = Self::ALL.iter().find(|(_, own)| *own == name).map(|(dtype, _)| *dtype);
+        plain.or_else(|| BlockFormat::named(name).map(Self::Block))
     }
 
     /// Its name in headers.
     pub(crate) fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(dtype, _)| *dtype == self).map_or("", |(_, name)| name)
+        match self {
+            Self::Block(format) => format.name(),
+            plain => Self::ALL.iter().find(|(dtype, _)| *dtype == plain).map_or("", |(_, name)| name),
+        }
     }
 
     /// Whether weights that are not quantised may be of it.
@@ -72,13 +80,21 @@ impl FileDtype {
         FLOATS.contains(&self)
     }
 
-    pub(crate) fn size(self) -> usize {
+    /// How many values lie together, and in how many bytes: one, or those of a block.
+    pub(crate) fn extents(self) -> [usize; 2] {
         match self {
-            Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-            Self::F8E4m3 | Self::I8 | Self::U8 => 1,
+            Self::I64 => [1, 8],
+            Self::F32 | Self::I32 => [1, 4],
+            Self::Bf16 | Self::F16 => [1, 2],
+            Self::F8E4m3 | Self::I8 | Self::U8 => [1, 1],
+            Self::Block(format) => format.extents(),
         }
+    }
+
+    /// Bytes of as many values, which are whole blocks.
+    pub(crate) fn bytes(self, values: usize) -> usize {
+        let [together, size] = self.extents();
+        values / together * size
     }
 
     /// Decodes little-endian `bytes` to as many values as `out` has.
@@ -90,6 +106,7 @@ impl FileDtype {
             Self::F8E4m3 => out.iter_mut().zip(bytes).for_each(|(v, &b)| *v = E4M3[usize::from(b)]),
             Self::I32 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| *v = i32::from_le_bytes(b) as f32),
             Self::I64 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| *v = i64::from_le_bytes(b) as f32),
+            Self::Block(format) => format.decode(bytes, out),
             // The upper half of an f32: nothing but a shift, which compilers vectorise.
             Self::Bf16 => out.iter_mut().zip(bytes.as_chunks().0).for_each(|(v, &b)| {
                 *v = f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16);
@@ -118,6 +135,9 @@ mod tests {
         for (dtype, name) in FileDtype::ALL {
             assert_eq!(FileDtype::named(name), Some(dtype));
             assert_eq!(dtype.name(), name);
+        }
+        for name in BlockFormat::names().split(", ") {
+            assert_eq!(FileDtype::named(name).map(FileDtype::name), Some(name));
         }
         assert_eq!(FileDtype::named("F64"), None);
     }

@@ -37,6 +37,26 @@ pub enum CheckpointError {
         /// Why.
         source: ConfigError,
     },
+    /// The configuration that a GGUF's metadata amount to was refused.
+    #[error("{path} was refused, whose metadata are read as the config.json that they were made from")]
+    Metadata {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: Box<ConfigError>,
+    },
+    /// A GGUF of something that this program does not read or compute.
+    #[error("{path}: `{key}` is {got}, which is not supported: {remedy}")]
+    Unsupported {
+        /// Which file.
+        path: PathBuf,
+        /// Which key of its metadata, or which tensor.
+        key: String,
+        /// What it has.
+        got: String,
+        /// The way out.
+        remedy: String,
+    },
     /// A directory lacks a file that every checkpoint has.
     #[error("{path} has {missing}: {remedy}")]
     Incomplete {
@@ -148,9 +168,10 @@ impl CheckpointError {
     /// What to do about it. Most messages end with it.
     pub fn remedy(&self) -> &str {
         match self {
-            Self::Io { .. } => "give --model the directory with config.json and the safetensors",
+            Self::Io { .. } => "give --model the directory with config.json and the safetensors, or a GGUF",
             Self::Config { source, .. } => source.remedy(),
-            Self::Incomplete { remedy, .. } => remedy,
+            Self::Metadata { source, .. } => source.remedy(),
+            Self::Incomplete { remedy, .. } | Self::Unsupported { remedy, .. } => remedy,
             Self::LfsPointer { .. } => LFS,
             Self::Malformed { .. } | Self::Truncated { .. } => DOWNLOAD,
             Self::MissingShard { .. } => SHARD,

@@ -1,4 +1,4 @@
-//! One safetensors file, mapped into memory.
+//! One file of tensors, mapped into memory: safetensors, or GGUF once its header has been read.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -9,7 +9,9 @@ use memmap2::Mmap;
 use serde::Deserialize;
 
 use super::CheckpointError;
-use super::dtype::FileDtype;
+use super::dtype::{FLOATS, FileDtype};
+use super::ggml::BlockFormat;
+use super::layout::Layout;
 use super::text::is_lfs_pointer;
 
 /// Longest header that is read; the format's own limit.
@@ -27,11 +29,25 @@ pub(crate) struct TensorFile {
     tensors: BTreeMap<String, Entry>,
 }
 
+/// A tensor as a header has it.
 #[derive(Debug, Deserialize)]
-struct Entry {
-    dtype: String,
-    shape: Vec<usize>,
-    data_offsets: (usize, usize),
+pub(super) struct Entry {
+    pub(super) dtype: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) data_offsets: (usize, usize),
+    /// What GGUF did to it, if it is of one.
+    #[serde(skip)]
+    pub(super) layout: Option<Layout>,
+}
+
+/// Where a tensor lies in its file, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) dtype: FileDtype,
+    /// Its bytes, which the file has.
+    pub(super) range: Range<usize>,
+    /// What GGUF did to it, if it is of one.
+    pub(super) layout: Option<Layout>,
 }
 
 /// Dtype and shape of a tensor as its file's header says, unchecked.
@@ -72,6 +88,11 @@ impl TensorFile {
         Ok(Self { path: path.to_owned(), data_start: 8 + length, map, tensors })
     }
 
+    /// The tensors of a file whose header has been read.
+    pub(super) fn of_mapped(path: PathBuf, map: Mmap, tensors: BTreeMap<String, Entry>) -> Self {
+        Self { path, map, data_start: 0, tensors }
+    }
+
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -96,29 +117,33 @@ impl TensorFile {
         name: &str,
         expected: &[usize],
         dtypes: &[FileDtype],
-    ) -> Result<(FileDtype, Range<usize>), CheckpointError> {
+    ) -> Result<Place, CheckpointError> {
         let (path, name_owned) = (|| self.path.clone(), || name.to_owned());
         let entry = self.entry(name)?;
-        let dtype = FileDtype::named(&entry.dtype).filter(|dtype| dtypes.contains(dtype));
+        let dtype = FileDtype::named(&entry.dtype).filter(|dtype| entry.may_be(*dtype, dtypes));
         let dtype = dtype.ok_or_else(|| CheckpointError::Dtype {
             path: path(),
             name: name_owned(),
             dtype: entry.dtype.escape_default().to_string(),
-            expected: dtypes.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(" or "),
+            expected: entry.readable(dtypes),
         })?;
-        if entry.shape != expected {
+        let order = entry.layout.unwrap_or_default().order;
+        let [block, size] = dtype.extents();
+        let whole_blocks = expected.last().is_none_or(|values| values.is_multiple_of(block));
+        if !entry.is_shaped(expected) || !whole_blocks || !order.fits(expected.first().copied().unwrap_or(1)) {
             let (got, expected) = (entry.shape.clone(), expected.to_vec());
             return Err(CheckpointError::Shape { path: path(), name: name_owned(), got, expected });
         }
         let (start, end) = entry.data_offsets;
-        let length = expected.iter().try_fold(dtype.size(), |size, extent| size.checked_mul(*extent));
+        let values = expected.iter().try_fold(1usize, |values, extent| values.checked_mul(*extent));
+        let length = values.and_then(|values| (values / block).checked_mul(size));
         let range = self.data_start.checked_add(start).zip(self.data_start.checked_add(end));
         let range = range.filter(|&(s, e)| e <= self.map.len() && length.is_some() && e.checked_sub(s) == length);
         let (start, end) = range.ok_or_else(|| CheckpointError::Malformed {
             path: path(),
             reason: format!("the bytes of `{name}` are not where its header says, or too few or many"),
         })?;
-        Ok((dtype, start..end))
+        Ok(Place { dtype, range: start..end, layout: entry.layout })
     }
 
     /// Asks the system to read bytes ahead.
@@ -144,12 +169,37 @@ impl TensorFile {
     }
 }
 
+impl Entry {
+    /// Whether it may be of a dtype where `dtypes` are asked for: blocks of GGUF are widened wherever floats may be.
+    fn may_be(&self, dtype: FileDtype, dtypes: &[FileDtype]) -> bool {
+        match dtype {
+            FileDtype::Block(_) => self.layout.is_some() && dtypes == FLOATS,
+            dtype => dtypes.contains(&dtype),
+        }
+    }
+
+    /// The dtypes that it may be of, in words.
+    fn readable(&self, dtypes: &[FileDtype]) -> String {
+        let names: Vec<&str> = dtypes.iter().map(|dtype| dtype.name()).collect();
+        match self.layout {
+            Some(_) if dtypes == FLOATS => format!("{} or one of {}", names.join(", "), BlockFormat::names()),
+            _ => names.join(" or "),
+        }
+    }
+
+    /// Whether it has these extents. GGUF leaves out those of 1.
+    fn is_shaped(&self, expected: &[usize]) -> bool {
+        let more = |extents: &[usize]| extents.iter().copied().filter(|extent| *extent != 1).collect::<Vec<_>>();
+        self.shape == expected || self.layout.is_some() && more(&self.shape) == more(expected)
+    }
+}
+
 /// What a file that is not of the format seems to be.
 fn begins(bytes: &[u8]) -> &'static str {
     match bytes {
         [b'<', ..] => "but a web page",
         [b'P', b'K', ..] | [0x80, 2..=5, ..] => "but a pickle of PyTorch",
-        [b'G', b'G', b'U', b'F', ..] => "but GGUF",
+        [b'G', b'G', b'U', b'F', ..] => "but GGUF, which --model takes as a file",
         [b'{', ..] => "but JSON",
         _ => "as its first bytes say",
     }

@@ -53,8 +53,8 @@ const SIGNS: [Sign; 8] = [
     },
     Sign {
         is: |name| name.to_ascii_lowercase().ends_with(".gguf"),
-        what: "that is a format which is not read",
-        remedy: REPOSITORY,
+        what: "a model in GGUF is a file",
+        remedy: "give --model that file itself, the first one of several",
     },
     Sign {
         is: |name| name.ends_with(".safetensors"),
@@ -91,5 +91,5 @@ pub(super) fn instead(dir: &Path, wanted: &[&str]) -> CheckpointError {
             return incomplete(format!("{without}, but `{}`: {}", name.escape_debug(), sign.what), sign.remedy);
         }
     }
-    incomplete(without, "give --model the directory with config.json and the safetensors")
+    incomplete(without, "give --model the directory with config.json and the safetensors, or a GGUF")
 }

@@ -26,6 +26,8 @@ pub(super) struct TensorIndex {
     /// What its model calls tensors.
     names: &'static Names,
     files: BTreeMap<String, PathBuf>,
+    /// The names that the same model has elsewhere, if they are others than those of [`Self::files`].
+    listed: Option<BTreeSet<String>>,
     open: Mutex<HashMap<PathBuf, Arc<TensorFile>>>,
 }
 
@@ -42,7 +44,7 @@ impl TensorIndex {
             let file = TensorFile::open(&single)?;
             let files = file.names().map(|name| (name.to_owned(), single.clone())).collect();
             let open = Mutex::new(HashMap::from([(single.clone(), Arc::new(file))]));
-            return Ok(Self { path: single, names, files, open });
+            return Ok(Self { path: single, names, files, listed: None, open });
         }
         if !index.is_file() {
             return Err(found::instead(dir, &[SINGLE, INDEX]));
@@ -57,7 +59,22 @@ impl TensorIndex {
             }
             files.insert(name, dir.join(file));
         }
-        Ok(Self { path: index, names, files, open: Mutex::default() })
+        Ok(Self { path: index, names, files, listed: None, open: Mutex::default() })
+    }
+
+    /// The tensors of files that are open, with the names that Hugging Face's checkpoint of the model has.
+    pub(super) fn of_files(
+        path: &Path,
+        names: &'static Names,
+        open: BTreeMap<PathBuf, TensorFile>,
+        listed: BTreeSet<String>,
+    ) -> Self {
+        let of = |(path, file): (&PathBuf, &TensorFile)| {
+            file.names().map(|name| (name.to_owned(), path.clone())).collect::<Vec<_>>()
+        };
+        let files = open.iter().flat_map(of).collect();
+        let open = open.into_iter().map(|(path, file)| (path, Arc::new(file))).collect();
+        Self { path: path.to_owned(), names, files, listed: Some(listed), open: Mutex::new(open) }
     }
 
     /// The index's file, or that of all tensors.
@@ -82,6 +99,9 @@ impl TensorIndex {
 
     /// All names, with the base where files were saved without.
     pub(super) fn canonical_names(&self) -> BTreeSet<Cow<'_, str>> {
+        if let Some(listed) = &self.listed {
+            return listed.iter().map(|name| Cow::Borrowed(name.as_str())).collect();
+        }
         let names = || self.files.keys().map(String::as_str);
         let base = self.names.base();
         let base_class = !names().any(|name| name.starts_with(base));
@@ -105,10 +125,7 @@ impl TensorIndex {
 
     /// Finds a tensor of a given shape and one of `dtypes`, opening its file if need be.
     pub(super) fn locate(&self, name: &str, shape: &[usize], dtypes: &[FileDtype]) -> Result<Stored, CheckpointError> {
-        self.look(name, |file, stored| {
-            let (dtype, range) = file.locate(stored, shape, dtypes)?;
-            Ok(Stored::new(Arc::clone(file), dtype, range))
-        })
+        self.look(name, |file, stored| Ok(Stored::new(Arc::clone(file), file.locate(stored, shape, dtypes)?)))
     }
 
     /// What the header of its file says of a tensor.

@@ -3,6 +3,7 @@
 //! All of them are widened row by row, to the values that the reference implementations compute in f32. Arithmetic of activations
 //! (dynamic or static quantisation of what enters a product) is no property of the weights and is left out.
 
+use super::gguf::GgufRows;
 use super::matrix::{Matrix, Plain, PlainColumns};
 use super::{Checkpoint, CheckpointError, FileDtype};
 use crate::config::{Part, Quantisation};
@@ -27,6 +28,9 @@ impl Checkpoint {
         let Some((expert, count)) = part.expert else { return self.matrix(name, part.shape) };
         if mxfp4::is_there(self, name) {
             return mxfp4::locate(self, name, [count, rows, values], expert).map(Matrix::new);
+        }
+        if self.has_sides(name) {
+            return self.matrix_of_sides(name, [count, rows, values], expert);
         }
         let tensor = self.locate(name, &[count, values, rows])?;
         Ok(Matrix::new(PlainColumns { tensor, expert, rows }))
@@ -60,7 +64,11 @@ impl Checkpoint {
                 _ => {}
             }
         }
-        Ok(Matrix::new(Plain(self.locate(&weight, &shape)?)))
+        let tensor = self.locate(&weight, &shape)?;
+        Ok(match tensor.layout() {
+            None => Matrix::new(Plain(tensor)),
+            Some(layout) => Matrix::new(GgufRows::whole(tensor, layout, shape)),
+        })
     }
 
     /// Whether a module has a weight, in whichever layout.

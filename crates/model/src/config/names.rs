@@ -9,36 +9,36 @@ use super::{AttentionDesign, ExpertsDesign, HeadNorms, LayerDesign, ModelConfig,
 #[derive(Debug, PartialEq)]
 pub(crate) struct Names {
     /// What all names begin with but the head's; files saved from the base class leave it out.
-    pub(super) base: &'static str,
-    pub(super) embeddings: &'static str,
-    pub(super) embedding_norm: &'static str,
-    pub(super) final_norm: &'static str,
+    pub(crate) base: &'static str,
+    pub(crate) embeddings: &'static str,
+    pub(crate) embedding_norm: &'static str,
+    pub(crate) final_norm: &'static str,
     /// The head's, without the base.
-    pub(super) head: &'static str,
-    pub(super) layers: &'static str,
-    pub(super) attention_norm: &'static str,
-    pub(super) attention_out_norm: &'static str,
-    pub(super) mlp_norm: &'static str,
-    pub(super) mlp_out_norm: &'static str,
-    pub(super) qkv: Qkv,
-    pub(super) query_norm: &'static str,
-    pub(super) key_norm: &'static str,
-    pub(super) sinks: &'static str,
-    pub(super) output: &'static str,
-    pub(super) mlp: &'static str,
-    pub(super) gate_up: GateUp,
-    pub(super) down: &'static str,
-    pub(super) router: &'static str,
-    pub(super) experts: &'static str,
-    pub(super) shared_expert: &'static str,
-    pub(super) shared_gate: &'static str,
+    pub(crate) head: &'static str,
+    pub(crate) layers: &'static str,
+    pub(crate) attention_norm: &'static str,
+    pub(crate) attention_out_norm: &'static str,
+    pub(crate) mlp_norm: &'static str,
+    pub(crate) mlp_out_norm: &'static str,
+    pub(crate) qkv: Qkv,
+    pub(crate) query_norm: &'static str,
+    pub(crate) key_norm: &'static str,
+    pub(crate) sinks: &'static str,
+    pub(crate) output: &'static str,
+    pub(crate) mlp: &'static str,
+    pub(crate) gate_up: GateUp,
+    pub(crate) down: &'static str,
+    pub(crate) router: &'static str,
+    pub(crate) experts: &'static str,
+    pub(crate) shared_expert: &'static str,
+    pub(crate) shared_gate: &'static str,
     /// Whether transformers keeps keys and values for each query head, and not for each key head.
-    pub(super) caches_repeated_keys: bool,
+    pub(crate) caches_repeated_keys: bool,
 }
 
 /// Queries, keys and values.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Qkv {
+pub(crate) enum Qkv {
     Separate([&'static str; 3]),
     /// All queries, all keys, all values.
     Stacked(&'static str),
@@ -48,7 +48,7 @@ pub(super) enum Qkv {
 
 /// Gate and up of an MLP, or of an expert, below its own name.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum GateUp {
+pub(crate) enum GateUp {
     Separate([&'static str; 2]),
     /// Gate, then up.
     Stacked(&'static str),
@@ -161,7 +161,7 @@ impl Names {
         own.iter().any(|own| !own.is_empty() && bare.strip_prefix(own).is_some_and(|rest| rest.starts_with('.')))
     }
 
-    pub(super) fn of_block(&self, block: u32, name: &str) -> String {
+    pub(crate) fn of_block(&self, block: u32, name: &str) -> String {
         format!("{}{}.{block}.{name}", self.base, self.layers)
     }
 }

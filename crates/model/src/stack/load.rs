@@ -58,7 +58,7 @@ impl Checkpoint {
                 unless_elsewhere(self.matrix_of(&part).map(drop))?;
                 if bias {
                     let (name, shape) = part.bias();
-                    unless_elsewhere(self.locate(&name, &shape).map(drop))?;
+                    unless_elsewhere(self.locate_bias(&name, &shape).map(drop))?;
                 }
             }
         }
@@ -261,7 +261,7 @@ impl<E: Engine> Loader<'_, E> {
             tensors.push((self.checkpoint.matrix_of(part)?, part.clone()));
             if bias {
                 let (name, shape) = part.bias();
-                let values = self.checkpoint.locate(&name, &shape)?.values();
+                let values = self.checkpoint.locate_bias(&name, &shape)?.values();
                 biases.extend((0..part.output).map(|number| values[part.bias_of(number)]));
             }
         }

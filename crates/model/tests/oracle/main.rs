@@ -11,6 +11,7 @@ use petals_protocol::{Injection, Module, Modules, PassLayout, Span, WeightChange
 
 use golden::{Golden, families};
 
+mod gguf;
 mod golden;
 
 const MODES: [&str; 3] = ["ptune", "add", "replace"];

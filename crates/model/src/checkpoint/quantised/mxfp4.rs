@@ -1,23 +1,11 @@
 //! Weights in MXFP4 (OCP Microscaling Formats 1.0), as gpt-oss's experts come: for each 32 values 16 bytes with two of them each, the lower half
 //! first, and a power of two (`convert_moe_packed_tensors` of transformers).
 
-use std::ops::RangeInclusive;
-
-use half::f16;
-
-use super::super::blocks::{BLOCK, Bits, Column, Table};
+use super::super::blocks::{BLOCK, Bits, Column};
+use super::super::fp4;
 use super::super::matrix::Rows;
 use super::super::stored::Stored;
 use super::super::{Checkpoint, CheckpointError, FileDtype};
-
-/// What four bits stand for.
-const VALUES: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-
-/// Twice that, in whole numbers.
-const DOUBLED: Table = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-
-/// Scales of which f16 has the half.
-const HALVES: RangeInclusive<u8> = 104..=143;
 
 /// One expert's matrix in tensors `[experts, rows, values]`.
 #[derive(Debug)]
@@ -52,7 +40,7 @@ pub(super) fn locate(
     let scales = checkpoint.locate_as(&scales, &[experts, rows, of_row], &[FileDtype::U8])?;
     let first = expert * rows;
     let own = &scales.bytes()[first * of_row..(first + rows) * of_row];
-    let lies = own.iter().all(|scale| HALVES.contains(scale));
+    let lies = own.iter().all(|scale| fp4::half(*scale).is_some());
     Ok(Mxfp4 { blocks, scales, first, lies })
 }
 
@@ -65,13 +53,13 @@ impl Rows for Mxfp4 {
             // 2^(scale - 127); the least ones are no normal numbers.
             let scale = f32::from_bits(u32::from(*scale) << 23).max(f32::from_bits(1 << 22));
             for (pair, byte) in values.as_chunks_mut::<2>().0.iter_mut().zip(packed) {
-                *pair = [byte & 15, byte >> 4].map(|bits| VALUES[usize::from(bits)] * scale);
+                *pair = [byte & 15, byte >> 4].map(|bits| fp4::VALUES[usize::from(bits)] * scale);
             }
         }
     }
 
     fn bits(&self) -> Option<Bits> {
-        self.lies.then_some(Bits::Four(DOUBLED))
+        self.lies.then_some(Bits::Four(fp4::DOUBLED))
     }
 
     fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
@@ -81,7 +69,7 @@ impl Rows for Mxfp4 {
         let packed = &self.blocks.bytes()[first * BLOCK / 2..(first + of_row) * BLOCK / 2];
         to.scales.clear();
         to.values.clear();
-        to.scales.extend(scales.iter().map(|&scale| f16::from_f32(f32::from_bits(u32::from(scale - 1) << 23))));
+        to.scales.extend(scales.iter().filter_map(|scale| fp4::half(*scale)));
         to.values.extend(packed.iter().flat_map(|byte| [byte & 15, byte >> 4].map(|number| number as i8)));
     }
 

@@ -60,7 +60,7 @@ fn what_lies_in_the_place_of_weights_is_named_with_a_way_out() {
         ("adapter_config.json", ["an adapter", "base_model_name_or_path"]),
         ("model-00001-of-00002.safetensors", ["without the index", "model.safetensors.index.json"]),
         ("consolidated.00.pth", ["layout of the makers", "Hugging Face's layout"]),
-        ("llama.Q4_K_M.gguf", ["format which is not read", "Hugging Face's layout"]),
+        ("llama.Q4_K_M.gguf", ["a model in GGUF is a file", "give --model that file itself"]),
         ("Model.safetensors", ["but `Model.safetensors`", "rename it to model.safetensors"]),
         ("weights.safetensors", ["not the name", "rename it"]),
         ("model.safetensors.incomplete", ["download which has not ended", "again"]),
