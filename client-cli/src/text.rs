@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use petals_client::ModelConfig;
+use petals_client::{CheckpointError, GgufVocabulary, ModelConfig};
 use serde_json::Value;
 use tokenizers::{ModelWrapper, Tokenizer};
 
@@ -10,6 +10,7 @@ mod added;
 mod cleanup;
 mod ends;
 mod files;
+mod gguf;
 mod joined;
 mod pieces;
 mod special;
@@ -80,6 +81,17 @@ pub(crate) enum TextError {
         /// Why.
         source: tokenizers::Error,
     },
+    /// A GGUF could not be read.
+    #[error(transparent)]
+    Gguf(Box<CheckpointError>),
+    /// A GGUF has a vocabulary of another kind.
+    #[error("{}: {problem}", path.display())]
+    Vocabulary {
+        /// The file.
+        path: PathBuf,
+        /// Which key of its metadata has what, and what would do.
+        problem: String,
+    },
     /// The tokenizer refuses a text.
     #[error("the tokenizer cannot encode the text")]
     Encode(#[source] tokenizers::Error),
@@ -111,16 +123,25 @@ pub(crate) struct TextTokenizer {
 const ROLES: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
 impl TextTokenizer {
-    /// Reads `tokenizer.json` of a model directory and the files beside it. What `config.json` says of end tokens is not among
+    /// Reads `tokenizer.json` of a model directory and the files beside it, or what a GGUF has of it. What `config.json` says of end tokens is not among
     /// them: see [`Self::ending_as`].
     ///
     /// # Errors
     /// All but [`TextError::Encode`], [`TextError::Decode`] and [`TextError::NoEos`].
     pub(crate) fn load(model: &Path) -> Result<Self, TextError> {
+        if GgufVocabulary::is_of(model) {
+            return Self::of_parts(gguf::load(model)?, model);
+        }
         let bytes = files::tokenizer(model)?;
         let files = TokenizerFiles::read(model)?;
-        let malformed = |source| TextError::Malformed { path: model.join("tokenizer.json"), source };
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(malformed)?;
+        let path = model.join("tokenizer.json");
+        let malformed = |source| TextError::Malformed { path: path.clone(), source };
+        Self::of_parts((Tokenizer::from_bytes(bytes).map_err(malformed)?, files), &path)
+    }
+
+    /// A tokenizer, completed by the files beside it; `path` is where it is from.
+    fn of_parts((mut tokenizer, files): (Tokenizer, TokenizerFiles), path: &Path) -> Result<Self, TextError> {
+        let malformed = |source| TextError::Malformed { path: path.to_owned(), source };
         tokenizer.with_truncation(None).map_err(malformed)?;
         tokenizer.with_padding(None);
         added::complete(&mut tokenizer, &files)?;

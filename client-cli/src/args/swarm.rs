@@ -12,7 +12,7 @@ use super::values::{at_least, duration, multiaddr, peer_id, pin, rate};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Swarm")]
 pub(crate) struct SwarmArgs {
-    /// Directory of the model: config.json, tokenizer.json, and the safetensors with embeddings, norm and head.
+    /// Directory of the model: config.json, tokenizer.json, and the safetensors with embeddings, norm and head; or a GGUF.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
 

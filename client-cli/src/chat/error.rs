@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use petals_client::CheckpointError;
+
 /// Why a conversation did not become a text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum TemplateError {
     /// The model has no template.
     #[error(
-        "the model {} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json): it may not \
+        "the model {} has no chat template (chat_template.jinja, chat_template in tokenizer_config.json, or tokenizer.chat_template in a GGUF): it may not \
          be tuned for chats; give one with --chat-template FILE",
         .0.display()
     )]
@@ -21,6 +23,9 @@ pub(crate) enum TemplateError {
         /// Why.
         source: std::io::Error,
     },
+    /// A GGUF could not be read.
+    #[error(transparent)]
+    Gguf(Box<CheckpointError>),
     /// A configuration file is not what it should be.
     #[error("{} is malformed: {reason}", path.display())]
     Malformed {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use petals_client::parse_json;
+use petals_client::{GgufVocabulary, parse_json};
 use serde_json::{Map, Value};
 
 use super::error::TemplateError;
@@ -25,8 +25,13 @@ impl From<String> for Sources {
 }
 
 /// The templates in a model's directory, where transformers looks for them: files of their own first, then `tokenizer_config.json`.
-/// Those of processors, `chat_template.json`, come last.
+/// Those of processors, `chat_template.json`, come last. A GGUF has them in its metadata.
 pub(super) fn of_model(model: &Path) -> Result<Sources, TemplateError> {
+    if GgufVocabulary::is_of(model) {
+        let [default, with_tools] = vocabulary(model)?.chat_templates;
+        let default = default.ok_or_else(|| TemplateError::Missing(model.to_owned()))?;
+        return Ok(Sources { default, with_tools });
+    }
     let path = model.join("chat_template.jinja");
     let named = |name: &str| model.join("additional_chat_templates").join(format!("{name}.jinja"));
     let tools = named("tool_use");
@@ -70,6 +75,14 @@ fn of_config(path: &Path, given: Option<&Value>) -> Result<Option<Sources>, Temp
 
 /// The special tokens that have these roles, by role.
 pub(super) fn named_tokens(model: &Path, roles: &[&str]) -> Result<Map<String, Value>, TemplateError> {
+    if GgufVocabulary::is_of(model) {
+        let vocabulary = vocabulary(model)?;
+        let token = |role: &&str| {
+            let token = vocabulary.token(role.strip_suffix("_token")?)?;
+            Some(((*role).to_owned(), Value::from(token)))
+        };
+        return Ok(roles.iter().filter_map(token).collect());
+    }
     let config = read_json(&model.join("tokenizer_config.json"))?;
     let older = read_json(&model.join("special_tokens_map.json"))?;
     // As for the tokenizer: the older file is preferred where the newer one has no list of tokens.
@@ -79,6 +92,11 @@ pub(super) fn named_tokens(model: &Path, roles: &[&str]) -> Result<Map<String, V
         Some(((*role).to_owned(), Value::String(text)))
     };
     Ok(roles.iter().filter_map(token).collect())
+}
+
+/// The vocabulary of a GGUF.
+fn vocabulary(model: &Path) -> Result<GgufVocabulary, TemplateError> {
+    GgufVocabulary::read(model).map_err(|error| TemplateError::Gguf(Box::new(error)))
 }
 
 /// A text file.

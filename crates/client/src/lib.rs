@@ -37,7 +37,9 @@ pub use inference::logprobs::TokenLogprobs;
 pub use inference::sampler::{Allowed, Constraint, Sampler, Sampling, SamplingError, TokenSet};
 pub use inference::session::InferenceSession;
 pub use inference::text_session::TextSession;
-pub use petals_model::{CheckpointError, Dtype, ModelConfig, Projection, Projections, parse_json};
+pub use petals_model::{
+    CheckpointError, Dtype, GgufVocabulary, ModelConfig, Projection, Projections, TokenKind, parse_json,
+};
 pub use petals_protocol::{Injection, Module, Modules, ServerState, Span, UnknownModule, WeightChange, WireDtype};
 pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
 pub use planner::{

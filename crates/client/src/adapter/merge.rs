@@ -44,6 +44,12 @@ pub enum MergeError {
         /// What can be adapted, in words.
         known: String,
     },
+    /// The model is no folder, but a GGUF, in which blocks would have to be rounded anew.
+    #[error("{} is a GGUF: an adapter can be merged into the checkpoint that it was made from, in Hugging Face's layout", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+    },
     /// The output is, or would overwrite, something else.
     #[error("{} is not empty: a merged checkpoint is written to a folder of its own", path.display())]
     NotEmpty {
@@ -106,6 +112,9 @@ pub fn merge(tables: &PromptTables, projections: &Projections, model: &Path, out
     let adaptable = projections.adaptable();
     if let Some(module) = modules.iter().find(|module| !adaptable.contains(*module)) {
         return Err(MergeError::Module { module, known: projections.describe(adaptable) });
+    }
+    if model.is_file() {
+        return Err(MergeError::Gguf { path: model.to_owned() });
     }
     fs::create_dir_all(out).map_err(|source| failed(out, source))?;
     if files(out)?.next().is_some() {
