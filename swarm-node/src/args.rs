@@ -100,7 +100,7 @@ pub struct NetworkArgs {
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Directory with config.json and model.safetensors (or its shards and index).
+    /// Directory with config.json and model.safetensors (or its shards and index), or a GGUF.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Name of the model in the swarm; clients must use the same. Default: the directory's name, or in
@@ -176,7 +176,7 @@ pub struct ServeArgs {
 /// Arguments of `doctor`.
 #[derive(Debug, Clone, Args)]
 pub struct DoctorArgs {
-    /// Directory of a model, to see what it needs and how many of its blocks fit.
+    /// Directory of a model, or a GGUF, to see what it needs and how many of its blocks fit.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Name of the model in the swarm. Default: the directory's name, or in

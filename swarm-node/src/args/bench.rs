@@ -19,7 +19,7 @@ pub struct BenchArgs {
     /// What to time, one after the other.
     #[arg(value_name = "WHAT", required = true, num_args = 1..)]
     pub what: Vec<BenchKind>,
-    /// Directory with config.json and model.safetensors (or its shards and index).
+    /// Directory with config.json and model.safetensors (or its shards and index), or a GGUF.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Blocks to load, for example 0..12. Default: all.
