@@ -101,7 +101,7 @@ pub(crate) struct OptimiserArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least(1))]
     pub(crate) accumulation: usize,
 
-    /// Highest learning rate [default, for models up to 256 wide: 0.03 for ptune, 0.01 for deep_ptune and lora, 0.1 for ia3, 0.05 for prefix, the
+    /// Highest learning rate [default, for models up to 256 wide: 0.03 for ptune, 0.01 for deep_ptune and lora, 0.1 for ia3, 0.02 for prefix, the
     /// smaller one of two; for wider ones less in proportion, so a sixteenth at 4096]. `auto` tries six rates, from a tenth to thirty times that,
     /// for ten steps each on the first batches, and takes the one that learns most.
     #[arg(long, value_name = "X|auto", allow_negative_numbers = true, value_parser = learning_rate)]

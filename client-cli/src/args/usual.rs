@@ -23,7 +23,7 @@ pub(crate) fn lr(mode: TuningMode, hidden: usize) -> f64 {
     let of_prefix = mode.prefix.map(|prefix| match prefix {
         PrefixMode::Ptune => 0.03,
         PrefixMode::DeepPtune => 0.01,
-        PrefixMode::Prefix => 0.05,
+        PrefixMode::Prefix => 0.02,
     });
     let of_weights = mode.weights.map(|weights| match weights {
         WeightMode::Lora => 0.01,
@@ -43,6 +43,6 @@ mod tests {
     fn rates_fall_with_the_width_and_combinations_take_the_smaller_one() {
         let lr = |mode: &str, hidden| lr(mode.parse().unwrap(), hidden);
         assert_eq!([lr("lora", 128), lr("lora", 256), lr("lora", 1024)], [0.01, 0.01, 0.0025]);
-        assert_eq!([lr("prefix", 256), lr("prefix+lora", 256), lr("ptune+ia3", 512)], [0.05, 0.01, 0.015]);
+        assert_eq!([lr("prefix", 256), lr("prefix+lora", 256), lr("ptune+ia3", 512)], [0.02, 0.01, 0.015]);
     }
 }
