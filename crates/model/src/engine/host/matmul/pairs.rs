@@ -36,6 +36,10 @@ const DEPTH: usize = 32;
 /// Rows and columns of the largest block that a kernel computes at a time.
 const MOST_ROWS: usize = 32;
 const BLOCK_COLUMNS: usize = 2 * PANEL;
+/// Rows of the left matrix that are so many values apart, or a multiple, fall into the same places of a cache.
+const CONFLICT: usize = 1024;
+/// Values of the left matrix that stay in the second-level cache while the panels of a task pass.
+const KEPT: usize = 1 << 19;
 /// The sums of a block, rows of [`BLOCK_COLUMNS`].
 type Sums = [f32; MOST_ROWS * BLOCK_COLUMNS];
 
@@ -52,11 +56,11 @@ pub(super) trait PairPanels: Sync {
     /// `[depth, width]`
     fn shape(&self) -> [usize; 2];
 
-    /// A panel, its depth filled up with zeros to a multiple of [`DEPTH`]; `buffer` is as long, for those that do not lie like that.
-    fn panel<'a>(&'a self, number: usize, buffer: &'a mut [u16]) -> &'a [u16];
+    /// Rows `part` of a panel, its depth filled up with zeros to a multiple of [`DEPTH`]; `buffer` is as long, for those that do not lie like that.
+    fn panel<'a>(&'a self, number: usize, part: Range<usize>, buffer: &'a mut [u16]) -> &'a [u16];
 
-    /// Calls `each` with a tile of every panel: that of rows `number · PANEL` and on.
-    fn tiles(&self, number: usize, each: impl FnMut(&Tile));
+    /// Calls `each` with a tile of each of these panels: that of rows `number · PANEL` and on.
+    fn tiles(&self, number: usize, panels: Range<usize>, each: impl FnMut(&Tile));
 }
 
 impl PairPanels for PairMatrix {
@@ -64,14 +68,14 @@ impl PairPanels for PairMatrix {
         [self.depth, self.width]
     }
 
-    fn panel<'a>(&'a self, number: usize, _: &'a mut [u16]) -> &'a [u16] {
+    fn panel<'a>(&'a self, number: usize, part: Range<usize>, _: &'a mut [u16]) -> &'a [u16] {
         let length = self.depth.next_multiple_of(DEPTH) * PANEL;
-        &self.panels[number * length..][..length]
+        &self.panels[number * length..][..length][part.start * PANEL..part.end * PANEL]
     }
 
-    fn tiles(&self, number: usize, mut each: impl FnMut(&Tile)) {
+    fn tiles(&self, number: usize, panels: Range<usize>, mut each: impl FnMut(&Tile)) {
         let length = self.depth.next_multiple_of(DEPTH) * PANEL;
-        for panel in self.panels.chunks_exact(length) {
+        for panel in self.panels[panels.start * length..panels.end * length].chunks_exact(length) {
             let (tiles, _) = panel.as_chunks();
             each(&tiles[number]);
         }
@@ -162,9 +166,19 @@ pub(super) fn product<K: Kernel>(
         return;
     }
     let depth = inner.next_multiple_of(DEPTH);
-    let left = round(left, inner, depth, rows.next_multiple_of(K::ROWS));
-    let product =
-        Product { weight, direction, left, depth, columns, out: SharedOut(out.as_mut_ptr().cast()), accumulate };
+    // Rows a power of two apart push each other out of the caches.
+    let stride = depth + if depth.is_multiple_of(CONFLICT) { DEPTH } else { 0 };
+    let left = round(left, inner, stride, rows.next_multiple_of(K::ROWS));
+    let product = Product {
+        weight,
+        direction,
+        left,
+        stride,
+        depth,
+        columns,
+        out: SharedOut(out.as_mut_ptr().cast()),
+        accumulate,
+    };
     let run = |rows, panels| product.task::<K>(rows, panels);
     divide([rows, inner, columns], K::ROWS, run);
 }
@@ -215,6 +229,8 @@ struct Product<'a, W> {
     weight: &'a W,
     direction: Direction,
     left: Vec<u16>,
+    /// From one of its rows to the next.
+    stride: usize,
     depth: usize,
     columns: usize,
     out: SharedOut,
@@ -226,15 +242,20 @@ impl<W: PairPanels> Product<'_, W> {
     fn task<K: Kernel>(&self, rows: Range<usize>, panels: Range<usize>) {
         let mut buffer = Vec::new();
         let mut sums = [0.0; MOST_ROWS * BLOCK_COLUMNS];
+        // Few rows stay there whole, and panels are read from front to back.
+        let length = (KEPT / rows.len().max(1)).next_multiple_of(DEPTH).clamp(8 * DEPTH, self.depth.max(8 * DEPTH));
         let calls = || {
-            for first in panels.clone().step_by(2) {
-                let right = self.right(first, &mut buffer);
-                for row in rows.clone().step_by(K::ROWS) {
-                    let height = K::ROWS.min(rows.end - row);
-                    let left = (self.left[row * self.depth..].as_ptr(), self.depth);
-                    // SAFETY: within a session; the left matrix is padded to whole blocks of rows, panels to the depth.
-                    unsafe { K::multiply(height, self.depth, left, right, &mut sums) };
-                    self.store(&sums, row..row + height, first);
+            for first in (0..self.depth).step_by(length) {
+                let part = first..self.depth.min(first + length);
+                for panel in panels.clone().step_by(2) {
+                    let right = self.right(panel, part.clone(), &mut buffer);
+                    for row in rows.clone().step_by(K::ROWS) {
+                        let height = K::ROWS.min(rows.end - row);
+                        let left = (self.left[row * self.stride + first..].as_ptr(), self.stride);
+                        // SAFETY: within a session; the left matrix is padded to whole blocks of rows, panels to the depth.
+                        unsafe { K::multiply(height, part.len(), left, right, &mut sums) };
+                        self.store(&sums, row..row + height, panel, self.accumulate || first > 0);
+                    }
                 }
             }
         };
@@ -242,22 +263,28 @@ impl<W: PairPanels> Product<'_, W> {
         unsafe { K::session(calls) }
     }
 
-    /// Panels `first` and `first + 1` of the right matrix; the first twice if there is no second.
-    fn right(&self, first: usize, buffer: &mut Vec<u16>) -> [*const u16; 2] {
+    /// Rows `part` of panels `first` and `first + 1` of the right matrix; of the first twice if there is no second.
+    fn right(&self, first: usize, part: Range<usize>, buffer: &mut Vec<u16>) -> [*const u16; 2] {
         let last = self.columns.div_ceil(PANEL) - 1;
-        buffer.resize(2 * self.depth * PANEL, 0);
-        let (a, b) = buffer.split_at_mut(self.depth * PANEL);
+        let length = part.len() * PANEL;
+        buffer.resize(2 * length, 0);
+        let (a, b) = buffer.split_at_mut(length);
         let panel = |number: usize, to| match self.direction {
-            Direction::Forward => self.weight.panel(number, to).as_ptr(),
-            Direction::Backward => self.turn(number, to),
+            Direction::Forward => self.weight.panel(number, part.clone(), to).as_ptr(),
+            Direction::Backward => self.turn(number, part.clone(), to),
         };
         [panel(first, a), panel(last.min(first + 1), b)]
     }
 
-    /// Panel `number` of the transposed weight.
-    fn turn(&self, number: usize, to: &mut [u16]) -> *const u16 {
-        let mut tiles = to.as_chunks_mut().0.iter_mut();
-        self.weight.tiles(number, |tile| {
+    /// Rows `part` of panel `number` of the transposed weight.
+    fn turn(&self, number: usize, part: Range<usize>, to: &mut [u16]) -> *const u16 {
+        let [_, width] = self.weight.shape();
+        let panels = part.start / PANEL..(part.end / PANEL).min(width.div_ceil(PANEL));
+        let (tiles, _) = to.as_chunks_mut();
+        // Behind the weight's last column there is nothing.
+        tiles[panels.len()..].iter_mut().for_each(|tile| tile.fill(0));
+        let mut tiles = tiles.iter_mut();
+        self.weight.tiles(number, panels, |tile| {
             if let Some(to) = tiles.next() {
                 turn::turn(tile, to);
             }
@@ -266,7 +293,7 @@ impl<W: PairPanels> Product<'_, W> {
     }
 
     #[allow(unsafe_code)]
-    fn store(&self, sums: &Sums, rows: Range<usize>, panel: usize) {
+    fn store(&self, sums: &Sums, rows: Range<usize>, panel: usize, accumulate: bool) {
         let first = panel * PANEL;
         let width = BLOCK_COLUMNS.min(self.columns - first);
         for (row, sums) in rows.zip(sums.chunks_exact(BLOCK_COLUMNS)) {
@@ -274,7 +301,7 @@ impl<W: PairPanels> Product<'_, W> {
             // SAFETY: these rows and columns lie within the output, belong to this task alone, and are initialised where they
             // are added to.
             unsafe {
-                if self.accumulate {
+                if accumulate {
                     let out = std::slice::from_raw_parts_mut(at, width);
                     out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
                 } else {

@@ -81,11 +81,11 @@ impl PairPanels for BlockMatrix {
         [self.depth, self.width]
     }
 
-    fn panel<'a>(&'a self, number: usize, buffer: &'a mut [u16]) -> &'a [u16] {
+    fn panel<'a>(&'a self, number: usize, part: Range<usize>, buffer: &'a mut [u16]) -> &'a [u16] {
         vectorized(
             #[inline(always)]
             || {
-                for (tile, to) in buffer.as_chunks_mut().0.iter_mut().enumerate() {
+                for (tile, to) in (part.start / PANEL..).zip(buffer.as_chunks_mut().0) {
                     self.pairs(number, tile, to);
                 }
             },
@@ -93,9 +93,9 @@ impl PairPanels for BlockMatrix {
         buffer
     }
 
-    fn tiles(&self, number: usize, mut each: impl FnMut(&pairs::Tile)) {
+    fn tiles(&self, number: usize, panels: Range<usize>, mut each: impl FnMut(&pairs::Tile)) {
         let mut pairs = [0; PANEL * PANEL];
-        for panel in 0..self.width.div_ceil(PANEL) {
+        for panel in panels {
             vectorized(
                 #[inline(always)]
                 || self.pairs(panel, number, &mut pairs),
