@@ -1,7 +1,7 @@
 //! Weight matrices in their files, whatever their format.
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::blocks::{Bits, Column};
 use super::stored::Stored;
@@ -16,7 +16,8 @@ pub(crate) trait Rows: Debug + Send + Sync {
         false
     }
 
-    /// Of how many bits its rows are, if they lie in blocks of 32 with a scale that f16 has.
+    /// Of how many bits its rows are, if they lie in blocks of 32 with a scale that f16 has. Looks at all scales and zero points, so it is asked once and
+    /// only by whoever loads the weights.
     fn bits(&self) -> Option<Bits> {
         None
     }
@@ -33,41 +34,45 @@ pub(crate) trait Rows: Debug + Send + Sync {
 
 /// A weight matrix in its files. Rows are features that leave a projection, their values those that enter it.
 #[derive(Debug, Clone)]
-pub(crate) struct Matrix(Arc<dyn Rows>);
+pub(crate) struct Matrix {
+    rows: Arc<dyn Rows>,
+    /// What [`Rows::bits`] said, once it was asked.
+    bits: OnceLock<Option<Bits>>,
+}
 
 impl Matrix {
     pub(super) fn new(rows: impl Rows + 'static) -> Self {
-        Self(Arc::new(rows))
+        Self { rows: Arc::new(rows), bits: OnceLock::new() }
     }
 
     /// Writes row `row`, in f32; `values` is as long as a row.
     pub(crate) fn decode_row(&self, row: usize, values: &mut [f32]) {
-        self.0.decode_row(row, values);
+        self.rows.decode_row(row, values);
     }
 
     /// See [`Rows::is_float`].
     pub(crate) fn is_float(&self) -> bool {
-        self.0.is_float()
+        self.rows.is_float()
     }
 
     /// See [`Rows::bits`].
     pub(crate) fn bits(&self) -> Option<Bits> {
-        self.0.bits()
+        *self.bits.get_or_init(|| self.rows.bits())
     }
 
     /// See [`Rows::blocks_of`].
     pub(crate) fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
-        self.0.blocks_of(row, values, to);
+        self.rows.blocks_of(row, values, to);
     }
 
     /// Asks the system to read its tensors ahead.
     pub(crate) fn want(&self) {
-        self.0.tensors().into_iter().for_each(Stored::want);
+        self.rows.tensors().into_iter().for_each(Stored::want);
     }
 
     /// Gives back the memory of its mapped tensors; see [`Stored::release`].
     pub(crate) fn release(&self) {
-        self.0.tensors().into_iter().for_each(Stored::release);
+        self.rows.tensors().into_iter().for_each(Stored::release);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Weight matrices in a GGUF, row by row.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use crate::checkpoint::blocks::{Bits, Column};
 use crate::checkpoint::layout::Layout;
@@ -19,8 +18,6 @@ pub(crate) struct GgufRows {
     size: usize,
     /// Whether nothing but the matrix is in the tensor.
     whole: bool,
-    /// What [`Rows::bits`] says once it has been asked, which of some types reads all scales.
-    bits: OnceLock<Option<Bits>>,
 }
 
 impl GgufRows {
@@ -32,7 +29,7 @@ impl GgufRows {
     /// Rows of `values` of a tensor that has others as well.
     pub(super) fn part(tensor: Stored, layout: Layout, rows: Range<usize>, values: usize) -> Self {
         let size = tensor.dtype().bytes(values);
-        Self { tensor, layout, rows, size, whole: false, bits: OnceLock::new() }
+        Self { tensor, layout, rows, size, whole: false }
     }
 
     /// The bytes of row `row`.
@@ -58,7 +55,7 @@ impl Rows for GgufRows {
 
     fn bits(&self) -> Option<Bits> {
         let FileDtype::Block(format) = self.tensor.dtype() else { return None };
-        *self.bits.get_or_init(|| format.bits(self.bytes()))
+        format.bits(self.bytes())
     }
 
     fn blocks_of(&self, row: usize, _values: &mut [f32], to: &mut Column) {

@@ -21,7 +21,7 @@ pub(super) fn locate(
     let scales = checkpoint.locate_as(&module.named("weight_scale"), &found, FLOATS)?;
     let zeros = module.zeros(&blocks, &codes, &found)?;
     let blocks = module.reordered(blocks)?;
-    Ok(Scaled::new(codes, scales, zeros, blocks, shape[1]))
+    Ok(Scaled { codes, scales, zeros, blocks, values: shape[1] })
 }
 
 struct Module<'a> {

@@ -29,5 +29,5 @@ pub(super) fn locate(
     };
     let scales = checkpoint.locate_as(scales, &expected, FLOATS)?;
     let blocks = Blocks { height, columns, groups: Groups::Even(width) };
-    Ok(Scaled::new(Codes::Numbers(codes), scales, None, blocks, values))
+    Ok(Scaled { codes: Codes::Numbers(codes), scales, zeros: None, blocks, values })
 }

@@ -36,8 +36,7 @@ pub(super) struct Gptq {
     rows: usize,
     groups: Groups,
     zeros_less_one: bool,
-    /// If it is symmetric, in groups of whole blocks, with scales that f16 has: its bits, and the size of a group.
-    lies: Option<(Bits, usize)>,
+    values: usize,
 }
 
 /// Finds the tensors of a module and checks them.
@@ -83,23 +82,10 @@ pub(super) fn locate(
         true => checkpoint.group_indices(&indices, values, [size, count])?,
         false => Groups::Even(size),
     };
-    let mut found = Gptq { codes, zeros, scales, bits, rows, groups, zeros_less_one: said.zeros_less_one, lies: None };
-    found.lies = found.lies(values, count);
-    Ok(found)
+    Ok(Gptq { codes, zeros, scales, bits, rows, groups, zeros_less_one: said.zeros_less_one, values })
 }
 
 impl Gptq {
-    fn lies(&self, values: usize, count: usize) -> Option<(Bits, usize)> {
-        let (bits, zero) = match self.bits {
-            4 => (Bits::Four(EVEN), 8.0),
-            8 => (Bits::Eight, 128.0),
-            _ => return None,
-        };
-        let size = self.groups.whole_blocks(values)?;
-        let symmetric = (0..count).all(|group| (0..self.rows).all(|row| self.zero(group, row) == zero));
-        (symmetric && fit_f16(&self.scales.values())).then_some((bits, size))
-    }
-
     fn zero(&self, group: usize, row: usize) -> f32 {
         let words = self.zeros.words();
         let first = group * (self.rows * self.bits as usize / 32);
@@ -125,11 +111,21 @@ impl Rows for Gptq {
     }
 
     fn bits(&self) -> Option<Bits> {
-        self.lies.map(|(bits, _)| bits)
+        let (bits, zero) = match self.bits {
+            4 => (Bits::Four(EVEN), 8.0),
+            8 => (Bits::Eight, 128.0),
+            _ => return None,
+        };
+        self.groups.whole_blocks(self.values)?;
+        let scales = self.scales.values();
+        let groups = scales.len() / self.rows.max(1);
+        let symmetric = (0..groups).all(|group| (0..self.rows).all(|row| self.zero(group, row) == zero));
+        (symmetric && fit_f16(&scales)).then_some(bits)
     }
 
     fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
-        let Some((bits, size)) = self.lies else { return };
+        let Some(size) = self.groups.whole_blocks(self.values) else { return };
+        let bits = if self.bits == 8 { Bits::Eight } else { Bits::Four(EVEN) };
         self.codes.column(row, |words| widen_run(self.bits, values, |at| words[at]));
         let zero = (1 << (self.bits - 1)) as f32;
         values.iter_mut().for_each(|code| *code -= zero);

@@ -1,6 +1,8 @@
 //! Weights in MXFP4 (OCP Microscaling Formats 1.0), as gpt-oss's experts come: for each 32 values 16 bytes with two of them each, the lower half
 //! first, and a power of two (`convert_moe_packed_tensors` of transformers).
 
+use std::ops::Range;
+
 use super::super::blocks::{BLOCK, Bits, Column};
 use super::super::fp4;
 use super::super::matrix::Rows;
@@ -14,8 +16,8 @@ pub(super) struct Mxfp4 {
     scales: Stored,
     /// The expert's first row among those of all.
     first: usize,
-    /// Whether f16 has all of its scales.
-    lies: bool,
+    /// Where its own scales are among those of all.
+    own: Range<usize>,
 }
 
 /// Whether the weight of this name is there in MXFP4.
@@ -39,9 +41,7 @@ pub(super) fn locate(
     let blocks = checkpoint.locate_as(&blocks, &[experts, rows, of_row, BLOCK / 2], &[FileDtype::U8])?;
     let scales = checkpoint.locate_as(&scales, &[experts, rows, of_row], &[FileDtype::U8])?;
     let first = expert * rows;
-    let own = &scales.bytes()[first * of_row..(first + rows) * of_row];
-    let lies = own.iter().all(|scale| fp4::half(*scale).is_some());
-    Ok(Mxfp4 { blocks, scales, first, lies })
+    Ok(Mxfp4 { blocks, scales, first, own: first * of_row..(first + rows) * of_row })
 }
 
 impl Rows for Mxfp4 {
@@ -59,7 +59,8 @@ impl Rows for Mxfp4 {
     }
 
     fn bits(&self) -> Option<Bits> {
-        self.lies.then_some(Bits::Four(fp4::DOUBLED))
+        let fit = self.scales.bytes()[self.own.clone()].iter().all(|scale| fp4::half(*scale).is_some());
+        fit.then_some(Bits::Four(fp4::DOUBLED))
     }
 
     fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {

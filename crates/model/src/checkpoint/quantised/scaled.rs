@@ -14,8 +14,8 @@ pub(super) struct Scaled {
     pub(super) scales: Stored,
     pub(super) zeros: Option<Zeros>,
     pub(super) blocks: Blocks,
-    /// If it is symmetric, in groups of whole blocks, with scales that f16 has: its bits, and the size of a group.
-    lies: Option<(Bits, usize)>,
+    /// Values of a row.
+    pub(super) values: usize,
 }
 
 /// Which scale is whose: scales are `[rows / height, columns]`.
@@ -36,6 +36,18 @@ pub(super) enum Codes {
     Numbers(Stored),
     /// Integers of so many bits, from the low ones of a word up, of which half of the range has been added.
     Packed { words: Stored, bits: u32 },
+}
+
+impl Codes {
+    /// Of how many bits they are, if engines have such blocks.
+    fn bits(&self) -> Option<Bits> {
+        match self {
+            Self::Packed { bits: 4, .. } => Some(Bits::Four(EVEN)),
+            Self::Packed { bits: 8, .. } => Some(Bits::Eight),
+            Self::Numbers(numbers) if numbers.dtype() == FileDtype::I8 => Some(Bits::Eight),
+            _ => None,
+        }
+    }
 }
 
 /// Zero points, one for each scale.
@@ -69,18 +81,6 @@ fn signed(word: u32, bits: u32) -> f32 {
 }
 
 impl Scaled {
-    /// Of rows of `values`.
-    pub(super) fn new(codes: Codes, scales: Stored, zeros: Option<Zeros>, blocks: Blocks, values: usize) -> Self {
-        let bits = match &codes {
-            Codes::Packed { bits: 4, .. } => Some(Bits::Four(EVEN)),
-            Codes::Packed { bits: 8, .. } => Some(Bits::Eight),
-            Codes::Numbers(numbers) if numbers.dtype() == FileDtype::I8 => Some(Bits::Eight),
-            _ => None,
-        };
-        let size = blocks.groups.whole_blocks(values).filter(|_| zeros.is_none() && fit_f16(&scales.values()));
-        Self { codes, scales, zeros, blocks, lies: bits.zip(size) }
-    }
-
     /// The codes of a row, without their offsets.
     fn codes_of(&self, row: usize, values: &mut [f32]) {
         match &self.codes {
@@ -113,11 +113,12 @@ impl Rows for Scaled {
     }
 
     fn bits(&self) -> Option<Bits> {
-        self.lies.map(|(bits, _)| bits)
+        let whole = self.blocks.groups.whole_blocks(self.values).is_some() && self.zeros.is_none();
+        self.codes.bits().filter(|_| whole && fit_f16(&self.scales.values()))
     }
 
     fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
-        let Some((bits, size)) = self.lies else { return };
+        let Some((bits, size)) = self.codes.bits().zip(self.blocks.groups.whole_blocks(self.values)) else { return };
         self.codes_of(row, values);
         let Blocks { height, columns, .. } = &self.blocks;
         groups::blocks_of(bits, values, size, |group| self.scales.value(row / height * columns + group), to);
