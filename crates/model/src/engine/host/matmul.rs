@@ -10,6 +10,7 @@
 //! processor has is chosen at run time ([`trial`]). Processors that multiply bf16 by bf16 have a layout and kernels of their own
 //! ([`pairs`]).
 
+mod aligned;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod amx_permission;

@@ -13,6 +13,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::PANEL;
+use super::aligned::Aligned;
 use crate::checkpoint::blocks::{self, BLOCK, Bits, Column, WeightColumns};
 
 #[allow(unsafe_code)]
@@ -48,7 +49,7 @@ pub(super) struct BlockMatrix {
     bits: Bits,
     lines: Vec<Line>,
     /// Bits of f16.
-    scales: Vec<u16>,
+    scales: Aligned<u16>,
 }
 
 impl BlockMatrix {
@@ -58,7 +59,7 @@ impl BlockMatrix {
         let blocks = depth.div_ceil(BLOCK);
         let (panels, of_panel) = (width.div_ceil(PANEL), blocks * lines_of_block(bits));
         let mut lines = vec![Line([0; LINE]); panels * of_panel];
-        let mut scales = vec![0; panels * blocks * PANEL];
+        let mut scales = Aligned::new(panels * blocks * PANEL);
         let parts = lines.par_chunks_mut(of_panel.max(1)).zip(scales.par_chunks_mut((blocks * PANEL).max(1)));
         parts.enumerate().for_each_init(
             || (vec![0.0; depth], Column::default()),

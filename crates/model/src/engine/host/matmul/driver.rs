@@ -6,6 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::PANEL;
+use super::aligned::Aligned;
 use super::isa::Isa;
 use super::micro::{Left, Micro, Out, Right, Stored, Tile};
 use super::simd::Portable;
@@ -22,7 +23,7 @@ const FEW_ROWS: usize = 24;
 /// rows to multiply it does not get far by itself.
 const AHEAD: usize = 2048;
 /// Panels of a task.
-const TASK_PANELS: usize = 8;
+pub(super) const TASK_PANELS: usize = 8;
 /// Fewer or shorter rows of the left matrix are read as they lie. Others are copied into strips first, because long rows
 /// a power of two apart push each other out of the caches.
 const PACK_ROWS: usize = 24;
@@ -172,19 +173,20 @@ fn product<S: Micro, W: Panels>(operands: Operands<'_, W>) {
         accumulate,
     };
     let run = |rows, panels| product.compute::<S>(rows, panels);
-    divide([rows, inner, columns], S::ROWS, run);
+    divide([rows, inner, columns], TASK_PANELS, S::ROWS, run);
 }
 
 /// Divides a product `[rows, inner] x [inner, columns]` among threads: calls `run` for ranges of rows, which begin at
-/// multiples of `height`, and of panels of columns, which together cover the output once.
+/// multiples of `height`, and of `task` panels of columns, which together cover the output once.
 pub(super) fn divide(
     [rows, inner, columns]: [usize; 3],
+    task: usize,
     height: usize,
     run: impl Fn(Range<usize>, Range<usize>) + Sync,
 ) {
     let panels = columns.div_ceil(PANEL);
-    let groups = panels.div_ceil(TASK_PANELS);
-    let group = |number: usize| number * TASK_PANELS..panels.min((number + 1) * TASK_PANELS);
+    let groups = panels.div_ceil(task);
+    let group = |number: usize| number * task..panels.min((number + 1) * task);
     let threads = rayon::current_num_threads();
     if threads == 1 || rows * inner * columns < ALONE {
         (0..groups).for_each(|number| run(0..rows, group(number)));
@@ -242,7 +244,7 @@ impl<W: Panels> Product<'_, W> {
             Some(values) => parts(DEPTH).for_each(|part| self.plain::<S>(values, &rows, part, panels.clone())),
             None => {
                 let stride = DEPTH.min(self.inner.next_multiple_of(PANEL)) * PANEL;
-                let mut buffer = vec![0.0; panels.len() * stride];
+                let mut buffer = Aligned::new(panels.len() * stride);
                 for part in parts(DEPTH) {
                     for (panel, to) in panels.clone().zip(buffer.chunks_exact_mut(stride)) {
                         match self.direction {

@@ -6,6 +6,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::PANEL;
+use super::aligned::Aligned;
 use super::blocks::{BlockMatrix, Dots};
 use super::driver::{self, Direction, Operands, PlainPanels};
 use super::isa::Isa;
@@ -26,9 +27,9 @@ pub(crate) struct FrozenMatrix {
 
 #[derive(Debug)]
 enum Values {
-    F32(Vec<f32>),
-    Bf16(Vec<Bf16>),
-    F16(Vec<F16>),
+    F32(Aligned<f32>),
+    Bf16(Aligned<Bf16>),
+    F16(Aligned<F16>),
     /// bf16 for processors that multiply it as it is.
     Pairs(PairMatrix),
     /// Of eight or four bits, and what multiplies them as integers.
@@ -131,7 +132,7 @@ impl FrozenMatrix {
             }
             Values::Pairs(weight) => pairs::run(isa, weight, direction, left, out, accumulate),
             Values::Blocks(weight, dots) => {
-                if direction == Direction::Forward && left.len() <= dots.most_rows() * depth {
+                if direction == Direction::Forward && left.len() <= dots.most_rows(isa) * depth {
                     dots.product(weight, left, out, accumulate);
                 } else if isa.multiplies_bf16() {
                     pairs::run(isa, weight, direction, left, out, accumulate);
@@ -149,8 +150,8 @@ fn pack<E: Copy + Default + Send>(
     width: usize,
     from: &impl WeightColumns,
     convert: impl Fn(f32) -> E + Sync,
-) -> Vec<E> {
-    let mut packed = vec![E::default(); width.div_ceil(PANEL) * depth * PANEL];
+) -> Aligned<E> {
+    let mut packed = Aligned::new(width.div_ceil(PANEL) * depth * PANEL);
     packed.par_chunks_mut((depth * PANEL).max(1)).enumerate().for_each_init(
         || vec![0.0; PANEL * depth],
         |columns, (panel, packed)| {

@@ -10,45 +10,54 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::PANEL;
+use super::aligned::Aligned;
 use super::driver::{Direction, SharedOut, divide};
 use super::isa::Isa;
 use crate::checkpoint::blocks::WeightColumns;
 use crate::engine::host::simd::vectorized;
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod left;
 #[cfg(test)]
 mod plain;
+mod round;
 mod turn;
 
+use ahead::fetch;
 #[cfg(target_arch = "x86_64")]
 use amx::Amx;
 #[cfg(target_arch = "x86_64")]
 use avx512::Avx512Bf16;
+use left::Left;
 #[cfg(test)]
 pub(super) use plain::Plain;
+pub(in crate::engine::host) use round::round_to_bf16;
 pub(super) use turn::Tile;
 
 /// Depth of a tile: depths are filled up to multiples of it.
 const DEPTH: usize = 32;
-/// Rows and columns of the largest block that a kernel computes at a time.
-const MOST_ROWS: usize = 32;
-const BLOCK_COLUMNS: usize = 2 * PANEL;
-/// Rows of the left matrix that are so many values apart, or a multiple, fall into the same places of a cache.
-const CONFLICT: usize = 1024;
-/// Values of the left matrix that stay in the second-level cache while the panels of a task pass.
-const KEPT: usize = 1 << 19;
-/// The sums of a block, rows of [`BLOCK_COLUMNS`].
-type Sums = [f32; MOST_ROWS * BLOCK_COLUMNS];
+/// Panels that a kernel multiplies with at a time.
+const PANELS: usize = 2;
+/// Panels of a task, and of one of few rows.
+pub(super) const TASK_PANELS: usize = 16;
+const FEW_ROWS_PANELS: usize = 8;
+/// Rows of a task that are computed at a time. Their sums (768 KiB with [`TASK_PANELS`]) and a part of their values stay in the second-level cache.
+const ROWS: usize = 768;
+/// Depth of a part, if rows are many: that of a pair of panels (16 KiB) stays in the first-level cache while strips of rows pass.
+const PART: usize = 256;
+/// So few rows wait for the weights, which are read from front to back.
+const FEW_ROWS: usize = 64;
 
 /// A weight `[depth, width]` in panels of pairs.
 #[derive(Debug)]
 pub(super) struct PairMatrix {
     depth: usize,
     width: usize,
-    panels: Vec<u16>,
+    panels: Aligned<u16>,
 }
 
 /// A weight `[depth, width]` that is read as panels of pairs.
@@ -56,11 +65,14 @@ pub(super) trait PairPanels: Sync {
     /// `[depth, width]`
     fn shape(&self) -> [usize; 2];
 
-    /// Rows `part` of a panel, its depth filled up with zeros to a multiple of [`DEPTH`]; `buffer` is as long, for those that do not lie like that.
-    fn panel<'a>(&'a self, number: usize, part: Range<usize>, buffer: &'a mut [u16]) -> &'a [u16];
+    /// Rows `part` of a panel, its depth filled up with zeros to a multiple of [`DEPTH`], if that is how it lies.
+    fn plain(&self, panel: usize, part: Range<usize>) -> Option<&[u16]>;
 
-    /// Calls `each` with a tile of each of these panels: that of rows `number · PANEL` and on.
-    fn tiles(&self, number: usize, panels: Range<usize>, each: impl FnMut(&Tile));
+    /// Writes the same to `out`.
+    fn widen(&self, panel: usize, part: Range<usize>, out: &mut [u16]);
+
+    /// Calls `each` with tiles of a panel: number `n` begins with row `n · PANEL`.
+    fn tiles(&self, panel: usize, tiles: Range<usize>, each: impl FnMut(&Tile));
 }
 
 impl PairPanels for PairMatrix {
@@ -68,23 +80,22 @@ impl PairPanels for PairMatrix {
         [self.depth, self.width]
     }
 
-    fn panel<'a>(&'a self, number: usize, part: Range<usize>, _: &'a mut [u16]) -> &'a [u16] {
-        let length = self.depth.next_multiple_of(DEPTH) * PANEL;
-        &self.panels[number * length..][..length][part.start * PANEL..part.end * PANEL]
+    fn plain(&self, panel: usize, part: Range<usize>) -> Option<&[u16]> {
+        Some(&self.panel(panel)[part.start * PANEL..part.end * PANEL])
     }
 
-    fn tiles(&self, number: usize, panels: Range<usize>, mut each: impl FnMut(&Tile)) {
-        let length = self.depth.next_multiple_of(DEPTH) * PANEL;
-        for panel in self.panels[panels.start * length..panels.end * length].chunks_exact(length) {
-            let (tiles, _) = panel.as_chunks();
-            each(&tiles[number]);
-        }
+    fn widen(&self, panel: usize, part: Range<usize>, out: &mut [u16]) {
+        out.copy_from_slice(&self.panel(panel)[part.start * PANEL..part.end * PANEL]);
+    }
+
+    fn tiles(&self, panel: usize, tiles: Range<usize>, each: impl FnMut(&Tile)) {
+        self.panel(panel).as_chunks().0[tiles].iter().for_each(each);
     }
 }
 
 /// Rows below which tiles would be mostly empty.
 #[cfg(target_arch = "x86_64")]
-const FEW_ROWS: usize = 12;
+const EMPTY_ROWS: usize = 12;
 
 /// Computes a product with an instruction set for which [`Isa::multiplies_bf16`] holds.
 pub(super) fn run(
@@ -99,7 +110,7 @@ pub(super) fn run(
     {
         let [depth, width] = weight.shape();
         let (inner, _) = direction.extents(depth, width);
-        if isa == Isa::Amx && left.len() > FEW_ROWS * inner {
+        if isa == Isa::Amx && left.len() > EMPTY_ROWS * inner {
             product::<Amx>(weight, direction, left, out, accumulate);
         } else {
             product::<Avx512Bf16>(weight, direction, left, out, accumulate);
@@ -109,10 +120,13 @@ pub(super) fn run(
     unreachable!("{isa:?} does not multiply bf16");
 }
 
-/// What multiplies a block.
+/// What multiplies a strip of rows with [`PANELS`] panels.
 pub(super) trait Kernel {
-    /// Rows that one call takes.
+    /// Rows of a strip, at most.
     const ROWS: usize;
+
+    /// Rows of all strips of a matrix of `rows` rows; the last strip is filled up.
+    fn height(rows: usize) -> usize;
 
     /// Readies the thread for calls of [`Self::multiply`], and cleans up behind `calls`.
     ///
@@ -120,19 +134,39 @@ pub(super) trait Kernel {
     /// The processor has the instructions.
     unsafe fn session(calls: impl FnOnce());
 
-    /// Sums for `rows` rows (at most [`Self::ROWS`]) of `left`, `left_stride` values apart, and two panels.
+    /// Adds to `sums`, `[PANELS][ROWS][PANEL]`, or overwrites them.
     ///
     /// # Safety
-    /// Within [`Self::session`]; `left` has [`Self::ROWS`] rows of `depth` values, each panel `depth` rows; `depth` is a
-    /// multiple of [`DEPTH`].
-    unsafe fn multiply(rows: usize, depth: usize, left: (*const u16, usize), panels: [*const u16; 2], sums: &mut Sums);
+    /// Within [`Self::session`]; see [`Block`].
+    unsafe fn multiply(block: Block, sums: &mut [f32]);
+}
+
+/// A strip of rows and the panels that it is multiplied with.
+pub(super) struct Block {
+    /// Rows that count.
+    rows: usize,
+    /// `[depth / DEPTH][height][DEPTH]`
+    left: *const u16,
+    /// See [`Kernel::height`].
+    height: usize,
+    /// A multiple of [`DEPTH`].
+    depth: usize,
+    /// `depth` rows each.
+    panels: [*const u16; PANELS],
+    /// Whether sums are added to.
+    onto: bool,
 }
 
 impl PairMatrix {
+    fn panel(&self, number: usize) -> &[u16] {
+        let length = self.depth.next_multiple_of(DEPTH) * PANEL;
+        &self.panels[number * length..][..length]
+    }
+
     /// As [`super::FrozenMatrix::from_columns`].
     pub(super) fn from_columns([depth, width]: [usize; 2], from: &impl WeightColumns) -> Self {
         let panel_len = depth.next_multiple_of(DEPTH) * PANEL;
-        let mut panels = vec![0; width.div_ceil(PANEL) * panel_len];
+        let mut panels = Aligned::new(width.div_ceil(PANEL) * panel_len);
         panels.par_chunks_mut(panel_len.max(1)).enumerate().for_each_init(
             || vec![0.0; PANEL * depth],
             |columns, (panel, pairs)| {
@@ -165,22 +199,20 @@ pub(super) fn product<K: Kernel>(
     if rows == 0 || columns == 0 {
         return;
     }
-    let depth = inner.next_multiple_of(DEPTH);
-    // Rows a power of two apart push each other out of the caches.
-    let stride = depth + if depth.is_multiple_of(CONFLICT) { DEPTH } else { 0 };
-    let left = round(left, inner, stride, rows.next_multiple_of(K::ROWS));
+    let height = K::height(rows);
     let product = Product {
         weight,
         direction,
-        left,
-        stride,
-        depth,
+        left: Left::new(left, inner, height),
+        height,
+        depth: inner.next_multiple_of(DEPTH),
         columns,
         out: SharedOut(out.as_mut_ptr().cast()),
         accumulate,
     };
     let run = |rows, panels| product.task::<K>(rows, panels);
-    divide([rows, inner, columns], K::ROWS, run);
+    let panels = if rows <= FEW_ROWS { FEW_ROWS_PANELS } else { TASK_PANELS };
+    divide([rows, inner, columns], panels, K::ROWS, run);
 }
 
 /// Lays columns of `depth` values out as pairs, in parts that stay in the first-level cache.
@@ -204,33 +236,12 @@ fn interleave(columns: &[f32], depth: usize, pairs: &mut [u16]) {
     }
 }
 
-/// The left matrix in bf16, `[padded rows, padded depth]`, zero where there is nothing.
-fn round(left: &[f32], inner: usize, depth: usize, rows: usize) -> Vec<u16> {
-    let mut rounded = vec![0; rows * depth];
-    rounded.par_chunks_mut(depth).zip(left.par_chunks(inner)).for_each(|(to, row)| {
-        vectorized(
-            #[inline(always)]
-            || to.iter_mut().zip(row).for_each(|(to, &value)| *to = round_to_bf16(value)),
-        );
-    });
-    rounded
-}
-
-/// The bits of the nearest bf16, of two the even one, without branches. NaN stays NaN.
-#[inline(always)]
-pub(in crate::engine::host) fn round_to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    let kept = bits >> 16 | 0x40;
-    (if bits & 0x7fff_ffff > 0x7f80_0000 { kept } else { rounded }) as u16
-}
-
 struct Product<'a, W> {
     weight: &'a W,
     direction: Direction,
-    left: Vec<u16>,
-    /// From one of its rows to the next.
-    stride: usize,
+    left: Left,
+    /// Rows of its strips.
+    height: usize,
     depth: usize,
     columns: usize,
     out: SharedOut,
@@ -240,91 +251,128 @@ struct Product<'a, W> {
 impl<W: PairPanels> Product<'_, W> {
     #[allow(unsafe_code)]
     fn task<K: Kernel>(&self, rows: Range<usize>, panels: Range<usize>) {
-        let mut buffer = Vec::new();
-        let mut sums = [0.0; MOST_ROWS * BLOCK_COLUMNS];
-        // Few rows stay there whole, and panels are read from front to back.
-        let length = (KEPT / rows.len().max(1)).next_multiple_of(DEPTH).clamp(8 * DEPTH, self.depth.max(8 * DEPTH));
+        let (mut buffer, mut sums) = (Aligned::new(0), Aligned::new(0));
         let calls = || {
-            for first in (0..self.depth).step_by(length) {
-                let part = first..self.depth.min(first + length);
-                for panel in panels.clone().step_by(2) {
-                    let right = self.right(panel, part.clone(), &mut buffer);
-                    for row in rows.clone().step_by(K::ROWS) {
-                        let height = K::ROWS.min(rows.end - row);
-                        let left = (self.left[row * self.stride + first..].as_ptr(), self.stride);
-                        // SAFETY: within a session; the left matrix is padded to whole blocks of rows, panels to the depth.
-                        unsafe { K::multiply(height, part.len(), left, right, &mut sums) };
-                        self.store(&sums, row..row + height, panel, self.accumulate || first > 0);
-                    }
-                }
+            // As many for each time: the last rows would not be worth the reading of the weights.
+            let height = rows.len().div_ceil(rows.len().div_ceil(ROWS)).next_multiple_of(K::ROWS);
+            for first in rows.clone().step_by(height) {
+                let rows = first..rows.end.min(first + height);
+                self.rows::<K>(rows, panels.clone(), &mut buffer, &mut sums);
             }
         };
         // SAFETY: the layout was chosen for a processor that has the instructions.
         unsafe { K::session(calls) }
     }
 
-    /// Rows `part` of panels `first` and `first + 1` of the right matrix; of the first twice if there is no second.
-    fn right(&self, first: usize, part: Range<usize>, buffer: &mut Vec<u16>) -> [*const u16; 2] {
-        let last = self.columns.div_ceil(PANEL) - 1;
-        let length = part.len() * PANEL;
-        buffer.resize(2 * length, 0);
-        let (a, b) = buffer.split_at_mut(length);
-        let panel = |number: usize, to| match self.direction {
-            Direction::Forward => self.weight.panel(number, part.clone(), to).as_ptr(),
-            Direction::Backward => self.turn(number, part.clone(), to),
-        };
-        [panel(first, a), panel(last.min(first + 1), b)]
-    }
-
-    /// Rows `part` of panel `number` of the transposed weight.
-    fn turn(&self, number: usize, part: Range<usize>, to: &mut [u16]) -> *const u16 {
-        let [_, width] = self.weight.shape();
-        let panels = part.start / PANEL..(part.end / PANEL).min(width.div_ceil(PANEL));
-        let (tiles, _) = to.as_chunks_mut();
-        // Behind the weight's last column there is nothing.
-        tiles[panels.len()..].iter_mut().for_each(|tile| tile.fill(0));
-        let mut tiles = tiles.iter_mut();
-        self.weight.tiles(number, panels, |tile| {
-            if let Some(to) = tiles.next() {
-                turn::turn(tile, to);
-            }
-        });
-        to.as_ptr()
-    }
-
     #[allow(unsafe_code)]
-    fn store(&self, sums: &Sums, rows: Range<usize>, panel: usize, accumulate: bool) {
-        let first = panel * PANEL;
-        let width = BLOCK_COLUMNS.min(self.columns - first);
-        for (row, sums) in rows.zip(sums.chunks_exact(BLOCK_COLUMNS)) {
-            let at = self.out.0.wrapping_add(row * self.columns + first);
-            // SAFETY: these rows and columns lie within the output, belong to this task alone, and are initialised where they
-            // are added to.
-            unsafe {
-                if accumulate {
-                    let out = std::slice::from_raw_parts_mut(at, width);
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
-                } else {
-                    at.copy_from_nonoverlapping(sums.as_ptr(), width);
+    fn rows<K: Kernel>(
+        &self,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        buffer: &mut Aligned<u16>,
+        sums: &mut Aligned<f32>,
+    ) {
+        let of_block = PANELS * K::ROWS * PANEL;
+        let strips = rows.len().div_ceil(K::ROWS);
+        let sums = sums.at_least(panels.len().div_ceil(PANELS) * strips * of_block);
+        let plain = |panel, part| match self.direction {
+            Direction::Forward => self.weight.plain(panel, part),
+            Direction::Backward => None,
+        };
+        let few = rows.len() <= FEW_ROWS;
+        let lies_plain = plain(0, 0..0).is_some();
+        let length = if few && lies_plain { self.depth } else { PART };
+        for first in (0..self.depth).step_by(length) {
+            let part = first..self.depth.min(first + length);
+            let of_panel = part.len() * PANEL;
+            if !lies_plain {
+                self.fill(panels.clone(), part.clone(), buffer.at_least(panels.len() * of_panel));
+            }
+            let right = |panel| match plain(panel, part.clone()) {
+                Some(values) => values.as_ptr(),
+                None => buffer[(panel - panels.start) * of_panel..].as_ptr(),
+            };
+            for (panel, sums) in panels.clone().step_by(PANELS).zip(sums.chunks_exact_mut(strips * of_block)) {
+                // Of the last panel's, if it is alone, twice the same.
+                let right = [right(panel), right((panel + 1).min(panels.end - 1))];
+                // The panels that come next: of this part, or the first ones of the next.
+                let (panel_then, part_then) = match panel + PANELS {
+                    next if next < panels.end => (next, part.clone()),
+                    _ => (panels.start, part.end..self.depth.min(part.end + length)),
+                };
+                for (n, (row, sums)) in rows.clone().step_by(K::ROWS).zip(sums.chunks_exact_mut(of_block)).enumerate() {
+                    let strip = self.left.strip(row, first);
+                    if !few {
+                        let of_strip = part.len() * self.height;
+                        let strip_then = strip.get(of_strip..2 * of_strip).unwrap_or_default();
+                        fetch(strip_then, (panel - panels.start) / PANELS, panels.len().div_ceil(PANELS));
+                        for panel in panel_then..panels.end.min(panel_then + PANELS) {
+                            fetch(plain(panel, part_then.clone()).unwrap_or_default(), n, strips);
+                        }
+                    }
+                    let block = Block {
+                        rows: K::ROWS.min(rows.end - row),
+                        left: strip.as_ptr(),
+                        height: self.height,
+                        depth: part.len(),
+                        panels: right,
+                        onto: first > 0,
+                    };
+                    // SAFETY: within a session; strips are whole, panels padded to the depth.
+                    unsafe { K::multiply(block, sums) };
                 }
             }
         }
+        self.store::<K>(sums, rows, panels);
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use half::bf16;
+    /// Writes rows `part` of panels of the right matrix, one panel behind the other.
+    fn fill(&self, panels: Range<usize>, part: Range<usize>, to: &mut [u16]) {
+        let of_panel = part.len() * PANEL;
+        if self.direction == Direction::Forward {
+            panels
+                .zip(to.chunks_exact_mut(of_panel))
+                .for_each(|(panel, to)| self.weight.widen(panel, part.clone(), to));
+            return;
+        }
+        // The tiles of a stored panel lie side by side, and are tiles of all of these panels.
+        let [_, width] = self.weight.shape();
+        let stored = part.start / PANEL..(part.end / PANEL).min(width.div_ceil(PANEL));
+        for (at, panel) in stored.clone().enumerate() {
+            let mut to = to.chunks_exact_mut(of_panel);
+            self.weight.tiles(panel, panels.clone(), |tile| {
+                if let Some(to) = to.next() {
+                    turn::turn(tile, &mut to.as_chunks_mut().0[at]);
+                }
+            });
+        }
+        // Behind the weight's last column there is nothing.
+        to.chunks_exact_mut(of_panel).for_each(|to| to[stored.len() * PANEL * PANEL..].fill(0));
+    }
 
-    use super::*;
-
-    #[test]
-    fn rounding_is_that_of_the_half_crate() {
-        let values = (0..=u16::MAX).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| (high, low)));
-        for (high, low) in values {
-            let value = f32::from_bits(u32::from(high) << 16 | low);
-            let (got, expected) = (bf16::from_bits(round_to_bf16(value)), bf16::from_f32(value));
-            assert!(got == expected || got.is_nan() && expected.is_nan(), "{value}: {got}");
+    /// Writes or adds sums, `[pair of panels][strip][PANELS][ROWS][PANEL]`, to their places.
+    #[allow(unsafe_code)]
+    fn store<K: Kernel>(&self, sums: &[f32], rows: Range<usize>, panels: Range<usize>) {
+        let strips = rows.len().div_ceil(K::ROWS);
+        for (n, row) in rows.enumerate() {
+            let (strip, row_of_strip) = (n / K::ROWS, n % K::ROWS);
+            for panel in panels.clone() {
+                let (pair, second) = ((panel - panels.start) / PANELS, (panel - panels.start) % PANELS);
+                let at = ((pair * strips + strip) * PANELS + second) * K::ROWS + row_of_strip;
+                let width = PANEL.min(self.columns - panel * PANEL);
+                let sums = &sums[at * PANEL..][..width];
+                let to = self.out.0.wrapping_add(row * self.columns + panel * PANEL);
+                // SAFETY: these rows and columns lie within the output, belong to this task alone, and are initialised where they
+                // are added to.
+                unsafe {
+                    if self.accumulate {
+                        let out = std::slice::from_raw_parts_mut(to, width);
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    } else {
+                        to.copy_from_nonoverlapping(sums.as_ptr(), width);
+                    }
+                }
+            }
         }
     }
 }

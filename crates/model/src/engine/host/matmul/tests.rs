@@ -39,7 +39,7 @@ fn expected(direction: Direction, [rows, depth, width]: [usize; 3], left: &[f32]
 }
 
 /// One row to several blocks, depths and widths on both sides of every block's and panel's edge.
-const SHAPES: [[usize; 3]; 11] = [
+const SHAPES: [[usize; 3]; 12] = [
     [1, 1, 1],
     [1, 64, 48],
     [2, 17, 33],
@@ -51,6 +51,7 @@ const SHAPES: [[usize; 3]; 11] = [
     [97, 270, 100],
     [200, 33, 17],
     [230, 128, 640],
+    [790, 530, 40],
 ];
 
 fn write_column(n: usize, column: &mut [f32]) {

@@ -8,7 +8,8 @@ use super::left::RoundedRows;
 use super::{BlockMatrix, GROUP, LINE, Line};
 use crate::checkpoint::blocks::{BLOCK, Bits, Table};
 use crate::engine::host::matmul::PANEL;
-use crate::engine::host::matmul::driver::{SharedOut, divide};
+use crate::engine::host::matmul::driver::{SharedOut, TASK_PANELS, divide};
+use crate::engine::host::matmul::isa::Isa;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -70,12 +71,14 @@ impl Dots {
         })
     }
 
-    /// Rows up to which integer products are quicker than widening the weight.
-    pub(in super::super) fn most_rows(self) -> usize {
+    /// Rows up to which integer products are quicker than widening the weight for the kernels of `isa`.
+    pub(in super::super) fn most_rows(self, isa: Isa) -> usize {
         match self {
             Self::Plain => 4,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => 16,
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni | Self::Avx512Vnni if isa == Isa::Amx => 16,
             #[cfg(target_arch = "x86_64")]
             Self::AvxVnni | Self::Avx512Vnni => 32,
         }
@@ -292,7 +295,7 @@ fn product<I: Integers, const VECTORS: usize>(
         panels
             .for_each(|panel| unsafe { multiply::<I, VECTORS>(weight, &left, (out, accumulate), rows.clone(), panel) });
     };
-    divide([rows, depth, width], I::ROWS, task);
+    divide([rows, depth, width], TASK_PANELS, I::ROWS, task);
 }
 
 /// All of `rows` times one panel.

@@ -9,8 +9,11 @@ use crate::checkpoint::blocks::{BLOCK, Bits, Table};
 use crate::engine::host::matmul::PANEL;
 use crate::engine::host::matmul::driver::Panels;
 use crate::engine::host::matmul::micro::{Micro, Tile};
-use crate::engine::host::matmul::pairs::{self, PairPanels, round_to_bf16};
+use crate::engine::host::matmul::pairs::{self, PairPanels, TASK_PANELS, round_to_bf16};
 use crate::engine::host::simd::vectorized;
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// Lines of eight bits that make a tile.
 const TILE_LINES: usize = PANEL / GROUP;
@@ -81,34 +84,38 @@ impl PairPanels for BlockMatrix {
         [self.depth, self.width]
     }
 
-    fn panel<'a>(&'a self, number: usize, part: Range<usize>, buffer: &'a mut [u16]) -> &'a [u16] {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (tile, to) in (part.start / PANEL..).zip(buffer.as_chunks_mut().0) {
-                    self.pairs(number, tile, to);
-                }
-            },
-        );
-        buffer
+    fn plain(&self, _: usize, _: Range<usize>) -> Option<&[u16]> {
+        None
     }
 
-    fn tiles(&self, number: usize, panels: Range<usize>, mut each: impl FnMut(&pairs::Tile)) {
-        let mut pairs = [0; PANEL * PANEL];
-        for panel in panels {
-            vectorized(
-                #[inline(always)]
-                || self.pairs(panel, number, &mut pairs),
-            );
-            each(&pairs);
-        }
+    fn widen(&self, panel: usize, part: Range<usize>, out: &mut [u16]) {
+        self.pairs(panel, part.start / PANEL, out.as_chunks_mut().0);
+    }
+
+    fn tiles(&self, panel: usize, tiles: Range<usize>, each: impl FnMut(&pairs::Tile)) {
+        let mut pairs = [[0; PANEL * PANEL]; TASK_PANELS];
+        let pairs = &mut pairs[..tiles.len()];
+        self.pairs(panel, tiles.start, pairs);
+        pairs.iter().for_each(each);
     }
 }
 
 impl BlockMatrix {
-    /// A tile as pairs of neighbours along the depth.
+    /// Tiles from number `first` on as pairs of neighbours along the depth.
+    fn pairs(&self, panel: usize, first: usize, to: &mut [pairs::Tile]) {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx512bf16") && std::arch::is_x86_feature_detected!("avx512bw") {
+            // SAFETY: the processor has the instructions.
+            return unsafe { avx512::pairs(self, panel, first, to) };
+        }
+        vectorized(
+            #[inline(always)]
+            || to.iter_mut().zip(first..).for_each(|(to, number)| self.rounded(panel, number, to)),
+        );
+    }
+
     #[inline(always)]
-    fn pairs(&self, panel: usize, number: usize, to: &mut pairs::Tile) {
+    fn rounded(&self, panel: usize, number: usize, to: &mut pairs::Tile) {
         let mut tile = [[0.0; PANEL]; PANEL];
         self.tile(panel, number, &mut tile);
         let (to, _) = to.as_chunks_mut::<{ 2 * PANEL }>();

@@ -4,10 +4,12 @@
 
 use std::arch::asm;
 
-use super::{BLOCK_COLUMNS, DEPTH, Kernel, Sums};
-use crate::engine::host::matmul::PANEL;
+use super::{Block, DEPTH, Kernel};
 
 pub(in super::super) struct Amx;
+
+/// Bytes of a row of a tile: tiles of all three matrices lie row behind row.
+const TILE_ROW: usize = 64;
 
 /// What `ldtilecfg` reads: palette 1, and eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -28,6 +30,10 @@ static TILES: TileConfig = {
 impl Kernel for Amx {
     const ROWS: usize = 32;
 
+    fn height(_: usize) -> usize {
+        Self::ROWS
+    }
+
     unsafe fn session(calls: impl FnOnce()) {
         /// Frees the tiles, also when `calls` panics.
         struct Release;
@@ -44,53 +50,48 @@ impl Kernel for Amx {
     }
 
     /// A block of 32 x 32 sums in four tiles: every tile loaded is used twice.
-    unsafe fn multiply(
-        _rows: usize,
-        depth: usize,
-        (left, stride): (*const u16, usize),
-        [first, second]: [*const u16; 2],
-        sums: &mut Sums,
-    ) {
-        let row_bytes = 2 * stride;
-        let lower = left.wrapping_add(16 * stride);
-        let to = sums.as_mut_ptr();
-        let lower_sums = to.wrapping_add(16 * BLOCK_COLUMNS);
-        // SAFETY: by the contract of the trait: 32 rows of `depth` values, panels of `depth` rows, whole tiles.
+    unsafe fn multiply(block: Block, sums: &mut [f32]) {
+        let Block { left, depth, panels: [first, second], onto, .. } = block;
+        // SAFETY: by the contract of the trait: strips of 32 rows, panels of `depth` rows, whole tiles; room for four tiles of sums.
         unsafe {
             asm!(
+                "test {onto}, {onto}",
+                "jnz 3f",
                 "tilezero tmm0",
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
+                "jmp 2f",
+                "3:",
+                "tileloadd tmm0, [{sums} + {tile_row}*1]",
+                "tileloadd tmm2, [{sums} + {tile_row}*1 + 1024]",
+                "tileloadd tmm1, [{sums} + {tile_row}*1 + 2048]",
+                "tileloadd tmm3, [{sums} + {tile_row}*1 + 3072]",
                 "2:",
-                "tileloadd tmm4, [{upper} + {row_bytes}*1]",
+                "tileloadd tmm4, [{left} + {tile_row}*1]",
                 "tileloadd tmm6, [{first} + {tile_row}*1]",
-                "tileloadd tmm5, [{lower} + {row_bytes}*1]",
+                "tileloadd tmm5, [{left} + {tile_row}*1 + 1024]",
                 "tileloadd tmm7, [{second} + {tile_row}*1]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {upper}, 64",
-                "add {lower}, 64",
+                "add {left}, 2048",
                 "add {first}, 1024",
                 "add {second}, 1024",
                 "dec {tiles}",
                 "jnz 2b",
-                "tilestored [{sums} + {sums_row}*1], tmm0",
-                "tilestored [{sums} + {sums_row}*1 + 64], tmm1",
-                "tilestored [{lower_sums} + {sums_row}*1], tmm2",
-                "tilestored [{lower_sums} + {sums_row}*1 + 64], tmm3",
-                upper = inout(reg) left => _,
-                lower = inout(reg) lower => _,
+                "tilestored [{sums} + {tile_row}*1], tmm0",
+                "tilestored [{sums} + {tile_row}*1 + 1024], tmm2",
+                "tilestored [{sums} + {tile_row}*1 + 2048], tmm1",
+                "tilestored [{sums} + {tile_row}*1 + 3072], tmm3",
+                left = inout(reg) left => _,
                 first = inout(reg) first => _,
                 second = inout(reg) second => _,
                 tiles = inout(reg) depth / DEPTH => _,
-                row_bytes = in(reg) row_bytes,
-                tile_row = in(reg) 4 * PANEL,
-                sums = in(reg) to,
-                lower_sums = in(reg) lower_sums,
-                sums_row = in(reg) 4 * BLOCK_COLUMNS,
+                onto = in(reg) u64::from(onto),
+                tile_row = in(reg) TILE_ROW,
+                sums = in(reg) sums.as_mut_ptr(),
                 options(nostack),
             );
         }
