@@ -1,8 +1,12 @@
-//! Weights in blocks: 32 neighbours of a column have one scale, an f16, and eight or four bits each. What files and engines have in common.
+//! Weights in blocks: 32 neighbours of a column have one scale, an f16, some an offset besides, and eight or four bits each. What files and engines have in common.
 
 use half::f16;
 
 use crate::device::Dtype;
+
+mod offset;
+
+pub(crate) use offset::STEPS;
 
 /// Neighbours along the depth that have a scale together.
 pub(crate) const BLOCK: usize = 32;
@@ -17,13 +21,40 @@ pub(crate) enum Bits {
     Eight,
     /// Entries of a table.
     Four(Table),
+    /// Numbers from 0 to 15, whose blocks have an offset.
+    Offset,
 }
 
-/// Blocks of a column: a scale for each, and the weights in units of it, or their numbers in the table.
+/// Blocks of a column: a scale for each, and the weights in units of it, or their numbers in the table. With [`Bits::Offset`] an offset for each too, which is
+/// added and never above zero.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Column {
     pub(crate) scales: Vec<f16>,
+    pub(crate) offsets: Vec<f16>,
     pub(crate) values: Vec<i8>,
+}
+
+impl Column {
+    pub(crate) fn clear(&mut self) {
+        self.scales.clear();
+        self.offsets.clear();
+        self.values.clear();
+    }
+
+    /// What value `at` stands for.
+    pub(crate) fn value(&self, bits: Bits, at: usize) -> f32 {
+        let (number, block) = (self.values[at], at / BLOCK);
+        let unit = match bits {
+            Bits::Eight | Bits::Offset => number,
+            Bits::Four(table) => table[usize::from(number as u8 & 15)],
+        };
+        f32::from(unit) * self.scales[block].to_f32() + self.offsets.get(block).map_or(0.0, |offset| offset.to_f32())
+    }
+
+    /// The steps that scales and offsets are counted in where both have eight bits.
+    pub(crate) fn steps(&self) -> [f32; 2] {
+        [&self.scales, &self.offsets].map(|all| all.iter().fold(0.0f32, |most, v| most.max(v.to_f32().abs())) / STEPS)
+    }
 }
 
 /// Sixteen steps that lie as weights do, closer around zero: llama.cpp's `kvalues_iq4nl`. On normally distributed weights their error is a fifth
@@ -57,14 +88,27 @@ impl<F: Fn(usize, &mut [f32]) + Sync> WeightColumns for F {
 }
 
 impl Bits {
-    /// Four bits for weights that are rounded here.
-    pub(crate) const FITTED: Self = Self::Four(FITTED);
+    /// What four bits stand for, before the scale.
+    pub(crate) fn table(self) -> Table {
+        match self {
+            Self::Four(table) => table,
+            Self::Offset | Self::Eight => std::array::from_fn(|number| number as i8),
+        }
+    }
+
+    /// Bytes of the weights of a block.
+    pub(crate) fn bytes_of_block(self) -> usize {
+        match self {
+            Self::Eight => BLOCK,
+            Self::Four(_) | Self::Offset => BLOCK / 2,
+        }
+    }
 
     /// Those of a dtype, if its weights are in blocks.
     pub(crate) fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
             Dtype::Int8 => Some(Self::Eight),
-            Dtype::Int4 => Some(Self::FITTED),
+            Dtype::Int4 => Some(Self::Offset),
             Dtype::Auto | Dtype::F32 | Dtype::Bf16 | Dtype::F16 => None,
         }
     }
@@ -72,14 +116,14 @@ impl Bits {
     /// What weights that are to be kept in as many bits as `self` are kept in, given how they lie: as they do, if they have no more bits.
     pub(crate) fn kept(self, lie: Option<Bits>) -> Bits {
         match (self, lie) {
-            (Bits::Four(_), Some(Bits::Four(table))) => Bits::Four(table),
+            (Bits::Four(_) | Bits::Offset, Some(lie @ (Bits::Four(_) | Bits::Offset))) => lie,
             (kept, _) => kept,
         }
     }
 
     /// Whether blocks of these bits become blocks of `kept` without rounding.
     pub(crate) fn fit_into(self, kept: Bits) -> bool {
-        self == kept || kept == Bits::Eight
+        self == kept || kept == Bits::Eight && self != Bits::Offset
     }
 }
 
@@ -101,24 +145,27 @@ pub(crate) fn blocks_of(columns: &impl WeightColumns, bits: Bits, n: usize, valu
 
 /// Rounds a column of any length to whole blocks, the last one filled up with zeros.
 pub(crate) fn round(bits: Bits, values: &[f32], to: &mut Column) {
-    to.scales.clear();
-    to.values.clear();
+    to.clear();
     pulp::Arch::new().dispatch(
         #[inline(always)]
-        || {
-            let mut block = [0.0; BLOCK];
-            for values in values.chunks(BLOCK) {
-                block[..values.len()].copy_from_slice(values);
-                block[values.len()..].fill(0.0);
-                let (scale, quants) = match bits {
-                    Bits::Eight => eight(&block),
-                    Bits::Four(table) => four(&block, &table),
-                };
-                to.scales.push(scale);
-                to.values.extend_from_slice(&quants);
-            }
+        || match bits {
+            Bits::Eight => each_block(values, to, eight),
+            Bits::Four(table) => each_block(values, to, |block| four(block, &table)),
+            Bits::Offset => offset::round(values, to),
         },
     );
+}
+
+#[inline(always)]
+fn each_block(values: &[f32], to: &mut Column, round: impl Fn(&[f32; BLOCK]) -> (f16, [i8; BLOCK])) {
+    let mut block = [0.0; BLOCK];
+    for values in values.chunks(BLOCK) {
+        block[..values.len()].copy_from_slice(values);
+        block[values.len()..].fill(0.0);
+        let (scale, quants) = round(&block);
+        to.scales.push(scale);
+        to.values.extend_from_slice(&quants);
+    }
 }
 
 #[inline(always)]
@@ -232,33 +279,30 @@ mod tests {
     fn error(bits: Bits, values: &[f32]) -> f32 {
         let mut column = Column::default();
         round(bits, values, &mut column);
-        let value = |(i, &quant): (usize, &i8)| {
-            let value = match bits {
-                Bits::Eight => quant,
-                Bits::Four(table) => table[quant as usize],
-            };
-            f32::from(value) * column.scales[i / BLOCK].to_f32()
-        };
-        let squares = column.values.iter().enumerate().map(value).zip(values).map(|(got, v)| (got - v) * (got - v));
+        let squares = values.iter().enumerate().map(|(at, v)| (column.value(bits, at) - v).powi(2));
         (squares.sum::<f32>() / values.len() as f32).sqrt()
     }
 
     #[test]
-    fn fitted_steps_have_a_smaller_error_than_even_ones() {
+    fn blocks_with_offsets_are_as_good_as_fitted_steps_and_better_than_even_ones() {
         let values = normal(1 << 14);
-        let [eight, fitted, even] = [Bits::Eight, Bits::FITTED, Bits::Four(EVEN)].map(|bits| error(bits, &values));
-        println!("eight bits {eight}, fitted {fitted}, even {even}");
-        assert!(eight < 0.006 && fitted < 0.076 && fitted < 0.95 * even, "{eight} {fitted} {even}");
+        let kinds = [Bits::Eight, Bits::Offset, Bits::Four(FITTED), Bits::Four(EVEN)];
+        let [eight, offset, fitted, even] = kinds.map(|bits| error(bits, &values));
+        println!("eight bits {eight}, with offsets {offset}, fitted {fitted}, even {even}");
+        assert!(
+            eight < 0.006 && offset < 0.076 && fitted < 0.076 && fitted < 0.95 * even,
+            "{eight} {offset} {fitted} {even}"
+        );
     }
 
     #[test]
     fn blocks_of_nothing_tiny_huge_and_wrong_values_are_finite() {
-        for bits in [Bits::Eight, Bits::FITTED] {
+        for bits in [Bits::Eight, Bits::Four(FITTED), Bits::Offset] {
             for value in [0.0, -0.0, 1e-30, 1e-7, 1e30, f32::MAX, f32::NAN, f32::INFINITY] {
                 let mut column = Column::default();
                 round(bits, &[value, -1.0, 0.5], &mut column);
                 assert_eq!((column.scales.len(), column.values.len()), (1, BLOCK));
-                assert!(column.scales[0].is_finite(), "{bits:?} {value}");
+                assert!((0..3).all(|at| column.value(bits, at).is_finite()), "{bits:?} {value}");
             }
         }
     }

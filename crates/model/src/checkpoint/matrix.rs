@@ -16,15 +16,15 @@ pub(crate) trait Rows: Debug + Send + Sync {
         false
     }
 
-    /// Of how many bits its rows are, if they lie in blocks of 32 with a scale that f16 has. Looks at all scales and zero points, so it is asked once and
+    /// Of how many bits its rows are, if they lie in blocks of 32 with a scale that f16 has (an offset besides is rounded to one). Looks at all scales and zero points, so it is asked once and
     /// only by whoever loads the weights.
     fn bits(&self) -> Option<Bits> {
         None
     }
 
-    /// Row `row` as it lies, if [`Self::bits`] says that it can be had. `values` is as long as a row, for whoever needs it.
-    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
-        let _ = (row, values, to);
+    /// Row `row` as it lies, in the bits that [`Self::bits`] says. `values` is as long as a row, for whoever needs it.
+    fn blocks_of(&self, bits: Bits, row: usize, values: &mut [f32], to: &mut Column) {
+        let _ = (bits, row, values, to);
         unreachable!("the rows do not lie in blocks");
     }
 
@@ -62,7 +62,9 @@ impl Matrix {
 
     /// See [`Rows::blocks_of`].
     pub(crate) fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
-        self.rows.blocks_of(row, values, to);
+        if let Some(bits) = self.bits() {
+            self.rows.blocks_of(bits, row, values, to);
+        }
     }
 
     /// Asks the system to read its tensors ahead.

@@ -17,7 +17,7 @@ use super::Checkpoint;
 use super::blocks::{self, BLOCK, Bits, Column, Table, WeightColumns};
 
 /// Begins every file; its last character changes with the layout and with how weights are rounded.
-const MAGIC: &[u8; 16] = b"petals blocks 1\n";
+const MAGIC: &[u8; 16] = b"petals blocks 2\n";
 const HEADER: usize = MAGIC.len() + 8 + 8 + 16;
 /// Columns that are rounded before they are written.
 const TOGETHER: usize = 256;
@@ -116,7 +116,7 @@ fn write(
 
 fn header([depth, width]: [usize; 2], bits: Bits) -> [u8; HEADER] {
     let table: Table = match bits {
-        Bits::Eight => [0; 16],
+        Bits::Eight | Bits::Offset => [0; 16],
         Bits::Four(table) => table,
     };
     let sizes = [depth as u64, width as u64].map(u64::to_le_bytes);
@@ -126,21 +126,23 @@ fn header([depth, width]: [usize; 2], bits: Bits) -> [u8; HEADER] {
     header
 }
 
-/// Scales of all blocks, then what the weights are.
+/// Scales of all blocks, their offsets if they have some, then what the weights are.
 fn bytes_of_column(depth: usize, bits: Bits) -> usize {
-    let of_block = match bits {
-        Bits::Eight => BLOCK,
-        Bits::Four(_) => BLOCK / 2,
-    };
-    depth.div_ceil(BLOCK) * (size_of::<f16>() + of_block)
+    depth.div_ceil(BLOCK) * (halves_of_block(bits) * size_of::<f16>() + bits.bytes_of_block())
+}
+
+/// Numbers of sixteen bits that a block has.
+fn halves_of_block(bits: Bits) -> usize {
+    if bits == Bits::Offset { 2 } else { 1 }
 }
 
 fn encode(bits: Bits, column: &Column, to: &mut [u8]) {
-    let (scales, weights) = to.split_at_mut(column.scales.len() * size_of::<f16>());
-    scales.as_chunks_mut().0.iter_mut().zip(&column.scales).for_each(|(to, scale)| *to = scale.to_le_bytes());
+    let halves = column.scales.iter().chain(&column.offsets);
+    let (of_blocks, weights) = to.split_at_mut(halves.clone().count() * size_of::<f16>());
+    of_blocks.as_chunks_mut().0.iter_mut().zip(halves).for_each(|(to, half)| *to = half.to_le_bytes());
     match bits {
         Bits::Eight => weights.iter_mut().zip(&column.values).for_each(|(to, value)| *to = *value as u8),
-        Bits::Four(_) => {
+        Bits::Four(_) | Bits::Offset => {
             let pairs = column.values.as_chunks::<2>().0;
             weights.iter_mut().zip(pairs).for_each(|(to, [low, high])| *to = *low as u8 & 15 | (*high as u8) << 4);
         }
@@ -152,13 +154,7 @@ impl WeightColumns for Rounded {
         let mut column = Column::default();
         let mut scratch = Vec::new();
         self.blocks(n, &mut scratch, &mut column);
-        for (at, value) in values.iter_mut().enumerate() {
-            let quant = match self.bits {
-                Bits::Eight => column.values[at],
-                Bits::Four(table) => table[usize::from(column.values[at] as u8)],
-            };
-            *value = f32::from(quant) * column.scales[at / BLOCK].to_f32();
-        }
+        values.iter_mut().enumerate().for_each(|(at, value)| *value = column.value(self.bits, at));
     }
 
     fn bits(&self) -> Option<Bits> {
@@ -168,13 +164,15 @@ impl WeightColumns for Rounded {
     fn blocks(&self, n: usize, _: &mut [f32], to: &mut Column) {
         let length = bytes_of_column(self.depth, self.bits);
         let bytes = &self.map[HEADER + n * length..HEADER + (n + 1) * length];
-        let (scales, weights) = bytes.split_at(self.depth.div_ceil(BLOCK) * size_of::<f16>());
-        to.scales.clear();
-        to.values.clear();
-        to.scales.extend(scales.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes)));
+        let blocks = self.depth.div_ceil(BLOCK);
+        let (halves, weights) = bytes.split_at(blocks * halves_of_block(self.bits) * size_of::<f16>());
+        let mut halves = halves.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes));
+        to.clear();
+        to.scales.extend(halves.by_ref().take(blocks));
+        to.offsets.extend(halves);
         match self.bits {
             Bits::Eight => to.values.extend(weights.iter().map(|&byte| byte as i8)),
-            Bits::Four(_) => {
+            Bits::Four(_) | Bits::Offset => {
                 to.values.extend(weights.iter().flat_map(|byte| [byte & 15, byte >> 4]).map(|number| number as i8));
             }
         }
@@ -225,7 +223,7 @@ mod tests {
             assert_eq!((&first, &second), (&direct, &direct), "{dtype}");
             assert_eq!(times(&written), before, "nothing was written again");
             // What is broken is made again.
-            fs::write(&written[0], b"petals blocks 1\nbut no more").unwrap();
+            fs::write(&written[0], b"petals blocks 2\nbut no more").unwrap();
             assert_eq!(weights(open().with_rounded_in(kept.path().to_owned())), direct);
             assert!(fs::metadata(&written[0]).unwrap().len() > 100);
         }

@@ -36,7 +36,7 @@ impl Checkpoint {
         if matrices.iter().all(Matrix::is_float) {
             return Ok(dtype.on(device));
         }
-        let four = matrices.iter().all(|matrix| matches!(matrix.bits(), Some(Bits::Four(_))));
+        let four = matrices.iter().all(|matrix| matches!(matrix.bits(), Some(Bits::Four(_) | Bits::Offset)));
         Ok(if four { Dtype::Int4 } else { Dtype::Int8 })
     }
 

@@ -60,13 +60,21 @@ pub(super) fn q3(block: &[u8], out: &mut [f32]) {
     });
 }
 
-pub(super) fn q4(block: &[u8], out: &mut [f32]) {
-    let (scale, least, scales, bits) = (half(block, 0), half(block, 2), &block[4..16], &block[16..144]);
-    parts(out, 32, |part, first, values| {
+/// What each part's values are multiplied by, and what is added then.
+pub(super) fn scales_and_offsets_of_q4(block: &[u8]) -> [[f32; 2]; 8] {
+    let (scale, least, scales) = (half(block, 0), half(block, 2), &block[4..16]);
+    std::array::from_fn(|part| {
         let [own, down] = scale_and_least(scales, part);
-        let (scale, least) = (scale * own, least * down);
+        [scale * own, -(least * down)]
+    })
+}
+
+pub(super) fn q4(block: &[u8], out: &mut [f32]) {
+    let (affine, bits) = (scales_and_offsets_of_q4(block), &block[16..144]);
+    parts(out, 32, |part, first, values| {
+        let [scale, offset] = affine[part];
         for (number, value) in values.iter_mut().enumerate() {
-            *value = scale * f32::from(four_bits(bits, first + number, 32)) - least;
+            *value = scale * f32::from(four_bits(bits, first + number, 32)) + offset;
         }
     });
 }

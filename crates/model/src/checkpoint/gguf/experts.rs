@@ -100,9 +100,9 @@ impl Rows for ExpertRows {
         self.0.iter().all(|side| side.bits() == Some(bits)).then_some(bits)
     }
 
-    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
+    fn blocks_of(&self, bits: Bits, row: usize, values: &mut [f32], to: &mut Column) {
         if let Some((side, row)) = self.side(row) {
-            side.blocks_of(row, values, to);
+            side.blocks_of(bits, row, values, to);
         }
     }
 

@@ -1,12 +1,13 @@
 //! AWQ, as AutoAWQ saves it for its GEMM: four bits, the codes of eight neighbouring rows in a word, interleaved: `qweight` is
 //! `[values, rows / 8]`, `qzeros` `[groups, rows / 8]`, `scales` `[groups, rows]`.
 
+use super::super::blocks::{BLOCK, Bits, Column};
 use super::super::matrix::Rows;
 use super::super::stored::Stored;
 use super::super::{Checkpoint, CheckpointError, FLOATS, FileDtype};
 use super::bits::{mask, word};
 use super::columns::Columns;
-use super::groups::{Affine, Groups};
+use super::groups::{self, Affine, Groups, fit_offsets};
 
 const BITS: u32 = 4;
 /// Rows of a word.
@@ -49,18 +50,40 @@ pub(super) fn locate(
     Ok(Awq { codes, zeros, scales, rows, groups: Groups::Even(size) })
 }
 
+impl Awq {
+    /// The codes of a row.
+    fn codes_of(&self, row: usize, values: &mut [f32]) {
+        self.codes.column(row / PACKED, |words| {
+            values.iter_mut().zip(words).for_each(|(value, word)| *value = code(*word, row));
+        });
+    }
+
+    fn affine(&self, group: usize, row: usize) -> Affine {
+        let word = word(self.zeros.words(), group * (self.rows / PACKED) + row / PACKED);
+        Affine { zero: code(word, row), scale: self.scales.value(group * self.rows + row) }
+    }
+}
+
+/// The code of row `row` in its word.
+fn code(word: u32, row: usize) -> f32 {
+    (word >> (PLACES[row % PACKED] * BITS) & mask(BITS)) as f32
+}
+
 impl Rows for Awq {
     fn decode_row(&self, row: usize, values: &mut [f32]) {
-        let (stride, column, shift) = (self.rows / PACKED, row / PACKED, PLACES[row % PACKED] * BITS);
-        let code = |word: u32| (word >> shift & mask(BITS)) as f32;
-        self.codes.column(column, |words| {
-            values.iter_mut().zip(words).for_each(|(value, word)| *value = code(*word));
-        });
-        let zeros = self.zeros.words();
-        self.groups.apply(values, |group| Affine {
-            zero: code(word(zeros, group * stride + column)),
-            scale: self.scales.value(group * self.rows + row),
-        });
+        self.codes_of(row, values);
+        self.groups.apply(values, |group| self.affine(group, row));
+    }
+
+    fn bits(&self) -> Option<Bits> {
+        let whole = matches!(self.groups, Groups::Even(size) if size.is_multiple_of(BLOCK));
+        (whole && fit_offsets(&self.scales.values())).then_some(Bits::Offset)
+    }
+
+    fn blocks_of(&self, bits: Bits, row: usize, values: &mut [f32], to: &mut Column) {
+        let Some(size) = self.groups.whole_blocks(values.len()) else { return };
+        self.codes_of(row, values);
+        groups::blocks_of(bits, values, size, |group| self.affine(group, row), to);
     }
 
     fn tensors(&self) -> Vec<&Stored> {

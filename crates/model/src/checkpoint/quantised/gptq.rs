@@ -8,7 +8,7 @@ use super::super::stored::Stored;
 use super::super::{Checkpoint, CheckpointError, FLOATS, FileDtype};
 use super::bits::{in_run, mask, widen_run, word};
 use super::columns::Columns;
-use super::groups::{self, Affine, Groups, fit_f16};
+use super::groups::{self, Affine, Groups, fit_f16, fit_offsets};
 
 /// Widths that are packed; those that do not divide 32 follow each other over the ends of words.
 const WIDTHS: [u32; 4] = [2, 3, 4, 8];
@@ -101,13 +101,16 @@ impl Gptq {
     }
 }
 
+impl Gptq {
+    fn affine(&self, group: usize, row: usize) -> Affine {
+        Affine { zero: self.zero(group, row), scale: self.scales.value(group * self.rows + row) }
+    }
+}
+
 impl Rows for Gptq {
     fn decode_row(&self, row: usize, values: &mut [f32]) {
         self.codes.column(row, |words| widen_run(self.bits, values, |at| words[at]));
-        self.groups.apply(values, |group| Affine {
-            zero: self.zero(group, row),
-            scale: self.scales.value(group * self.rows + row),
-        });
+        self.groups.apply(values, |group| self.affine(group, row));
     }
 
     fn bits(&self) -> Option<Bits> {
@@ -120,16 +123,16 @@ impl Rows for Gptq {
         let scales = self.scales.values();
         let groups = scales.len() / self.rows.max(1);
         let symmetric = (0..groups).all(|group| (0..self.rows).all(|row| self.zero(group, row) == zero));
-        (symmetric && fit_f16(&scales)).then_some(bits)
+        match symmetric {
+            true => fit_f16(&scales).then_some(bits),
+            false => (self.bits == 4 && fit_offsets(&scales)).then_some(Bits::Offset),
+        }
     }
 
-    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
+    fn blocks_of(&self, bits: Bits, row: usize, values: &mut [f32], to: &mut Column) {
         let Some(size) = self.groups.whole_blocks(self.values) else { return };
-        let bits = if self.bits == 8 { Bits::Eight } else { Bits::Four(EVEN) };
         self.codes.column(row, |words| widen_run(self.bits, values, |at| words[at]));
-        let zero = (1 << (self.bits - 1)) as f32;
-        values.iter_mut().for_each(|code| *code -= zero);
-        groups::blocks_of(bits, values, size, |group| self.scales.value(group * self.rows + row), to);
+        groups::blocks_of(bits, values, size, |group| self.affine(group, row), to);
     }
 
     fn tensors(&self) -> Vec<&Stored> {

@@ -55,20 +55,29 @@ impl Groups {
     }
 }
 
-/// Codes of a row, whole numbers without their zero points, as blocks. `scale_of` gives the scale of a group of `size` values.
-pub(super) fn blocks_of(bits: Bits, codes: &[f32], size: usize, scale_of: impl Fn(usize) -> f32, to: &mut Column) {
-    to.scales.clear();
-    to.values.clear();
-    // Of four bits the numbers of the table's entries are kept.
-    let first = match bits {
-        Bits::Eight => 0.0,
-        Bits::Four(_) => 8.0,
-    };
+/// Codes of a row as blocks. `of` says what a group of `size` values has: with [`Bits::Offset`] any zero point, else that which `bits` begin with or none.
+pub(super) fn blocks_of(bits: Bits, codes: &[f32], size: usize, of: impl Fn(usize) -> Affine, to: &mut Column) {
+    to.clear();
     for (block, codes) in codes.chunks(BLOCK).enumerate() {
-        to.scales.push(f16::from_f32(scale_of(block * BLOCK / size)));
-        to.values.extend(codes.iter().map(|code| (code + first) as i8));
-        to.values.resize((block + 1) * BLOCK, first as i8);
+        let Affine { zero, scale } = of(block * BLOCK / size);
+        to.scales.push(f16::from_f32(scale));
+        // Of four bits the numbers of the table's entries are kept.
+        let nothing = match bits {
+            Bits::Eight => 0.0,
+            Bits::Four(_) => 8.0,
+            Bits::Offset => {
+                to.offsets.push(f16::from_f32(-zero * scale));
+                zero
+            }
+        };
+        to.values.extend(codes.iter().map(|code| (code - zero + nothing) as i8));
+        to.values.resize((block + 1) * BLOCK, nothing as i8);
     }
+}
+
+/// Whether blocks with offsets can have these scales: f16 has them, and none turns an offset around.
+pub(super) fn fit_offsets(scales: &[f32]) -> bool {
+    fit_f16(scales) && scales.iter().all(|scale| *scale >= 0.0)
 }
 
 /// Whether f16 has all of these scales.

@@ -63,13 +63,12 @@ impl Rows for Mxfp4 {
         fit.then_some(Bits::Four(fp4::DOUBLED))
     }
 
-    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
+    fn blocks_of(&self, _: Bits, row: usize, values: &mut [f32], to: &mut Column) {
         let of_row = values.len() / BLOCK;
         let first = (self.first + row) * of_row;
         let scales = &self.scales.bytes()[first..first + of_row];
         let packed = &self.blocks.bytes()[first * BLOCK / 2..(first + of_row) * BLOCK / 2];
-        to.scales.clear();
-        to.values.clear();
+        to.clear();
         to.scales.extend(scales.iter().filter_map(|scale| fp4::half(*scale)));
         to.values.extend(packed.iter().flat_map(|byte| [byte & 15, byte >> 4].map(|number| number as i8)));
     }

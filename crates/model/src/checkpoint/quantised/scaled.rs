@@ -117,11 +117,12 @@ impl Rows for Scaled {
         self.codes.bits().filter(|_| whole && fit_f16(&self.scales.values()))
     }
 
-    fn blocks_of(&self, row: usize, values: &mut [f32], to: &mut Column) {
-        let Some((bits, size)) = self.codes.bits().zip(self.blocks.groups.whole_blocks(self.values)) else { return };
+    fn blocks_of(&self, bits: Bits, row: usize, values: &mut [f32], to: &mut Column) {
+        let Some(size) = self.blocks.groups.whole_blocks(self.values) else { return };
         self.codes_of(row, values);
         let Blocks { height, columns, .. } = &self.blocks;
-        groups::blocks_of(bits, values, size, |group| self.scales.value(row / height * columns + group), to);
+        let of = |group| Affine { zero: 0.0, scale: self.scales.value(row / height * columns + group) };
+        groups::blocks_of(bits, values, size, of, to);
     }
 
     fn tensors(&self) -> Vec<&Stored> {

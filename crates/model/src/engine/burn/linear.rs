@@ -45,7 +45,7 @@ impl Linear {
             Dtype::Bf16 => half(upload(shape, columns, bf16::from_f32, dtype, engine)),
             Dtype::F16 => half(upload(shape, columns, f16::from_f32, dtype, engine)),
             Dtype::Int8 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Eight, columns))),
-            Dtype::Int4 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::FITTED, columns))),
+            Dtype::Int4 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Offset, columns))),
         };
         let bias = bias.map(|values| from_vec(values, [1, output], &engine.raw));
         Self { weight, bias }

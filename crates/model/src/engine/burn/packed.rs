@@ -15,6 +15,8 @@ pub(super) struct Packed {
     words: Dispatched<2, Int>,
     /// `[blocks, output]`
     scales: Tensor<2>,
+    /// With [`Bits::Offset`], `[blocks, output]`.
+    offsets: Option<Tensor<2>>,
     /// What four bits stand for, `[16]`.
     table: Option<Tensor<1>>,
     input: usize,
@@ -27,29 +29,31 @@ impl Packed {
         let blocks = input.div_ceil(BLOCK);
         let of_word = weights_of_word(bits);
         let words_of_column = blocks * BLOCK / of_word;
-        let columns: Vec<(Vec<i32>, Vec<f16>)> = (0..output)
+        let columns: Vec<(Vec<i32>, [Vec<f16>; 2])> = (0..output)
             .into_par_iter()
             .map_init(
                 || (vec![0.0; input], Column::default()),
                 |(values, rounded), n| {
                     blocks::blocks_of(from, bits, n, values, rounded);
-                    (rounded.values.chunks_exact(of_word).map(word).collect(), rounded.scales.clone())
+                    let words = rounded.values.chunks_exact(of_word).map(word).collect();
+                    (words, [rounded.scales.clone(), rounded.offsets.clone()])
                 },
             )
             .collect();
         let mut words = vec![0; words_of_column * output];
-        let mut scales = vec![0.0; blocks * output];
-        for (n, (of_column, of_blocks)) in columns.into_iter().enumerate() {
+        let mut of_blocks = [0, 1].map(|_| vec![0.0; blocks * output]);
+        for (n, (of_column, halves)) in columns.into_iter().enumerate() {
             words[n..].iter_mut().step_by(output).zip(of_column).for_each(|(to, word)| *to = word);
-            scales[n..].iter_mut().step_by(output).zip(of_blocks).for_each(|(to, scale)| *to = scale.to_f32());
+            for (to, halves) in of_blocks.iter_mut().zip(halves) {
+                to[n..].iter_mut().step_by(output).zip(halves).for_each(|(to, half)| *to = half.to_f32());
+            }
         }
-        let table = match bits {
-            Bits::Eight => None,
-            Bits::Four(table) => Some(from_vec(table.map(f32::from).to_vec(), [16], &engine.raw)),
-        };
+        let [scales, offsets] = of_blocks.map(|values| from_vec(values, [blocks, output], &engine.raw));
+        let table = (bits != Bits::Eight).then(|| from_vec(bits.table().map(f32::from).to_vec(), [16], &engine.raw));
         Self {
             words: from_words(words, [words_of_column, output], &engine.raw),
-            scales: from_vec(scales, [blocks, output], &engine.raw),
+            scales,
+            offsets: (bits == Bits::Offset).then_some(offsets),
             table,
             input,
         }
@@ -75,7 +79,10 @@ impl Packed {
             }
         };
         let scales = self.scales.clone().reshape([blocks, 1, output]);
-        let values = values.cast(DType::F32).reshape([blocks, BLOCK, output]) * scales;
+        let mut values = values.cast(DType::F32).reshape([blocks, BLOCK, output]) * scales;
+        if let Some(offsets) = &self.offsets {
+            values = values + offsets.clone().reshape([blocks, 1, output]);
+        }
         values.reshape([blocks * BLOCK, output]).narrow(0, 0, self.input)
     }
 }
@@ -84,7 +91,7 @@ impl Packed {
 fn weights_of_word(bits: Bits) -> usize {
     match bits {
         Bits::Eight => 4,
-        Bits::Four(_) => 8,
+        Bits::Four(_) | Bits::Offset => 8,
     }
 }
 

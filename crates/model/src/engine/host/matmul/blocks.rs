@@ -1,7 +1,8 @@
 //! Weights of eight and of four bits: for 32 neighbours along the depth one scale in f16, as in llama.cpp's `Q8_0`, `Q4_0` and `IQ4_NL`.
 //!
 //! Four bits are the number of an entry in a table of the matrix. So one layout holds even steps (`Q4_0`, symmetric GPTQ), those of FP4 (MXFP4)
-//! and those that fit weights best ([`blocks::FITTED`]), and a kernel reads all of them with the same shuffle.
+//! and fitted ones (`IQ4_NL`), and a kernel reads all of them with the same shuffle. Blocks with an offset ([`Bits::Offset`]) have eight bits for it and
+//! eight for the scale, in steps of their column: as many bytes.
 //!
 //! A matrix is in panels as the others are, `[panel][block of the depth][line]`. A line has 64 bytes: eight bits of 16 columns by four values of the
 //! depth, which is what integer dot products take, or four bits of eight values, the first four in the lower halves. The scales lie beside, `[panel][block][PANEL]`.
@@ -33,7 +34,7 @@ const GROUP: usize = 4;
 fn lines_of_block(bits: Bits) -> usize {
     match bits {
         Bits::Eight => BLOCK / GROUP,
-        Bits::Four(_) => BLOCK / GROUP / 2,
+        Bits::Four(_) | Bits::Offset => BLOCK / GROUP / 2,
     }
 }
 
@@ -48,9 +49,14 @@ pub(super) struct BlockMatrix {
     width: usize,
     bits: Bits,
     lines: Vec<Line>,
-    /// Bits of f16.
+    /// Bits of f16; with [`Bits::Offset`] the number of steps of the scale, in the low byte, and of the offset.
     scales: Aligned<u16>,
+    /// With [`Bits::Offset`], the steps of each column's scales and then of its offsets, negative, `[panel][2][PANEL]`.
+    steps: Aligned<f32>,
 }
+
+/// Values of [`BlockMatrix::steps`] for a panel.
+const STEPS: usize = 2 * PANEL;
 
 impl BlockMatrix {
     /// Lays out a weight given as its columns, rounded to `bits` if they do not lie in blocks that can stay as they are.
@@ -60,28 +66,42 @@ impl BlockMatrix {
         let (panels, of_panel) = (width.div_ceil(PANEL), blocks * lines_of_block(bits));
         let mut lines = vec![Line([0; LINE]); panels * of_panel];
         let mut scales = Aligned::new(panels * blocks * PANEL);
+        let mut steps = Aligned::new(if bits == Bits::Offset { panels * STEPS } else { 0 });
         let parts = lines.par_chunks_mut(of_panel.max(1)).zip(scales.par_chunks_mut((blocks * PANEL).max(1)));
-        parts.enumerate().for_each_init(
-            || (vec![0.0; depth], Column::default()),
-            |(scratch, column), (panel, (lines, scales))| {
-                for n in 0..PANEL.min(width - panel * PANEL) {
-                    blocks::blocks_of(columns, bits, panel * PANEL + n, scratch, column);
-                    let of_blocks = scales.chunks_exact_mut(PANEL).zip(&column.scales);
-                    of_blocks.for_each(|(scales, scale)| scales[n] = scale.to_bits());
-                    place(bits, &column.values, n, lines);
-                }
-            },
-        );
-        Self { depth, width, bits, lines, scales }
+        let of_panels: Vec<[[f32; PANEL]; 2]> = parts
+            .enumerate()
+            .map_init(
+                || (vec![0.0; depth], Column::default()),
+                |(scratch, column), (panel, (lines, scales))| {
+                    let mut steps = [[0.0; PANEL]; 2];
+                    for n in 0..PANEL.min(width - panel * PANEL) {
+                        blocks::blocks_of(columns, bits, panel * PANEL + n, scratch, column);
+                        let [of_scale, of_offset] = column.steps();
+                        (steps[0][n], steps[1][n]) = (of_scale, -of_offset);
+                        for (block, scales) in scales.chunks_exact_mut(PANEL).enumerate() {
+                            scales[n] = match column.offsets.get(block) {
+                                None => column.scales[block].to_bits(),
+                                Some(offset) => u16::from_le_bytes([
+                                    in_steps(column.scales[block], of_scale),
+                                    in_steps(*offset, of_offset),
+                                ]),
+                            };
+                        }
+                        place(bits, &column.values, n, lines);
+                    }
+                    steps
+                },
+            )
+            .collect();
+        steps.chunks_exact_mut(STEPS).zip(&of_panels).for_each(|(to, steps)| to.copy_from_slice(steps.as_flattened()));
+        Self { depth, width, bits, lines, scales, steps }
     }
 
     /// Bytes of the weights and their scales, without what fills up the last panel.
     pub(super) fn bytes(&self) -> u64 {
-        let of_block = match self.bits {
-            Bits::Eight => BLOCK,
-            Bits::Four(_) => BLOCK / 2,
-        };
-        (self.depth.div_ceil(BLOCK) * self.width * (of_block + size_of::<f16>())) as u64
+        let of_blocks = self.depth.div_ceil(BLOCK) * (self.bits.bytes_of_block() + size_of::<f16>());
+        let of_steps = if self.bits == Bits::Offset { 2 * size_of::<f32>() } else { 0 };
+        (self.width * (of_blocks + of_steps)) as u64
     }
 
     /// Blocks of the depth.
@@ -94,6 +114,29 @@ impl BlockMatrix {
         let at = panel * self.blocks() + block;
         (&self.lines[at * lines_of_block(self.bits)..], &self.scales[at * PANEL..])
     }
+
+    /// The scales and the offsets of a block's columns.
+    #[inline(always)]
+    fn affine(&self, panel: usize, block: usize) -> [[f32; PANEL]; 2] {
+        let (_, words) = self.panel(panel, block);
+        let mut affine = [[0.0; PANEL]; 2];
+        let [scales, offsets] = &mut affine;
+        if self.bits == Bits::Offset {
+            let (of_scales, of_offsets) = self.steps[panel * STEPS..][..STEPS].split_at(PANEL);
+            for n in 0..PANEL {
+                scales[n] = f32::from(words[n] & 255) * of_scales[n];
+                offsets[n] = f32::from(words[n] >> 8) * of_offsets[n];
+            }
+        } else {
+            scales.iter_mut().zip(words).for_each(|(to, &bits)| *to = f16::from_bits(bits).to_f32());
+        }
+        affine
+    }
+}
+
+/// How many steps a scale or an offset is.
+fn in_steps(value: f16, step: f32) -> u8 {
+    if step == 0.0 { 0 } else { (value.to_f32().abs() / step).round() as u8 }
 }
 
 /// Writes a column, whole blocks of it, to its place in the lines of a panel.
@@ -106,7 +149,7 @@ fn place(bits: Bits, values: &[i8], n: usize, lines: &mut [Line]) {
                 line[at..at + GROUP].copy_from_slice(&group.map(|v| v as u8));
             }
         }
-        Bits::Four(_) => {
+        Bits::Four(_) | Bits::Offset => {
             for (Line(line), [low, high]) in lines.iter_mut().zip(groups.as_chunks::<2>().0) {
                 for (byte, (low, high)) in line[at..at + GROUP].iter_mut().zip(low.iter().zip(high)) {
                     *byte = *low as u8 | (*high as u8) << 4;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::left::RoundedRows;
-use super::{BlockMatrix, GROUP, LINE, Line};
+use super::{BlockMatrix, GROUP, LINE, Line, STEPS};
 use crate::checkpoint::blocks::{BLOCK, Bits, Table};
 use crate::engine::host::matmul::PANEL;
 use crate::engine::host::matmul::driver::{SharedOut, TASK_PANELS, divide};
@@ -165,22 +165,33 @@ pub(super) trait Integers: Copy + Send + Sync + 'static {
     unsafe fn zero() -> Self::Floats;
     unsafe fn load(values: *const f32) -> Self::Floats;
     unsafe fn load_f16(values: *const u16) -> Self::Floats;
+    /// Scales and offsets from the numbers of their steps; the steps of offsets lie [`PANEL`] behind those of scales.
+    unsafe fn affine(numbers: *const u16, steps: *const f32) -> [Self::Floats; 2];
     unsafe fn store(at: *mut f32, values: Self::Floats);
     /// `sums + ints · scales · scale`
     unsafe fn add_scaled(sums: Self::Floats, ints: Self::Ints, scales: Self::Floats, scale: *const f32)
     -> Self::Floats;
+    /// `sums + offsets · factor`
+    unsafe fn add_offsets(sums: Self::Floats, offsets: Self::Floats, factor: f32) -> Self::Floats;
     unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     unsafe fn prefetch(at: *const u8);
 
     /// [`block`], compiled for the set.
-    unsafe fn multiply<const VECTORS: usize>(rows: usize, table: Option<&Table>, panel: Panel, left: Left, out: Out);
+    unsafe fn multiply<const VECTORS: usize>(rows: usize, bits: &Bits, panel: Panel, left: Left, out: Out);
 }
+
+/// What a kernel is compiled for: see [`Bits`].
+const EIGHT: usize = 0;
+const FOUR: usize = 1;
+const OFFSET: usize = 2;
 
 /// Blocks of a panel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Panel {
     lines: *const u8,
     scales: *const u16,
+    /// With offsets.
+    steps: *const f32,
     blocks: usize,
 }
 
@@ -206,7 +217,7 @@ pub(super) struct Out {
 /// The processor has the instruction set; the operands cover the blocks of the panel, and `out` has room for `ROWS` rows of [`PANEL`] values.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "counted loops over registers read better than nested iterators")]
-unsafe fn block<I: Integers, const FOUR: bool, const ROWS: usize, const VECTORS: usize>(
+unsafe fn block<I: Integers, const KIND: usize, const ROWS: usize, const VECTORS: usize>(
     table: &Table,
     panel: Panel,
     left: Left,
@@ -215,7 +226,7 @@ unsafe fn block<I: Integers, const FOUR: bool, const ROWS: usize, const VECTORS:
     // SAFETY: by the contract of this function.
     unsafe {
         let table = I::table(table);
-        let lines = if FOUR { BLOCK / GROUP / 2 } else { BLOCK / GROUP };
+        let lines = if KIND == EIGHT { BLOCK / GROUP } else { BLOCK / GROUP / 2 };
         let mut sums = [[I::zero(); VECTORS]; ROWS];
         for block in 0..panel.blocks {
             let weights = panel.lines.wrapping_add(block * lines * LINE);
@@ -232,7 +243,7 @@ unsafe fn block<I: Integers, const FOUR: bool, const ROWS: usize, const VECTORS:
                         I::prefetch(bytes.wrapping_add(AHEAD));
                     }
                     let quants = |row: usize, group: usize| left.quants.wrapping_add(at(row) * BLOCK + group * GROUP);
-                    if FOUR {
+                    if KIND != EIGHT {
                         let [low, high] = I::four(bytes, table);
                         for row in 0..ROWS {
                             ints[row] = I::dot(ints[row], low, quants(row, 2 * line));
@@ -247,10 +258,21 @@ unsafe fn block<I: Integers, const FOUR: bool, const ROWS: usize, const VECTORS:
                         }
                     }
                 }
-                let scales = I::load_f16(scales.wrapping_add(vector * I::COLUMNS));
+                let (first, mut offsets) = (vector * I::COLUMNS, I::zero());
+                let scales = if KIND == OFFSET {
+                    let affine = I::affine(scales.wrapping_add(first), panel.steps.wrapping_add(first));
+                    offsets = affine[1];
+                    affine[0]
+                } else {
+                    I::load_f16(scales.wrapping_add(first))
+                };
                 for row in 0..ROWS {
                     let scale = left.scales.wrapping_add(at(row));
                     sums[row][vector] = I::add_scaled(sums[row][vector], ints[row], scales, scale);
+                    if KIND == OFFSET {
+                        let factor = *scale * *left.sums.wrapping_add(at(row)) as f32;
+                        sums[row][vector] = I::add_offsets(sums[row][vector], offsets, factor);
+                    }
                 }
             }
         }
@@ -264,14 +286,17 @@ unsafe fn block<I: Integers, const FOUR: bool, const ROWS: usize, const VECTORS:
     }
 }
 
-/// Picks the kernel for a number of rows.
+/// Picks the kernel for a number of rows and what weights are.
 macro_rules! by_rows {
-    ($set:ty, $four:literal, $vectors:ident, $rows:expr, $arguments:tt, $($more:literal)*) => {
-        match $rows {
-            $($more => $crate::engine::host::matmul::blocks::dots::block::<$set, $four, $more, $vectors> $arguments,)*
+    ($set:ty, $vectors:ident, $rows:expr, $bits:expr, $arguments:tt, $($more:literal)*) => {{
+        use $crate::engine::host::matmul::blocks::dots::{EIGHT, FOUR, OFFSET, block};
+        match ($bits, $rows) {
+            $(($crate::checkpoint::blocks::Bits::Eight, $more) => block::<$set, EIGHT, $more, $vectors> $arguments,)*
+            $(($crate::checkpoint::blocks::Bits::Four(_), $more) => block::<$set, FOUR, $more, $vectors> $arguments,)*
+            $(($crate::checkpoint::blocks::Bits::Offset, $more) => block::<$set, OFFSET, $more, $vectors> $arguments,)*
             _ => unreachable!("more rows than the kernel has"),
         }
-    };
+    }};
 }
 use by_rows;
 
@@ -311,11 +336,8 @@ unsafe fn multiply<I: Integers, const VECTORS: usize>(
 ) {
     let (lines, scales): (&[Line], &[u16]) = weight.panel(panel, 0);
     let blocks = left.blocks;
-    let operand = Panel { lines: lines.as_ptr().cast(), scales: scales.as_ptr(), blocks };
-    let table = match &weight.bits {
-        Bits::Eight => None,
-        Bits::Four(table) => Some(table),
-    };
+    let steps = weight.steps.get(panel * STEPS..).unwrap_or_default().as_ptr();
+    let operand = Panel { lines: lines.as_ptr().cast(), scales: scales.as_ptr(), steps, blocks };
     let width = PANEL.min(weight.width - panel * PANEL);
     let mut buffer = [0.0; MOST_ROWS * PANEL];
     for row in rows.clone().step_by(I::ROWS) {
@@ -330,11 +352,11 @@ unsafe fn multiply<I: Integers, const VECTORS: usize>(
         unsafe {
             if width == PANEL {
                 let out = Out { data: at, row_stride: weight.width, accumulate };
-                I::multiply::<VECTORS>(height, table, operand, part, out);
+                I::multiply::<VECTORS>(height, &weight.bits, operand, part, out);
                 continue;
             }
             let whole = Out { data: buffer.as_mut_ptr(), row_stride: PANEL, accumulate: false };
-            I::multiply::<VECTORS>(height, table, operand, part, whole);
+            I::multiply::<VECTORS>(height, &weight.bits, operand, part, whole);
             for (row, values) in buffer.chunks_exact(PANEL).take(height).enumerate() {
                 for (column, &value) in values.iter().take(width).enumerate() {
                     let at = at.wrapping_add(row * weight.width + column);

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use half::f16;
-
 use super::{BlockMatrix, GROUP, LINE, Line};
 use crate::checkpoint::blocks::{BLOCK, Bits, Table};
 use crate::engine::host::matmul::PANEL;
@@ -23,26 +21,26 @@ impl BlockMatrix {
     #[inline(always)]
     fn tile(&self, panel: usize, number: usize, out: &mut Tile) {
         let (block, half) = (number * PANEL / BLOCK, number % (BLOCK / PANEL));
-        let (lines, scales) = self.panel(panel, block);
+        let (lines, _) = self.panel(panel, block);
         let mut widened = [Line([0; LINE]); TILE_LINES];
         match &self.bits {
             Bits::Eight => widened.copy_from_slice(&lines[half * TILE_LINES..][..TILE_LINES]),
-            Bits::Four(table) => {
+            Bits::Four(_) | Bits::Offset => {
+                let table = self.bits.table();
                 let lines = &lines[half * TILE_LINES / 2..][..TILE_LINES / 2];
                 for (to, line) in widened.as_chunks_mut().0.iter_mut().zip(lines) {
-                    look_up(line, table, to);
+                    look_up(line, &table, to);
                 }
             }
         }
-        let mut of_columns = [0.0; PANEL];
-        of_columns.iter_mut().zip(scales).for_each(|(to, &bits)| *to = f16::from_bits(bits).to_f32());
+        let [scales, offsets] = self.affine(panel, block);
         let (rows, _) = out.as_chunks_mut::<GROUP>();
         for (Line(bytes), rows) in widened.iter().zip(rows) {
             let (columns, _) = bytes.as_chunks::<GROUP>();
             for (depth, row) in rows.iter_mut().enumerate() {
                 for n in 0..PANEL {
                     let word = i32::from_le_bytes(columns[n]) << (24 - 8 * depth) >> 24;
-                    row[n] = word as f32 * of_columns[n];
+                    row[n] = word as f32 * scales[n] + offsets[n];
                 }
             }
         }

@@ -2,16 +2,16 @@
 
 use std::mem::MaybeUninit;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::{SHAPES, values, weight, write_column};
-use crate::checkpoint::blocks::{self, BLOCK, Bits, Column};
+use crate::checkpoint::blocks::{self, BLOCK, Bits, Column, FITTED};
 use crate::engine::host::matmul::blocks::{BlockMatrix, Dots};
 use crate::engine::host::matmul::driver::{self, Direction, Operands};
 use crate::engine::host::matmul::isa::Isa;
 use crate::engine::host::matmul::pairs::{self, Plain};
 
-const KINDS: [Bits; 2] = [Bits::Eight, Bits::FITTED];
+const KINDS: [Bits; 3] = [Bits::Eight, Bits::Four(FITTED), Bits::Offset];
 
 /// `[depth, width]` of what the rounded weight stands for.
 fn rounded(bits: Bits, [depth, width]: [usize; 2]) -> Vec<f32> {
@@ -21,12 +21,16 @@ fn rounded(bits: Bits, [depth, width]: [usize; 2]) -> Vec<f32> {
         write_column(n, &mut column);
         let mut to = Column::default();
         blocks::round(bits, &column, &mut to);
+        // Scales and offsets that are counted are so many steps, to the last bit.
+        let counted = |value: f16, step: f32| (value.to_f32() / step).round() * step;
+        let [of_scale, of_offset] = to.steps();
         for k in 0..depth {
-            let value = match bits {
-                Bits::Eight => to.values[k],
-                Bits::Four(table) => table[to.values[k] as usize],
+            weights[k * width + n] = match to.offsets.get(k / BLOCK) {
+                Some(offset) => {
+                    f32::from(to.values[k]) * counted(to.scales[k / BLOCK], of_scale) + counted(*offset, of_offset)
+                }
+                None => to.value(bits, k),
             };
-            weights[k * width + n] = f32::from(value) * to.scales[k / BLOCK].to_f32();
         }
     }
     weights
@@ -144,7 +148,10 @@ fn written_once(count: usize, product: impl Fn(&mut [MaybeUninit<f32>])) -> Vec<
 fn bytes_are_those_that_the_dtypes_state() {
     let bytes = |bits| BlockMatrix::from_columns([64, 20], bits, &write_column).bytes();
     assert_eq!(bytes(Bits::Eight), crate::Dtype::Int8.bytes(64 * 20));
-    assert_eq!(bytes(Bits::FITTED), crate::Dtype::Int4.bytes(64 * 20));
+    assert_eq!(bytes(Bits::Four(FITTED)), crate::Dtype::Int4.bytes(64 * 20));
+    // Of long columns the steps are next to nothing.
+    let column_steps = 2 * 4 * 20;
+    assert_eq!(bytes(Bits::Offset), crate::Dtype::Int4.bytes(64 * 20) + column_steps);
     // Used by the other tests: the columns of the weight.
     let mut column = [0.0; 3];
     write_column(5, &mut column);

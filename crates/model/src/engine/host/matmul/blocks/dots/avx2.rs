@@ -4,7 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::{Integers, Left, Out, Panel, by_rows};
-use crate::checkpoint::blocks::Table;
+use crate::checkpoint::blocks::{Bits, Table};
+use crate::engine::host::matmul::PANEL;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Avx2;
@@ -60,6 +61,16 @@ impl Integers for Avx2 {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(values.cast())) }
     }
     #[inline(always)]
+    unsafe fn affine(numbers: *const u16, steps: *const f32) -> [__m256; 2] {
+        unsafe {
+            let numbers = _mm256_cvtepu16_epi32(_mm_loadu_si128(numbers.cast()));
+            let of_scales = _mm256_cvtepi32_ps(_mm256_and_si256(numbers, _mm256_set1_epi32(255)));
+            let of_offsets = _mm256_cvtepi32_ps(_mm256_srli_epi32::<8>(numbers));
+            let (scales, offsets) = (_mm256_loadu_ps(steps), _mm256_loadu_ps(steps.add(PANEL)));
+            [_mm256_mul_ps(of_scales, scales), _mm256_mul_ps(of_offsets, offsets)]
+        }
+    }
+    #[inline(always)]
     unsafe fn store(at: *mut f32, values: __m256) {
         unsafe { _mm256_storeu_ps(at, values) }
     }
@@ -71,6 +82,10 @@ impl Integers for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn add_offsets(sums: __m256, offsets: __m256, factor: f32) -> __m256 {
+        unsafe { _mm256_fmadd_ps(offsets, _mm256_set1_ps(factor), sums) }
+    }
+    #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_add_ps(a, b) }
     }
@@ -80,18 +95,14 @@ impl Integers for Avx2 {
     }
 
     #[inline]
-    unsafe fn multiply<const VECTORS: usize>(rows: usize, table: Option<&Table>, panel: Panel, left: Left, out: Out) {
+    unsafe fn multiply<const VECTORS: usize>(rows: usize, bits: &Bits, panel: Panel, left: Left, out: Out) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn run<const VECTORS: usize>(rows: usize, table: Option<&Table>, panel: Panel, left: Left, out: Out) {
+        unsafe fn run<const VECTORS: usize>(rows: usize, bits: &Bits, panel: Panel, left: Left, out: Out) {
+            let table = &bits.table();
             // SAFETY: by the contract of the trait.
-            unsafe {
-                match table {
-                    Some(table) => by_rows!(Avx2, true, VECTORS, rows, (table, panel, left, out), 1 2 3 4),
-                    None => by_rows!(Avx2, false, VECTORS, rows, (&[0; 16], panel, left, out), 1 2 3 4),
-                }
-            }
+            unsafe { by_rows!(Avx2, VECTORS, rows, bits, (table, panel, left, out), 1 2 3 4) }
         }
         // SAFETY: by the contract of the trait.
-        unsafe { run::<VECTORS>(rows, table, panel, left, out) }
+        unsafe { run::<VECTORS>(rows, bits, panel, left, out) }
     }
 }

@@ -1,7 +1,8 @@
 //! Integer products in plain Rust.
 
 use super::{Integers, Left, Out, Panel, by_rows};
-use crate::checkpoint::blocks::Table;
+use crate::checkpoint::blocks::{Bits, Table};
+use crate::engine::host::matmul::PANEL;
 
 /// Columns at a time.
 const COLUMNS: usize = 4;
@@ -58,6 +59,15 @@ impl Integers for Plain {
         values.map(|bits| half::f16::from_bits(bits).to_f32())
     }
     #[inline(always)]
+    unsafe fn affine(numbers: *const u16, steps: *const f32) -> [Self::Floats; 2] {
+        let (numbers, [of_scales, of_offsets]) = unsafe {
+            let steps = [steps, steps.add(PANEL)].map(|at| at.cast::<[f32; COLUMNS]>().read_unaligned());
+            (numbers.cast::<[u16; COLUMNS]>().read_unaligned(), steps)
+        };
+        let scales = std::array::from_fn(|n| f32::from(numbers[n] & 255) * of_scales[n]);
+        [scales, std::array::from_fn(|n| f32::from(numbers[n] >> 8) * of_offsets[n])]
+    }
+    #[inline(always)]
     unsafe fn store(at: *mut f32, values: Self::Floats) {
         unsafe { at.cast::<[f32; COLUMNS]>().write_unaligned(values) }
     }
@@ -72,19 +82,19 @@ impl Integers for Plain {
         std::array::from_fn(|n| sums[n] + ints[n] as f32 * (scales[n] * scale))
     }
     #[inline(always)]
+    unsafe fn add_offsets(sums: Self::Floats, offsets: Self::Floats, factor: f32) -> Self::Floats {
+        std::array::from_fn(|n| sums[n] + offsets[n] * factor)
+    }
+    #[inline(always)]
     unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats {
         std::array::from_fn(|n| a[n] + b[n])
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
 
-    unsafe fn multiply<const VECTORS: usize>(rows: usize, table: Option<&Table>, panel: Panel, left: Left, out: Out) {
+    unsafe fn multiply<const VECTORS: usize>(rows: usize, bits: &Bits, panel: Panel, left: Left, out: Out) {
+        let table = &bits.table();
         // SAFETY: by the contract of the trait.
-        unsafe {
-            match table {
-                Some(table) => by_rows!(Self, true, VECTORS, rows, (table, panel, left, out), 1 2 3 4),
-                None => by_rows!(Self, false, VECTORS, rows, (&[0; 16], panel, left, out), 1 2 3 4),
-            }
-        }
+        unsafe { by_rows!(Self, VECTORS, rows, bits, (table, panel, left, out), 1 2 3 4) }
     }
 }

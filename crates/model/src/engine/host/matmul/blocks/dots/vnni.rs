@@ -4,7 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::{Integers, Left, Out, Panel, by_rows};
-use crate::checkpoint::blocks::Table;
+use crate::checkpoint::blocks::{Bits, Table};
+use crate::engine::host::matmul::PANEL;
 
 /// AVX-512's.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +61,16 @@ impl Integers for Avx512Vnni {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.cast())) }
     }
     #[inline(always)]
+    unsafe fn affine(numbers: *const u16, steps: *const f32) -> [__m512; 2] {
+        unsafe {
+            let numbers = _mm512_cvtepu16_epi32(_mm256_loadu_si256(numbers.cast()));
+            let of_scales = _mm512_cvtepi32_ps(_mm512_and_si512(numbers, _mm512_set1_epi32(255)));
+            let of_offsets = _mm512_cvtepi32_ps(_mm512_srli_epi32::<8>(numbers));
+            let (scales, offsets) = (_mm512_loadu_ps(steps), _mm512_loadu_ps(steps.add(PANEL)));
+            [_mm512_mul_ps(of_scales, scales), _mm512_mul_ps(of_offsets, offsets)]
+        }
+    }
+    #[inline(always)]
     unsafe fn store(at: *mut f32, values: __m512) {
         unsafe { _mm512_storeu_ps(at, values) }
     }
@@ -71,6 +82,10 @@ impl Integers for Avx512Vnni {
         }
     }
     #[inline(always)]
+    unsafe fn add_offsets(sums: __m512, offsets: __m512, factor: f32) -> __m512 {
+        unsafe { _mm512_fmadd_ps(offsets, _mm512_set1_ps(factor), sums) }
+    }
+    #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
     }
@@ -80,24 +95,15 @@ impl Integers for Avx512Vnni {
     }
 
     #[inline]
-    unsafe fn multiply<const VECTORS: usize>(rows: usize, table: Option<&Table>, panel: Panel, left: Left, out: Out) {
+    unsafe fn multiply<const VECTORS: usize>(rows: usize, bits: &Bits, panel: Panel, left: Left, out: Out) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-        unsafe fn run<const VECTORS: usize>(rows: usize, table: Option<&Table>, panel: Panel, left: Left, out: Out) {
-            type Set = Avx512Vnni;
+        unsafe fn run<const VECTORS: usize>(rows: usize, bits: &Bits, panel: Panel, left: Left, out: Out) {
+            let table = &bits.table();
             // SAFETY: by the contract of the trait.
-            unsafe {
-                match table {
-                    Some(table) => {
-                        by_rows!(Set, true, VECTORS, rows, (table, panel, left, out), 1 2 3 4 5 6 7 8 9 10 11 12)
-                    }
-                    None => {
-                        by_rows!(Set, false, VECTORS, rows, (&[0; 16], panel, left, out), 1 2 3 4 5 6 7 8 9 10 11 12)
-                    }
-                }
-            }
+            unsafe { by_rows!(Avx512Vnni, VECTORS, rows, bits, (table, panel, left, out), 1 2 3 4 5 6 7 8 9 10 11 12) }
         }
         // SAFETY: by the contract of the trait.
-        unsafe { run::<VECTORS>(rows, table, panel, left, out) }
+        unsafe { run::<VECTORS>(rows, bits, panel, left, out) }
     }
 }
 
@@ -147,12 +153,20 @@ impl Integers for AvxVnni {
         unsafe { super::Avx2::load_f16(values) }
     }
     #[inline(always)]
+    unsafe fn affine(numbers: *const u16, steps: *const f32) -> [__m256; 2] {
+        unsafe { super::Avx2::affine(numbers, steps) }
+    }
+    #[inline(always)]
     unsafe fn store(at: *mut f32, values: __m256) {
         unsafe { super::Avx2::store(at, values) }
     }
     #[inline(always)]
     unsafe fn add_scaled(sums: __m256, ints: __m256i, scales: __m256, scale: *const f32) -> __m256 {
         unsafe { super::Avx2::add_scaled(sums, ints, scales, scale) }
+    }
+    #[inline(always)]
+    unsafe fn add_offsets(sums: __m256, offsets: __m256, factor: f32) -> __m256 {
+        unsafe { super::Avx2::add_offsets(sums, offsets, factor) }
     }
     #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {
@@ -164,18 +178,14 @@ impl Integers for AvxVnni {
     }
 
     #[inline]
-    unsafe fn multiply<const VECTORS: usize>(rows: usize, table: Option<&Table>, panel: Panel, left: Left, out: Out) {
+    unsafe fn multiply<const VECTORS: usize>(rows: usize, bits: &Bits, panel: Panel, left: Left, out: Out) {
         #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-        unsafe fn run<const VECTORS: usize>(rows: usize, table: Option<&Table>, panel: Panel, left: Left, out: Out) {
+        unsafe fn run<const VECTORS: usize>(rows: usize, bits: &Bits, panel: Panel, left: Left, out: Out) {
+            let table = &bits.table();
             // SAFETY: by the contract of the trait.
-            unsafe {
-                match table {
-                    Some(table) => by_rows!(AvxVnni, true, VECTORS, rows, (table, panel, left, out), 1 2 3 4),
-                    None => by_rows!(AvxVnni, false, VECTORS, rows, (&[0; 16], panel, left, out), 1 2 3 4),
-                }
-            }
+            unsafe { by_rows!(AvxVnni, VECTORS, rows, bits, (table, panel, left, out), 1 2 3 4) }
         }
         // SAFETY: by the contract of the trait.
-        unsafe { run::<VECTORS>(rows, table, panel, left, out) }
+        unsafe { run::<VECTORS>(rows, bits, panel, left, out) }
     }
 }

@@ -27,12 +27,10 @@ const BESIDE: [u16; 2 * PANEL] = {
 pub(super) unsafe fn pairs(weight: &BlockMatrix, panel: usize, first: usize, to: &mut [Tile]) {
     const HALVES: usize = BLOCK / PANEL;
     for (tile, number) in to.iter_mut().zip(first..) {
-        let (lines, scales) = weight.panel(panel, number / HALVES);
+        let (lines, _) = weight.panel(panel, number / HALVES);
         let half = number % HALVES;
-        let mut of_columns = [0; PANEL];
-        of_columns.copy_from_slice(&scales[..PANEL]);
         // SAFETY: arrays of as many bytes as are loaded.
-        let scales = unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(of_columns.as_ptr().cast())) };
+        let affine = weight.affine(panel, number / HALVES).map(|values| unsafe { _mm512_loadu_ps(values.as_ptr()) });
         let (rows, _) = tile.as_chunks_mut::<{ 2 * PANEL }>();
         // Four rows of values have two rows of pairs.
         let (fours, _) = rows.as_chunks_mut::<2>();
@@ -40,11 +38,11 @@ pub(super) unsafe fn pairs(weight: &BlockMatrix, panel: usize, first: usize, to:
             Bits::Eight => {
                 for (line, to) in lines[half * TILE_LINES..][..TILE_LINES].iter().zip(fours) {
                     // SAFETY: a line has 64 bytes.
-                    four(unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }, scales, to);
+                    four(unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }, affine, to);
                 }
             }
-            Bits::Four(table) => {
-                let low_half = _mm512_set1_epi8(15);
+            Bits::Four(_) | Bits::Offset => {
+                let (low_half, table) = (_mm512_set1_epi8(15), weight.bits.table());
                 // SAFETY: a table has sixteen bytes, a line 64.
                 let table = unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())) };
                 let lines = &lines[half * TILE_LINES / 2..][..TILE_LINES / 2];
@@ -52,8 +50,8 @@ pub(super) unsafe fn pairs(weight: &BlockMatrix, panel: usize, first: usize, to:
                     let both = unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) };
                     let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_half);
                     let [first, second] = to;
-                    four(_mm512_shuffle_epi8(table, _mm512_and_si512(both, low_half)), scales, first);
-                    four(_mm512_shuffle_epi8(table, upper), scales, second);
+                    four(_mm512_shuffle_epi8(table, _mm512_and_si512(both, low_half)), affine, first);
+                    four(_mm512_shuffle_epi8(table, upper), affine, second);
                 }
             }
         }
@@ -63,8 +61,11 @@ pub(super) unsafe fn pairs(weight: &BlockMatrix, panel: usize, first: usize, to:
 /// Four rows, of which each column has its values side by side.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
-fn four(bytes: __m512i, scales: __m512, to: &mut [[u16; 2 * PANEL]; 2]) {
-    let wide = |word: __m512i| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(word)), scales);
+fn four(bytes: __m512i, [scales, offsets]: [__m512; 2], to: &mut [[u16; 2 * PANEL]; 2]) {
+    // Not fused: what is rounded is what other sets round.
+    let wide = |word: __m512i| {
+        _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(word)), scales), offsets)
+    };
     let rows = [
         [wide(_mm512_slli_epi32::<24>(bytes)), wide(_mm512_slli_epi32::<16>(bytes))],
         [wide(_mm512_slli_epi32::<8>(bytes)), wide(bytes)],
