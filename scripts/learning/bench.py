@@ -108,11 +108,11 @@ def main():
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", default="sst2=200,shakespeare=40")
+    parser.add_argument("--steps", default="sst2=60,shakespeare=40")
     parser.add_argument("--prefix-len", type=int, default=16)
     parser.add_argument("--torch", help="Python with torch and PEFT")
     parser.add_argument("--torch-seeds", type=int, default=3, help="seeds of these for PEFT too")
-    parser.add_argument("--dtype", default="auto", help="how weights are kept, by servers and for the head")
+    parser.add_argument("--dtype", default="bf16", help="how weights are kept, by servers and for the head")
     parser.add_argument("--flags", default="", help="more flags of petals-tune train")
     args = parser.parse_args()
     args.steps = {task: int(steps) for task, steps in (part.split("=") for part in args.steps.split(","))}

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import Swarm, of, run
 
 # Characters that are a little more than two thousand tokens of the base model.
-CONTEXT, LEARNT, MEASURED = 6600, 300, 60
+CONTEXT, LEARNT, MEASURED = 7400, 300, 60
 
 
 def main():
@@ -21,7 +21,7 @@ def main():
         parser.add_argument(name, type=Path)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--dtype", default="auto", help="how the servers keep their weights")
+    parser.add_argument("--dtype", default="bf16", help="how the servers keep their weights")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     rows = (args.data / "shakespeare-train.jsonl").read_text().splitlines(keepends=True)

@@ -1,6 +1,6 @@
 """This project's programs on the same terms as `measure.py`: two servers on loopback, measured, stopped. One JSON object per figure.
 
-usage: ours.py PROGRAMS_DIRECTORY MODEL_DIRECTORY [--steps N] [--dtype f32|bf16] [--decode]
+usage: ours.py PROGRAMS_DIRECTORY MODEL_DIRECTORY [--steps N] [--dtype f32|bf16|int8|int4] [--decode]
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main():
     parser.add_argument("programs")
     parser.add_argument("model")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16"])
+    parser.add_argument("--dtype", default="f32", choices=["f32", "bf16", "int8", "int4"])
     parser.add_argument("--decode", action="store_true")
     arguments = parser.parse_args()
     programs, model = arguments.programs, os.path.abspath(arguments.model)
@@ -81,7 +81,9 @@ def main():
             nodes.append(Node(programs, *place))
         for node in nodes[1:]:
             node.event("ready")
-        common = ["--model", model, "--peers", peers, "--dtype", arguments.dtype, "--wire-dtype", arguments.dtype, "--repeat", str(arguments.steps)]
+        # What travels has a width of its own; weights in blocks stand beside Petals in f32.
+        wire = "bf16" if arguments.dtype == "bf16" else "f32"
+        common = ["--model", model, "--peers", peers, "--dtype", arguments.dtype, "--wire-dtype", wire, "--repeat", str(arguments.steps)]
         if arguments.decode:
             for users in (1, 8):
                 for event in bench(programs, ["decode", "--batch", str(users), *common]):

@@ -1,9 +1,9 @@
-//! What narrow wires and half-precision weights do to the loss.
+//! What narrow wires and narrow weights do to the loss.
 //!
 //! usage: cargo run --release --workspace --example wire_loss -- [STEPS]
 //!
 //! Tunes the demo model through two servers (real processes over loopback) in each wire dtype, from the same start and in
-//! the same order, and prints the losses beside those of f32. Then the same with blocks and head in f32 and in bf16, from a
+//! the same order, and prints the losses beside those of f32. Then the same with blocks and head in every dtype of weights, from a
 //! copy of the model whose weights are not bf16 already.
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const LAST: usize = 10;
 /// Dtypes on the wire, the reference first.
 const WIRES: [&str; 4] = ["f32", "bf16", "f16", "int8"];
 /// Dtypes of the weights, the reference first.
-const WEIGHTS: [&str; 2] = ["f32", "bf16"];
+const WEIGHTS: [&str; 4] = ["f32", "bf16", "int8", "int4"];
 
 /// A task: its name, data, and how its tables are trained.
 const TASKS: [(&str, &str, &[&str]); 3] = [

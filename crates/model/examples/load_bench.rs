@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         write_model(directory)?;
     }
     let checkpoint = Checkpoint::open(directory)?;
-    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32] {
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::Int8, Dtype::Int4] {
         let before = resident("VmRSS:")?;
         // From here on the largest value counts anew.
         std::fs::write("/proc/self/clear_refs", "5")?;
