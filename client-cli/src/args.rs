@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
 mod bench;
@@ -78,6 +80,38 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Time passes and training steps through a swarm.
     Bench(Box<BenchArgs>),
+}
+
+impl Command {
+    /// The model that it needs and the swarm that serves it.
+    pub(crate) fn swarm(&mut self) -> Option<&mut SwarmArgs> {
+        match self {
+            Self::Train(args) => Some(&mut args.swarm),
+            Self::Distill(args) => Some(&mut args.swarm),
+            Self::Eval(args) => Some(&mut args.swarm),
+            Self::Report(_) => None,
+            Self::Generate(args) => Some(&mut args.swarm),
+            Self::Chat(args) => Some(&mut args.swarm),
+            Self::Serve(args) => Some(&mut args.swarm),
+            Self::Route(args) => Some(&mut args.swarm),
+            Self::Logits(args) => Some(&mut args.swarm),
+            Self::Export(args) => Some(&mut args.swarm),
+            Self::Bench(args) => Some(&mut args.swarm),
+        }
+    }
+
+    /// Whether it needs all weights of its model on this machine.
+    pub(crate) fn needs_all_weights(&self) -> bool {
+        matches!(self, Self::Export(args) if args.merge_lora.is_some())
+    }
+
+    /// A model beside it that runs on this machine.
+    pub(crate) fn draft_model(&mut self) -> Option<&mut PathBuf> {
+        match self {
+            Self::Generate(args) => args.speculation.draft_model.as_mut(),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]

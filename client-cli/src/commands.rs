@@ -8,6 +8,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 mod given;
 pub(crate) mod logits;
+pub(crate) mod model;
 mod out;
 pub(crate) mod report;
 pub(crate) mod route;

@@ -36,6 +36,8 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
+        let mut command = command;
+        let _models = commands::model::find(&mut command, output).await?;
         match command {
             Command::Train(args) => commands::train::run(*args, output).await,
             Command::Distill(args) => commands::distill::run(*args, output).await,

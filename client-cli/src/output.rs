@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use petals_client::TrafficCount;
+use petals_hub::Progress;
 use serde::Serialize;
 
 use crate::error::CliError;
@@ -206,6 +207,10 @@ pub(crate) struct Merged {
     pub(crate) out: PathBuf,
     /// Matrices that changed.
     pub(crate) matrices: usize,
+}
+
+impl Event for Progress {
+    const NAME: &'static str = "download";
 }
 
 impl Event for Step {

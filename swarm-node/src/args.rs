@@ -10,16 +10,20 @@ use crate::executor::StashPolicy;
 
 mod bench;
 mod device;
+mod hub;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
+pub(crate) use hub::HubArgs;
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
   Start a swarm with the first half of a model:
-    petals-node serve --model ./Llama-3.1-8B --blocks 0..16
+    petals-node serve --model meta-llama/Llama-3.1-8B --blocks 0..16
   Join it from a second machine with whatever is served worst:
-    petals-node serve --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
+    petals-node serve --model meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
+  With a copy of the model on this machine, under the name that the others have:
+    petals-node serve --model ./Llama-3.1-8B --model-name meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
 
 const BOOTSTRAP_EXAMPLES: &str = "\
 Example:
@@ -100,13 +104,17 @@ pub struct NetworkArgs {
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Directory with config.json and model.safetensors (or its shards and index), or a GGUF.
-    #[arg(long, value_name = "DIR")]
+    /// The model: a directory with config.json and model.safetensors (or its shards and index), a GGUF, or a name on Hugging Face's hub,
+    /// org/name[@revision], of which only what is needed is fetched.
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
-    /// Name of the model in the swarm; clients must use the same. Default: the directory's name, or in
-    /// Hugging Face's cache the repository's.
+    /// Name of the model in the swarm; clients must use the same. Default: the directory's name, or of
+    /// models from the hub and in its cache the repository's, org/name.
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub hub: HubArgs,
     /// Blocks to host, for example 0..12. Default: as many as fit into memory, where the swarm is weakest.
     #[arg(long, value_name = "A..B")]
     pub blocks: Option<Span>,
@@ -176,13 +184,16 @@ pub struct ServeArgs {
 /// Arguments of `doctor`.
 #[derive(Debug, Clone, Args)]
 pub struct DoctorArgs {
-    /// Directory of a model, or a GGUF, to see what it needs and how many of its blocks fit.
-    #[arg(long, value_name = "DIR")]
+    /// Directory of a model, a GGUF, or a name on the hub, to see what it needs and how many of its blocks fit. Weights are not fetched.
+    #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
-    /// Name of the model in the swarm. Default: the directory's name, or in
-    /// Hugging Face's cache the repository's.
+    /// Name of the model in the swarm. Default: the directory's name, or of
+    /// models from the hub and in its cache the repository's, org/name.
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub hub: HubArgs,
     /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. It is asked whether it reaches this machine.
     #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
     pub peers: Vec<String>,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `serve`, `bootstrap`, `keygen`, `doctor`, `bench` | the commands |
 //! | `events` | what is printed on stdout |
+//! | `model` | from `--model` to a model that can be read |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
 //!
 //! Apart from the rest because all of it talks to a person: it takes arguments, prints and ends with an exit status. A server
@@ -14,6 +15,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod keygen;
+mod model;
 mod network;
 pub(crate) mod serve;
 mod signals;

@@ -98,6 +98,16 @@ impl Node {
         Self::start_by(Command::new(program("petals-node")?), LOOPBACK, arguments)
     }
 
+    /// As [`Self::start`], with more environment variables.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(program("petals-node")?);
+        command.envs(environment.iter().copied());
+        Self::start_by(command, LOOPBACK, arguments)
+    }
+
     /// Starts a node on a host of an [`crate::Internet`], at its address and port 31330.
     ///
     /// # Errors
@@ -192,7 +202,16 @@ impl Node {
     /// # Errors
     /// If it cannot be started.
     pub fn output(arguments: &[&str]) -> anyhow::Result<Output> {
-        Ok(Command::new(program("petals-node")?).args(arguments).output()?)
+        Self::output_in(&[], arguments)
+    }
+
+    /// As [`Self::output`], with more environment variables.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn output_in(environment: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<Output> {
+        let mut command = Command::new(program("petals-node")?);
+        Ok(command.envs(environment.iter().copied()).args(arguments).output()?)
     }
 
     /// Runs `petals-node` to an end that is not successful, and returns what it wrote.

@@ -12,7 +12,7 @@ use crate::chat::Json;
 
 const EXAMPLES: &str = "\
 Examples:
-  petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'Once upon a time' --max-new-tokens 200 \\
+  petals-tune generate --model meta-llama/Llama-3.1-8B --peers $PEERS --prompt 'Once upon a time' --max-new-tokens 200 \\
       --temperature 0.8 --top-p 0.95 --stop 'The End' -v
   petals-tune generate --model ./Llama-3.1-8B --peers $PEERS --prompt 'The capital of France is' --max-new-tokens 8 --beams 4
   petals-tune generate --model ./Qwen3-8B --peers $PEERS --chat --prompt 'Where is Nairobi?' --max-new-tokens 200 \\
@@ -106,8 +106,8 @@ pub(crate) struct SpeculationArgs {
     #[arg(long)]
     no_lookup: bool,
 
-    /// Directory of a small model with the same tokenizer that runs on this machine and foresees tokens.
-    #[arg(long, value_name = "DIR")]
+    /// Directory or name of a small model with the same tokenizer that runs on this machine and foresees tokens.
+    #[arg(long, value_name = "MODEL")]
     pub(crate) draft_model: Option<PathBuf>,
 
     /// Most foreseen tokens of one step; how many are worth it is measured.

@@ -6,20 +6,26 @@ use std::time::Duration;
 use clap::Args;
 use petals_client::{Dtype, PeerId, RelayMode, RouteRules, Span, WireDtype};
 
-use super::values::{at_least, duration, multiaddr, peer_id, pin, rate};
+use super::values::{at_least, byte_size, duration, multiaddr, peer_id, pin, rate};
 
 /// The model, and how to reach those who serve it.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Swarm")]
 pub(crate) struct SwarmArgs {
-    /// Directory of the model: config.json, tokenizer.json, and the safetensors with embeddings, norm and head; or a GGUF.
-    #[arg(long, value_name = "DIR")]
+    /// The model: a directory with config.json, tokenizer.json, and the safetensors with embeddings, norm and head; a GGUF; or a name on Hugging
+    /// Face's hub, org/name[@revision], of which only these are fetched.
+    #[arg(long, value_name = "MODEL")]
     pub(crate) model: PathBuf,
 
-    /// Name of the model in the swarm [default: the directory's name, or in Hugging Face's cache the
-    /// repository's].
+    /// Name of the model in the swarm [default: the directory's name, or of models from the hub and in its cache the
+    /// repository's, org/name].
     #[arg(long, value_name = "NAME")]
     pub(crate) model_name: Option<String>,
+
+    /// Most bytes that the models in the hub's cache may have together, such as 200G: before anything is fetched, what was not used for longest is removed
+    /// from it, but nothing that is in use [default: as much as the disk holds].
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    pub(crate) max_disk: Option<u64>,
 
     /// Addresses of any members of the swarm, as nodes print them.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., required = true, value_parser = multiaddr)]

@@ -17,6 +17,7 @@ mod gguf;
 mod index;
 mod layout;
 mod matrix;
+mod needed;
 mod norm;
 mod quantised;
 mod rounded;
@@ -24,11 +25,12 @@ mod stored;
 mod text;
 
 use dtype::{FLOATS, FileDtype};
-pub use error::CheckpointError;
+pub use error::{CheckpointError, SupplyError};
 use file::Header;
 pub use gguf::{GgufVocabulary, TokenKind};
 use index::TensorIndex;
 pub(crate) use matrix::Matrix;
+use needed::Supply;
 pub(crate) use norm::NormWeights;
 pub(crate) use stored::Stored;
 
@@ -55,6 +57,8 @@ pub struct Checkpoint {
     experts_in_files: bool,
     /// Where weights that were rounded are kept.
     rounded: Option<PathBuf>,
+    /// Who brings files that are not there.
+    supply: Option<Supply>,
 }
 
 impl Checkpoint {
@@ -67,16 +71,36 @@ impl Checkpoint {
         if gguf::is_one(dir) {
             let gguf::Model { config, files, names } = gguf::open(dir)?;
             let index = TensorIndex::of_files(dir, config.names, files, names);
-            return Ok(Self { directory: dir.to_owned(), config, index, experts_in_files: false, rounded: None });
+            return Ok(Self::of(dir, config, index));
         }
+        let config = Self::config_in(dir)?;
+        let index = TensorIndex::open(dir, config.names)?;
+        Ok(Self::of(dir, config, index))
+    }
+
+    /// The same of a directory whose only file of weights, `model.safetensors`, is still to come, but for its header: its first bytes, up to the
+    /// tensors' own.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_before_weights(dir: impl AsRef<Path>, header: &[u8]) -> Result<Self, CheckpointError> {
+        let dir = dir.as_ref();
+        let config = Self::config_in(dir)?;
+        let index = TensorIndex::of_header(dir, config.names, header)?;
+        Ok(Self::of(dir, config, index))
+    }
+
+    fn of(dir: &Path, config: ModelConfig, index: TensorIndex) -> Self {
+        Self { directory: dir.to_owned(), config, index, experts_in_files: false, rounded: None, supply: None }
+    }
+
+    fn config_in(dir: &Path) -> Result<ModelConfig, CheckpointError> {
         let path: PathBuf = dir.join(CONFIG);
         if dir.is_dir() && !path.is_file() {
             return Err(found::instead(dir, &[CONFIG]));
         }
         let text = text::read(&path, MAX_CONFIG)?;
-        let config = ModelConfig::from_json(&text).map_err(|source| CheckpointError::Config { path, source })?;
-        let index = TensorIndex::open(dir, config.names)?;
-        Ok(Self { directory: dir.to_owned(), config, index, experts_in_files: false, rounded: None })
+        ModelConfig::from_json(&text).map_err(|source| CheckpointError::Config { path, source })
     }
 
     /// The same checkpoint, of whose blocks the experts' weights are to stay in their mapped files: for machines whose memory does not hold

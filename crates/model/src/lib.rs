@@ -15,7 +15,7 @@ mod fixture;
 mod kv;
 mod stack;
 
-pub use checkpoint::{Checkpoint, CheckpointError, GgufVocabulary, TokenKind};
+pub use checkpoint::{Checkpoint, CheckpointError, GgufVocabulary, SupplyError, TokenKind};
 pub use client_model::{ClassOutput, ClientModel, HeadError, LossOutput, LossRules, TopTokens};
 pub use config::{
     Activation, Alibi, AttentionDesign, BlockDesign, ConfigError, EmbeddingDesign, ExpertWeights, ExpertsDesign,

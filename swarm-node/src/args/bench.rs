@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use petals_protocol::Span;
 
+use super::HubArgs;
 use super::device::DeviceArgs;
 
 /// Examples in the help.
@@ -19,9 +20,13 @@ pub struct BenchArgs {
     /// What to time, one after the other.
     #[arg(value_name = "WHAT", required = true, num_args = 1..)]
     pub what: Vec<BenchKind>,
-    /// Directory with config.json and model.safetensors (or its shards and index), or a GGUF.
-    #[arg(long, value_name = "DIR")]
+    /// The model: a directory with config.json and model.safetensors (or its shards and index), a GGUF, or a name on Hugging Face's hub,
+    /// org/name[@revision], of which only what is needed is fetched.
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub hub: HubArgs,
     /// Blocks to load, for example 0..12. Default: all.
     #[arg(long, value_name = "A..B")]
     pub blocks: Option<Span>,

@@ -9,6 +9,7 @@ use petals_model::{BlockStack, Checkpoint};
 use petals_protocol::Injection;
 
 use super::events::{BenchFigures, BenchSetup, NodeEvent};
+use super::model;
 use super::serve::check_blocks;
 use super::signals::StopSignals;
 use crate::args::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
@@ -39,12 +40,13 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), NodeError> {
 }
 
 fn measure(args: &BenchArgs, stop: &AtomicBool) -> Result<(), NodeError> {
-    let checkpoint = Checkpoint::open(&args.model).map_err(NodeError::input)?;
-    let (device, dtype, kv_dtype) = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
+    let (_, checkpoint) = model::open(&args.model, &args.hub, args.json).map_err(model::refused)?;
     check_blocks(args.blocks, &checkpoint)?;
     check_length(args, &checkpoint)?;
-    let started = Instant::now();
     let span = args.blocks.unwrap_or_else(|| checkpoint.blocks());
+    checkpoint.supply(span).map_err(anyhow::Error::from)?;
+    let (device, dtype, kv_dtype) = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
+    let started = Instant::now();
     let blocks = checkpoint.load_span(span, &device, dtype).context("cannot load the blocks")?;
     let blocks = blocks.with_kv_dtype(kv_dtype).map_err(NodeError::input)?;
     let setup = BenchSetup {

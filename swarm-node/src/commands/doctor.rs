@@ -7,9 +7,11 @@ mod running;
 use std::path::Path;
 use std::time::Duration;
 
+use petals_hub::{ModelSource, SourceError};
 use petals_model::{Checkpoint, CheckpointError, Device, Dtype, KvDtype};
 
 use super::events::{Check, CheckStatus, NodeEvent, size};
+use super::model as from_hub;
 use crate::args::DoctorArgs;
 use crate::error::NodeError;
 use crate::machine::memory::Free;
@@ -29,12 +31,16 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
         NodeEvent::Check(check).emit(json);
     };
     let device = device(&args.compute.device, &mut tell);
-    let checkpoint = args.model.as_deref().and_then(|model| checkpoint(model, &mut tell));
+    let opened = args.model.as_deref().map(|model| {
+        // Nothing else is under way that waiting for the hub could hold up.
+        tokio::task::block_in_place(|| from_hub::open(model, &args.hub, json))
+    });
+    let (source, checkpoint) = opened.map_or((None, None), |opened| checkpoint(opened, &mut tell));
     let (dtype, kv_dtype) = args.compute.on(&device, checkpoint.as_ref()).map_err(NodeError::input)?;
     memory((&device, dtype, kv_dtype), checkpoint.as_ref(), json, &mut tell);
     tell(open_files(std::fs::read_to_string("/proc/self/limits").ok().as_deref()));
-    if let Some(model) = &args.model {
-        tell(disk(free_disk(model).await));
+    if let Some(path) = source.as_ref().map(ModelSource::path).or(args.model.as_deref()) {
+        tell(disk(free_disk(path).await));
     }
     let model = checkpoint.as_ref().and_then(|checkpoint| checkpoint.model_id(args.model_name.as_deref()).ok());
     for check in network::checks(&args, model.zip(checkpoint.as_ref().map(Checkpoint::blocks))).await? {
@@ -75,21 +81,48 @@ fn device(wanted: &str, tell: &mut impl FnMut(Check)) -> Device {
     }
 }
 
-fn checkpoint(model: &Path, tell: &mut impl FnMut(Check)) -> Option<Checkpoint> {
+/// What is found of the model, and where.
+fn checkpoint(
+    opened: Result<(ModelSource, Checkpoint), SourceError>,
+    tell: &mut impl FnMut(Check),
+) -> (Option<ModelSource>, Option<Checkpoint>) {
     const NAME: &str = "model";
-    let checked = Checkpoint::open(model).and_then(|checkpoint| {
+    let checked = opened.and_then(|(source, checkpoint)| {
         checkpoint.check_span(checkpoint.blocks())?;
-        Ok(checkpoint)
+        Ok((source, checkpoint))
     });
     match checked {
-        Ok(checkpoint) => {
-            tell(Check::ok(NAME, format!("{} blocks in {}", checkpoint.blocks().len(), model.display())));
-            Some(checkpoint)
+        Ok((source, checkpoint)) => {
+            let place = source.path().display();
+            tell(Check::ok(
+                NAME,
+                format!("{} blocks in {place}{}", checkpoint.blocks().len(), to_come(&source, &checkpoint)),
+            ));
+            (Some(source), Some(checkpoint))
+        }
+        Err(SourceError::Checkpoint(error)) => {
+            tell(refused(NAME, error));
+            (None, None)
         }
         Err(error) => {
-            tell(refused(NAME, error));
-            None
+            // The hub's errors end with what to do.
+            let error = error.to_string();
+            let (detail, remedy) = error.rsplit_once(": ").unwrap_or((&error, "see --model"));
+            tell(Check::fail(NAME, detail, remedy));
+            (None, None)
         }
+    }
+}
+
+/// What of a model from the hub is not in the cache, and would be fetched by whoever served all of it.
+fn to_come(source: &ModelSource, checkpoint: &Checkpoint) -> String {
+    let Some(snapshot) = source.snapshot() else { return String::new() };
+    let files = checkpoint.all_files();
+    let missing: Vec<_> = files.iter().filter(|file| !source.path().join(file).is_file()).collect();
+    let bytes: u64 = missing.iter().filter_map(|file| snapshot.size(file)).sum();
+    match missing.len() {
+        0 => String::new(),
+        count => format!("; {count} of its {} files of weights are not here, {}", files.len(), size(bytes)),
     }
 }
 

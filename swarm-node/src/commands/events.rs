@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use petals_hub::Progress;
 use serde::Serialize;
 
 mod bench;
@@ -87,6 +88,8 @@ pub enum NodeEvent {
         /// The file.
         file: String,
     },
+    /// A model comes from the hub.
+    Download(Progress),
     /// What `doctor` found.
     Check(Check),
     /// What the model needs that `doctor` was given.
@@ -139,6 +142,7 @@ impl NodeEvent {
             Self::SwarmKey { fingerprint, file } => {
                 format!("swarm key with fingerprint {fingerprint} written to {file}")
             }
+            Self::Download(progress) => progress.to_string(),
             Self::Check(check) => check.to_string(),
             Self::ModelNeeds(needs) => needs.to_string(),
             Self::BenchSetup(setup) => setup.to_string(),

@@ -11,6 +11,7 @@ use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 
 use super::events::NodeEvent;
+use super::model;
 use super::network;
 use super::signals::StopSignals;
 use super::watch;
@@ -34,13 +35,16 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let started = Instant::now();
     let mut signals = StopSignals::install()?;
     let json = args.network.json;
-    let checkpoint = Checkpoint::open(&args.model).map_err(NodeError::input)?;
+    let Some(opened) = signals.unless_stopped(model::opened(&args.model, &args.hub, json)).await else {
+        stop_early(json);
+    };
+    let checkpoint = opened?;
     let checkpoint = match args.cache_dir.clone().or_else(cache_dir) {
         Some(directory) => checkpoint.with_rounded_in(directory.join("weights")),
         None => checkpoint,
     };
-    let model = checkpoint.model_id(args.model_name.as_deref()).context("the model needs a name: give --model-name");
-    let model = model.map_err(NodeError::input)?;
+    let id = checkpoint.model_id(args.model_name.as_deref()).context("the model needs a name: give --model-name");
+    let id = id.map_err(NodeError::input)?;
     let compute = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
     check_blocks(args.blocks, &checkpoint)?;
 
@@ -52,7 +56,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         stop_early(json);
     };
     let (swarm, incoming) = joined?;
-    match signals.unless_stopped(watch::refuse_namesake(&swarm, &model)).await {
+    match signals.unless_stopped(watch::refuse_namesake(&swarm, &id)).await {
         Some(Ok(())) => {}
         Some(Err(error)) => {
             // Nothing was announced, so there is nothing to take back: a goodbye would be the other node's.
@@ -61,7 +65,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         }
         None => stop_early(json),
     }
-    let start = start(&args, &swarm, incoming, checkpoint, model, compute);
+    let start = start(&args, &swarm, incoming, checkpoint, id, compute);
     let Some(server) = signals.unless_stopped(start).await else {
         let leave = async {
             swarm.withdraw().await;
@@ -130,7 +134,7 @@ async fn start(
     incoming: Incoming,
     checkpoint: Checkpoint,
     model: ModelId,
-    (device, dtype, kv_dtype): (Device, Dtype, KvDtype),
+    (device, dtype, _): (Device, Dtype, KvDtype),
 ) -> Result<Server, NodeError> {
     let free = Free::on(&device);
     let span = match args.blocks {
@@ -140,6 +144,9 @@ async fn start(
             place(swarm, &model, checkpoint.blocks(), count).await?
         }
     };
+    let checkpoint = model::supplied(checkpoint, span).await?;
+    // Of a model from the hub only now is there something that tells how its weights lie.
+    let (dtype, kv_dtype) = args.compute.on(&device, Some(&checkpoint)).map_err(NodeError::input)?;
     let checkpoint = hold(checkpoint, span, (&device, dtype), free.for_weights());
     let moves = args.blocks.is_none() && !args.rebalance_period.is_zero();
     let budgets = free.divide(checkpoint.span_bytes(span, dtype));

@@ -101,6 +101,9 @@ impl Mover {
         }
         let old = self.executor.blocks().context("no blocks are loaded")?;
         let started = Instant::now();
+        // What has to come from elsewhere comes while the old span is served.
+        let files = self.checkpoint.clone();
+        tokio::task::spawn_blocking(move || files.supply(there)).await.context("fetching was interrupted")??;
         let more = there.len() - there.intersect(here).map_or(0, Span::len);
         let needed = old.weight_bytes() / old.span().len() as u64 * more as u64;
         let moved = if needed <= Free::on(old.device()).for_weights() {

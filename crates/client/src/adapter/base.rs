@@ -35,6 +35,19 @@ pub(super) fn hub_name(model: &AdaptedModel) -> String {
     }
 }
 
+/// Where PEFT finds the model: its directory, or the name of one in the hub's cache, which other machines know too.
+pub(super) fn loadable(model: &AdaptedModel) -> String {
+    let mut folders = model.name_or_path.rsplit('/').skip(1);
+    let repository = match (folders.next(), folders.next()) {
+        (Some("snapshots"), Some(folder)) => folder.strip_prefix("models--"),
+        _ => None,
+    };
+    match repository {
+        Some(repository) if !repository.is_empty() => repository.replacen("--", "/", 1),
+        _ => model.name_or_path.clone(),
+    }
+}
+
 /// The part of a name or path that is a model's own: the last one, but for revisions in Hugging Face's cache.
 fn last(path: &str) -> &str {
     let mut parts = path.split(['/', '\\']).filter(|part| !part.is_empty() && *part != ".").rev();

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::names::{PrefixMode, Task, TuningMode, WeightMode};
 use super::tables::{PromptTables, TableShape};
 use super::tensor_file::{TensorFileError, is_lfs_pointer};
-use super::{AdaptedModel, AdapterError, AdapterManifest, weights};
+use super::{AdaptedModel, AdapterError, AdapterManifest, base, weights};
 
 /// Name of PEFT's configuration file.
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
@@ -40,7 +40,7 @@ pub(super) fn config(manifest: &AdapterManifest, tables: &PromptTables, model: &
     };
     let mut config = json!({
         "auto_mapping": null,
-        "base_model_name_or_path": model.name_or_path,
+        "base_model_name_or_path": base::loadable(model),
         "inference_mode": true,
         "modules_to_save": modules_to_save,
         "peft_type": kind(shape),

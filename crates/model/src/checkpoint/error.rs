@@ -17,6 +17,9 @@ const PACKED: &str = "download it again, or use the model that this one was made
 const HEAD: &str = "use a complete checkpoint, or, if the model's head is its embedding table, set `tie_word_embeddings` to true in \
                     config.json, on all servers and clients alike";
 
+/// Why files that are not there cannot be brought.
+pub type SupplyError = Box<dyn std::error::Error + Send + Sync>;
+
 /// Why a checkpoint, or a part of it, cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -99,6 +102,9 @@ pub enum CheckpointError {
         /// A tensor of it that is needed.
         name: String,
     },
+    /// Files that are not there cannot be brought.
+    #[error("what the model lacks here cannot be fetched")]
+    Supply(#[source] SupplyError),
     /// The checkpoint has no such tensor.
     #[error("{path} has no tensor `{name}`{hint}: {LAYOUT}")]
     MissingTensor {
@@ -179,6 +185,7 @@ impl CheckpointError {
             Self::MissingHead { .. } => HEAD,
             Self::Dtype { .. } => DTYPE,
             Self::Packed { .. } => PACKED,
+            Self::Supply(_) => "see why, and start again: what has come is kept",
             Self::Device(_) => "choose another --device or --dtype",
             Self::Span { .. } => "ask for blocks that the model has",
         }

@@ -63,7 +63,6 @@ impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         let io = |source| CheckpointError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
-        let malformed = |reason: String| CheckpointError::Malformed { path: path.to_owned(), reason };
         let size = file.metadata().map_err(io)?.len();
         let truncated = |expected| CheckpointError::Truncated { path: path.to_owned(), length: size, expected };
         if size == 0 {
@@ -73,19 +72,18 @@ impl TensorFile {
         // SAFETY: the map is read-only. Whoever truncates a model's file while a node serves from it can make reads fail
         // with SIGBUS, as with every program that maps its weights; the documentation says not to.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        if is_lfs_pointer(&map) {
-            return Err(CheckpointError::LfsPointer { path: path.to_owned() });
-        }
-        let length = map.first_chunk().map(|&bytes| u64::from_le_bytes(bytes)).ok_or_else(|| truncated(SHORTEST))?;
-        let length = usize::try_from(length).ok().filter(|&n| n <= MAX_HEADER && map.get(8).is_none_or(|&b| b == b'{'));
-        let length = length.ok_or_else(|| malformed(format!("it is no safetensors file, {}", begins(&map))))?;
-        let header = map.get(8..8 + length).ok_or_else(|| truncated(8 + length as u64))?;
-        let tensors = parse_header(header).map_err(|e| malformed(format!("its header is no JSON of tensors: {e}")))?;
+        let (length, tensors) = read_header(path, &map, size)?;
         let end = tensors.values().map(|entry| entry.data_offsets.1).max().unwrap_or(0);
         if end > map.len() - 8 - length {
             return Err(truncated((8 + length as u64).saturating_add(end as u64)));
         }
         Ok(Self { path: path.to_owned(), data_start: 8 + length, map, tensors })
+    }
+
+    /// The names of the tensors of a file that begins with `start`.
+    pub(super) fn names_in(path: &Path, start: &[u8]) -> Result<Vec<String>, CheckpointError> {
+        let (_, tensors) = read_header(path, start, start.len() as u64)?;
+        Ok(tensors.into_keys().collect())
     }
 
     /// The tensors of a file whose header has been read.
@@ -203,6 +201,21 @@ fn begins(bytes: &[u8]) -> &'static str {
         [b'{', ..] => "but JSON",
         _ => "as its first bytes say",
     }
+}
+
+/// The length of the header of a file of `size` bytes that begins with `start`, and its tensors.
+fn read_header(path: &Path, start: &[u8], size: u64) -> Result<(usize, BTreeMap<String, Entry>), CheckpointError> {
+    let malformed = |reason: String| CheckpointError::Malformed { path: path.to_owned(), reason };
+    let truncated = |expected| CheckpointError::Truncated { path: path.to_owned(), length: size, expected };
+    if is_lfs_pointer(start) {
+        return Err(CheckpointError::LfsPointer { path: path.to_owned() });
+    }
+    let length = start.first_chunk().map(|&bytes| u64::from_le_bytes(bytes)).ok_or_else(|| truncated(SHORTEST))?;
+    let length = usize::try_from(length).ok().filter(|&n| n <= MAX_HEADER && start.get(8).is_none_or(|&b| b == b'{'));
+    let length = length.ok_or_else(|| malformed(format!("it is no safetensors file, {}", begins(start))))?;
+    let header = start.get(8..8 + length).ok_or_else(|| truncated(8 + length as u64))?;
+    let tensors = parse_header(header).map_err(|e| malformed(format!("its header is no JSON of tensors: {e}")))?;
+    Ok((length, tensors))
 }
 
 /// The tensors of a header; its `__metadata__` and whatever else is not a tensor are skipped.

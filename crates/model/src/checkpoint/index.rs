@@ -62,6 +62,13 @@ impl TensorIndex {
         Ok(Self { path: index, names, files, listed: None, open: Mutex::default() })
     }
 
+    /// Reads the names in the header of a `model.safetensors` that is still to come.
+    pub(super) fn of_header(dir: &Path, names: &'static Names, header: &[u8]) -> Result<Self, CheckpointError> {
+        let path = dir.join(SINGLE);
+        let files = TensorFile::names_in(&path, header)?.into_iter().map(|name| (name, path.clone())).collect();
+        Ok(Self { path, names, files, listed: None, open: Mutex::default() })
+    }
+
     /// The tensors of files that are open, with the names that Hugging Face's checkpoint of the model has.
     pub(super) fn of_files(
         path: &Path,
@@ -95,6 +102,11 @@ impl TensorIndex {
     /// The files of all tensors.
     pub(super) fn files(&self) -> BTreeSet<&Path> {
         self.files.values().map(PathBuf::as_path).collect()
+    }
+
+    /// Names of tensors as they are stored, with their files.
+    pub(super) fn stored(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.files.iter().map(|(name, path)| (name.as_str(), path.as_path()))
     }
 
     /// All names, with the base where files were saved without.

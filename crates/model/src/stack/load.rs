@@ -23,16 +23,21 @@ impl Checkpoint {
     }
 
     /// What [`Dtype::Auto`] stands for with this checkpoint on `device`; the others stand for themselves. A quantised checkpoint is not widened on the CPU:
-    /// what lies in blocks of four bits stays as it is, everything else becomes eight bits.
+    /// what lies in blocks of four bits stays as it is, everything else becomes eight bits. The first block whose files are there speaks for all; if
+    /// there is none, a quantised checkpoint counts as one of eight bits.
     ///
     /// # Errors
-    /// If a matrix of the first block is missing or misshapen.
+    /// If a matrix of that block is missing or misshapen.
     pub fn dtype_on(&self, dtype: Dtype, device: &Device) -> Result<Dtype, CheckpointError> {
         if dtype != Dtype::Auto || !device.reads_in_place() {
             return Ok(dtype.on(device));
         }
-        let parts = self.config().quantisable_parts(0);
-        let matrices = parts.iter().map(|part| self.matrix_of(part)).collect::<Result<Vec<_>, _>>()?;
+        let block = |number| self.config().quantisable_parts(number).iter().map(|part| self.matrix_of(part)).collect();
+        let here =
+            |found: &Result<Vec<Matrix>, CheckpointError>| !matches!(found, Err(CheckpointError::MissingShard { .. }));
+        let Some(matrices) = self.blocks().blocks().map(block).find(here).transpose()? else {
+            return Ok(if self.config().quantisation.is_some() { Dtype::Int8 } else { dtype.on(device) });
+        };
         if matrices.iter().all(Matrix::is_float) {
             return Ok(dtype.on(device));
         }
@@ -93,6 +98,7 @@ impl Checkpoint {
         if span.end() as usize > count {
             return Err(CheckpointError::Span { span, blocks: count });
         }
+        self.supply(span)?;
         let dtype = self.dtype_on(dtype, device)?;
         self.check_device(device, dtype)?;
         let blocks = match device.kind() {
