@@ -24,6 +24,8 @@ use wire::{Request, send};
 pub enum Fault {
     /// Answers with this status, these headers and this text.
     Status(u16, Vec<(&'static str, String)>, &'static str),
+    /// Answers with this text.
+    Body(String),
     /// Closes the connection after so many bytes of the body.
     Cut(usize),
     /// Sends so many bytes of the body and then nothing, for this long.

@@ -48,7 +48,7 @@ async fn found(model: PathBuf, all: bool, most: Option<u64>, output: Output) -> 
 /// The hub, whose progress shows on stderr, or with `--json` as events.
 fn hub(most: Option<u64>, output: Output) -> Result<Hub, HubError> {
     let meter = Meter::new(Some(terminal::bars().clone()));
-    let hub = Hub::new(&Settings::from_environment()?).with_max_disk(most);
+    let hub = Hub::new(&Settings::from_environment()?)?.with_max_disk(most);
     Ok(hub.with_progress(move |progress| match output.is_json() {
         // A closed stdout is told by the command itself.
         true => drop(output.emit(progress)),

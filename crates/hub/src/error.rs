@@ -255,6 +255,16 @@ impl HubError {
         matches!(self, Self::Unreachable { .. } | Self::Server { .. } | Self::RateLimited { .. })
     }
 
+    /// What went wrong, for somebody who need not do anything about it.
+    pub(crate) fn passing_reason(&self) -> String {
+        match self {
+            Self::Unreachable { reason, .. } => format!("the connection failed: {reason}"),
+            Self::Server { status, .. } => format!("the other side answers {status}"),
+            Self::RateLimited { .. } => "the hub answers 429, too many requests".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// A failure to do something in the cache.
     pub(crate) fn cache(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();

@@ -8,7 +8,7 @@ use ureq::{Agent, Body};
 
 use crate::error::HubError;
 use crate::reference::ModelName;
-use crate::settings::{Patience, Settings, Token};
+use crate::settings::{Patience, Settings, SettingsError, Token};
 
 /// Most steps from the hub to a file.
 const MAX_REDIRECTS: usize = 10;
@@ -20,6 +20,7 @@ const SHOWN_REASON: usize = 200;
 const NAP: Duration = Duration::from_millis(50);
 
 mod address;
+mod trust;
 
 use address::{encoded, origin, without_query};
 
@@ -74,9 +75,10 @@ pub(crate) struct Attempts<'a> {
 }
 
 impl Http {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, SettingsError> {
         let Patience { connect, silence, .. } = settings.patience;
         let config = Agent::config_builder()
+            .tls_config(trust::of(settings.certificates.as_deref())?)
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -87,12 +89,12 @@ impl Http {
             .timeout_recv_response(Some(connect + silence))
             .timeout_per_read(Some(silence))
             .build();
-        Self {
+        Ok(Self {
             agent: config.into(),
             endpoint: settings.endpoint.clone(),
             token: settings.token.clone(),
             patience: settings.patience,
-        }
+        })
     }
 
     pub(crate) fn endpoint(&self) -> &str {
@@ -243,7 +245,7 @@ impl<'a> Attempts<'a> {
             self.patience.first_wait.saturating_mul(1 << (self.made - 1).min(16)).min(self.patience.longest_wait);
         // Many nodes that were cut off together do not come back together.
         let wait = asked.map_or(grown.mul_f64(0.75 + 0.5 * random()), |asked| asked.max(self.patience.first_wait / 4));
-        say(error.to_string(), wait);
+        say(error.passing_reason(), wait);
         let until = Instant::now() + wait;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
             if self.stop.load(Ordering::Relaxed) {
@@ -268,6 +270,10 @@ fn counted(error: HubError, attempts: u32) -> HubError {
 fn failed(url: &str, error: &ureq::Error) -> Trouble {
     let url = without_query(url);
     match error {
+        // Whoever shows a certificate that is not his does so the next time too.
+        error if is_untrusted(error) => {
+            Trouble::Lasting(HubError::Unreachable { url, reason: error.to_string(), attempts: 1 })
+        }
         ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::InvalidProxyUrl => {
             Trouble::Lasting(HubError::Nonsense {
                 url,
@@ -278,6 +284,15 @@ fn failed(url: &str, error: &ureq::Error) -> Trouble {
             error: HubError::Unreachable { url, reason: error.to_string(), attempts: 0 },
             wait: None,
         },
+    }
+}
+
+/// Whether TLS was refused.
+fn is_untrusted(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Tls(_) | ureq::Error::Rustls(_) => true,
+        ureq::Error::Io(cause) => cause.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
     }
 }
 

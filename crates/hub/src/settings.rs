@@ -79,6 +79,8 @@ pub struct Settings {
     pub token: Option<Token>,
     /// Whether nothing may be asked.
     pub offline: bool,
+    /// A file with the certificates that are trusted, in PEM, in the place of Mozilla's list.
+    pub certificates: Option<PathBuf>,
     /// How long the hub is waited for.
     pub patience: Patience,
 }
@@ -96,6 +98,14 @@ pub enum SettingsError {
     /// A token that cannot be sent.
     #[error("the token in {0} has characters that no token has: log in again, or set HF_TOKEN to the token alone")]
     Token(String),
+    /// The certificates cannot be used.
+    #[error("the certificates in {} cannot be used, {reason}: see SSL_CERT_FILE, which names a file of them in PEM", path.display())]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The file of the token is there and cannot be read.
     #[error("cannot read the token in {}: {source}", path.display())]
     TokenFile {
@@ -107,7 +117,8 @@ pub enum SettingsError {
 }
 
 impl Settings {
-    /// What the environment says: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`, and older names of these.
+    /// What the environment says: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE`, `SSL_CERT_FILE`,
+    /// and older names of these.
     ///
     /// # Errors
     /// [`SettingsError`].
@@ -145,6 +156,7 @@ impl Settings {
             cache: cache.ok_or(SettingsError::NoHome)?,
             token: token.filter(|(_, token)| !token.is_empty()).map(checked).transpose()?,
             offline: is_true(&["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]),
+            certificates: path(&["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"]),
             patience: Patience::default(),
         })
     }
@@ -238,5 +250,6 @@ mod tests {
             assert_eq!(settings(("HF_HUB_OFFLINE", value)).unwrap().offline, offline, "{value}");
         }
         assert!(settings(("TRANSFORMERS_OFFLINE", "True")).unwrap().offline);
+        assert_eq!(settings(("SSL_CERT_FILE", "/ca.pem")).unwrap().certificates, Some("/ca.pem".into()));
     }
 }

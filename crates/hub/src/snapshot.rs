@@ -91,9 +91,12 @@ impl fmt::Debug for Hub {
 
 impl Hub {
     /// A hub that nobody hears of.
-    pub fn new(settings: &Settings) -> Self {
-        let http = Arc::new(Http::new(settings));
-        Self { http, cache: settings.cache.clone(), offline: settings.offline, most: None, tell: Arc::new(|_| {}) }
+    ///
+    /// # Errors
+    /// If the certificates of the settings cannot be used.
+    pub fn new(settings: &Settings) -> Result<Self, HubError> {
+        let http = Arc::new(Http::new(settings)?);
+        Ok(Self { http, cache: settings.cache.clone(), offline: settings.offline, most: None, tell: Arc::new(|_| {}) })
     }
 
     /// The same, in whose cache all models together may have at most so many bytes.

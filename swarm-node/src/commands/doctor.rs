@@ -7,6 +7,7 @@ mod running;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
 use petals_hub::{ModelSource, SourceError};
 use petals_model::{Checkpoint, CheckpointError, Device, Dtype, KvDtype};
 
@@ -31,11 +32,14 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
         NodeEvent::Check(check).emit(json);
     };
     let device = device(&args.compute.device, &mut tell);
-    let opened = args.model.as_deref().map(|model| {
-        // Nothing else is under way that waiting for the hub could hold up.
-        tokio::task::block_in_place(|| from_hub::open(model, &args.hub, json))
-    });
-    let (source, checkpoint) = opened.map_or((None, None), |opened| checkpoint(opened, &mut tell));
+    let (source, checkpoint) = match args.model.clone() {
+        Some(model) => {
+            let hub = args.hub.clone();
+            let opened = tokio::task::spawn_blocking(move || from_hub::open(&model, &hub, json)).await;
+            checkpoint(opened.context("opening the model was interrupted")?, &mut tell)
+        }
+        None => (None, None),
+    };
     let (dtype, kv_dtype) = args.compute.on(&device, checkpoint.as_ref()).map_err(NodeError::input)?;
     memory((&device, dtype, kv_dtype), checkpoint.as_ref(), json, &mut tell);
     tell(open_files(std::fs::read_to_string("/proc/self/limits").ok().as_deref()));
@@ -119,7 +123,7 @@ fn to_come(source: &ModelSource, checkpoint: &Checkpoint) -> String {
     let Some(snapshot) = source.snapshot() else { return String::new() };
     let files = checkpoint.all_files();
     let missing: Vec<_> = files.iter().filter(|file| !source.path().join(file).is_file()).collect();
-    let bytes: u64 = missing.iter().filter_map(|file| snapshot.size(file)).sum();
+    let bytes = missing.iter().filter_map(|file| snapshot.size(file)).fold(0, u64::saturating_add);
     match missing.len() {
         0 => String::new(),
         count => format!("; {count} of its {} files of weights are not here, {}", files.len(), size(bytes)),

@@ -15,7 +15,7 @@ use crate::error::NodeError;
 pub(super) fn open(model: &Path, args: &HubArgs, json: bool) -> Result<(ModelSource, Checkpoint), SourceError> {
     let most = args.max_disk;
     let hub = move || -> Result<Hub, HubError> {
-        let (hub, meter) = (Hub::new(&Settings::from_environment()?).with_max_disk(most), Meter::new(None));
+        let (hub, meter) = (Hub::new(&Settings::from_environment()?)?.with_max_disk(most), Meter::new(None));
         Ok(hub.with_progress(move |progress| match json {
             true => NodeEvent::Download(progress.clone()).emit(json),
             false => meter.show(progress),

@@ -86,6 +86,9 @@ pub(super) fn send(
         Some(Fault::Status(status, headers, text)) => {
             reply = Reply { status: *status, headers: headers.clone(), body: text.as_bytes().to_vec(), ranges: false };
         }
+        Some(Fault::Body(text)) => {
+            reply = Reply { status: 200, headers: Vec::new(), body: text.as_bytes().to_vec(), ranges: false };
+        }
         Some(Fault::Redirect(to)) => {
             reply = Reply { status: 302, headers: vec![("location", to.clone())], body: Vec::new(), ranges: false };
         }

@@ -94,6 +94,16 @@ fn servers_and_a_client_know_a_model_by_its_name_and_fetch_their_parts() -> anyh
     assert_eq!(generated(again.args(&arguments).events()?)?, expected);
     assert!(server.log().is_empty());
 
+    // A draft model runs here, so all of it is fetched. What is trained names the model, for whoever loads it elsewhere.
+    let drafted = tune("generate")?.args(&arguments).args(&["--draft-model", MODEL]).events()?;
+    assert_eq!(generated(drafted)?, expected);
+    assert_eq!(shards(&server), [2, 3, 4, 5], "what the client did not have");
+    let out = homes[2].path().join("adapter");
+    let train = ["--mode", "ptune", "--prefix-len", "2", "--task", "causal-lm", "--steps", "1", "--batch-size", "2"];
+    tune("train")?.args(&train).path("--data", &Goldens::data("train-causal.jsonl")).path("--out", &out).events()?;
+    let adapter: Value = serde_json::from_slice(&std::fs::read(out.join("adapter_config.json"))?)?;
+    assert_eq!(adapter["base_model_name_or_path"], MODEL);
+
     // A copy of the model on this machine serves the same model under its name, and so does its folder in the cache.
     let local = goldens.model();
     let local = serve(second, local.to_str().unwrap_or_default(), &["--blocks", "0..1", "--model-name", MODEL])?;

@@ -165,6 +165,15 @@ fn names_that_lead_out_of_the_snapshot_are_passed_over() -> anyhow::Result<()> {
     place.server.fault("hub /api/models", Fault::Status(200, Vec::new(), listing));
     let snapshot = place.hub().snapshot(&name(MODEL))?;
     assert_eq!(snapshot.files(), ["config.json", "model.safetensors"]);
+    // Sizes beyond all numbers are added up without harm.
+    let hash = "ab".repeat(32);
+    let large = |name: &str| {
+        format!(r#"{{"rfilename": "{name}", "lfs": {{"sha256": "{hash}", "size": 18446744073709551615}}}}"#)
+    };
+    let listing = format!(r#"{{"sha": "{}", "siblings": [{}, {}]}}"#, "0".repeat(40), large("a"), large("b"));
+    place.server.fault("hub /api/models", Fault::Body(listing));
+    let error = place.hub().with_max_disk(Some(1 << 40)).snapshot(&name(MODEL))?.fetch(["a", "b"]).unwrap_err();
+    assert!(matches!(error, HubError::TooLarge { .. }), "{error}");
     // Neither does a file's own answer say where it goes.
     let evil = Fault::Status(200, vec![("etag", "\"../../evil\"".to_owned())], "{}");
     place.server.fault("HEAD config.json", evil);

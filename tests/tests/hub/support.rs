@@ -57,6 +57,7 @@ impl Place {
             endpoint: self.server.endpoint(),
             cache: self.cache.path().to_owned(),
             token: None,
+            certificates: None,
             offline: false,
             patience,
         }
@@ -68,6 +69,7 @@ impl Place {
         change(&mut settings);
         let told = self.told.clone();
         Hub::new(&settings)
+            .expect("no certificates were given")
             .with_progress(move |progress| told.lock().unwrap_or_else(PoisonError::into_inner).push(progress.clone()))
     }
 

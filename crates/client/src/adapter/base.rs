@@ -81,6 +81,14 @@ mod tests {
     }
 
     #[test]
+    fn peft_is_told_where_every_machine_finds_the_model() {
+        let at = |path: &str| loadable(&named("org/tiny", path));
+        assert_eq!(at("/home/me/hub/models--org--tiny/snapshots/0123"), "org/tiny");
+        assert_eq!(at("/models/tiny"), "/models/tiny");
+        assert_eq!(at("models--org--tiny"), "models--org--tiny");
+    }
+
+    #[test]
     fn names_are_the_same_wherever_the_model_lies() {
         let same = [
             "org/Llama-3.2-1B",

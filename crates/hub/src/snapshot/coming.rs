@@ -42,7 +42,8 @@ impl Snapshot {
             coming.push(self.known(listed)?);
         }
         let begun = |file: &&Known| fs::metadata(self.folder.incomplete(&file.etag)).map_or(0, |part| part.len());
-        let bytes: u64 = coming.iter().filter_map(|file| file.size).sum();
+        // Sizes are what a stranger says.
+        let bytes = coming.iter().filter_map(|file| file.size).fold(0, u64::saturating_add);
         if let Some(most) = self.hub.most {
             let here = wanted.iter().filter_map(|file| self.directory.join(file).canonicalize().ok());
             let ours = |file: &Known| [self.folder.blob(&file.etag), self.folder.incomplete(&file.etag)];

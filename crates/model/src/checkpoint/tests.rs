@@ -8,6 +8,7 @@ use crate::fixture;
 
 mod found;
 mod layouts;
+mod needed;
 
 fn span(start: u32, end: u32) -> Span {
     Span::new(start, end).unwrap()
