@@ -107,7 +107,7 @@ pub enum HubError {
         anonymous: bool,
     },
     /// The hub has a fault of its own.
-    #[error("{url} answers {status}{}, after {attempts} attempts: try again later", detail(said))]
+    #[error("{url} answers {status}{}, {}: try again later", detail(said), after(*attempts))]
     Server {
         /// What was asked.
         url: String,
@@ -120,8 +120,8 @@ pub enum HubError {
     },
     /// There is no connection, or it is lost again and again.
     #[error(
-        "{url} cannot be read, after {attempts} attempts: {reason}: see the network, HF_ENDPOINT and HTTPS_PROXY, then start again, \
-         what has come is kept"
+        "{url} cannot be read, {}: {reason}: see the network, HF_ENDPOINT and HTTPS_PROXY, then start again, what has come is kept",
+        after(*attempts)
     )]
     Unreachable {
         /// What was asked.
@@ -274,6 +274,10 @@ impl HubError {
 
 fn reason(said: &Option<String>) -> &str {
     said.as_deref().unwrap_or("without a reason")
+}
+
+fn after(attempts: u32) -> String {
+    if attempts == 1 { "at the first attempt".to_owned() } else { format!("after {attempts} attempts") }
 }
 
 fn detail(said: &Option<String>) -> String {

@@ -11,6 +11,9 @@ use serde::Serialize;
 /// Time between two lines where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Fetches of fewer bytes are over before anybody has read of them.
+const WORTH_A_LINE: u64 = 1 << 20;
+
 /// What happens while files come.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -113,6 +116,7 @@ impl Meter {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         let terminal = io::stderr().is_terminal();
         match progress {
+            Progress::Coming { bytes, .. } | Progress::Done { bytes, .. } if *bytes < WORTH_A_LINE => {}
             Progress::Coming { model, done_bytes, bytes, .. } if terminal => {
                 let bar = now.bar.get_or_insert_with(|| self.bar(model, *done_bytes, *bytes));
                 bar.set_length(*bytes);
