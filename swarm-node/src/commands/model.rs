@@ -26,10 +26,10 @@ pub(super) fn open(model: &Path, args: &HubArgs, json: bool) -> Result<(ModelSou
     Ok((source, checkpoint))
 }
 
-/// The same on a thread that may wait.
-pub(super) async fn opened(model: &Path, args: &HubArgs, json: bool) -> Result<Checkpoint, NodeError> {
+/// The same on a thread that may wait. As long as the source lives nobody removes what was fetched of it to make room.
+pub(super) async fn opened(model: &Path, args: &HubArgs, json: bool) -> Result<(ModelSource, Checkpoint), NodeError> {
     let (model, args) = (model.to_owned(), args.clone());
-    let opened = tokio::task::spawn_blocking(move || open(&model, &args, json).map(|(_, checkpoint)| checkpoint));
+    let opened = tokio::task::spawn_blocking(move || open(&model, &args, json));
     opened.await.context("opening the model was interrupted")?.map_err(refused)
 }
 

@@ -38,7 +38,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let Some(opened) = signals.unless_stopped(model::opened(&args.model, &args.hub, json)).await else {
         stop_early(json);
     };
-    let checkpoint = opened?;
+    let (_source, checkpoint) = opened?;
     let checkpoint = match args.cache_dir.clone().or_else(cache_dir) {
         Some(directory) => checkpoint.with_rounded_in(directory.join("weights")),
         None => checkpoint,

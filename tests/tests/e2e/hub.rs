@@ -213,3 +213,37 @@ fn what_the_hub_refuses_ends_the_program_with_what_to_do() -> anyhow::Result<()>
     assert_eq!(shards(&server), [0; 0], "doctor fetches no weights");
     Ok(())
 }
+
+#[test]
+fn what_a_running_server_uses_is_not_removed_for_others() -> anyhow::Result<()> {
+    let model = tempfile::tempdir()?;
+    let server = hub(model.path())?;
+    server.publish("org/second", "main", model.path())?;
+    let (endpoint, home) = (server.endpoint(), tempfile::tempdir()?);
+    let environment = machine(&endpoint, home.path())?;
+    let mut node = Node::start_in(&environment, &["serve", "--model", MODEL, "--device", "cpu", "--blocks", "0..2"])?;
+    node.event("ready")?;
+    let files = ["config.json", "model.safetensors.index.json", "model-00002-of-00006.safetensors"];
+    let sizes = files.iter().map(|file| std::fs::metadata(model.path().join(file)).map(|of| of.len()));
+    let sizes = sizes.collect::<Result<Vec<_>, _>>()?;
+    // Room for what the server has, and for one block more.
+    let most = (sizes.iter().sum::<u64>() + 2 * sizes[2] + sizes[2] / 2).to_string();
+    let bench = |blocks: &str| {
+        let base = ["bench", "forward", "--model", "org/second", "--device", "cpu", "--repeat", "1", "--length", "8"];
+        Node::output_in(&environment, &[&base[..], &["--blocks", blocks, "--max-disk", &most]].concat())
+    };
+    let refused = bench("0..2")?;
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && stderr.contains("--max-disk") && stderr.contains("are in use"), "{stderr}");
+    let cached = || -> anyhow::Result<usize> {
+        let snapshot =
+            home.path().join("hub/models--org--tiny/snapshots").read_dir()?.next().context("no snapshot")??;
+        Ok(snapshot.path().read_dir()?.flatten().filter(|entry| entry.path().exists()).count())
+    };
+    assert_eq!(cached()?, 4, "configuration, index and two blocks");
+    node.kill()?;
+    let done = bench("0..2")?;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(cached()? < 4);
+    Ok(())
+}
