@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
 mod bench;
@@ -14,6 +16,7 @@ mod method;
 mod report;
 mod route;
 mod serve;
+mod settings;
 mod shaping;
 mod start;
 mod swarm;
@@ -32,6 +35,7 @@ pub(crate) use logits::LogitsArgs;
 pub(crate) use report::ReportArgs;
 pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
+pub(crate) use settings::{ConfigArgs, command_line};
 pub(crate) use swarm::{PassArgs, SwarmArgs};
 pub(crate) use text::TextArgs;
 pub(crate) use train::{Select, TrainArgs, TrainLength};
@@ -47,6 +51,10 @@ pub(crate) struct Cli {
     /// Print one JSON object per line on stdout and nothing else there.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+
+    /// File of settings [default: petals.toml here, or petals/petals.toml in the user's configuration directory].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
     /// Log more on stderr: -v what happens, -vv every request. RUST_LOG overrides this.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -78,6 +86,9 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Time passes and training steps through a swarm.
     Bench(Box<BenchArgs>),
+    /// Show which settings a command would have, and where each comes from: a flag, PETALS_PEERS, the file, or nobody.
+    #[command(after_help = settings::EXAMPLES)]
+    Config(ConfigArgs),
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod generated;
 mod rates;
 mod run;
 mod samples;
+mod settings;
 mod swarm;
 mod time;
 

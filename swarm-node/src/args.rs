@@ -10,9 +10,11 @@ use crate::executor::StashPolicy;
 
 mod bench;
 mod device;
+mod settings;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
+pub use settings::{ConfigArgs, command_line};
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -42,6 +44,9 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// File of settings. Default: petals.toml here, or petals/petals.toml in the user's configuration directory.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// What to do.
@@ -62,6 +67,9 @@ pub enum Command {
     /// Time passes over blocks in this process, without a network.
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<BenchArgs>),
+    /// Show which settings a command would have, and where each comes from: a flag, PETALS_PEERS, the file, or nobody.
+    #[command(after_help = settings::EXAMPLES)]
+    Config(ConfigArgs),
 }
 
 /// How a node is reached and who it is.
@@ -116,8 +124,8 @@ pub struct ServeArgs {
     /// Without --blocks: mean time between two looks whether other blocks need this server more, such as 90s or 10m; 0 for never.
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
     pub rebalance_period: Duration,
-    /// Address of a node of the swarm, ending in /p2p/PEER; repeatable.
-    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. Default: those in the variable PETALS_PEERS.
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = settings::member)]
     pub peers: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -184,7 +192,7 @@ pub struct DoctorArgs {
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
     /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. It is asked whether it reaches this machine.
-    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = settings::member)]
     pub peers: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -198,7 +206,7 @@ pub struct DoctorArgs {
 #[derive(Debug, Clone, Args)]
 pub struct BootstrapArgs {
     /// Address of another node of the swarm, ending in /p2p/PEER; repeatable.
-    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = settings::member)]
     pub peers: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -16,8 +16,8 @@ mod server;
 mod streams;
 
 pub use args::{
-    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, DoctorArgs, KeygenArgs,
-    NetworkArgs, ServeArgs,
+    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, ConfigArgs, DoctorArgs,
+    KeygenArgs, NetworkArgs, ServeArgs, command_line,
 };
 pub use commands::events::{
     BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, ModelNeeds, NodeEvent,
@@ -25,6 +25,7 @@ pub use commands::events::{
 pub use error::NodeError;
 pub use executor::{ExecutorConfig, StashPolicy};
 pub use machine::measure::MeasureConfig;
+pub use petals_settings::{InForce, Parsed, SettingsError};
 pub use placement::mover::RebalanceConfig;
 pub use server::{Server, ServerConfig};
 
@@ -39,7 +40,16 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
         Command::Doctor(args) => commands::doctor::run(*args).await,
         Command::Keygen(args) => commands::keygen::run(&args),
         Command::Bench(args) => commands::bench::run(*args).await,
+        // Shown by `command_line`, which alone knows where values come from.
+        Command::Config(_) => Ok(()),
     }
+}
+
+/// Prints which settings a command would have.
+pub fn show_settings(settings: InForce) {
+    let InForce { file, settings, json } = settings;
+    NodeEvent::SettingsFile(file).emit(json);
+    settings.into_iter().for_each(|setting| NodeEvent::Setting(setting).emit(json));
 }
 
 /// Logs to stderr; the level comes from `RUST_LOG` and is `warn`, for this project's own code `info`, without it.

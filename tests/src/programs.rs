@@ -24,6 +24,17 @@ const PORT: u16 = 31330;
 /// Longest wait for a node to do something that takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A program of this project, away from what the user has set and kept.
+fn start(name: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new(program(name)?);
+    apart(&mut command);
+    Ok(command)
+}
+
+fn apart(command: &mut Command) {
+    command.env_remove("PETALS_PEERS").env("XDG_CONFIG_HOME", std::env::temp_dir().join("petals-e2e"));
+}
+
 fn program(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let directory = test.parent().and_then(Path::parent).context("the test has no target directory")?;
@@ -95,7 +106,7 @@ impl Node {
     /// # Errors
     /// If it does not.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::start_by(Command::new(program("petals-node")?), LOOPBACK, arguments)
+        Self::start_by(start("petals-node")?, LOOPBACK, arguments)
     }
 
     /// Starts a node on a host of an [`crate::Internet`], at its address and port 31330.
@@ -131,6 +142,7 @@ impl Node {
     }
 
     fn start_by(mut command: Command, listen: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        apart(&mut command);
         command.args(arguments).args(["--json", "--listen", listen]);
         // What a loaded machine measures must not be what the user's own nodes announce.
         command.env("XDG_CACHE_HOME", std::env::temp_dir().join("petals-e2e"));
@@ -183,7 +195,7 @@ impl Node {
     /// # Errors
     /// If it fails, with what it wrote to stderr.
     pub fn run(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
-        let output = Command::new(program("petals-node")?).args(arguments).arg("--json").output()?;
+        let output = start("petals-node")?.args(arguments).arg("--json").output()?;
         events(output)
     }
 
@@ -192,7 +204,7 @@ impl Node {
     /// # Errors
     /// If it cannot be started.
     pub fn output(arguments: &[&str]) -> anyhow::Result<Output> {
-        Ok(Command::new(program("petals-node")?).args(arguments).output()?)
+        Ok(start("petals-node")?.args(arguments).output()?)
     }
 
     /// Runs `petals-node` to an end that is not successful, and returns what it wrote.
@@ -326,7 +338,7 @@ impl ProcessSwarm {
     /// # Errors
     /// If the program is missing.
     pub fn tune(&self, subcommand: &str) -> anyhow::Result<Tune> {
-        let mut command = Command::new(program("petals-tune")?);
+        let mut command = start("petals-tune")?;
         // With `=`, because what follows `--peers` may be another peer.
         command.arg(subcommand).arg("--model").arg(&self.model).arg(format!("--peers={}", self.bootstrap.address));
         Ok(Tune { command })

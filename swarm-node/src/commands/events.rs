@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use petals_settings::{FileInForce, SettingInForce};
 use serde::Serialize;
 
 mod bench;
@@ -87,6 +88,10 @@ pub enum NodeEvent {
         /// The file.
         file: String,
     },
+    /// Whose settings follow, and the file that they may come from.
+    SettingsFile(FileInForce),
+    /// A setting that has a value.
+    Setting(SettingInForce),
     /// What `doctor` found.
     Check(Check),
     /// What the model needs that `doctor` was given.
@@ -139,6 +144,8 @@ impl NodeEvent {
             Self::SwarmKey { fingerprint, file } => {
                 format!("swarm key with fingerprint {fingerprint} written to {file}")
             }
+            Self::SettingsFile(file) => file.to_string(),
+            Self::Setting(setting) => setting.to_string(),
             Self::Check(check) => check.to_string(),
             Self::ModelNeeds(needs) => needs.to_string(),
             Self::BenchSetup(setup) => setup.to_string(),

@@ -21,6 +21,7 @@ mod fused_adapters;
 mod generation;
 mod gradients;
 mod hostile;
+mod joining;
 mod js;
 mod leaving;
 mod links;

@@ -1,0 +1,43 @@
+//! The command line together with the environment and the file of settings.
+
+use std::ffi::OsString;
+
+use clap::{Arg, Args, Command};
+use petals_settings::{Parsed, Program, SettingsError, Surroundings};
+
+use super::Cli;
+
+/// Examples in the help.
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  petals-tune config
+  petals-tune config train --wire-dtype bf16 --json
+
+A file petals.toml:
+  peers = [\"/ip4/192.0.2.1/tcp/31337/p2p/12D3Koo…\"]    # for petals-node and petals-tune
+  model = \"./Llama-3.1-8B\"
+
+  [tune]                                               # any flag under Swarm and Routing
+  wire_dtype = \"bf16\"
+  identity = \"me.key\"";
+
+/// The settings of this program.
+const PROGRAM: Program = Program { table: "tune", show: "config", shown: "generate", settable };
+
+/// Arguments of `config`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigArgs {
+    /// A command with flags of its own [default: generate].
+    #[arg(value_name = "COMMAND", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// What says how a swarm is reached and used. Not what a single run is about.
+fn settable(_: &Command, arg: &Arg) -> bool {
+    arg.get_long().is_some() && matches!(arg.get_help_heading(), Some("Swarm" | "Routing"))
+}
+
+/// Reads a command line, with what the environment and the file of settings say where it says nothing.
+pub(crate) fn command_line(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed<Cli>, SettingsError> {
+    petals_settings::parse(PROGRAM, arguments, &Surroundings::of_this_process())
+}
