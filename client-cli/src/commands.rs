@@ -15,3 +15,4 @@ pub(crate) mod serve;
 mod session;
 mod stop;
 pub(crate) mod train;
+mod waits;

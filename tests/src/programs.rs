@@ -33,6 +33,8 @@ fn start(name: &str) -> anyhow::Result<Command> {
 
 fn apart(command: &mut Command) {
     command.env_remove("PETALS_PEERS").env("XDG_CONFIG_HOME", std::env::temp_dir().join("petals-e2e"));
+    // Whom one test met is of no use to another one; a directory below a file cannot be made.
+    command.env("XDG_CACHE_HOME", "/dev/null");
 }
 
 fn program(name: &str) -> anyhow::Result<PathBuf> {

@@ -4,6 +4,7 @@ mod announcer;
 mod dialler;
 mod event_loop;
 mod handle;
+mod members;
 mod publisher;
 mod queries;
 mod reach;

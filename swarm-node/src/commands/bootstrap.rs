@@ -9,7 +9,8 @@ use crate::error::NodeError;
 
 pub(crate) async fn run(args: BootstrapArgs) -> Result<(), NodeError> {
     let mut signals = StopSignals::install()?;
-    let config = network::config(&args.network, &args.peers)?;
+    let mut config = network::config(&args.network, &args.peers)?;
+    config.members = network::members(&args.network, &config);
     let identity = network::identity(args.network.identity.as_deref())?;
     // Block streams are not accepted here; dropping the receiver refuses them.
     let start = network::start(identity, config, args.network.json);

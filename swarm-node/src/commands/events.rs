@@ -39,6 +39,13 @@ pub enum NodeEvent {
         /// Seconds from start to here.
         seconds: f64,
     },
+    /// No member of the swarm answers so far.
+    Alone {
+        /// Where members were looked for, and what came of it.
+        reason: String,
+    },
+    /// A member of the swarm is there after all.
+    Joined,
     /// Other blocks are served worse: the node loads them while it serves its own.
     Moving {
         /// Blocks served, `A..B`.
@@ -121,6 +128,8 @@ impl NodeEvent {
                 let mib = *weight_bytes as f64 / f64::from(1 << 20);
                 format!("ready: blocks {blocks} of {model} on {device} in {dtype}, {mib:.1} MiB, after {seconds:.1} s")
             }
+            Self::Alone { reason } => format!("alone so far, and trying on: {reason}"),
+            Self::Joined => "joined: a member of the swarm is there".into(),
             Self::Moving { blocks, to } => format!("moving from blocks {blocks} to {to}, where more is needed"),
             Self::Staying { blocks } => format!("staying at blocks {blocks}: others went"),
             Self::Moved { blocks, weight_bytes } => {

@@ -46,6 +46,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
 
     let mut swarm_config = network::config(&args.network, &args.peers)?;
     swarm_config.max_streams_per_peer = args.streams_per_peer as usize;
+    swarm_config.members = network::members(&args.network, &swarm_config);
     swarm_config.allow_peers = network::allowed(&args.allow_peer, args.allow_file.as_deref())?;
     let identity = network::identity(args.network.identity.as_deref())?;
     let Some(joined) = signals.unless_stopped(network::start(identity, swarm_config, json)).await else {

@@ -1,6 +1,14 @@
 //! Ways into a swarm besides `--peers` on the command line.
 
-use petals_e2e::{Goldens, Node, ProcessSwarm, Tune};
+use petals_e2e::{Access, Goldens, Internet, Node, ProcessSwarm, Tune};
+use serde_json::Value;
+
+/// Where nobody is.
+const DEAD: &str = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj";
+
+fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["event"] == name).collect()
+}
 
 #[test]
 fn a_client_takes_its_settings_from_the_environment_and_a_file() -> anyhow::Result<()> {
@@ -9,8 +17,7 @@ fn a_client_takes_its_settings_from_the_environment_and_a_file() -> anyhow::Resu
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("petals.toml");
     let model = goldens.model();
-    let dead = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj";
-    std::fs::write(&file, format!("peers = '{dead}'\nmodel = '{}'\n[tune]\nhedge_after = '2s'\n", model.display()))?;
+    std::fs::write(&file, format!("peers = '{DEAD}'\nmodel = '{}'\n[tune]\nhedge_after = '2s'\n", model.display()))?;
     let tune = |command: &[&str]| anyhow::Ok(Tune::bare(command)?.path("--config", &file));
     let routes = tune(&["route"])?.env("PETALS_PEERS", &swarm.bootstrap.address).events()?;
     assert!(routes.iter().any(|event| event["event"] == "route"), "{routes:?}");
@@ -49,5 +56,93 @@ fn a_mistake_in_a_nodes_file_is_named_with_its_line() -> anyhow::Result<()> {
     let key = directory.path().join("node.key");
     assert_eq!((of("identity")["values"][0].as_str(), of("identity")["line"].as_u64()), (key.to_str(), Some(2)));
     assert_eq!(of("no_upnp")["source"], "flag");
+    Ok(())
+}
+
+#[test]
+fn an_address_that_does_not_answer_is_said_while_it_is_tried() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let model = goldens.model();
+    let route = |more: &[&str]| anyhow::Ok(Tune::bare(&["route"])?.path("--model", &model).args(more));
+    let (mut child, waiting) = route(&["--peers", DEAD])?.start("waiting")?;
+    child.kill()?;
+    child.wait()?;
+    let reason = waiting["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("/ip4/127.0.0.1/tcp/9"), "{reason}");
+    // Of 15 s.
+    assert!(waiting["left_s"].as_f64().unwrap_or_default() >= 12.0, "{waiting}");
+    // Without an address, on a network that is not searched, there is nothing to wait for but everything is said.
+    let output = route(&["--no-mdns"])?.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("--peers") && stderr.contains("no member was met"), "{stderr}");
+    let node = Node::start(&["bootstrap", "--peers", DEAD])?;
+    let alone = node.event("alone")?;
+    assert!(alone["reason"].as_str().unwrap_or_default().contains("/ip4/127.0.0.1/tcp/9"), "{alone}");
+    Ok(())
+}
+
+#[test]
+fn a_wait_for_servers_is_told_once_and_not_with_every_attempt() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &["0..2"])?;
+    let output = swarm.tune("generate")?;
+    let output =
+        output.args(&["--prompt", "the", "--max-new-tokens", "1", "--give-up-after", "5s", "--json"]).output()?;
+    let lines = String::from_utf8(output.stdout)?;
+    let events: Vec<Value> = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    // Attempts come after 0, 0.1, 0.2, 0.4, 0.8 and 1.6 s.
+    assert_eq!(named(&events, "waiting").len(), 1, "{lines}");
+    assert_eq!(output.status.code(), Some(1));
+    Ok(())
+}
+
+#[test]
+fn a_swarm_is_found_again_when_its_bootstrap_node_is_gone() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let directory = tempfile::tempdir()?;
+    let key = directory.path().join("server.key");
+    let key = key.to_str().unwrap_or_default();
+    let cache = directory.path().join("cache");
+    let cache = cache.to_str().unwrap_or_default();
+    let mut swarm = ProcessSwarm::start(&goldens.model(), &["0..2"])?;
+    let mut second = swarm.spawn_server(&["--blocks", "2..4", "--identity", key])?;
+    second.event("ready")?;
+    let route = |tune: Tune| tune.env("XDG_CACHE_HOME", cache).args(&["--give-up-after", "20s"]).events();
+    let routes = route(swarm.tune("route")?)?;
+    assert_eq!(named(&routes, "server").len(), 2, "{routes:?}");
+    swarm.bootstrap.kill()?;
+    second.signal("TERM")?;
+    assert_eq!(second.wait()?, 0);
+    let model = goldens.model();
+    let model = model.to_str().unwrap_or_default();
+    let serve = ["serve", "--model", model, "--device", "cpu", "--blocks", "2..4", "--identity", key];
+    let again = Node::start(&serve)?;
+    again.event("ready")?;
+    let routes = route(Tune::bare(&["route", "--model", model, "--no-mdns"])?)?;
+    assert_eq!(named(&routes, "server").len(), 2, "{routes:?}");
+    let hops = named(&routes, "route")[0]["hops"].as_array().map_or(0, Vec::len);
+    assert_eq!(hops, 2, "{routes:?}");
+    // An address that led there once does as well.
+    let dead = swarm.bootstrap.address.clone();
+    let routes = route(Tune::bare(&["route", "--model", model, "--peers", &dead])?)?;
+    assert_eq!(named(&routes, "server").len(), 2, "{routes:?}");
+    Ok(())
+}
+
+#[test]
+fn a_client_finds_a_server_of_the_local_network() -> anyhow::Result<()> {
+    // A network of its own, which nothing leaves.
+    let Some(internet) = Internet::new(&[Access::Public])? else { return Ok(()) };
+    let goldens = Goldens::load("llama-gqa")?;
+    let (host, model) = (internet.host(0), goldens.model());
+    let model = model.to_str().unwrap_or_default();
+    let server =
+        Node::start_on(host, &["serve", "--model", model, "--device", "cpu", "--blocks", "0..4", "--no-upnp"])?;
+    server.event("ready")?;
+    let routes = Tune::on(host, &["route", "--model", model])?.events()?;
+    assert_eq!(named(&routes, "server").len(), 1, "{routes:?}");
+    let output = Tune::on(host, &["route", "--model", model, "--no-mdns"])?.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("was not searched"), "{stderr}");
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The task that owns the network: what it is asked to do, and when. `network.rs` has what happens to it.
 
+mod company;
 mod network;
 mod probing;
 
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::announcer::{AnnounceError, Announcer};
 use super::dialler::Dialler;
 use super::handle::{Command, DirectoryQuery};
+use super::members::Members;
 use super::publisher::Publisher;
 use super::queries::{Queries, Query};
 use super::reach::Reach;
@@ -51,6 +53,7 @@ pub(super) struct EventLoop {
     queries: Queries,
     announcer: Announcer,
     dialler: Dialler,
+    members: Members,
     reach: Reach,
     /// How much others may ask this node to keep.
     keeping: Rates<PeerId>,
@@ -85,8 +88,14 @@ impl EventLoop {
         view: watch::Sender<View>,
         shutdown: CancellationToken,
     ) -> Self {
-        let dialler = Dialler::new(identity.peer_id(), &config.peers, config.redial_pause);
-        view.send_modify(|view| view.wanted = dialler.peers());
+        let mut dialler = Dialler::new(identity.peer_id(), &config.peers, config.redial_pause);
+        let members = Members::load(config.members.clone(), identity.peer_id());
+        dialler.remember(members.all(), Instant::now());
+        view.send_modify(|view| {
+            view.wanted = dialler.peers();
+            view.remembered = members.all().len();
+            view.searches = config.searches();
+        });
         let mut reach = Reach::new(!config.probes(), config.auto_relay, &config.relay_via, Instant::now());
         if config.probes_announced() {
             reach.expect(&config.announce);
@@ -100,6 +109,7 @@ impl EventLoop {
             queries: Queries::default(),
             announcer: Announcer::new(config.announce_period),
             dialler,
+            members,
             publisher: Publisher::default(),
             directory: DirectoryTraffic::default(),
             reach,
@@ -139,6 +149,7 @@ impl EventLoop {
     async fn close(mut self) {
         // From here on, whoever asks is told that the node is gone.
         self.commands.close();
+        self.keep_members_now().await;
         let peers: Vec<_> = self.swarm.connected_peers().copied().collect();
         for peer in peers {
             let _ = self.swarm.disconnect_peer_id(peer);
@@ -171,6 +182,7 @@ impl EventLoop {
             self.close_superfluous_connections();
             self.ask_relays(now);
             self.settle_meetings(now);
+            self.keep_members(now);
             self.announce_to_newcomers();
             let directory = self.directory;
             self.view.send_if_modified(|view| {

@@ -81,6 +81,14 @@ pub enum ConnectError {
         /// What happened at each address.
         failures: Vec<String>,
     },
+    /// No peers are configured, and nobody else was found.
+    #[error("no member of the swarm was found within {after:?}: {}", looked.join("; "))]
+    Alone {
+        /// The time allowed.
+        after: Duration,
+        /// Where they were looked for.
+        looked: Vec<String>,
+    },
     /// This node is shutting down.
     #[error("the node is shutting down")]
     Closed,
@@ -173,6 +181,49 @@ impl SwarmHandle {
         }
     }
 
+    /// Waits until any member of the swarm is there: a configured peer, one of the local network, or one met before this start. The node
+    /// goes on looking whatever this returns.
+    ///
+    /// # Errors
+    /// [`ConnectError`] says where members were looked for, and what came of it.
+    pub async fn wait_company(&self, timeout: Duration) -> Result<(), ConnectError> {
+        let mut view = self.inner.view.clone();
+        match tokio::time::timeout(timeout, view.wait_for(View::has_company)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ConnectError::Closed),
+            Err(_) => Err(self.why_alone(timeout)),
+        }
+    }
+
+    /// Whether a configured peer or any other member is there.
+    pub fn has_company(&self) -> bool {
+        self.inner.view.borrow().has_company()
+    }
+
+    /// Members that were met before this start and are tried again.
+    pub fn remembered(&self) -> usize {
+        self.inner.view.borrow().remembered
+    }
+
+    /// Where members were looked for in the time given, and what came of it.
+    pub fn why_alone(&self, after: Duration) -> ConnectError {
+        let (configured, remembered, searches) = {
+            let view = self.inner.view.borrow();
+            (!view.wanted.is_empty(), view.remembered, view.searches)
+        };
+        let before = match remembered {
+            0 => None,
+            1 => Some("the one member met before does not answer".to_owned()),
+            many => Some(format!("none of the {many} members met before answers")),
+        };
+        if configured {
+            return ConnectError::Unreachable { after, failures: self.failures().into_iter().chain(before).collect() };
+        }
+        let local = if searches { "nobody on the local network" } else { "the local network was not searched" };
+        let before = before.unwrap_or_else(|| "no member was met before".to_owned());
+        ConnectError::Alone { after, looked: vec!["no peers are given".to_owned(), local.to_owned(), before] }
+    }
+
     fn failures(&self) -> Vec<String> {
         let view = self.inner.view.borrow();
         let describe = |peer: &PeerId| match view.failures.get(peer) {
@@ -260,10 +311,10 @@ impl SwarmHandle {
         self.inner.commands.send(Command::Query(query)).await.is_ok()
     }
 
-    /// Whether the node has peers to ask, or knows that it needs none.
+    /// Whether there is nobody to ask, though there should be.
     pub(crate) fn is_alone_unwillingly(&self) -> bool {
         let view = self.inner.view.borrow();
-        view.peers.is_empty() && !view.wanted.is_empty()
+        view.peers.is_empty() && (!view.wanted.is_empty() || view.remembered > 0)
     }
 
     /// Closes all connections and ends the node; returns when it has ended. Streams end with an error. Servers call

@@ -4,6 +4,7 @@
 
 mod directory;
 mod many;
+mod members;
 mod oneself;
 mod private;
 mod reach;
