@@ -5,6 +5,7 @@
 //! | `serve`, `bootstrap`, `keygen`, `doctor`, `bench` | the commands |
 //! | `events` | what is printed on stdout |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
+//! | `join` | how others come to it |
 //!
 //! Apart from the rest because all of it talks to a person: it takes arguments, prints and ends with an exit status. A server
 //! in a test's own process begins below, at [`Server`](crate::Server).
@@ -13,6 +14,7 @@ pub(crate) mod bench;
 pub(crate) mod bootstrap;
 pub(crate) mod doctor;
 pub(crate) mod events;
+mod join;
 pub(crate) mod keygen;
 mod network;
 pub(crate) mod serve;

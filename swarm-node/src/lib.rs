@@ -20,7 +20,7 @@ pub use args::{
     KeygenArgs, NetworkArgs, ServeArgs, command_line,
 };
 pub use commands::events::{
-    BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, ModelNeeds, NodeEvent,
+    BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, Join, ModelNeeds, NodeEvent,
 };
 pub use error::NodeError;
 pub use executor::{ExecutorConfig, StashPolicy};

@@ -28,7 +28,7 @@ mod store;
 mod streams;
 mod swarm_key;
 
-pub use addresses::{AddressError, parse_address, parse_addresses, parse_peers};
+pub use addresses::{AddressError, is_of_this_machine, parse_address, parse_addresses, parse_peers, worth_handing_on};
 pub use clock::{ClockOffset, WrongClock};
 pub use config::{RelayLimits, SwarmConfig, SwarmMode};
 pub use directory::{DirectoryEntry, LookupError};

@@ -7,10 +7,12 @@ use serde::Serialize;
 
 mod bench;
 mod check;
+mod join;
 mod needs;
 
 pub use bench::{BenchFigures, BenchSetup};
 pub use check::{Check, CheckStatus};
+pub use join::Join;
 pub(crate) use needs::size;
 pub use needs::{BlockBytes, BlockKind, BlocksThatFit, ModelNeeds};
 
@@ -39,6 +41,8 @@ pub enum NodeEvent {
         /// Seconds from start to here.
         seconds: f64,
     },
+    /// How others join, or use what is served.
+    Join(Join),
     /// No member of the swarm answers so far.
     Alone {
         /// Where members were looked for, and what came of it.
@@ -128,6 +132,7 @@ impl NodeEvent {
                 let mib = *weight_bytes as f64 / f64::from(1 << 20);
                 format!("ready: blocks {blocks} of {model} on {device} in {dtype}, {mib:.1} MiB, after {seconds:.1} s")
             }
+            Self::Join(join) => join.to_string(),
             Self::Alone { reason } => format!("alone so far, and trying on: {reason}"),
             Self::Joined => "joined: a member of the swarm is there".into(),
             Self::Moving { blocks, to } => format!("moving from blocks {blocks} to {to}, where more is needed"),

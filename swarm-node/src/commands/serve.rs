@@ -11,6 +11,7 @@ use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 
 use super::events::NodeEvent;
+use super::join;
 use super::network;
 use super::signals::StopSignals;
 use super::watch;
@@ -82,6 +83,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         seconds: started.elapsed().as_secs_f64(),
     }
     .emit(json);
+    NodeEvent::Join(join::lines(&args, &swarm)).emit(json);
 
     let watching = watch::watch(&swarm, Some(&info.model), json, watch::Periods::default());
     let found = async {

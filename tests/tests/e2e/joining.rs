@@ -60,6 +60,25 @@ fn a_mistake_in_a_nodes_file_is_named_with_its_line() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_server_that_is_ready_says_how_others_join_it() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &[])?;
+    let server = swarm.spawn_server(&["--blocks", "0..4", "--model-name", "a-name"])?;
+    let join = server.event("join")?;
+    let (node, client) = (join["node"].as_str().unwrap_or_default(), join["client"].as_str().unwrap_or_default());
+    assert_eq!(join["this_machine_only"], true);
+    let model = goldens.model().display().to_string();
+    let common = format!("--model {model} --model-name a-name --peers {}", server.address);
+    assert_eq!(node, format!("petals-node serve {common}"));
+    assert_eq!(client, format!("petals-tune generate {common} --prompt 'Once upon a time'"));
+    // What is printed is what works.
+    let flags: Vec<&str> = client.split(" --prompt").next().unwrap_or_default().split(' ').skip(1).collect();
+    let generated = Tune::bare(&flags)?.args(&["--prompt", "the", "--max-new-tokens", "1"]).events()?;
+    assert_eq!(named(&generated, "generated").len(), 1, "{generated:?}");
+    Ok(())
+}
+
+#[test]
 fn an_address_that_does_not_answer_is_said_while_it_is_tried() -> anyhow::Result<()> {
     let goldens = Goldens::load("llama-gqa")?;
     let model = goldens.model();
@@ -138,7 +157,9 @@ fn a_client_finds_a_server_of_the_local_network() -> anyhow::Result<()> {
     let model = model.to_str().unwrap_or_default();
     let server =
         Node::start_on(host, &["serve", "--model", model, "--device", "cpu", "--blocks", "0..4", "--no-upnp"])?;
-    server.event("ready")?;
+    let join = server.event("join")?;
+    assert_eq!(join["addresses"][0].as_str(), Some(server.address.as_str()));
+    assert_eq!(join["this_machine_only"], false);
     let routes = Tune::on(host, &["route", "--model", model])?.events()?;
     assert_eq!(named(&routes, "server").len(), 1, "{routes:?}");
     let output = Tune::on(host, &["route", "--model", model, "--no-mdns"])?.output()?;
