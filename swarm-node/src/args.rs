@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use petals_protocol::Span;
+use petals_swarm::Invitation;
 
 use crate::executor::StashPolicy;
 
 mod bench;
 mod device;
+mod invite;
 mod settings;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
+pub use invite::InviteArgs;
 pub use settings::{ConfigArgs, command_line};
 
 const SERVE_EXAMPLES: &str = "\
@@ -61,6 +64,9 @@ pub enum Command {
     /// Make an identity file and print its peer id, or the key of a private swarm.
     #[command(after_help = KEYGEN_EXAMPLES)]
     Keygen(KeygenArgs),
+    /// Print a line that leads others into the swarm, for their --join.
+    #[command(after_help = invite::EXAMPLES)]
+    Invite(InviteArgs),
     /// Say what works on this machine, and what to do about the rest.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Box<DoctorArgs>),
@@ -85,6 +91,9 @@ pub struct NetworkArgs {
     /// Key file of a private swarm (`petals-node keygen --swarm-key`); only nodes with the same key can connect. Works over TCP only.
     #[arg(long, value_name = "FILE")]
     pub swarm_key: Option<PathBuf>,
+    /// A line of `petals-node invite` from another machine: addresses, the model's name, and perhaps the swarm's key.
+    #[arg(long, value_name = "LINE")]
+    pub join: Option<Invitation>,
     /// Relay to be reachable through, ending in /p2p/PEER; repeatable. Default: one that the node meets, if others do not reach it.
     #[arg(long, value_name = "MULTIADDR")]
     pub relay_via: Vec<String>,
@@ -115,7 +124,8 @@ pub struct ServeArgs {
     /// Hugging Face's cache the repository's.
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
-    /// Blocks to host, for example 0..12. Default: as many as fit into memory, where the swarm is weakest.
+    /// Blocks to host, for example 0..12. Default: those that the node with this --identity served before, else as many as fit into memory,
+    /// where the swarm is weakest.
     #[arg(long, value_name = "A..B")]
     pub blocks: Option<Span>,
     /// Number of blocks to host where the swarm is weakest, instead of as many as fit into memory.

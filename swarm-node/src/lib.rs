@@ -17,7 +17,7 @@ mod streams;
 
 pub use args::{
     BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, ConfigArgs, DoctorArgs,
-    KeygenArgs, NetworkArgs, ServeArgs, command_line,
+    InviteArgs, KeygenArgs, NetworkArgs, ServeArgs, command_line,
 };
 pub use commands::events::{
     BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, Join, ModelNeeds, NodeEvent,
@@ -39,6 +39,7 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
         Command::Bootstrap(args) => commands::bootstrap::run(args).await,
         Command::Doctor(args) => commands::doctor::run(*args).await,
         Command::Keygen(args) => commands::keygen::run(&args),
+        Command::Invite(args) => commands::invite::run(&args),
         Command::Bench(args) => commands::bench::run(*args).await,
         // Shown by `command_line`, which alone knows where values come from.
         Command::Config(_) => Ok(()),

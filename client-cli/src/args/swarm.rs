@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use petals_client::{ClientNetwork, Dtype, PeerId, RelayMode, RouteRules, Span, WireDtype};
+use petals_client::{ClientNetwork, Dtype, Invitation, PeerId, RelayMode, RouteRules, Span, WireDtype};
 
 use super::values::{at_least, duration, multiaddr, peer_id, pin, rate};
 
@@ -59,6 +59,10 @@ pub(crate) struct NetworkArgs {
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = multiaddr)]
     pub(crate) peers: Vec<String>,
 
+    /// A line of `petals-node invite` from another machine: addresses, the model's name, and perhaps the swarm's key.
+    #[arg(long, value_name = "LINE")]
+    pub(crate) join: Option<Invitation>,
+
     /// Without --peers: do not look for nodes on the local network by multicast.
     #[arg(long)]
     pub(crate) no_mdns: bool,
@@ -77,6 +81,7 @@ impl NetworkArgs {
     pub(crate) fn network(&self) -> ClientNetwork {
         ClientNetwork {
             peers: self.peers.clone(),
+            invitation: self.join.clone(),
             swarm_key: self.swarm_key.clone(),
             identity: self.identity.clone(),
             members: members(),

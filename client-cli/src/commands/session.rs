@@ -38,7 +38,16 @@ impl SwarmLog {
 
 /// Opens the client's part of the model.
 pub(super) fn open(args: &SwarmArgs) -> Result<ModelFiles, CliError> {
-    ModelFiles::open(&args.model, args.model_name.as_deref(), args.dtype).map_err(CliError::input)
+    let invited = args.network.join.as_ref().and_then(|invitation| invitation.model.as_ref());
+    let name = args.model_name.as_deref().or_else(|| Some(invited?.name()));
+    let files = ModelFiles::open(&args.model, name, args.dtype).map_err(CliError::input)?;
+    match invited.filter(|invited| **invited != files.adapted.id) {
+        Some(invited) => Err(CliError::Usage(format!(
+            "the invitation is to {invited}, and --model is {}: get the files of that model, or leave out --join",
+            files.adapted.id
+        ))),
+        None => Ok(files),
+    }
 }
 
 /// Loads an adapter for the model.

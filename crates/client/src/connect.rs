@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use petals_model::{Checkpoint, CheckpointError, ClientModel, Dtype, ModelConfig};
 use petals_protocol::{ModelIdError, Span};
 use petals_swarm::{
-    AddressError, ConnectError, Identity, IdentityError, MemberFile, StartError, SwarmConfig, SwarmHandle, SwarmKey,
-    SwarmKeyError, SwarmNode, parse_peers,
+    AddressError, ConnectError, Identity, IdentityError, Invitation, MemberFile, StartError, SwarmConfig, SwarmHandle,
+    SwarmKey, SwarmKeyError, SwarmNode, parse_peers,
 };
 use tokio::sync::mpsc;
 
@@ -57,6 +57,8 @@ pub enum ModelFilesError {
 pub struct ClientNetwork {
     /// Addresses of any of its members.
     pub peers: Vec<String>,
+    /// An invitation: more addresses, and a key if no file of one is given.
+    pub invitation: Option<Invitation>,
     /// Key file, if the swarm is private.
     pub swarm_key: Option<PathBuf>,
     /// Identity file, made if missing; without it the client has another identity each time.
@@ -117,8 +119,12 @@ impl ModelFiles {
         config: SequenceConfig,
         events: mpsc::Sender<SwarmEvent>,
     ) -> Result<(RemoteSequence, SwarmHandle), JoinError> {
-        let peers = parse_peers(network.peers.iter().map(String::as_str))?;
-        let swarm_key = network.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
+        let mut peers = parse_peers(network.peers.iter().map(String::as_str))?;
+        let mut swarm_key = network.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
+        if let Some(invitation) = &network.invitation {
+            peers.extend(invitation.peers.iter().cloned());
+            swarm_key = swarm_key.or(invitation.swarm_key);
+        }
         let identity = network.identity.as_ref().map_or_else(|| Ok(Identity::generate()), Identity::load_or_create)?;
         let id = self.adapted.id.clone();
         let members = network.members.as_ref().map(|directory| {

@@ -41,7 +41,7 @@ pub use petals_model::{
     CheckpointError, Dtype, GgufVocabulary, ModelConfig, Projection, Projections, TokenKind, parse_json,
 };
 pub use petals_protocol::{Injection, Module, Modules, ServerState, Span, UnknownModule, WeightChange, WireDtype};
-pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
+pub use petals_swarm::{Invitation, PeerId, SwarmHandle, parse_peers};
 pub use planner::{
     Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Route, RouteRules, WeightedRoute,
 };

@@ -15,6 +15,8 @@ use crate::{PEERS_VARIABLE, Parsed, Program, SettingsError, Surroundings};
 
 /// The flag that the variable stands for.
 const PEERS: &str = "peers";
+/// Flags whose values may hold a key.
+const SECRETS: [&str; 1] = ["join"];
 /// The flag that names the file.
 const CONFIG: &str = "--config";
 
@@ -244,7 +246,8 @@ impl Under {
     /// What is in force of a flag, if it has a value.
     fn in_force(&self, arg: &Arg, matches: &ArgMatches) -> Option<SettingInForce> {
         let id = arg.get_id().as_str();
-        let values = matches.try_get_raw(id).ok()??.map(|value| value.to_string_lossy().into_owned()).collect();
+        let values: Vec<String> =
+            matches.try_get_raw(id).ok()??.map(|value| value.to_string_lossy().into_owned()).collect();
         let under = self.values.iter().find(|value| arg.get_long() == Some(value.flag.as_str()));
         let is_flag = matches!(arg.get_action(), ArgAction::SetTrue);
         let source = match (matches.value_source(id)?, under) {
@@ -259,6 +262,12 @@ impl Under {
             _ if is_flag => return None,
             _ => Source::Default,
         };
+        // Whoever shows this to others does not mean to show a key.
+        let values = if SECRETS.contains(&arg.get_long()?) {
+            values.iter().map(|value| hidden(value)).collect()
+        } else {
+            values
+        };
         // A switch that is given has no value of its own.
         let values = if is_flag { vec![matches.get_flag(id).to_string()] } else { values };
         Some(SettingInForce { key: arg.get_long()?.replace('-', "_"), values, source })
@@ -272,6 +281,11 @@ impl Value {
             Origin::Environment => None,
         }
     }
+}
+
+/// The beginning of a text, which shows what it is and not what is in it.
+fn hidden(value: &str) -> String {
+    format!("{}… ({} characters)", value.chars().take(8).collect::<String>(), value.chars().count())
 }
 
 /// Whether two flags of a command exclude each other.

@@ -35,6 +35,8 @@ struct ServeArgs {
     blocks: Option<u32>,
     #[arg(long, conflicts_with = "blocks", value_parser = clap::value_parser!(u32).range(1..))]
     num_blocks: Option<u32>,
+    #[arg(long)]
+    join: Option<String>,
     #[arg(long, default_value_t = 8)]
     max_rows: u32,
     #[arg(long)]
@@ -192,6 +194,14 @@ fn what_is_in_force_is_shown_with_where_it_comes_from() {
     assert_eq!((of("blocks"), of("identity")), (None, None));
     assert_eq!(of("peers").map(|setting| setting.values), Some(vec!["a".to_owned(), "b".to_owned()]));
     assert!(!shown.json && place.shown("program config --json").json);
+    let secret = Place::with("join = 'petals1:secretsecret'");
+    assert_eq!(secret.serve("--model m").join.as_deref(), Some("petals1:secretsecret"));
+    let shown = secret.shown("program config");
+    let shown: Vec<String> = shown.settings.iter().map(ToString::to_string).collect();
+    assert!(
+        shown.iter().any(|line| line.starts_with("join = petals1:…")) && !shown.concat().contains("secret"),
+        "{shown:?}"
+    );
     let bare = Place::with("").shown("program config");
     let rows = bare.settings.iter().find(|setting| setting.key == "max_rows").map(ToString::to_string);
     assert_eq!(rows.as_deref(), Some("max_rows = 8    (default)"));

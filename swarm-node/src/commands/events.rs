@@ -103,6 +103,17 @@ pub enum NodeEvent {
     SettingsFile(FileInForce),
     /// A setting that has a value.
     Setting(SettingInForce),
+    /// A line that leads others into the swarm.
+    Invitation {
+        /// For `--join`.
+        line: String,
+        /// Members that it leads to.
+        addresses: Vec<String>,
+        /// The model that is served there.
+        model: Option<String>,
+        /// Whether the key of a private swarm is in it.
+        with_key: bool,
+    },
     /// What `doctor` found.
     Check(Check),
     /// What the model needs that `doctor` was given.
@@ -160,6 +171,7 @@ impl NodeEvent {
             }
             Self::SettingsFile(file) => file.to_string(),
             Self::Setting(setting) => setting.to_string(),
+            Self::Invitation { line, .. } => line.clone(),
             Self::Check(check) => check.to_string(),
             Self::ModelNeeds(needs) => needs.to_string(),
             Self::BenchSetup(setup) => setup.to_string(),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use petals_swarm::{Multiaddr, SwarmHandle, is_of_this_machine, worth_handing_on};
 
 use super::events::Join;
+use super::network::model_name;
 use crate::args::ServeArgs;
 
 /// An address that nobody has (RFC 5737). Nothing is sent there: it is asked for the way to it.
@@ -14,11 +15,17 @@ const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2
 pub(super) fn lines(args: &ServeArgs, swarm: &SwarmHandle) -> Join {
     let addresses = addresses(swarm);
     let mut common = vec!["--model".to_owned(), quoted(&args.model.to_string_lossy())];
-    if let Some(name) = &args.model_name {
+    if let Some(name) = model_name(&args.network, args.model_name.as_deref()) {
         common.extend(["--model-name".to_owned(), quoted(name)]);
     }
-    if let Some(key) = &args.network.swarm_key {
-        common.extend(["--swarm-key".to_owned(), quoted(&key.to_string_lossy())]);
+    let invited = args.network.join.as_ref();
+    match &args.network.swarm_key {
+        Some(key) => common.extend(["--swarm-key".to_owned(), quoted(&key.to_string_lossy())]),
+        // The key came in a line and is in no file here. It is not shown: who hands it on does so on purpose.
+        None if invited.is_some_and(|invitation| invitation.swarm_key.is_some()) => {
+            common.extend(["--swarm-key".to_owned(), "FILE".to_owned()]);
+        }
+        None => {}
     }
     let this_machine_only = !addresses.is_empty() && addresses.iter().all(is_of_this_machine);
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use petals_protocol::ModelId;
 use petals_swarm::{
     Identity, Incoming, MemberFile, PeerId, SwarmConfig, SwarmHandle, SwarmKey, SwarmNode, parse_addresses, parse_peers,
 };
@@ -34,19 +35,36 @@ pub(crate) fn config(args: &NetworkArgs, peers: &[String]) -> Result<SwarmConfig
         parsed.with_context(|| format!("bad {flag}")).map_err(NodeError::input)
     };
     let listen = addresses(&args.listen, "--listen")?;
+    let invited_to = args.join.iter().flat_map(|invitation| invitation.peers.iter().cloned());
+    let swarm_key = args.swarm_key.as_deref().map(SwarmKey::load).transpose().map_err(NodeError::input)?;
     let defaults = SwarmConfig::server();
     let defaults = if listen.is_empty() { defaults.listening_everywhere() } else { defaults };
     Ok(SwarmConfig {
         listen: if listen.is_empty() { defaults.listen.clone() } else { listen },
         announce: addresses(&args.announce, "--announce")?,
-        peers: of_peers(peers, "--peers")?,
-        swarm_key: args.swarm_key.as_deref().map(SwarmKey::load).transpose().map_err(NodeError::input)?,
+        peers: of_peers(peers, "--peers")?.into_iter().chain(invited_to).collect(),
+        swarm_key: swarm_key.or_else(|| args.join.as_ref()?.swarm_key),
         relay_via: of_peers(&args.relay_via, "--relay-via")?,
         relay_server: !args.no_relay_server,
         mdns: !args.no_mdns,
         upnp: !args.no_upnp,
         ..defaults
     })
+}
+
+/// The name of a model in the swarm: the one given, or that of the invitation.
+pub(crate) fn model_name<'a>(args: &'a NetworkArgs, given: Option<&'a str>) -> Option<&'a str> {
+    given.or_else(|| Some(args.join.as_ref()?.model.as_ref()?.name()))
+}
+
+/// Refuses a model that is not the one of the invitation: its servers would never form a chain with this one.
+pub(crate) fn check_model(args: &NetworkArgs, model: &ModelId) -> Result<(), NodeError> {
+    match args.join.as_ref().and_then(|invitation| invitation.model.as_ref()) {
+        Some(invited) if invited != model => Err(NodeError::input(anyhow::anyhow!(
+            "the invitation is to serve {invited}, and this is {model}: get the files of that model, or leave out --join"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Where the members that a node meets are kept: beside its identity. A node without one is another one each time.

@@ -14,6 +14,7 @@ use super::events::NodeEvent;
 use super::join;
 use super::network;
 use super::signals::StopSignals;
+use super::state::{Keeper, NodeState};
 use super::watch;
 use crate::args::ServeArgs;
 use crate::error::NodeError;
@@ -40,8 +41,10 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         Some(directory) => checkpoint.with_rounded_in(directory.join("weights")),
         None => checkpoint,
     };
-    let model = checkpoint.model_id(args.model_name.as_deref()).context("the model needs a name: give --model-name");
+    let name = network::model_name(&args.network, args.model_name.as_deref());
+    let model = checkpoint.model_id(name).context("the model needs a name: give --model-name");
     let model = model.map_err(NodeError::input)?;
+    network::check_model(&args.network, &model)?;
     let compute = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
     check_blocks(args.blocks, &checkpoint)?;
 
@@ -49,6 +52,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     swarm_config.max_streams_per_peer = args.streams_per_peer as usize;
     swarm_config.members = network::members(&args.network, &swarm_config);
     swarm_config.allow_peers = network::allowed(&args.allow_peer, args.allow_file.as_deref())?;
+    let keeper = Keeper::new(&args.network, &swarm_config);
     let identity = network::identity(args.network.identity.as_deref())?;
     let Some(joined) = signals.unless_stopped(network::start(identity, swarm_config, json)).await else {
         stop_early(json);
@@ -89,6 +93,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let found = async {
         tokio::select! {
             () = tell_moves(&server, json) => None,
+            never = keeper.run(&swarm, || Some((server.info().model, server.info().span))) => match never {},
             found = watching => Some(found),
         }
     };
@@ -140,7 +145,18 @@ async fn start(
         Some(span) => span,
         None => {
             let count = args.num_blocks.map_or_else(|| fitting(&checkpoint, dtype, free.for_weights()), Ok)?;
-            place(swarm, &model, checkpoint.blocks(), count).await?
+            let before = earlier(args, &model).filter(|span| {
+                let room =
+                    if args.num_blocks.is_some() { span.len() == count as usize } else { span.len() <= count as usize };
+                room && checkpoint.blocks().covers(*span)
+            });
+            match before {
+                Some(span) => {
+                    tracing::info!(%span, "taking the blocks that this node served before");
+                    span
+                }
+                None => place(swarm, &model, checkpoint.blocks(), count).await?,
+            }
         }
     };
     let checkpoint = hold(checkpoint, span, (&device, dtype), free.for_weights());
@@ -199,6 +215,19 @@ pub(crate) fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Res
             Err(NodeError::input(error))
         }
         _ => checkpoint.check_span(blocks.unwrap_or(checkpoint.blocks())).map_err(NodeError::input),
+    }
+}
+
+/// The blocks that the node of this identity served when it last ran, if they were of this model. Its files are read already, its speed is known, and
+/// nobody has to move: a restart should be no event. It looks around later, as always.
+fn earlier(args: &ServeArgs, model: &ModelId) -> Option<Span> {
+    let identity = args.network.identity.as_deref()?;
+    match NodeState::load(identity) {
+        Ok(state) => state.filter(|state| state.model.as_ref() == Some(model))?.blocks,
+        Err(error) => {
+            tracing::warn!("which blocks this node served before is not known: {error}");
+            None
+        }
     }
 }
 

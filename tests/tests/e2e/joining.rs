@@ -167,3 +167,87 @@ fn a_client_finds_a_server_of_the_local_network() -> anyhow::Result<()> {
     assert!(!output.status.success() && stderr.contains("was not searched"), "{stderr}");
     Ok(())
 }
+
+#[test]
+fn an_invitation_leads_into_a_private_swarm_and_a_damaged_one_is_refused() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name).to_str().unwrap_or_default().to_owned();
+    let (key, identity) = (path("swarm.key"), path("node.key"));
+    Node::run(&["keygen", "--swarm-key", &key])?;
+    let model = goldens.model();
+    let model = model.to_str().unwrap_or_default();
+    // Another name than the directory's, which only the line tells.
+    let serve = ["serve", "--model", model, "--device", "cpu", "--model-name", "ours", "--swarm-key", &key];
+    let first = Node::start(&[&serve[..], &["--blocks", "0..2", "--identity", &identity]].concat())?;
+    first.event("ready")?;
+    let invite = |more: &[&str]| {
+        // Written just after the server is ready.
+        let state = std::path::PathBuf::from(path("node.key.state"));
+        (0..100).find(|_| {
+            state.exists() || {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                false
+            }
+        });
+        Node::run(&[&["invite", "--identity", &identity], more].concat())
+    };
+    let line = |events: &[Value]| events[0]["line"].as_str().unwrap_or_default().to_owned();
+    let plain = invite(&[])?;
+    assert_eq!(
+        (plain[0]["with_key"].as_bool(), plain[0]["addresses"][0].as_str()),
+        (Some(false), Some(first.address.as_str()))
+    );
+    let with_key = line(&invite(&["--swarm-key", &key, "--with-key"])?);
+    let second = ["serve", "--model", model, "--device", "cpu", "--blocks", "2..4", "--join", &with_key];
+    let second = Node::start(&second)?;
+    let ready = second.event("ready")?;
+    assert!(ready["model"].as_str().unwrap_or_default().starts_with("ours@"), "{ready}");
+    let routes = Tune::bare(&["route", "--model", model, "--join", &with_key])?.events()?;
+    assert_eq!(named(&routes, "server").len(), 2, "{routes:?}");
+    let routes = Tune::bare(&["route", "--model", model, "--join", &line(&plain), "--swarm-key", &key])?.events()?;
+    assert_eq!(named(&routes, "server").len(), 2, "{routes:?}");
+    // Cut on its way, changed, and for another model.
+    let cut = &with_key[..with_key.len() - 5];
+    let refused = Node::refused(&["serve", "--model", model, "--join", cut])?;
+    assert!(refused.contains("--join") && refused.contains("missing or was changed"), "{refused}");
+    let output = Tune::bare(&["route", "--model", model, "--join", "petals9:abc"])?.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("version 9"), "{stderr}");
+    let other = Goldens::load("qwen3")?.model();
+    let other = other.to_str().unwrap_or_default();
+    let refused = Node::refused(&["serve", "--model", other, "--device", "cpu", "--join", &with_key])?;
+    assert!(refused.contains("the invitation is to serve ours@"), "{refused}");
+    let nobody = Node::refused(&["invite", "--identity", &path("other.key")])?;
+    assert!(nobody.contains("--peers"), "{nobody}");
+    Ok(())
+}
+
+#[test]
+fn a_node_restarts_into_the_blocks_that_it_had() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let directory = tempfile::tempdir()?;
+    let key = directory.path().join("node.key");
+    let key = key.to_str().unwrap_or_default();
+    let swarm = ProcessSwarm::start(&goldens.model(), &["0..4"])?;
+    let mut node = swarm.spawn_server(&["--blocks", "1..3", "--identity", key])?;
+    node.event("ready")?;
+    let state = directory.path().join("node.key.state");
+    while !state.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    node.signal("TERM")?;
+    node.wait()?;
+    // Everything fits, and no block is served worse than another one, so that it would not choose these.
+    let mut again = swarm.spawn_server(&["--identity", key])?;
+    assert_eq!(again.event("ready")?["blocks"], "1..3");
+    again.signal("TERM")?;
+    again.wait()?;
+    let other = swarm.spawn_server(&["--identity", key, "--num-blocks", "1"])?;
+    assert_eq!(other.event("ready")?["blocks"].as_str().map(|blocks| blocks.contains("1..3")), Some(false));
+    drop(other);
+    std::fs::write(&state, "{")?;
+    let damaged = swarm.spawn_server(&["--identity", key])?;
+    assert_eq!(damaged.event("ready")?["blocks"], "0..4");
+    Ok(())
+}
