@@ -19,6 +19,7 @@ mod serve;
 mod settings;
 mod shaping;
 mod start;
+mod status;
 mod swarm;
 mod text;
 mod train;
@@ -36,7 +37,8 @@ pub(crate) use report::ReportArgs;
 pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
 pub(crate) use settings::{ConfigArgs, command_line};
-pub(crate) use swarm::{PassArgs, SwarmArgs};
+pub(crate) use status::StatusArgs;
+pub(crate) use swarm::{NetworkArgs, PassArgs, SwarmArgs};
 pub(crate) use text::TextArgs;
 pub(crate) use train::{Select, TrainArgs, TrainLength};
 
@@ -78,6 +80,8 @@ pub(crate) enum Command {
     Chat(Box<ChatArgs>),
     /// Serve the model and its adapters to OpenAI clients, with a chat page for browsers.
     Serve(Box<ServeArgs>),
+    /// Show what a swarm serves: its models, their blocks and servers, and what is missing.
+    Status(StatusArgs),
     /// Show which peers serve which blocks, and the route a pass would take.
     Route(RouteArgs),
     /// Write the logits of given token ids to a file.

@@ -19,6 +19,16 @@ pub(crate) fn around_bars<T>(write: impl FnOnce() -> T) -> T {
     BARS.suspend(write)
 }
 
+/// Makes room for a new picture, if stdout is a terminal.
+pub(crate) fn clear() {
+    if io::stdout().is_terminal() {
+        // To the upper left corner, and nothing below.
+        print!("\x1b[H\x1b[J");
+    } else {
+        println!();
+    }
+}
+
 /// Sends logs to stderr. RUST_LOG decides what is logged; else warnings, and with more `verbose` more of ours.
 pub(crate) fn init_logging(verbose: u8) {
     let default = match verbose {

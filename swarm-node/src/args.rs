@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use petals_protocol::Span;
+use petals_protocol::{MAX_PUBLIC_NAME, Span};
 use petals_swarm::Invitation;
 
 use crate::executor::StashPolicy;
@@ -186,8 +186,8 @@ pub struct ServeArgs {
     /// File with such peer ids, one in a line; what follows a # is a comment.
     #[arg(long, value_name = "FILE")]
     pub allow_file: Option<PathBuf>,
-    /// A name that people see in listings.
-    #[arg(long, value_name = "TEXT")]
+    /// A name that people see in `petals-tune status`, of at most 64 characters.
+    #[arg(long, value_name = "NAME", value_parser = public_name)]
     pub public_name: Option<String>,
 }
 
@@ -237,6 +237,18 @@ pub struct KeygenArgs {
     pub json: bool,
 }
 
+fn public_name(text: &str) -> Result<String, String> {
+    let length = text.chars().count();
+    match text.chars().find(|c| !petals_protocol::is_printable(*c)) {
+        Some(c) => Err(format!("it has the character {c:?}, which cannot be shown")),
+        None if text.trim().is_empty() => Err("it is empty".to_owned()),
+        None if length > MAX_PUBLIC_NAME => {
+            Err(format!("it has {length} characters, and {MAX_PUBLIC_NAME} are allowed"))
+        }
+        None => Ok(text.trim().to_owned()),
+    }
+}
+
 fn byte_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor: u64 = match text[digits.len()..].to_ascii_uppercase().as_str() {
@@ -281,6 +293,14 @@ mod tests {
         assert_eq!(byte_size("3"), Ok(3));
         assert_eq!(byte_size("2GiB"), Ok(2 << 30));
         assert!(byte_size("2X").is_err() && byte_size("M").is_err() && byte_size("99999999T").is_err());
+    }
+
+    #[test]
+    fn a_public_name_is_one_short_line() {
+        assert_eq!(public_name(" attic "), Ok("attic".to_owned()));
+        for wrong in ["", "  ", "a\u{1b}[2J", "a\nb", "\u{202e}a", &"x".repeat(65)] {
+            assert!(public_name(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -79,6 +79,7 @@ impl Server {
             written_ms: now_ms(),
             dtype: config.dtype.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            model_blocks: Some(checkpoint.blocks().end()),
             public_name: config.public_name.clone(),
             ..ServerInfo::new(config.model.clone(), config.span, ServerState::Joining)
         };

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::waits::Waits;
-use crate::args::SwarmArgs;
+use crate::args::{NetworkArgs, SwarmArgs};
 use crate::error::CliError;
 use crate::output::{Disagreement, Event, HopFailed, Outpaced, Output, RelayFailed, UntrueResult, Verified, Waiting};
 
@@ -84,11 +84,22 @@ pub(super) async fn connect_noting(
     let (sender, receiver) = mpsc::channel(EVENTS);
     tokio::spawn(report(receiver, Reporter { output, log, waits: Waits::default() }));
     let joined = files.connect(&args.network.network(), config, sender).await;
-    let (sequence, swarm) = joined.map_err(|error| match error {
+    let (sequence, swarm) = joined.map_err(not_joined)?;
+    Ok((Arc::new(sequence), swarm))
+}
+
+/// Joins the swarm without a model.
+pub(super) async fn join(args: &NetworkArgs, output: Output) -> Result<SwarmHandle, CliError> {
+    let (sender, receiver) = mpsc::channel(EVENTS);
+    tokio::spawn(report(receiver, Reporter { output, log: None, waits: Waits::default() }));
+    petals_client::join(&args.network(), None, &sender).await.map_err(not_joined)
+}
+
+fn not_joined(error: JoinError) -> CliError {
+    match error {
         JoinError::Address(_) | JoinError::SwarmKey(_) | JoinError::Identity(_) => CliError::input(error),
         _ => CliError::from(anyhow::Error::new(error)),
-    })?;
-    Ok((Arc::new(sequence), swarm))
+    }
 }
 
 /// Says what verification found, if there was any.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use petals_model::{Checkpoint, CheckpointError, ClientModel, Dtype, ModelConfig};
-use petals_protocol::{ModelIdError, Span};
+use petals_protocol::{ModelId, ModelIdError, Span};
 use petals_swarm::{
     AddressError, ConnectError, Identity, IdentityError, Invitation, MemberFile, StartError, SwarmConfig, SwarmHandle,
     SwarmKey, SwarmKeyError, SwarmNode, parse_peers,
@@ -19,6 +19,8 @@ use crate::sequence::{RemoteSequence, SequenceConfig, SwarmEvent};
 const FIRST_MEMBER: Duration = Duration::from_secs(15);
 /// Who waits is told so after this: before that, nothing is unusual.
 const FIRST_WORD: Duration = Duration::from_secs(2);
+/// Files of members that are looked at for whoever asks for no model.
+const MOST_FILES: usize = 256;
 /// Time between later words.
 const WORD_PERIOD: Duration = Duration::from_secs(10);
 
@@ -119,27 +121,47 @@ impl ModelFiles {
         config: SequenceConfig,
         events: mpsc::Sender<SwarmEvent>,
     ) -> Result<(RemoteSequence, SwarmHandle), JoinError> {
-        let mut peers = parse_peers(network.peers.iter().map(String::as_str))?;
-        let mut swarm_key = network.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
-        if let Some(invitation) = &network.invitation {
-            peers.extend(invitation.peers.iter().cloned());
-            swarm_key = swarm_key.or(invitation.swarm_key);
-        }
-        let identity = network.identity.as_ref().map_or_else(|| Ok(Identity::generate()), Identity::load_or_create)?;
         let id = self.adapted.id.clone();
-        let members = network.members.as_ref().map(|directory| {
-            let key = swarm_key.as_ref().map_or_else(String::new, |key| format!("-{}", key.fingerprint()));
-            MemberFile::new(directory.join(format!("{}{key}", id.fingerprint())), swarm_key.as_ref())
-        });
-        let defaults = SwarmConfig::client_of(peers);
-        let node = SwarmConfig { swarm_key, members, mdns: defaults.mdns && !network.no_mdns, ..defaults };
-        let (swarm, _) = SwarmNode::start(identity, node).await?;
-        find_company(&swarm, &events).await?;
+        let swarm = join(network, Some(&id), &events).await?;
         let sequence = RemoteSequence::new(swarm.clone(), id, self.blocks, self.config.hidden_size, config);
         Ok((sequence.with_events(events), swarm))
     }
 }
 
+/// Joins a swarm as a client and waits for the first member. `model`: what is wanted there, whose servers' addresses are kept.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn join(
+    network: &ClientNetwork,
+    model: Option<&ModelId>,
+    events: &mpsc::Sender<SwarmEvent>,
+) -> Result<SwarmHandle, JoinError> {
+    let mut peers = parse_peers(network.peers.iter().map(String::as_str))?;
+    let mut swarm_key = network.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
+    if let Some(invitation) = &network.invitation {
+        peers.extend(invitation.peers.iter().cloned());
+        swarm_key = swarm_key.or(invitation.swarm_key);
+    }
+    let identity = network.identity.as_ref().map_or_else(|| Ok(Identity::generate()), Identity::load_or_create)?;
+    let members = network.members.as_ref().map(|directory| {
+        let key = swarm_key.as_ref().map_or_else(String::new, |key| format!("-{}", key.fingerprint()));
+        let name = model.map_or_else(|| "any".to_owned(), |model| model.fingerprint().to_string());
+        let file = MemberFile::new(directory.join(format!("{name}{key}")), swarm_key.as_ref());
+        if model.is_some() { file } else { file.reading_too(files_in(directory)) }
+    });
+    let defaults = SwarmConfig::client_of(peers);
+    let node = SwarmConfig { swarm_key, members, mdns: defaults.mdns && !network.no_mdns, ..defaults };
+    let (swarm, _) = SwarmNode::start(identity, node).await?;
+    find_company(&swarm, events).await?;
+    Ok(swarm)
+}
+
+/// Files of members of whatever model.
+fn files_in(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().take(MOST_FILES);
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
 /// Waits for the first member of the swarm, and says so if it takes long.
 async fn find_company(swarm: &SwarmHandle, events: &mpsc::Sender<SwarmEvent>) -> Result<(), JoinError> {
     let started = Instant::now();

@@ -19,6 +19,7 @@ mod identity;
 mod invitation;
 mod keys;
 mod member_file;
+mod models;
 mod namesake;
 mod neighbours;
 mod node;
@@ -28,6 +29,7 @@ mod requests;
 mod store;
 mod streams;
 mod swarm_key;
+mod told_models;
 
 pub use addresses::{AddressError, is_of_this_machine, parse_address, parse_addresses, parse_peers, worth_handing_on};
 pub use clock::{ClockOffset, WrongClock};

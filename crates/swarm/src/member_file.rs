@@ -28,6 +28,8 @@ pub struct MemberFile {
     path: PathBuf,
     /// The fingerprint of the swarm's key; members of another swarm are of no use.
     swarm: String,
+    /// Other files of that kind, which are read and not written.
+    others: Vec<PathBuf>,
 }
 
 /// A member that was met.
@@ -55,13 +57,33 @@ impl MemberFile {
     /// A file, which need not exist, of the swarm with this key or without one.
     pub fn new(path: impl Into<PathBuf>, key: Option<&SwarmKey>) -> Self {
         let swarm = key.map_or_else(|| "public".to_owned(), SwarmKey::fingerprint);
-        Self { path: path.into(), swarm }
+        Self { path: path.into(), swarm, others: Vec::new() }
+    }
+
+    /// With members of other files of the same swarm key besides.
+    #[must_use]
+    pub fn reading_too(self, others: Vec<PathBuf>) -> Self {
+        Self { others, ..self }
     }
 
     /// The members in the file, those that were met last in front. A file that cannot be used is as good as none: it is said why, and the
     /// next one takes its place.
     pub(crate) fn load(&self, now_s: u64) -> Vec<Member> {
-        match self.read(now_s) {
+        let mut members = self.load_one(&self.path, now_s);
+        for other in &self.others {
+            // Files for other swarm keys lie beside this one.
+            let more = self.read(other, now_s).unwrap_or_default();
+            let is_new = |member: &Member| members.iter().all(|known: &Member| known.peer != member.peer);
+            let more: Vec<Member> = more.into_iter().filter(is_new).collect();
+            members.extend(more);
+        }
+        members.sort_by_key(|member| std::cmp::Reverse(member.met_s));
+        members.truncate(MOST_MEMBERS);
+        members
+    }
+
+    fn load_one(&self, path: &Path, now_s: u64) -> Vec<Member> {
+        match self.read(path, now_s) {
             Ok(members) => members,
             Err(MemberFileError::Io(error))
                 if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
@@ -69,7 +91,7 @@ impl MemberFile {
                 Vec::new()
             }
             Err(error) => {
-                tracing::warn!("members kept in {} are not used: {error}", self.path.display());
+                tracing::warn!("members kept in {} are not used: {error}", path.display());
                 Vec::new()
             }
         }
@@ -80,9 +102,9 @@ impl MemberFile {
         self.load(unix_s()).iter().flat_map(Member::full_addresses).collect()
     }
 
-    fn read(&self, now_s: u64) -> Result<Vec<Member>, MemberFileError> {
+    fn read(&self, path: &Path, now_s: u64) -> Result<Vec<Member>, MemberFileError> {
         let mut bytes = Vec::new();
-        File::open(&self.path)?.take(MAX_LEN).read_to_end(&mut bytes)?;
+        File::open(path)?.take(MAX_LEN).read_to_end(&mut bytes)?;
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.lines();
         if lines.next() != Some(HEADER) {
@@ -171,6 +193,20 @@ mod tests {
         file.save(&many).unwrap();
         assert_eq!(file.load(now), many[..MOST_MEMBERS]);
         assert!(fs::metadata(file.path()).unwrap().len() < MAX_LEN);
+    }
+
+    #[test]
+    fn other_files_are_read_besides_and_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let (one, two) = (member(1, 10), member(3, 20));
+        MemberFile::new(path("one"), None).save(&[one.clone()]).unwrap();
+        MemberFile::new(path("two"), None).save(&[two.clone(), Member { met_s: 5, ..one.clone() }]).unwrap();
+        MemberFile::new(path("private"), Some(&SwarmKey::generate())).save(&[member(5, 30)]).unwrap();
+        let others = ["one", "two", "private", "none"].map(path).to_vec();
+        let all = MemberFile::new(path("all"), None).reading_too(others);
+        assert_eq!(all.load(20), [two, one]);
+        assert!(!path("all").exists());
     }
 
     #[test]

@@ -45,6 +45,7 @@ mod serve;
 mod sessions;
 mod shaping;
 mod stashes;
+mod status;
 mod strangers;
 mod structured;
 mod training_data;

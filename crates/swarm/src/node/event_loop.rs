@@ -29,7 +29,7 @@ use super::view::{DirectoryTraffic, View};
 use crate::behaviour::Behaviour;
 use crate::config::SwarmConfig;
 use crate::identity::Identity;
-use crate::keys::{MAX_BLOCKS, block_key, clock_key, server_key};
+use crate::keys::{MAX_BLOCKS, block_key, clock_key, models_key, server_key};
 use crate::rates::Rates;
 use crate::record::{SignedRecord, SignedRecordError, unix_ms};
 
@@ -225,7 +225,8 @@ impl EventLoop {
                 let query = if own { Query::OwnRecord(peer, found) } else { Query::Record(found) };
                 (kad.get_record(server_key(&model, &peer)), query)
             }
-            DirectoryQuery::Clock { found } => (kad.get_record(clock_key()), Query::Clock(found)),
+            DirectoryQuery::Clock { found } => (kad.get_record(clock_key()), Query::Others(found)),
+            DirectoryQuery::Models { found } => (kad.get_record(models_key()), Query::Others(found)),
         };
         self.queries.insert(id, query);
     }

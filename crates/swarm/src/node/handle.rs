@@ -67,6 +67,10 @@ pub(crate) enum DirectoryQuery {
     Clock {
         found: mpsc::Sender<Option<Vec<u8>>>,
     },
+    /// The models that others have records of.
+    Models {
+        found: mpsc::Sender<Option<Vec<u8>>>,
+    },
 }
 
 /// Why the node is not part of a swarm.

@@ -5,6 +5,7 @@
 mod directory;
 mod many;
 mod members;
+mod models;
 mod oneself;
 mod private;
 mod reach;
