@@ -36,7 +36,7 @@ fn ended(result: Result<(), CliError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::around_bars(|| eprintln!("error: {error}"));
+            terminal::around_bars(|| eprintln!("error: {}", terminal::plain(&error.to_string())));
             ExitCode::from(error.status())
         }
     }

@@ -152,8 +152,8 @@ impl ServerInfo {
         if info.model_blocks.is_some_and(|blocks| blocks < info.span.end()) {
             return Err(RecordError::Impossible("number of blocks"));
         }
-        info.public_name =
-            info.public_name.map(|name| printable(name.trim(), MAX_PUBLIC_NAME)).filter(|name| !name.is_empty());
+        let name = info.public_name.map(|name| printable(&name, MAX_PUBLIC_NAME).trim().to_owned());
+        info.public_name = name.filter(|name| !name.is_empty());
         info.dtype = printable(&info.dtype, MAX_WORD);
         info.version = printable(&info.version, MAX_WORD);
         Ok(info)

@@ -44,8 +44,7 @@ fn run<C: FromArgMatches + CommandFactory>(matches: &mut ArgMatches) -> Result<C
     C::from_arg_matches_mut(matches).map_err(|error| error.format(&mut C::command()))
 }
 
-/// The first argument that is a command, and where it is. Values of flags in front of it could be taken for one; there
-/// `--config` alone has a value.
+/// The first argument that is a command, and where it is. Values of flags in front of it are not taken for one.
 fn named_command(command: &Command, arguments: &[OsString]) -> Option<(usize, String)> {
     let mut skip = false;
     for (at, argument) in arguments.iter().enumerate() {
@@ -53,8 +52,11 @@ fn named_command(command: &Command, arguments: &[OsString]) -> Option<(usize, St
             continue;
         }
         match argument.to_str() {
-            Some(CONFIG) => skip = true,
-            Some(text) if text.starts_with('-') => {}
+            Some(text) if text.starts_with('-') => {
+                let named = |arg: &&Arg| arg.get_long().is_some_and(|long| text.strip_prefix("--") == Some(long));
+                let flag = command.get_arguments().find(named);
+                skip = flag.is_some_and(|arg| matches!(arg.get_action(), ArgAction::Set | ArgAction::Append));
+            }
             Some(text) => return command.find_subcommand(text).map(|found| (at + 1, found.get_name().to_owned())),
             None => return None,
         }

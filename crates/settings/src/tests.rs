@@ -16,6 +16,8 @@ struct Cli {
     config: Option<PathBuf>,
     #[arg(long, global = true)]
     json: bool,
+    #[arg(long, global = true, default_value = "text")]
+    log_format: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -202,6 +204,8 @@ fn what_is_in_force_is_shown_with_where_it_comes_from() {
         shown.iter().any(|line| line.starts_with("join = petals1:…")) && !shown.concat().contains("secret"),
         "{shown:?}"
     );
+    let shown = place.shown("program --log-format keygen --json config serve");
+    assert!(shown.json && shown.file.command == "serve", "values of flags are no commands");
     let bare = Place::with("").shown("program config");
     let rows = bare.settings.iter().find(|setting| setting.key == "max_rows").map(ToString::to_string);
     assert_eq!(rows.as_deref(), Some("max_rows = 8    (default)"));

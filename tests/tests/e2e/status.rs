@@ -20,7 +20,8 @@ fn two_models() -> anyhow::Result<(ProcessSwarm, [Node; 2])> {
 }
 
 fn status(swarm: &ProcessSwarm, more: &[&str]) -> anyhow::Result<Tune> {
-    Ok(Tune::bare(&["status", "--peers", &swarm.bootstrap.address])?.args(more))
+    // With `=`, because what follows `--peers` may be another peer.
+    Ok(Tune::bare(&["status", &format!("--peers={}", swarm.bootstrap.address)])?.args(more))
 }
 
 #[test]
