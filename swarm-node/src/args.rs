@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use petals_protocol::{MAX_PUBLIC_NAME, Span};
 use petals_swarm::Invitation;
 
@@ -47,9 +47,21 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// How what happens is logged on stderr: text, or json for one object in a line.
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
     /// File of settings. Default: petals.toml here, or petals/petals.toml in the user's configuration directory.
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// How lines of the log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object in a line.
+    Json,
 }
 
 /// What to do.
@@ -183,9 +195,12 @@ pub struct ServeArgs {
     /// this one must be among them.
     #[arg(long, value_name = "PEER")]
     pub allow_peer: Vec<String>,
-    /// File with such peer ids, one in a line; what follows a # is a comment.
+    /// File with such peer ids, one in a line; what follows a # is a comment. SIGHUP has it read again.
     #[arg(long, value_name = "FILE")]
     pub allow_file: Option<PathBuf>,
+    /// Time between two lines that say what the server did: requests, tokens, peers, memory; 0 for none.
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
+    pub report_every: Duration,
     /// A name that people see in `petals-tune status`, of at most 64 characters.
     #[arg(long, value_name = "NAME", value_parser = public_name)]
     pub public_name: Option<String>,

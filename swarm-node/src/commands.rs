@@ -5,6 +5,7 @@
 //! | `serve`, `bootstrap`, `invite`, `keygen`, `doctor`, `bench` | the commands |
 //! | `events` | what is printed on stdout |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
+//! | `report` | what it did |
 //! | `join`, `state` | how others come to it; what it keeps for its next start |
 //!
 //! Apart from the rest because all of it talks to a person: it takes arguments, prints and ends with an exit status. A server
@@ -18,6 +19,7 @@ pub(crate) mod invite;
 mod join;
 pub(crate) mod keygen;
 mod network;
+mod report;
 pub(crate) mod serve;
 mod signals;
 mod state;

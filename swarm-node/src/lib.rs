@@ -17,13 +17,14 @@ mod streams;
 
 pub use args::{
     BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, ConfigArgs, DoctorArgs,
-    InviteArgs, KeygenArgs, NetworkArgs, ServeArgs, command_line,
+    InviteArgs, KeygenArgs, LogFormat, NetworkArgs, ServeArgs, command_line,
 };
 pub use commands::events::{
     BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, Join, ModelNeeds, NodeEvent,
+    Report,
 };
 pub use error::NodeError;
-pub use executor::{ExecutorConfig, StashPolicy};
+pub use executor::{ExecutorConfig, StashPolicy, WorkCount};
 pub use machine::measure::MeasureConfig;
 pub use petals_settings::{InForce, Parsed, SettingsError};
 pub use placement::mover::RebalanceConfig;
@@ -54,7 +55,7 @@ pub fn show_settings(settings: InForce) {
 }
 
 /// Logs to stderr; the level comes from `RUST_LOG` and is `warn`, for this project's own code `info`, without it.
-pub fn log_to_stderr() {
+pub fn log_to_stderr(format: LogFormat) {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env()
@@ -63,5 +64,8 @@ pub fn log_to_stderr() {
             EnvFilter::new("warn,libp2p_kad=error,petals_node=info,petals_swarm=info,petals_model=info")
         });
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
+    let _ = match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
 }

@@ -9,12 +9,14 @@ mod bench;
 mod check;
 mod join;
 mod needs;
+mod report;
 
 pub use bench::{BenchFigures, BenchSetup};
 pub use check::{Check, CheckStatus};
 pub use join::Join;
 pub(crate) use needs::size;
 pub use needs::{BlockBytes, BlockKind, BlocksThatFit, ModelNeeds};
+pub use report::Report;
 
 /// Something that happened to the node.
 #[derive(Debug, Clone, Serialize)]
@@ -80,6 +82,13 @@ pub enum NodeEvent {
     AnnouncedUnreachable {
         /// The address.
         address: String,
+    },
+    /// What the node did in the last minutes.
+    Report(Report),
+    /// The list of peers that may use the node was read again.
+    AllowListRead {
+        /// Peers on it.
+        peers: usize,
     },
     /// Requests are finished, nothing new is taken.
     Draining,
@@ -163,6 +172,8 @@ impl NodeEvent {
                 "warning: a peer dialled the announced address {address} in vain: clients will not reach this node there; see that \
                  --announce is right and that the port is open and forwarded"
             ),
+            Self::Report(report) => report.to_string(),
+            Self::AllowListRead { peers } => format!("{peers} peers may use this node now"),
             Self::Draining => "draining: finishing what runs, a second signal quits at once".into(),
             Self::Stopped => "stopped".into(),
             Self::Key { peer_id, file } => format!("{peer_id} written to {file}"),

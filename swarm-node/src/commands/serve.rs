@@ -1,6 +1,7 @@
 //! `petals-node serve`.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 use super::events::NodeEvent;
 use super::join;
 use super::network;
-use super::signals::StopSignals;
+use super::report;
+use super::signals::{ReloadSignal, StopSignals};
 use super::state::{Keeper, NodeState};
 use super::watch;
 use crate::args::ServeArgs;
@@ -35,6 +37,7 @@ const PLACE_ATTEMPTS: usize = 6;
 pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let started = Instant::now();
     let mut signals = StopSignals::install()?;
+    let mut reload = ReloadSignal::install()?;
     let json = args.network.json;
     let checkpoint = Checkpoint::open(&args.model).map_err(NodeError::input)?;
     let checkpoint = match args.cache_dir.clone().or_else(cache_dir) {
@@ -93,6 +96,8 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let found = async {
         tokio::select! {
             () = tell_moves(&server, json) => None,
+            never = report::run(&server, args.report_every, json) => match never {},
+            never = reload_lists(&mut reload, &args, &swarm) => match never {},
             never = keeper.run(&swarm, || Some((server.info().model, server.info().span))) => match never {},
             found = watching => Some(found),
         }
@@ -108,6 +113,22 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     }
     NodeEvent::Stopped.emit(json);
     found.map_or(Ok(()), Err)
+}
+
+/// Reads the list of those who may use the node again whenever it is asked to, for ever. A list that cannot be read changes nothing: nobody is let in or
+/// kept out by a mistake in a file.
+async fn reload_lists(reload: &mut ReloadSignal, args: &ServeArgs, swarm: &SwarmHandle) -> Infallible {
+    loop {
+        reload.next().await;
+        match network::allowed(&args.allow_peer, args.allow_file.as_deref()) {
+            Ok(None) => tracing::info!("SIGHUP: there is no --allow-file to be read again"),
+            Ok(Some(peers)) => {
+                NodeEvent::AllowListRead { peers: peers.len() }.emit(args.network.json);
+                swarm.allow(Some(peers)).await;
+            }
+            Err(error) => tracing::warn!("SIGHUP: the list stays as it was: {error}"),
+        }
+    }
 }
 
 /// Prints where the server moves, for ever.

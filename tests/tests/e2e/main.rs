@@ -25,6 +25,7 @@ mod joining;
 mod js;
 mod leaving;
 mod links;
+mod living;
 mod load;
 mod logits;
 mod misbehaving;

@@ -32,6 +32,7 @@ use crate::identity::Identity;
 use crate::keys::{MAX_BLOCKS, block_key, clock_key, models_key, server_key};
 use crate::rates::Rates;
 use crate::record::{SignedRecord, SignedRecordError, unix_ms};
+use crate::streams::AllowList;
 
 /// Time between looks at what nobody waits for or has expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -47,6 +48,8 @@ pub(super) struct EventLoop {
     pub(super) swarm: Swarm<Behaviour>,
     pub(super) config: SwarmConfig,
     identity: Identity,
+    /// Whose block streams are taken.
+    allowed: AllowList,
     commands: mpsc::Receiver<Command>,
     view: watch::Sender<View>,
     shutdown: CancellationToken,
@@ -84,6 +87,7 @@ impl EventLoop {
         swarm: Swarm<Behaviour>,
         identity: Identity,
         config: SwarmConfig,
+        allowed: AllowList,
         commands: mpsc::Receiver<Command>,
         view: watch::Sender<View>,
         shutdown: CancellationToken,
@@ -103,6 +107,7 @@ impl EventLoop {
         let mut event_loop = Self {
             swarm,
             identity,
+            allowed,
             commands,
             view,
             shutdown,
@@ -207,6 +212,7 @@ impl EventLoop {
                 let _ = reply.send(self.announce(*info));
             }
             Command::Withdraw { done } => self.withdraw(done),
+            Command::Allow { peers } => self.allow(peers),
             Command::Query(query) => self.query(query),
             Command::MeetSelf { address, reply } => self.meet_self(address, reply),
             Command::Open { peer, addresses, request } => {

@@ -1,5 +1,6 @@
 //! The node as the rest of a program sees it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ struct Inner {
 pub(crate) enum Command {
     Announce { info: Box<ServerInfo>, reply: oneshot::Sender<Result<(), AnnounceError>> },
     Withdraw { done: oneshot::Sender<()> },
+    Allow { peers: Option<HashSet<PeerId>> },
     Query(DirectoryQuery),
     MeetSelf { address: Multiaddr, reply: oneshot::Sender<bool> },
     Open { peer: PeerId, addresses: Vec<Multiaddr>, request: OpenRequest },
@@ -260,6 +262,13 @@ impl SwarmHandle {
         if tokio::time::timeout(WITHDRAW_DEADLINE, told).await.is_err() {
             tracing::debug!("left before others took note; they forget this server when its record expires");
         }
+    }
+
+    /// Takes block streams of these peers alone from now on, or of all. Connections to those that may not use this node any more are closed, with
+    /// the streams on them.
+    pub async fn allow(&self, peers: Option<HashSet<PeerId>>) {
+        // Without an event loop there is nobody to be kept out.
+        let _ = self.inner.commands.send(Command::Allow { peers }).await;
     }
 
     /// Opens a stream to `peer`, over a new connection to one of `addresses` (or one known from the hash table) if

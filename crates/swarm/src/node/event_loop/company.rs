@@ -1,5 +1,7 @@
 //! Whom this node is together with: members of its swarm, those of the local network, and those that it met before.
 
+use std::collections::HashSet;
+
 use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::{Multiaddr, PeerId, mdns};
 use tokio::time::Instant;
@@ -20,7 +22,7 @@ impl EventLoop {
         let mut known: Vec<Multiaddr> = dialled.map(|remote| remote.address.clone()).collect();
         known.extend(addresses.iter().cloned());
         known.retain(|address| !is_circuit(address));
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         known.retain(|address| seen.insert(address.clone()));
         // One that tells no address that others believe is asked where this node reached it.
         if addresses.is_empty()
@@ -39,6 +41,20 @@ impl EventLoop {
             self.view.send_if_modified(|view| view.members.remove(peer)) && self.view.borrow().members.is_empty();
         if alone {
             self.dialler.set_company(false, Instant::now());
+        }
+    }
+
+    /// From now on these peers may open block streams, or all.
+    pub(super) fn allow(&mut self, peers: Option<HashSet<PeerId>>) {
+        let connected: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
+        let before: Vec<PeerId> = connected.into_iter().filter(|peer| self.allowed.allows(peer)).collect();
+        self.allowed.set(peers);
+        for peer in before.iter().filter(|peer| !self.allowed.allows(peer)) {
+            tracing::info!(
+                peer = short(peer),
+                "not on the list of those who may use this node any more, disconnecting"
+            );
+            let _ = self.swarm.disconnect_peer_id(*peer);
         }
     }
 
