@@ -1,11 +1,13 @@
 //! The command line together with the environment and the file of settings.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
+use std::sync::LazyLock;
 
 use clap::{Arg, Args, Command};
 use petals_settings::{Parsed, Program, SettingsError, Surroundings};
 
-use super::Cli;
+use super::{Cli, SwarmArgs};
 
 /// Examples in the help.
 pub(super) const EXAMPLES: &str = "\
@@ -32,12 +34,29 @@ pub(crate) struct ConfigArgs {
     pub(crate) command: Vec<String>,
 }
 
-/// What says how a swarm is reached and used. Not what a single run is about.
+/// Flags that say how a swarm is reached and used. Not what a single run is about.
+static FLAGS: LazyLock<HashSet<String>> = LazyLock::new(|| {
+    let swarm = SwarmArgs::augment_args(Command::new("swarm"));
+    swarm.get_arguments().filter_map(Arg::get_long).map(str::to_owned).collect()
+});
+
 fn settable(_: &Command, arg: &Arg) -> bool {
-    arg.get_long().is_some() && matches!(arg.get_help_heading(), Some("Swarm" | "Routing"))
+    arg.get_long().is_some_and(|flag| FLAGS.contains(flag))
 }
 
 /// Reads a command line, with what the environment and the file of settings say where it says nothing.
 pub(crate) fn command_line(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed<Cli>, SettingsError> {
     petals_settings::parse(PROGRAM, arguments, &Surroundings::of_this_process())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_about_the_swarm_can_be_set() {
+        let of = |flag: &'static str| settable(&Command::new("serve"), &Arg::new(flag).long(flag));
+        assert!(["peers", "join", "model", "wire-dtype", "verify", "no-mdns", "swarm-key"].into_iter().all(of));
+        assert!(!["listen", "api-key", "tool-format", "json", "config", "data", "out"].into_iter().any(of));
+    }
 }

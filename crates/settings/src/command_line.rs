@@ -93,7 +93,7 @@ fn shown(
 }
 
 fn usage(program: &Program, command: &Command) -> SettingsError {
-    let settable = |sub: &&Command| sub.get_arguments().any(|arg| (program.settable)(sub, arg));
+    let settable = |sub: &&Command| sub.get_arguments().any(|arg| program.can_set(sub, arg));
     let names: Vec<_> = command.get_subcommands().filter(settable).map(Command::get_name).collect();
     let text = format!("`{}` shows the settings of one of these commands: {}\n", program.show, names.join(", "));
     clap::Error::raw(clap::error::ErrorKind::InvalidValue, text).into()
@@ -122,7 +122,7 @@ fn show<C: CommandFactory>(
     let Some((_, of_command)) = matches.remove_subcommand() else { return Err(usage(program, &command)) };
     let json = json.or_else(|| of_command.try_get_one::<bool>("json").ok().flatten().copied()).unwrap_or(false);
     let Some(sub) = command.find_subcommand(&name) else { return Err(usage(program, &command)) };
-    let args = sub.get_arguments().filter(|arg| (program.settable)(sub, arg));
+    let args = sub.get_arguments().filter(|arg| program.can_set(sub, arg));
     let settings = args.filter_map(|arg| under.in_force(arg, &of_command)).collect();
     let file = under.file.as_ref().map(|file| file.path.clone());
     Ok(InForce { file: FileInForce { command: name, file, places: around.places.clone() }, settings, json })
@@ -156,7 +156,7 @@ impl Under {
     ) -> Result<Self, SettingsError> {
         let nothing = Self { file: None, values: Vec::new() };
         let Some(sub) = command.find_subcommand(name) else { return Ok(nothing) };
-        let args: Vec<&Arg> = sub.get_arguments().filter(|arg| (program.settable)(sub, arg)).collect();
+        let args: Vec<&Arg> = sub.get_arguments().filter(|arg| program.can_set(sub, arg)).collect();
         if args.is_empty() {
             return Ok(nothing);
         }

@@ -141,7 +141,7 @@ impl Reader<'_> {
     }
 
     fn args(&self) -> impl Iterator<Item = &Arg> {
-        let of = move |sub| Command::get_arguments(sub).filter(move |arg| (self.program.settable)(sub, arg));
+        let of = move |sub| Command::get_arguments(sub).filter(move |arg| self.program.can_set(sub, arg));
         self.command.get_subcommands().flat_map(of)
     }
 

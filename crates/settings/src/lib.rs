@@ -48,6 +48,13 @@ pub struct Program {
     pub settable: fn(&Command, &Arg) -> bool,
 }
 
+impl Program {
+    /// Whether a flag of a command is read from below the command line. One of all commands is not: it is given to the program itself.
+    pub(crate) fn can_set(&self, command: &Command, arg: &Arg) -> bool {
+        !arg.is_global_set() && (self.settable)(command, arg)
+    }
+}
+
 /// What is around a command line.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {

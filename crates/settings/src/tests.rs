@@ -145,6 +145,7 @@ fn mistakes_are_named_with_their_line() {
         ("model = ['m']", 1, "not a list"),
         ("model = 'm'\n[other]\na = 1", 2, "`other`"),
         ("[node]\nmax-rows = 1\nmax_rows = 2", 3, "the same key"),
+        ("model = 'm'\n[node]\nlog_format = 'json'", 3, "`log_format`"),
         ("model = 'm'\n[node]\n\nmax_rows = 'many'", 4, "many"),
         ("model = 'm'\n[node]\nnum_blocks = 0", 3, "0"),
         ("model = 'm'\n[node]\nblocks = 1\nnum_blocks = 2", 4, "exclude"),

@@ -200,7 +200,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let (one, two) = (member(1, 10), member(3, 20));
-        MemberFile::new(path("one"), None).save(&[one.clone()]).unwrap();
+        MemberFile::new(path("one"), None).save(std::slice::from_ref(&one)).unwrap();
         MemberFile::new(path("two"), None).save(&[two.clone(), Member { met_s: 5, ..one.clone() }]).unwrap();
         MemberFile::new(path("private"), Some(&SwarmKey::generate())).save(&[member(5, 30)]).unwrap();
         let others = ["one", "two", "private", "none"].map(path).to_vec();
