@@ -16,8 +16,10 @@ mod method;
 mod report;
 mod route;
 mod serve;
+mod settings;
 mod shaping;
 mod start;
+mod status;
 mod swarm;
 mod text;
 mod train;
@@ -34,7 +36,9 @@ pub(crate) use logits::LogitsArgs;
 pub(crate) use report::ReportArgs;
 pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
-pub(crate) use swarm::{PassArgs, SwarmArgs};
+pub(crate) use settings::{ConfigArgs, command_line};
+pub(crate) use status::StatusArgs;
+pub(crate) use swarm::{NetworkArgs, PassArgs, SwarmArgs};
 pub(crate) use text::TextArgs;
 pub(crate) use train::{Select, TrainArgs, TrainLength};
 
@@ -49,6 +53,10 @@ pub(crate) struct Cli {
     /// Print one JSON object per line on stdout and nothing else there.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+
+    /// File of settings [default: petals.toml here, or petals/petals.toml in the user's configuration directory].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
     /// Log more on stderr: -v what happens, -vv every request. RUST_LOG overrides this.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -72,6 +80,8 @@ pub(crate) enum Command {
     Chat(Box<ChatArgs>),
     /// Serve the model and its adapters to OpenAI clients, with a chat page for browsers.
     Serve(Box<ServeArgs>),
+    /// Show what a swarm serves: its models, their blocks and servers, and what is missing.
+    Status(StatusArgs),
     /// Show which peers serve which blocks, and the route a pass would take.
     Route(RouteArgs),
     /// Write the logits of given token ids to a file.
@@ -80,6 +90,9 @@ pub(crate) enum Command {
     Export(ExportArgs),
     /// Time passes and training steps through a swarm.
     Bench(Box<BenchArgs>),
+    /// Show which settings a command would have, and where each comes from: a flag, PETALS_PEERS, the file, or nobody.
+    #[command(after_help = settings::EXAMPLES)]
+    Config(ConfigArgs),
 }
 
 impl Command {

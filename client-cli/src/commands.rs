@@ -14,5 +14,7 @@ pub(crate) mod report;
 pub(crate) mod route;
 pub(crate) mod serve;
 mod session;
+pub(crate) mod status;
 mod stop;
 pub(crate) mod train;
+mod waits;

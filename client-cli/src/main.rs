@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use petals_settings::{InForce, Parsed, SettingsError};
 
-use crate::args::{Cli, Command};
+use crate::args::{Command, command_line};
 use crate::error::CliError;
 use crate::output::Output;
 
@@ -21,15 +21,32 @@ mod terminal;
 mod text;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match command_line(std::env::args_os()) {
+        Ok(Parsed::Run(cli)) => cli,
+        Ok(Parsed::Show(settings)) => return ended(show(settings)),
+        Err(SettingsError::CommandLine(error)) => error.exit(),
+        Err(error) => return ended(Err(CliError::input(error))),
+    };
     terminal::init_logging(cli.verbose);
-    match run(cli.command, Output::new(cli.json).with_details(cli.verbose > 0)) {
+    ended(run(cli.command, Output::new(cli.json).with_details(cli.verbose > 0)))
+}
+
+/// Says why the program ended early, if it did.
+fn ended(result: Result<(), CliError>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            terminal::around_bars(|| eprintln!("error: {error}"));
+            terminal::around_bars(|| eprintln!("error: {}", terminal::plain(&error.to_string())));
             ExitCode::from(error.status())
         }
     }
+}
+
+/// Prints which settings a command would have.
+fn show(InForce { file, settings, json }: InForce) -> Result<(), CliError> {
+    let output = Output::new(json);
+    output.emit(&file)?;
+    settings.iter().try_for_each(|setting| output.emit(setting))
 }
 
 fn run(command: Command, output: Output) -> Result<(), CliError> {
@@ -46,10 +63,13 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
             Command::Generate(args) => commands::generate::run(*args, output).await,
             Command::Chat(args) => commands::chat::run(*args, output).await,
             Command::Serve(args) => commands::serve::run(*args, output).await,
+            Command::Status(args) => commands::status::run(args, output).await,
             Command::Route(args) => commands::route::run(args, output).await,
             Command::Logits(args) => commands::logits::run(args, output).await,
             Command::Export(args) => commands::export::run(args, output).await,
             Command::Bench(args) => commands::bench::run(*args, output).await,
+            // Shown by `command_line`, which alone knows where values come from.
+            Command::Config(_) => Ok(()),
         }
     })
 }

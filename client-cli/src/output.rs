@@ -20,6 +20,8 @@ mod generated;
 mod rates;
 mod run;
 mod samples;
+mod settings;
+mod status;
 mod swarm;
 mod time;
 
@@ -32,6 +34,7 @@ pub(crate) use generated::{Course, Generated};
 pub(crate) use rates::{RateChosen, RateTried};
 pub(crate) use run::{DataFile, ReportWritten, RouteTaken, RunBegins, RunGoesOn, RunSettings};
 pub(crate) use samples::{Sample, Samples};
+pub(crate) use status::{Holders, Status, StatusModel};
 pub(crate) use swarm::{
     Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
 };
@@ -153,13 +156,15 @@ pub(crate) struct Selected {
     pub(crate) step: u64,
 }
 
-/// Nobody serves some blocks for now.
+/// Nobody serves some blocks for now, or no member of the swarm was found so far.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Waiting {
     /// Why, with the blocks.
     pub(crate) reason: String,
     /// Seconds until the next attempt.
     pub(crate) retry_in_s: f64,
+    /// Seconds until the command gives up.
+    pub(crate) left_s: f64,
 }
 
 /// Training is complete.
@@ -282,7 +287,7 @@ impl Display for Saved {
 
 impl Display for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "waiting: {}; next attempt in {:.0} s", self.reason, self.retry_in_s)
+        write!(f, "waiting: {}; trying for another {}", self.reason, Left(self.left_s))
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 
 use indicatif::MultiProgress;
+use petals_client::is_printable;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -17,6 +18,21 @@ pub(crate) fn bars() -> &'static MultiProgress {
 /// Does something that writes to the terminal while the bars are out of the way.
 pub(crate) fn around_bars<T>(write: impl FnOnce() -> T) -> T {
     BARS.suspend(write)
+}
+
+/// A text of several lines without what a terminal would obey: parts of an error may be the words of strangers.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().filter(|c| *c == '\n' || is_printable(*c)).collect()
+}
+
+/// Makes room for a new picture, if stdout is a terminal.
+pub(crate) fn clear() {
+    if io::stdout().is_terminal() {
+        // To the upper left corner, and nothing below.
+        print!("\x1b[H\x1b[J");
+    } else {
+        println!();
+    }
 }
 
 /// Sends logs to stderr. RUST_LOG decides what is logged; else warnings, and with more `verbose` more of ours.
@@ -56,5 +72,15 @@ impl Write for LogLine {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn words_of_strangers_do_not_move_the_cursor() {
+        assert_eq!(plain("server says \u{1b}[2J\rno\nnext"), "server says [2Jno\nnext");
     }
 }

@@ -3,18 +3,23 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use petals_protocol::Span;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use petals_protocol::{MAX_PUBLIC_NAME, Span};
+use petals_swarm::Invitation;
 
 use crate::executor::StashPolicy;
 
 mod bench;
 mod device;
 mod hub;
+mod invite;
+mod settings;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
 pub(crate) use hub::HubArgs;
+pub use invite::InviteArgs;
+pub use settings::{ConfigArgs, command_line};
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -46,6 +51,21 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// How what happens is logged on stderr: text, or json for one object in a line.
+    #[arg(long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+    /// File of settings. Default: petals.toml here, or petals/petals.toml in the user's configuration directory.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// How lines of the log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object in a line.
+    Json,
 }
 
 /// What to do.
@@ -60,12 +80,18 @@ pub enum Command {
     /// Make an identity file and print its peer id, or the key of a private swarm.
     #[command(after_help = KEYGEN_EXAMPLES)]
     Keygen(KeygenArgs),
+    /// Print a line that leads others into the swarm, for their --join.
+    #[command(after_help = invite::EXAMPLES)]
+    Invite(InviteArgs),
     /// Say what works on this machine, and what to do about the rest.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Box<DoctorArgs>),
     /// Time passes over blocks in this process, without a network.
     #[command(after_help = bench::EXAMPLES)]
     Bench(Box<BenchArgs>),
+    /// Show which settings a command would have, and where each comes from: a flag, PETALS_PEERS, the file, or nobody.
+    #[command(after_help = settings::EXAMPLES)]
+    Config(ConfigArgs),
 }
 
 /// How a node is reached and who it is.
@@ -81,6 +107,9 @@ pub struct NetworkArgs {
     /// Key file of a private swarm (`petals-node keygen --swarm-key`); only nodes with the same key can connect. Works over TCP only.
     #[arg(long, value_name = "FILE")]
     pub swarm_key: Option<PathBuf>,
+    /// A line of `petals-node invite` from another machine: addresses, the model's name, and perhaps the swarm's key.
+    #[arg(long, value_name = "LINE")]
+    pub join: Option<Invitation>,
     /// Relay to be reachable through, ending in /p2p/PEER; repeatable. Default: one that the node meets, if others do not reach it.
     #[arg(long, value_name = "MULTIADDR")]
     pub relay_via: Vec<String>,
@@ -115,7 +144,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub hub: HubArgs,
-    /// Blocks to host, for example 0..12. Default: as many as fit into memory, where the swarm is weakest.
+    /// Blocks to host, for example 0..12. Default: those that the node with this --identity served before, else as many as fit into memory,
+    /// where the swarm is weakest.
     #[arg(long, value_name = "A..B")]
     pub blocks: Option<Span>,
     /// Number of blocks to host where the swarm is weakest, instead of as many as fit into memory.
@@ -124,8 +154,8 @@ pub struct ServeArgs {
     /// Without --blocks: mean time between two looks whether other blocks need this server more, such as 90s or 10m; 0 for never.
     #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
     pub rebalance_period: Duration,
-    /// Address of a node of the swarm, ending in /p2p/PEER; repeatable.
-    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. Default: those in the variable PETALS_PEERS.
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = settings::member)]
     pub peers: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -173,11 +203,14 @@ pub struct ServeArgs {
     /// this one must be among them.
     #[arg(long, value_name = "PEER")]
     pub allow_peer: Vec<String>,
-    /// File with such peer ids, one in a line; what follows a # is a comment.
+    /// File with such peer ids, one in a line; what follows a # is a comment. SIGHUP has it read again.
     #[arg(long, value_name = "FILE")]
     pub allow_file: Option<PathBuf>,
-    /// A name that people see in listings.
-    #[arg(long, value_name = "TEXT")]
+    /// Time between two lines that say what the server did: requests, tokens, peers, memory; 0 for none.
+    #[arg(long, default_value = "5m", value_name = "TIME", value_parser = duration)]
+    pub report_every: Duration,
+    /// A name that people see in `petals-tune status`, of at most 64 characters.
+    #[arg(long, value_name = "NAME", value_parser = public_name)]
     pub public_name: Option<String>,
 }
 
@@ -195,7 +228,7 @@ pub struct DoctorArgs {
     #[allow(missing_docs)]
     pub hub: HubArgs,
     /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. It is asked whether it reaches this machine.
-    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = settings::member)]
     pub peers: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -209,7 +242,7 @@ pub struct DoctorArgs {
 #[derive(Debug, Clone, Args)]
 pub struct BootstrapArgs {
     /// Address of another node of the swarm, ending in /p2p/PEER; repeatable.
-    #[arg(long, value_name = "MULTIADDR", num_args = 1..)]
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = settings::member)]
     pub peers: Vec<String>,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -228,6 +261,18 @@ pub struct KeygenArgs {
     /// Print one JSON object on stdout.
     #[arg(long)]
     pub json: bool,
+}
+
+fn public_name(text: &str) -> Result<String, String> {
+    let length = text.chars().count();
+    match text.chars().find(|c| !petals_protocol::is_printable(*c)) {
+        Some(c) => Err(format!("it has the character {c:?}, which cannot be shown")),
+        None if text.trim().is_empty() => Err("it is empty".to_owned()),
+        None if length > MAX_PUBLIC_NAME => {
+            Err(format!("it has {length} characters, and {MAX_PUBLIC_NAME} are allowed"))
+        }
+        None => Ok(text.trim().to_owned()),
+    }
 }
 
 fn byte_size(text: &str) -> Result<u64, String> {
@@ -274,6 +319,14 @@ mod tests {
         assert_eq!(byte_size("3"), Ok(3));
         assert_eq!(byte_size("2GiB"), Ok(2 << 30));
         assert!(byte_size("2X").is_err() && byte_size("M").is_err() && byte_size("99999999T").is_err());
+    }
+
+    #[test]
+    fn a_public_name_is_one_short_line() {
+        assert_eq!(public_name(" attic "), Ok("attic".to_owned()));
+        for wrong in ["", "  ", "a\u{1b}[2J", "a\nb", "\u{202e}a", &"x".repeat(65)] {
+            assert!(public_name(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

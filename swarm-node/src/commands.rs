@@ -2,10 +2,12 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `serve`, `bootstrap`, `keygen`, `doctor`, `bench` | the commands |
+//! | `serve`, `bootstrap`, `invite`, `keygen`, `doctor`, `bench` | the commands |
 //! | `events` | what is printed on stdout |
 //! | `model` | from `--model` to a model that can be read |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
+//! | `report` | what it did |
+//! | `join`, `state` | how others come to it; what it keeps for its next start |
 //!
 //! Apart from the rest because all of it talks to a person: it takes arguments, prints and ends with an exit status. A server
 //! in a test's own process begins below, at [`Server`](crate::Server).
@@ -14,9 +16,13 @@ pub(crate) mod bench;
 pub(crate) mod bootstrap;
 pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod invite;
+mod join;
 pub(crate) mod keygen;
 mod model;
 mod network;
+mod report;
 pub(crate) mod serve;
 mod signals;
+mod state;
 mod watch;

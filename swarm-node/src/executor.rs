@@ -11,6 +11,7 @@
 //! | `queue`, `crowd`, `batch` | what runs next, and what runs together |
 //! | `compute`, `steps` | a pass of training, a step of sessions |
 //! | `stash`, `sessions`, `prefixes` | what they leave behind for the next one |
+//! | `work` | how much it was |
 //!
 //! Apart from streams because nothing here is asynchronous or knows of frames: what arrives was checked and has its memory.
 
@@ -37,6 +38,7 @@ mod queue;
 mod sessions;
 mod stash;
 mod steps;
+mod work;
 
 use compute::Compute;
 pub(crate) use pass::{Done, Inputs, Output, Pass, Tables, Work};
@@ -45,6 +47,8 @@ use queue::FairQueue;
 use sessions::SessionStore;
 pub use stash::StashPolicy;
 use stash::StashStore;
+pub use work::WorkCount;
+use work::{Share, WorkDone};
 
 /// Part of the memory for sessions that keeps prefixes which several of them begin with.
 const PREFIX_PART: u64 = 8;
@@ -106,6 +110,7 @@ struct Shared {
     stashes: Mutex<StashStore<Stash>>,
     sessions: Mutex<SessionStore>,
     speed: Arc<Speed>,
+    work: WorkDone,
     /// Mean time of recent passes in microseconds, for the hint in `Busy`.
     mean_us: AtomicU64,
 }
@@ -130,6 +135,7 @@ impl Executor {
             state: Mutex::new(State { queue, running: None, stopping: false, stacks }),
             wake: Condvar::new(),
             speed,
+            work: WorkDone::default(),
             stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime, Stash::reduce)),
             sessions: Mutex::new(SessionStore::new(
                 config.kv_bytes - config.kv_bytes / PREFIX_PART,
@@ -168,6 +174,7 @@ impl ExecutorHandle {
             return Err(Refusal::Draining);
         }
         let waiting = state.queue.len() as u64 + 1;
+        let share = Share::of(&pass);
         let (peer, cost, urgent) =
             (pass.peer, cost(&pass), !matches!(pass.work, Work::Forward { .. } | Work::KeysValues { .. }));
         let wait_ms = waiting * self.0.mean_us.load(Ordering::Relaxed) / 1000 / 2;
@@ -178,8 +185,14 @@ impl ExecutorHandle {
             Err(_) => return Err(busy),
         }
         drop(state);
+        self.0.work.add(share);
         self.0.wake.notify_one();
         Ok(result)
+    }
+
+    /// What was taken on since the last time that this was asked.
+    pub(crate) fn take_work(&self) -> WorkCount {
+        self.0.work.take()
     }
 
     /// Passes waiting or running.

@@ -16,15 +16,17 @@ mod server;
 mod streams;
 
 pub use args::{
-    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, DoctorArgs, KeygenArgs,
-    NetworkArgs, ServeArgs,
+    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, ConfigArgs, DoctorArgs,
+    InviteArgs, KeygenArgs, LogFormat, NetworkArgs, ServeArgs, command_line,
 };
 pub use commands::events::{
-    BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, ModelNeeds, NodeEvent,
+    BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, Join, ModelNeeds, NodeEvent,
+    Report,
 };
 pub use error::NodeError;
-pub use executor::{ExecutorConfig, StashPolicy};
+pub use executor::{ExecutorConfig, StashPolicy, WorkCount};
 pub use machine::measure::MeasureConfig;
+pub use petals_settings::{InForce, Parsed, SettingsError};
 pub use placement::mover::RebalanceConfig;
 pub use server::{Server, ServerConfig};
 
@@ -38,12 +40,22 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
         Command::Bootstrap(args) => commands::bootstrap::run(args).await,
         Command::Doctor(args) => commands::doctor::run(*args).await,
         Command::Keygen(args) => commands::keygen::run(&args),
+        Command::Invite(args) => commands::invite::run(&args),
         Command::Bench(args) => commands::bench::run(*args).await,
+        // Shown by `command_line`, which alone knows where values come from.
+        Command::Config(_) => Ok(()),
     }
 }
 
+/// Prints which settings a command would have.
+pub fn show_settings(settings: InForce) {
+    let InForce { file, settings, json } = settings;
+    NodeEvent::SettingsFile(file).emit(json);
+    settings.into_iter().for_each(|setting| NodeEvent::Setting(setting).emit(json));
+}
+
 /// Logs to stderr; the level comes from `RUST_LOG` and is `warn`, for this project's own code `info`, without it.
-pub fn log_to_stderr() {
+pub fn log_to_stderr(format: LogFormat) {
     use std::io::IsTerminal;
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_from_default_env()
@@ -52,5 +64,8 @@ pub fn log_to_stderr() {
             EnvFilter::new("warn,libp2p_kad=error,petals_node=info,petals_swarm=info,petals_model=info")
         });
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
+    let _ = match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
 }

@@ -2,13 +2,23 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use petals_node::{Cli, run};
+use petals_node::{Parsed, SettingsError, command_line, run, show_settings};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let cli = Cli::parse();
-    petals_node::log_to_stderr();
+    let cli = match command_line(std::env::args_os()) {
+        Ok(Parsed::Run(cli)) => cli,
+        Ok(Parsed::Show(settings)) => {
+            show_settings(settings);
+            return ExitCode::SUCCESS;
+        }
+        Err(SettingsError::CommandLine(error)) => error.exit(),
+        Err(error) => {
+            eprintln!("petals-node: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    petals_node::log_to_stderr(cli.log_format);
     match run(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

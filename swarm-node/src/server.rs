@@ -10,7 +10,7 @@ use petals_swarm::{Incoming, IncomingStream, SwarmHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::executor::{Executor, ExecutorConfig};
+use crate::executor::{Executor, ExecutorConfig, WorkCount};
 use crate::machine::measure::{self, MeasureConfig, Rates};
 use crate::machine::speed::Speed;
 use crate::placement::figures::{Figures, put_speed};
@@ -79,6 +79,7 @@ impl Server {
             written_ms: now_ms(),
             dtype: config.dtype.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            model_blocks: Some(checkpoint.blocks().end()),
             public_name: config.public_name.clone(),
             ..ServerInfo::new(config.model.clone(), config.span, ServerState::Joining)
         };
@@ -160,6 +161,16 @@ impl Server {
     /// Bytes of weights held.
     pub fn weight_bytes(&self) -> u64 {
         self.executor.handle().blocks().map_or(0, |blocks| blocks.weight_bytes())
+    }
+
+    /// What was asked of it since the last time that this was called.
+    pub fn take_work(&self) -> WorkCount {
+        self.executor.handle().take_work()
+    }
+
+    /// Requests waiting or running.
+    pub fn queue_depth(&self) -> usize {
+        self.executor.handle().depth()
     }
 
     /// Bytes of stashes held.

@@ -24,6 +24,19 @@ const PORT: u16 = 31330;
 /// Longest wait for a node to do something that takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A program of this project, away from what the user has set and kept.
+fn start(name: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new(program(name)?);
+    apart(&mut command);
+    Ok(command)
+}
+
+fn apart(command: &mut Command) {
+    command.env_remove("PETALS_PEERS").env("XDG_CONFIG_HOME", std::env::temp_dir().join("petals-e2e"));
+    // Whom one test met is of no use to another one; a directory below a file cannot be made.
+    command.env("XDG_CACHE_HOME", "/dev/null");
+}
+
 fn program(name: &str) -> anyhow::Result<PathBuf> {
     let test = std::env::current_exe()?;
     let directory = test.parent().and_then(Path::parent).context("the test has no target directory")?;
@@ -95,7 +108,7 @@ impl Node {
     /// # Errors
     /// If it does not.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::start_by(Command::new(program("petals-node")?), LOOPBACK, arguments)
+        Self::start_by(start("petals-node")?, LOOPBACK, arguments)
     }
 
     /// As [`Self::start`], with more environment variables.
@@ -103,7 +116,7 @@ impl Node {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Command::new(program("petals-node")?);
+        let mut command = start("petals-node")?;
         command.envs(environment.iter().copied());
         Self::start_by(command, LOOPBACK, arguments)
     }
@@ -141,6 +154,7 @@ impl Node {
     }
 
     fn start_by(mut command: Command, listen: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        apart(&mut command);
         command.args(arguments).args(["--json", "--listen", listen]);
         // What a loaded machine measures must not be what the user's own nodes announce.
         command.env("XDG_CACHE_HOME", std::env::temp_dir().join("petals-e2e"));
@@ -193,7 +207,7 @@ impl Node {
     /// # Errors
     /// If it fails, with what it wrote to stderr.
     pub fn run(arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
-        let output = Command::new(program("petals-node")?).args(arguments).arg("--json").output()?;
+        let output = start("petals-node")?.args(arguments).arg("--json").output()?;
         events(output)
     }
 
@@ -210,7 +224,7 @@ impl Node {
     /// # Errors
     /// If it cannot be started.
     pub fn output_in(environment: &[(&str, &str)], arguments: &[&str]) -> anyhow::Result<Output> {
-        let mut command = Command::new(program("petals-node")?);
+        let mut command = start("petals-node")?;
         Ok(command.envs(environment.iter().copied()).args(arguments).output()?)
     }
 
@@ -345,7 +359,7 @@ impl ProcessSwarm {
     /// # Errors
     /// If the program is missing.
     pub fn tune(&self, subcommand: &str) -> anyhow::Result<Tune> {
-        let mut command = Command::new(program("petals-tune")?);
+        let mut command = start("petals-tune")?;
         // With `=`, because what follows `--peers` may be another peer.
         command.arg(subcommand).arg("--model").arg(&self.model).arg(format!("--peers={}", self.bootstrap.address));
         Ok(Tune { command })

@@ -15,8 +15,7 @@ Examples:
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = EXAMPLES,
-    group(clap::ArgGroup::new("form").required(true).args(["to", "merge_lora"])),
-    mut_arg("peers", |peers| peers.required(false).required_unless_present("merge_lora"))
+    group(clap::ArgGroup::new("form").required(true).args(["to", "merge_lora"]))
 )]
 pub(crate) struct ExportArgs {
     #[command(flatten)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use petals_client::{Dtype, PeerId, RelayMode, RouteRules, Span, WireDtype};
+use petals_client::{ClientNetwork, Dtype, Invitation, PeerId, RelayMode, RouteRules, Span, WireDtype};
 
 use super::values::{at_least, byte_size, duration, multiaddr, peer_id, pin, rate};
 
@@ -27,17 +27,8 @@ pub(crate) struct SwarmArgs {
     #[arg(long, value_name = "SIZE", value_parser = byte_size)]
     pub(crate) max_disk: Option<u64>,
 
-    /// Addresses of any members of the swarm, as nodes print them.
-    #[arg(long, value_name = "MULTIADDR", num_args = 1.., required = true, value_parser = multiaddr)]
-    pub(crate) peers: Vec<String>,
-
-    /// Key file of a private swarm.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) swarm_key: Option<PathBuf>,
-
-    /// Identity file of this client, made if missing, for servers that serve only some peers [default: a new one each time].
-    #[arg(long, value_name = "FILE")]
-    pub(crate) identity: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) network: NetworkArgs,
 
     /// Longest wait for the answer to one request.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
@@ -63,6 +54,53 @@ pub(crate) struct SwarmArgs {
 
     #[command(flatten)]
     pub(crate) route: RoutingArgs,
+}
+
+/// Where the swarm is, and who this client is there.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Swarm")]
+pub(crate) struct NetworkArgs {
+    /// Addresses of any members of the swarm, as nodes print them [default: those in the variable PETALS_PEERS, else nodes of the local
+    /// network and members that were met before].
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = multiaddr)]
+    pub(crate) peers: Vec<String>,
+
+    /// A line of `petals-node invite` from another machine: addresses, the model's name, and perhaps the swarm's key.
+    #[arg(long, value_name = "LINE")]
+    pub(crate) join: Option<Invitation>,
+
+    /// Without --peers: do not look for nodes on the local network by multicast.
+    #[arg(long)]
+    pub(crate) no_mdns: bool,
+
+    /// Key file of a private swarm.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) swarm_key: Option<PathBuf>,
+
+    /// Identity file of this client, made if missing, for servers that serve only some peers [default: a new one each time].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+}
+
+impl NetworkArgs {
+    /// How the swarm is joined.
+    pub(crate) fn network(&self) -> ClientNetwork {
+        ClientNetwork {
+            peers: self.peers.clone(),
+            invitation: self.join.clone(),
+            swarm_key: self.swarm_key.clone(),
+            identity: self.identity.clone(),
+            members: members(),
+            no_mdns: self.no_mdns,
+        }
+    }
+}
+
+/// Where members of swarms are kept: in the user's cache directory, if that is known.
+pub(crate) fn members() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(caches.join("petals").join("members"))
 }
 
 /// Which servers are used, and how they are watched.

@@ -43,7 +43,7 @@ fn every_command_is_understood_as_documented() {
         let cli = parse(&format!("petals-tune {command} {swarm}")).unwrap();
         assert!(cli.json);
         if let Command::Route(args) = cli.command {
-            assert_eq!(args.swarm.peers, [PEER; 3]);
+            assert_eq!(args.swarm.network.peers, [PEER; 3]);
         }
     }
     let all = "--injection add --eval e.jsonl --epochs 2 --batch-size 8 --lr 0.1 --weight-decay 0.01 --schedule linear \
@@ -160,12 +160,14 @@ fn columns_belong_to_their_task() {
 }
 
 #[test]
-fn only_a_validation_needs_no_swarm() {
+fn a_swarm_can_be_found_without_addresses() {
     let command = "petals-tune train --model m --mode ptune --prefix-len 4 --task seq-cls --data d.jsonl --out o";
-    assert!(parse(command).unwrap_err().to_string().contains("--peers"));
     assert!(parse(&format!("{command} --validate")).is_ok());
-    let eval = parse("petals-tune eval --model m --adapter a --data d.jsonl").unwrap_err();
-    assert!(eval.to_string().contains("--peers"));
+    let Command::Train(args) = parse(command).unwrap().command else { panic!("another command") };
+    assert!(
+        args.swarm.network.network().peers.is_empty(),
+        "the local network is searched, and members met before are tried"
+    );
 }
 
 #[test]

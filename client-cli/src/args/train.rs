@@ -25,10 +25,7 @@ Examples:
 
 /// Arguments of `train`.
 #[derive(Debug, Clone, Args)]
-#[command(
-    after_help = EXAMPLES,
-    mut_arg("peers", |peers| peers.required(false).required_unless_present("validate"))
-)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) swarm: SwarmArgs,

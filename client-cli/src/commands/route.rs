@@ -13,17 +13,7 @@ pub(crate) async fn run(args: RouteArgs, output: Output) -> Result<(), CliError>
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
     let explained = sequence.explain(args.rows).await.map_err(Error::from)?;
     for (peer, info) in sequence.servers() {
-        output.emit(&Server {
-            peer: peer.to_string(),
-            blocks: info.span.to_string(),
-            state: info.state,
-            forward_tokens_per_s: info.forward_tokens_per_s,
-            queue_depth: info.queue_depth,
-            relayed: info.relayed,
-            dtype: info.dtype,
-            version: info.version,
-            public_name: info.public_name,
-        })?;
+        output.emit(&Server::new(&peer, info))?;
     }
     if args.explain {
         for server in &explained.servers {

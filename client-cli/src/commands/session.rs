@@ -2,14 +2,14 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use petals_client::{
-    Adapter, ClientNetwork, JoinError, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle,
-};
+use petals_client::{Adapter, JoinError, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::args::SwarmArgs;
+use super::waits::Waits;
+use crate::args::{NetworkArgs, SwarmArgs};
 use crate::error::CliError;
 use crate::output::{Disagreement, Event, HopFailed, Outpaced, Output, RelayFailed, UntrueResult, Verified, Waiting};
 
@@ -38,7 +38,16 @@ impl SwarmLog {
 
 /// Opens the client's part of the model.
 pub(super) fn open(args: &SwarmArgs) -> Result<ModelFiles, CliError> {
-    ModelFiles::open(&args.model, args.model_name.as_deref(), args.dtype).map_err(CliError::input)
+    let invited = args.network.join.as_ref().and_then(|invitation| invitation.model.as_ref());
+    let name = args.model_name.as_deref().or_else(|| Some(invited?.name()));
+    let files = ModelFiles::open(&args.model, name, args.dtype).map_err(CliError::input)?;
+    match invited.filter(|invited| **invited != files.adapted.id) {
+        Some(invited) => Err(CliError::Usage(format!(
+            "the invitation is to {invited}, and --model is {}: get the files of that model, or leave out --join",
+            files.adapted.id
+        ))),
+        None => Ok(files),
+    }
 }
 
 /// Loads an adapter for the model.
@@ -73,15 +82,24 @@ pub(super) async fn connect_noting(
         verify: args.route.verify,
     };
     let (sender, receiver) = mpsc::channel(EVENTS);
-    let network =
-        ClientNetwork { peers: args.peers.clone(), swarm_key: args.swarm_key.clone(), identity: args.identity.clone() };
-    let joined = files.connect(&network, config, sender).await;
-    let (sequence, swarm) = joined.map_err(|error| match error {
+    tokio::spawn(report(receiver, Reporter { output, log, waits: Waits::default() }));
+    let joined = files.connect(&args.network.network(), config, sender).await;
+    let (sequence, swarm) = joined.map_err(not_joined)?;
+    Ok((Arc::new(sequence), swarm))
+}
+
+/// Joins the swarm without a model.
+pub(super) async fn join(args: &NetworkArgs, output: Output) -> Result<SwarmHandle, CliError> {
+    let (sender, receiver) = mpsc::channel(EVENTS);
+    tokio::spawn(report(receiver, Reporter { output, log: None, waits: Waits::default() }));
+    petals_client::join(&args.network(), None, &sender).await.map_err(not_joined)
+}
+
+fn not_joined(error: JoinError) -> CliError {
+    match error {
         JoinError::Address(_) | JoinError::SwarmKey(_) | JoinError::Identity(_) => CliError::input(error),
         _ => CliError::from(anyhow::Error::new(error)),
-    })?;
-    tokio::spawn(report(receiver, Reporter { output, log }));
-    Ok((Arc::new(sequence), swarm))
+    }
 }
 
 /// Says what verification found, if there was any.
@@ -93,6 +111,7 @@ pub(super) fn verified(sequence: &RemoteSequence, args: &SwarmArgs, output: Outp
 struct Reporter {
     output: Output,
     log: Option<SwarmLog>,
+    waits: Waits,
 }
 
 impl Reporter {
@@ -102,9 +121,17 @@ impl Reporter {
         }
         self.output.emit(event)
     }
+
+    /// Tells of a wait, unless that was said just now.
+    fn wait(&mut self, reason: String, retry: Duration, left: Duration) -> Result<(), CliError> {
+        if !self.waits.is_worth_telling(&reason, Instant::now()) {
+            return Ok(());
+        }
+        self.tell(&Waiting { reason, retry_in_s: retry.as_secs_f64(), left_s: left.as_secs_f64() })
+    }
 }
 
-async fn report(mut events: mpsc::Receiver<SwarmEvent>, reporter: Reporter) {
+async fn report(mut events: mpsc::Receiver<SwarmEvent>, mut reporter: Reporter) {
     while let Some(event) = events.recv().await {
         let printed = match event {
             SwarmEvent::HopFailed { peer, span, reason } => {
@@ -128,9 +155,10 @@ async fn report(mut events: mpsc::Receiver<SwarmEvent>, reporter: Reporter) {
                 blocks: span.to_string(),
                 reason,
             }),
-            SwarmEvent::BlocksMissing { missing, wait, .. } => {
-                reporter.tell(&Waiting { reason: missing.to_string(), retry_in_s: wait.as_secs_f64() })
+            SwarmEvent::BlocksMissing { missing, wait, patience_left } => {
+                reporter.wait(missing.to_string(), wait, patience_left)
             }
+            SwarmEvent::Alone { reason, patience_left } => reporter.wait(reason, Duration::ZERO, patience_left),
             _ => Ok(()),
         };
         if printed.is_err() {

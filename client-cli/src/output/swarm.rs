@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use petals_client::{ServerState, Verification};
+use petals_client::{PeerId, ServerInfo, ServerState, Verification};
 use serde::Serialize;
 
 use super::Event;
@@ -77,11 +77,17 @@ pub(crate) struct Server {
     pub(crate) peer: String,
     /// Blocks hosted, `A..B`.
     pub(crate) blocks: String,
+    /// Blocks that it is about to host instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) moving_to: Option<String>,
     /// Life cycle.
     pub(crate) state: ServerState,
     /// Tokens per second through its whole span, as announced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) forward_tokens_per_s: Option<f32>,
+    /// Tokens per second of one session through its whole span, as announced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) decode_tokens_per_s: Option<f32>,
     /// Requests waiting or running when it was announced.
     pub(crate) queue_depth: u32,
     /// Reached through a relay only, as it says.
@@ -125,6 +131,25 @@ pub(crate) struct RouteHop {
     pub(crate) queue_s: f64,
     /// Estimated seconds of its blocks.
     pub(crate) compute_s: f64,
+}
+
+impl Server {
+    /// What a server says of itself.
+    pub(crate) fn new(peer: &PeerId, info: ServerInfo) -> Self {
+        Self {
+            peer: peer.to_string(),
+            blocks: info.span.to_string(),
+            moving_to: info.moving_to.map(|span| span.to_string()),
+            state: info.state,
+            forward_tokens_per_s: info.forward_tokens_per_s,
+            decode_tokens_per_s: info.decode_tokens_per_s,
+            queue_depth: info.queue_depth,
+            relayed: info.relayed,
+            dtype: info.dtype,
+            version: info.version,
+            public_name: info.public_name,
+        }
+    }
 }
 
 impl Event for HopFailed {

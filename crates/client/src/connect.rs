@@ -2,21 +2,27 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use petals_model::{Checkpoint, CheckpointError, ClientModel, Dtype, ModelConfig};
-use petals_protocol::{ModelIdError, Span};
+use petals_protocol::{ModelId, ModelIdError, Span};
 use petals_swarm::{
-    AddressError, ConnectError, Identity, IdentityError, StartError, SwarmConfig, SwarmHandle, SwarmKey, SwarmKeyError,
-    SwarmNode, parse_peers,
+    AddressError, ConnectError, Identity, IdentityError, Invitation, MemberFile, StartError, SwarmConfig, SwarmHandle,
+    SwarmKey, SwarmKeyError, SwarmNode, parse_peers,
 };
 use tokio::sync::mpsc;
 
 use crate::adapter::AdaptedModel;
 use crate::sequence::{RemoteSequence, SequenceConfig, SwarmEvent};
 
-/// How long the start waits for the first of the given peers.
-const FIRST_PEER: Duration = Duration::from_secs(15);
+/// How long the start waits for the first member of the swarm.
+const FIRST_MEMBER: Duration = Duration::from_secs(15);
+/// Who waits is told so after this: before that, nothing is unusual.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+/// Files of members that are looked at for whoever asks for no model.
+const MOST_FILES: usize = 256;
+/// Time between later words.
+const WORD_PERIOD: Duration = Duration::from_secs(10);
 
 /// The client's part of a model: embeddings, final norm and head, from the files on this machine.
 #[derive(Debug, Clone)]
@@ -53,10 +59,16 @@ pub enum ModelFilesError {
 pub struct ClientNetwork {
     /// Addresses of any of its members.
     pub peers: Vec<String>,
+    /// An invitation: more addresses, and a key if no file of one is given.
+    pub invitation: Option<Invitation>,
     /// Key file, if the swarm is private.
     pub swarm_key: Option<PathBuf>,
     /// Identity file, made if missing; without it the client has another identity each time.
     pub identity: Option<PathBuf>,
+    /// Directory in which members of swarms are kept, a file for each model, and looked up when no peers are given or none answers.
+    pub members: Option<PathBuf>,
+    /// Without peers: not to look for nodes on the local network either.
+    pub no_mdns: bool,
 }
 
 /// Why the swarm cannot be joined.
@@ -77,7 +89,10 @@ pub enum JoinError {
     Start(#[from] StartError),
     /// None of the addresses answers.
     #[error("no --peers address answers: is a node running there, and can this machine reach it?")]
-    Unreachable(#[from] ConnectError),
+    Unreachable(#[source] ConnectError),
+    /// There is nobody to ask.
+    #[error("found no swarm: give --peers with the address of a member, as its node prints it")]
+    Alone(#[source] ConnectError),
 }
 
 impl ModelFiles {
@@ -106,14 +121,65 @@ impl ModelFiles {
         config: SequenceConfig,
         events: mpsc::Sender<SwarmEvent>,
     ) -> Result<(RemoteSequence, SwarmHandle), JoinError> {
-        let peers = parse_peers(network.peers.iter().map(String::as_str))?;
-        let swarm_key = network.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
-        let identity = network.identity.as_ref().map_or_else(|| Ok(Identity::generate()), Identity::load_or_create)?;
-        let node = SwarmConfig { swarm_key, ..SwarmConfig::client_of(peers) };
-        let (swarm, _) = SwarmNode::start(identity, node).await?;
-        swarm.wait_connected(FIRST_PEER).await?;
         let id = self.adapted.id.clone();
+        let swarm = join(network, Some(&id), &events).await?;
         let sequence = RemoteSequence::new(swarm.clone(), id, self.blocks, self.config.hidden_size, config);
         Ok((sequence.with_events(events), swarm))
+    }
+}
+
+/// Joins a swarm as a client and waits for the first member. `model`: what is wanted there, whose servers' addresses are kept.
+///
+/// # Errors
+/// [`JoinError`].
+pub async fn join(
+    network: &ClientNetwork,
+    model: Option<&ModelId>,
+    events: &mpsc::Sender<SwarmEvent>,
+) -> Result<SwarmHandle, JoinError> {
+    let mut peers = parse_peers(network.peers.iter().map(String::as_str))?;
+    let mut swarm_key = network.swarm_key.as_deref().map(SwarmKey::load).transpose()?;
+    if let Some(invitation) = &network.invitation {
+        peers.extend(invitation.peers.iter().cloned());
+        swarm_key = swarm_key.or(invitation.swarm_key);
+    }
+    let identity = network.identity.as_ref().map_or_else(|| Ok(Identity::generate()), Identity::load_or_create)?;
+    let members = network.members.as_ref().map(|directory| {
+        let key = swarm_key.as_ref().map_or_else(String::new, |key| format!("-{}", key.fingerprint()));
+        let name = model.map_or_else(|| "any".to_owned(), |model| model.fingerprint().to_string());
+        let file = MemberFile::new(directory.join(format!("{name}{key}")), swarm_key.as_ref());
+        if model.is_some() { file } else { file.reading_too(files_in(directory)) }
+    });
+    let defaults = SwarmConfig::client_of(peers);
+    let node = SwarmConfig { swarm_key, members, mdns: defaults.mdns && !network.no_mdns, ..defaults };
+    let (swarm, _) = SwarmNode::start(identity, node).await?;
+    find_company(&swarm, events).await?;
+    Ok(swarm)
+}
+
+/// Files of members of whatever model.
+fn files_in(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().take(MOST_FILES);
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+/// Waits for the first member of the swarm, and says so if it takes long.
+async fn find_company(swarm: &SwarmHandle, events: &mpsc::Sender<SwarmEvent>) -> Result<(), JoinError> {
+    let started = Instant::now();
+    let mut found = std::pin::pin!(swarm.wait_company(FIRST_MEMBER));
+    let mut next = FIRST_WORD;
+    loop {
+        match tokio::time::timeout(next, &mut found).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error @ ConnectError::Alone { .. })) => return Err(JoinError::Alone(error)),
+            Ok(Err(error)) => return Err(JoinError::Unreachable(error)),
+            Err(_) => {
+                let waited = started.elapsed();
+                let reason = swarm.why_alone(Duration::from_secs(waited.as_secs())).to_string();
+                let patience_left = FIRST_MEMBER.saturating_sub(waited);
+                // Whoever does not listen does not want to know.
+                let _ = events.try_send(SwarmEvent::Alone { reason, patience_left });
+                next = WORD_PERIOD;
+            }
+        }
     }
 }

@@ -12,6 +12,7 @@ mod lock;
 mod planner;
 mod sequence;
 mod servers;
+mod status;
 mod tuning;
 
 pub use adapter::atomic_file::WriteError;
@@ -27,7 +28,7 @@ pub use adapter::tables::{
 pub use adapter::tensor_file::TensorFileError;
 pub use adapter::{AdaptedModel, Adapter, AdapterError, AdapterManifest, ChangedWeights, TextRules};
 pub use benchmark::{Benchmark, BenchmarkError, Repetition, Workload};
-pub use connect::{ClientNetwork, JoinError, ModelFiles, ModelFilesError};
+pub use connect::{ClientNetwork, JoinError, ModelFiles, ModelFilesError, join};
 pub use inference::generation::{
     BeamConfig, DraftModel, EarlyStopping, Finish, Generation, GenerationConfig, GenerationError, Generator, HopUse,
     Speculation, beam_search,
@@ -40,8 +41,11 @@ pub use inference::text_session::TextSession;
 pub use petals_model::{
     CheckpointError, Dtype, GgufVocabulary, ModelConfig, Projection, Projections, TokenKind, parse_json,
 };
-pub use petals_protocol::{Injection, Module, Modules, ServerState, Span, UnknownModule, WeightChange, WireDtype};
-pub use petals_swarm::{PeerId, SwarmHandle, parse_peers};
+pub use petals_protocol::{
+    Injection, ModelId, Module, Modules, ServerInfo, ServerState, Span, UnknownModule, WeightChange, WireDtype,
+    is_printable,
+};
+pub use petals_swarm::{Invitation, PeerId, SwarmHandle, parse_peers};
 pub use planner::{
     Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Route, RouteRules, WeightedRoute,
 };
@@ -51,6 +55,7 @@ pub use sequence::{
 };
 pub use servers::hop::{HopError, ServerWork, TrafficCount};
 pub use servers::peers::{CostEstimate, Figure, Source};
+pub use status::{BlockCount, ModelStatus, SwarmStatus, swarm_status};
 pub use tuning::Pace;
 pub use tuning::aids::Aids;
 pub use tuning::average::Average;

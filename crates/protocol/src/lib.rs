@@ -10,6 +10,7 @@ mod ids;
 mod layout;
 mod message;
 mod pass;
+mod printable;
 mod refusal;
 mod relay;
 mod server_info;
@@ -29,6 +30,7 @@ pub use message::{Limits, PROTOCOL_NAME, Request, Response, Welcome};
 pub use pass::{
     BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, StashLevel, TableSource,
 };
+pub use printable::{MAX_PUBLIC_NAME, is_printable, printable};
 pub use refusal::{Refusal, Remedy};
 pub use relay::{NextServer, RelayToken, RowSource, RowTarget};
 pub use server_info::{MAX_NEXT_PINGS, MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ModelId, Span};
+use crate::printable::{MAX_PUBLIC_NAME, MAX_WORD, printable};
 
 /// Longest encoded record, in bytes. Kademlia packets end at 16 KiB.
 pub const MAX_RECORD_LEN: usize = 8 * 1024;
@@ -37,6 +38,9 @@ pub struct ServerInfo {
     pub model: ModelId,
     /// Blocks hosted.
     pub span: Span,
+    /// Blocks of the whole model, as the server knows from its configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_blocks: Option<u32>,
     /// Blocks that it is about to host instead. It serves [`Self::span`] until it has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving_to: Option<Span>,
@@ -101,6 +105,7 @@ impl ServerInfo {
         Self {
             model,
             span,
+            model_blocks: None,
             moving_to: None,
             state,
             written_ms: 0,
@@ -123,7 +128,7 @@ impl ServerInfo {
         serde_json::to_string(self).expect("a server record always encodes")
     }
 
-    /// Reads a record.
+    /// Reads a record. Words for people are cut to what a line of a terminal may show: they are a stranger's.
     ///
     /// # Errors
     /// [`RecordError`] for anything too long, malformed or impossible.
@@ -131,7 +136,7 @@ impl ServerInfo {
         if bytes.len() > MAX_RECORD_LEN {
             return Err(RecordError::TooLong(bytes.len()));
         }
-        let info: Self = serde_json::from_slice(bytes).map_err(RecordError::Malformed)?;
+        let mut info: Self = serde_json::from_slice(bytes).map_err(RecordError::Malformed)?;
         let rates = [
             ("forward throughput", info.forward_tokens_per_s),
             ("decode throughput", info.decode_tokens_per_s),
@@ -144,6 +149,13 @@ impl ServerInfo {
         if info.next_pings.len() > MAX_NEXT_PINGS || !info.next_pings.values().all(possible) {
             return Err(RecordError::Impossible("list of pings"));
         }
+        if info.model_blocks.is_some_and(|blocks| blocks < info.span.end()) {
+            return Err(RecordError::Impossible("number of blocks"));
+        }
+        let name = info.public_name.map(|name| printable(&name, MAX_PUBLIC_NAME).trim().to_owned());
+        info.public_name = name.filter(|name| !name.is_empty());
+        info.dtype = printable(&info.dtype, MAX_WORD);
+        info.version = printable(&info.version, MAX_WORD);
         Ok(info)
     }
 }
@@ -184,9 +196,24 @@ mod tests {
     }
 
     #[test]
+    fn words_of_strangers_are_cut_to_what_a_terminal_may_show() {
+        let name = format!("\u{1b}]0;title\u{7}home{}", "x".repeat(100));
+        let stranger =
+            ServerInfo { public_name: Some(name), version: "1\n2".into(), dtype: "f\u{8}32".into(), ..info() };
+        let read = ServerInfo::from_json(stranger.to_json().as_bytes()).unwrap();
+        let name = read.public_name.unwrap();
+        assert!(name.starts_with("]0;titlehomex") && name.chars().count() == MAX_PUBLIC_NAME, "{name:?}");
+        assert_eq!((read.version.as_str(), read.dtype.as_str()), ("12", "f32"));
+        let empty = ServerInfo { public_name: Some("\u{200b} \n".into()), ..info() };
+        assert_eq!(ServerInfo::from_json(empty.to_json().as_bytes()).unwrap().public_name, None);
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         assert!(matches!(ServerInfo::from_json(&[b'x'; MAX_RECORD_LEN + 1]), Err(RecordError::TooLong(_))));
         assert!(matches!(ServerInfo::from_json(b"{}"), Err(RecordError::Malformed(_))));
+        let fewer = ServerInfo { model_blocks: Some(3), ..info() }.to_json();
+        assert!(matches!(ServerInfo::from_json(fewer.as_bytes()), Err(RecordError::Impossible(_))));
         let empty_span = info().to_json().replace("[0,4]", "[4,4]");
         assert!(ServerInfo::from_json(empty_span.as_bytes()).is_err());
         let negative = info().to_json().replace("1234.5", "-1.0");

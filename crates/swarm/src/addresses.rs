@@ -1,6 +1,6 @@
 //! Which addresses are accepted, told to others and believed.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use libp2p::multiaddr::{Multiaddr, Protocol};
 use libp2p::{PeerId, multiaddr};
@@ -166,6 +166,31 @@ pub(crate) fn short(peer: &PeerId) -> String {
     text[text.len().saturating_sub(8)..].to_owned()
 }
 
+/// Of a node's addresses those that a person should hand to others: the best one of the internet and the best one of the local network, else a
+/// relay, else one that only this machine reaches. `primary` is the address from which this machine talks to others.
+pub fn worth_handing_on(addresses: &[Multiaddr], primary: Option<IpAddr>) -> Vec<Multiaddr> {
+    let is_primary = |address: &&Multiaddr| match (address.iter().next(), primary) {
+        (Some(Protocol::Ip4(ip)), Some(primary)) => IpAddr::V4(ip) == primary,
+        (Some(Protocol::Ip6(ip)), Some(primary)) => IpAddr::V6(ip) == primary,
+        _ => false,
+    };
+    let is_ip6 = |address: &Multiaddr| matches!(address.iter().next(), Some(Protocol::Ip6(_)));
+    let rank = |address: &&Multiaddr| (!is_tcp(address), is_ip6(address), !is_primary(address));
+    let direct = || addresses.iter().filter(|address| !is_circuit(address) && !is_useless(address));
+    let best = |addresses: &mut dyn Iterator<Item = &Multiaddr>| addresses.min_by_key(rank).cloned();
+    let global = best(&mut direct().filter(|address| is_global(address)));
+    let local = best(&mut direct().filter(|address| !is_global(address) && !is_loopback(address)));
+    let circuit = || best(&mut addresses.iter().filter(|address| is_circuit(address)));
+    let relayed = if global.is_none() { circuit() } else { None };
+    let found: Vec<Multiaddr> = [global, local, relayed].into_iter().flatten().collect();
+    if found.is_empty() { best(&mut direct()).into_iter().collect() } else { found }
+}
+
+/// Whether only programs of the same machine reach this address.
+pub fn is_of_this_machine(address: &Multiaddr) -> bool {
+    is_loopback(address)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +232,27 @@ mod tests {
         let many: Vec<Multiaddr> = (1..40).map(|port| format!("/ip4/10.0.0.1/tcp/{port}").parse().unwrap()).collect();
         let told = external_addresses(&[], &[&many[..], &listening[1..]].concat());
         assert!(told.len() == MAX_ADDRESSES && told.last().is_some_and(is_circuit));
+    }
+
+    #[test]
+    fn what_others_reach_is_handed_on() {
+        let handed = |texts: &[&str]| worth_handing_on(&addresses(texts), Some("192.168.1.5".parse().unwrap()));
+        let all = [
+            "/ip4/127.0.0.1/tcp/1",
+            "/ip4/172.17.0.1/tcp/1",
+            "/ip6/2001:db8::1/tcp/1",
+            "/ip4/192.168.1.5/udp/1/quic-v1",
+            "/ip4/192.168.1.5/tcp/1",
+            "/ip4/203.0.113.5/tcp/1",
+        ];
+        assert_eq!(handed(&all), addresses(&["/ip4/203.0.113.5/tcp/1", "/ip4/192.168.1.5/tcp/1"]));
+        assert_eq!(handed(&all[..5]), addresses(&["/ip6/2001:db8::1/tcp/1", "/ip4/192.168.1.5/tcp/1"]));
+        assert_eq!(handed(&all[..2]), addresses(&all[1..2]));
+        assert_eq!(handed(&all[..1]), addresses(&all[..1]), "there is nothing else");
+        let circuit = format!("/ip4/203.0.113.9/tcp/1/p2p/{}/p2p-circuit", PeerId::random());
+        assert_eq!(handed(&[all[4], &circuit]), addresses(&[all[4], &circuit]));
+        assert_eq!(handed(&[all[5], &circuit]), addresses(&[all[5]]));
+        assert!(handed(&["/ip6/fe80::1/tcp/1"]).is_empty());
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{PeerId, StreamProtocol, autonat, connection_limits, dcutr, identify, kad, mdns, ping, relay, upnp};
+use libp2p::{PeerId, StreamProtocol, autonat, connection_limits, dcutr, identify, kad, ping, relay, upnp};
 
 use crate::config::{RelayLimits, SwarmConfig, SwarmMode};
 use crate::guard;
 use crate::identity::Identity;
+use crate::neighbours::Neighbours;
 use crate::store::{DirectoryStore, PROVIDER_TTL};
 use crate::streams;
 
@@ -49,7 +50,7 @@ pub(crate) struct Behaviour {
     /// Answers others who ask that.
     probed: Toggle<autonat::v2::server::Behaviour>,
     upnp: Toggle<upnp::tokio::Behaviour>,
-    mdns: Toggle<mdns::tokio::Behaviour>,
+    mdns: Toggle<Neighbours>,
 }
 
 impl Behaviour {
@@ -62,8 +63,8 @@ impl Behaviour {
         let local = identity.peer_id();
         let is_server = config.mode == SwarmMode::Server;
         let on = |wanted: bool| wanted.then_some(());
-        let mdns = on(is_server && config.mdns && config.leaves_machine()).and_then(|()| {
-            mdns::tokio::Behaviour::new(mdns::Config::default(), local)
+        let mdns = on(config.searches()).and_then(|()| {
+            Neighbours::new(local, is_server)
                 .inspect_err(|error| tracing::warn!(%error, "the local network is not searched for nodes"))
                 .ok()
         });

@@ -9,6 +9,7 @@ use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 
 use crate::addresses::{AddressError, is_loopback, split_peer};
+use crate::member_file::MemberFile;
 use crate::swarm_key::SwarmKey;
 
 /// Part a node plays in the swarm.
@@ -67,6 +68,9 @@ pub struct SwarmConfig {
     pub announce: Vec<Multiaddr>,
     /// Known members of the swarm, each ending in `/p2p/` and its id. Tried again and again until one answers.
     pub peers: Vec<Multiaddr>,
+    /// Where members that are met are kept for the next start. Those of the last one are tried if no peers are given, or none of them
+    /// answers soon.
+    pub members: Option<MemberFile>,
     /// The key of a private swarm: only nodes with the same one can connect. QUIC knows no such keys and is not used then.
     pub swarm_key: Option<SwarmKey>,
     /// Peers whose block streams are taken, all if `None`. Others of the same swarm that pass rows on must be among them.
@@ -80,7 +84,8 @@ pub struct SwarmConfig {
     pub relay_server: bool,
     /// What is carried for others.
     pub relay_limits: RelayLimits,
-    /// Whether to find nodes on the local network by multicast. Never done by a node that listens on loopback only.
+    /// Whether to find nodes on the local network by multicast. Never done by a server that listens on loopback only; a client that does
+    /// listens to others, and is not found itself.
     pub mdns: bool,
     /// Whether to ask the home router to forward a port. Never done by a node that listens on loopback only.
     pub upnp: bool,
@@ -111,7 +116,7 @@ pub struct SwarmConfig {
 impl SwarmConfig {
     /// Defaults of a server or bootstrap node: listens for TCP on a port that the system picks.
     pub fn server() -> Self {
-        Self { mode: SwarmMode::Server, listen: vec![tcp(Ipv4Addr::UNSPECIFIED)], ..Self::client() }
+        Self { mode: SwarmMode::Server, listen: vec![tcp(Ipv4Addr::UNSPECIFIED)], mdns: true, ..Self::client() }
     }
 
     /// Listens for QUIC and over IPv6 as well, if this machine can. QUIC is for hole punching, at which it is better.
@@ -121,13 +126,13 @@ impl SwarmConfig {
         Self { listen_if_possible: vec![ipv6, quic(Ipv4Addr::UNSPECIFIED)], ..self }
     }
 
-    /// Defaults of a client that joins through `peers`. If any of them is on another machine it listens on ports that the
-    /// system picks, which it tells nobody and on which it takes no block streams: only who listens can meet a server
-    /// behind NAT half-way.
+    /// Defaults of a client that joins through `peers`, or without any through nodes of the local network. Unless all of them are on this
+    /// machine it listens on ports that the system picks, which it tells nobody and on which it takes no block streams: only who listens
+    /// can meet a server behind NAT half-way.
     pub fn client_of(peers: Vec<Multiaddr>) -> Self {
-        let far = peers.iter().any(|address| !is_loopback(address));
+        let far = peers.is_empty() || peers.iter().any(|address| !is_loopback(address));
         let listen = if far { vec![tcp(Ipv4Addr::UNSPECIFIED), quic(Ipv4Addr::UNSPECIFIED)] } else { Vec::new() };
-        Self { peers, listen_if_possible: listen, ..Self::client() }
+        Self { mdns: peers.is_empty(), peers, listen_if_possible: listen, ..Self::client() }
     }
 
     /// Defaults of a client: listens nowhere.
@@ -138,13 +143,14 @@ impl SwarmConfig {
             listen_if_possible: Vec::new(),
             announce: Vec::new(),
             peers: Vec::new(),
+            members: None,
             swarm_key: None,
             allow_peers: None,
             relay_via: Vec::new(),
             auto_relay: true,
             relay_server: true,
             relay_limits: RelayLimits::default(),
-            mdns: true,
+            mdns: false,
             upnp: true,
             announce_period: Duration::from_secs(60),
             redial_pause: Duration::from_secs(30),
@@ -170,6 +176,11 @@ impl SwarmConfig {
     /// Whether other machines may talk to this node, so that multicast makes sense.
     pub(crate) fn leaves_machine(&self) -> bool {
         self.listen.iter().chain(&self.listen_if_possible).any(|address| !is_loopback(address))
+    }
+
+    /// Whether the local network is searched for nodes.
+    pub(crate) fn searches(&self) -> bool {
+        self.mdns && (self.mode == SwarmMode::Client || self.leaves_machine())
     }
 
     /// Whether others must be asked if they reach this node. Whoever can talk to a node on loopback reaches it.

@@ -38,6 +38,11 @@ pub(crate) fn clock_key() -> RecordKey {
     RecordKey::new(&"/petals-rs/clock")
 }
 
+/// The key under which every member of the hash table answers with the models that it has records of, see `models.rs`.
+pub(crate) fn models_key() -> RecordKey {
+    RecordKey::new(&"/petals-rs/models")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

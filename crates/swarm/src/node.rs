@@ -4,6 +4,7 @@ mod announcer;
 mod dialler;
 mod event_loop;
 mod handle;
+mod members;
 mod publisher;
 mod queries;
 mod reach;
@@ -30,7 +31,7 @@ use crate::addresses::{AddressError, is_tcp, tcp_socket};
 use crate::behaviour::Behaviour;
 use crate::config::{SwarmConfig, SwarmMode};
 use crate::identity::Identity;
-use crate::streams::{self, Admission, INCOMING_CAPACITY, Incoming};
+use crate::streams::{self, Admission, AllowList, INCOMING_CAPACITY, Incoming};
 use event_loop::EventLoop;
 use view::View;
 
@@ -82,8 +83,8 @@ impl SwarmNode {
         let admission = Admission::new(config.max_streams_per_peer, config.max_streams);
         let (incoming_sender, incoming) = mpsc::channel(INCOMING_CAPACITY);
         let incoming_sender = (config.mode == SwarmMode::Server).then_some(incoming_sender);
-        let allowed = config.allow_peers.clone();
-        let streams = streams::Behaviour::new(incoming_sender, Arc::clone(&admission), allowed);
+        let allowed = AllowList::new(config.allow_peers.clone());
+        let streams = streams::Behaviour::new(incoming_sender, Arc::clone(&admission), allowed.clone());
         let swarm = build_swarm(&identity, &config, streams)?;
 
         let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
@@ -91,7 +92,8 @@ impl SwarmNode {
         let shutdown = CancellationToken::new();
         let local = identity.peer_id();
         let lookup_timeout = config.lookup_timeout;
-        let mut event_loop = EventLoop::new(swarm, identity, config, command_receiver, view_sender, shutdown.clone());
+        let mut event_loop =
+            EventLoop::new(swarm, identity, config, allowed, command_receiver, view_sender, shutdown.clone());
         event_loop.listen().await?;
 
         let tasks = TaskTracker::new();

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use libp2p::kad::store::{Error as KadError, RecordStore, Result as KadResult};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};
-use petals_protocol::{ServerInfo, ServerState, Span};
+use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 
 use crate::addresses::{MAX_ADDRESS_LEN, MAX_ADDRESSES};
-use crate::keys::{MAX_BLOCKS, block_key, clock_key, is_block_key, server_key};
+use crate::keys::{MAX_BLOCKS, block_key, clock_key, is_block_key, models_key, server_key};
 use crate::record::{SignedRecord, SignedRecordError, unix_ms, written_time};
+use crate::told_models::written_models;
 
 /// Records kept in all. 8 KiB each, so at most 32 MiB.
 const MAX_RECORDS: usize = 4096;
@@ -44,6 +45,8 @@ struct Kept {
     peer: PeerId,
     written_ms: u64,
     span: Span,
+    /// The model that is served, and its number of blocks; nothing of a server that has left.
+    serves: Option<(ModelId, u32)>,
 }
 
 /// What one peer occupies.
@@ -98,14 +101,16 @@ impl DirectoryStore {
         record.publisher = Some(signed.peer);
         record.expires = Some(Instant::now() + signed.remaining);
         self.holdings.entry(signed.peer).or_default().records.insert(record.key.clone());
-        let ServerInfo { model, span, state, written_ms, .. } = signed.info;
+        let ServerInfo { model, model_blocks, span, state, written_ms, .. } = signed.info;
         // A server's own word on what it serves counts at once, not when its older provider entries expire.
         if let Some(before) = self.records.get(&record.key).map(|kept| kept.span) {
             let serves = |block| state != ServerState::Offline && span.contains(block);
             let gone = before.blocks().filter(|block| !serves(*block)).map(|block| block_key(&model, block));
             gone.for_each(|key| self.remove_provider(&key, &signed.peer));
         }
-        let kept = Kept { peer: signed.peer, written_ms, span, record };
+        let blocks = model_blocks.unwrap_or(span.end()).min(MAX_BLOCKS);
+        let serves = (state != ServerState::Offline).then_some((model, blocks));
+        let kept = Kept { peer: signed.peer, written_ms, span, serves, record };
         self.records.insert(kept.record.key.clone(), kept);
         Ok(())
     }
@@ -186,6 +191,11 @@ impl RecordStore for DirectoryStore {
             return Some(Cow::Owned(Record::new(key.clone(), written_time(unix_ms()))));
         }
         let now = Instant::now();
+        if *key == models_key() {
+            let live = self.records.values().filter(|kept| !kept.record.is_expired(now));
+            let served = live.filter_map(|kept| kept.serves.as_ref().map(|(model, blocks)| (model, *blocks)));
+            return Some(Cow::Owned(Record::new(key.clone(), written_models(served))));
+        }
         self.records.get(key).filter(|kept| !kept.record.is_expired(now)).map(|kept| Cow::Borrowed(&kept.record))
     }
 

@@ -4,6 +4,7 @@
 //! faster than its one-slot channel is emptied, and whose opener can wait forever.
 
 mod admission;
+mod allow;
 mod behaviour;
 mod dial_error;
 mod handler;
@@ -23,6 +24,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 pub(crate) use admission::Admission;
 use admission::Permit;
 pub use admission::Traffic;
+pub(crate) use allow::AllowList;
 pub(crate) use behaviour::Behaviour;
 pub(crate) use dial_error::describe_dial_error;
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use data_encoding::HEXLOWER_PERMISSIVE;
 use libp2p::identity::ed25519;
 use libp2p::pnet::PreSharedKey;
 
@@ -12,7 +13,7 @@ const MAX_FILE_LEN: u64 = 1024;
 
 /// A pre-shared key, in the file format of other libp2p programs (`/key/swarm/psk/1.0.0/`).
 #[derive(Clone, Copy)]
-pub struct SwarmKey(PreSharedKey);
+pub struct SwarmKey([u8; 32]);
 
 /// Why there is no swarm key.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +49,15 @@ impl SwarmKey {
         let mut bytes = [0; 32];
         // An ed25519 secret is nothing but 32 random bytes.
         bytes.copy_from_slice(ed25519::SecretKey::generate().as_ref());
-        Self(PreSharedKey::new(bytes))
+        Self(bytes)
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn bytes(&self) -> [u8; 32] {
+        self.0
     }
 
     /// Reads a key file.
@@ -71,7 +80,13 @@ impl SwarmKey {
         if !text.is_ascii() {
             return Err(SwarmKeyError::NotAKey(path.into()));
         }
-        text.parse().map(Self).map_err(|_| SwarmKeyError::NotAKey(path.into()))
+        let not_a_key = || SwarmKeyError::NotAKey(path.into());
+        let key: PreSharedKey = text.parse().map_err(|_| not_a_key())?;
+        // The type shows its bytes in the file's format alone.
+        let file = key.to_key_file();
+        let digits = file.lines().nth(2).unwrap_or_default();
+        let bytes = HEXLOWER_PERMISSIVE.decode(digits.trim().as_bytes()).map_err(|_| not_a_key())?;
+        Ok(Self(bytes.try_into().map_err(|_| not_a_key())?))
     }
 
     /// Writes a key file that only its owner can read. Never overwrites one.
@@ -85,18 +100,20 @@ impl SwarmKey {
         fs::create_dir_all(folder).map_err(failed)?;
         // Mode 0600 from its first moment.
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-        file.write_all(self.0.to_key_file().as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+        file.write_all(self.pre_shared().to_key_file().as_bytes())
+            .and_then(|()| file.as_file().sync_all())
+            .map_err(failed)?;
         file.persist_noclobber(path).map_err(|error| failed(error.error))?;
         Ok(())
     }
 
     /// What tells keys apart without giving them away.
     pub fn fingerprint(&self) -> String {
-        self.0.fingerprint().to_string()
+        self.pre_shared().fingerprint().to_string()
     }
 
     pub(crate) fn pre_shared(&self) -> PreSharedKey {
-        self.0
+        PreSharedKey::new(self.0)
     }
 }
 

@@ -13,6 +13,7 @@ use petals_model::{Checkpoint, CheckpointError, Device, Dtype, KvDtype};
 
 use super::events::{Check, CheckStatus, NodeEvent, size};
 use super::model as from_hub;
+use super::network::model_name;
 use crate::args::DoctorArgs;
 use crate::error::NodeError;
 use crate::machine::memory::Free;
@@ -46,7 +47,9 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
     if let Some(path) = source.as_ref().map(ModelSource::path).or(args.model.as_deref()) {
         tell(disk(free_disk(path).await));
     }
-    let model = checkpoint.as_ref().and_then(|checkpoint| checkpoint.model_id(args.model_name.as_deref()).ok());
+    let model = checkpoint
+        .as_ref()
+        .and_then(|checkpoint| checkpoint.model_id(model_name(&args.network, args.model_name.as_deref())).ok());
     for check in network::checks(&args, model.zip(checkpoint.as_ref().map(Checkpoint::blocks))).await? {
         tell(check);
     }

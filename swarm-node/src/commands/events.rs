@@ -3,16 +3,21 @@
 use std::io::Write;
 
 use petals_hub::Progress;
+use petals_settings::{FileInForce, SettingInForce};
 use serde::Serialize;
 
 mod bench;
 mod check;
+mod join;
 mod needs;
+mod report;
 
 pub use bench::{BenchFigures, BenchSetup};
 pub use check::{Check, CheckStatus};
+pub use join::Join;
 pub(crate) use needs::size;
 pub use needs::{BlockBytes, BlockKind, BlocksThatFit, ModelNeeds};
+pub use report::Report;
 
 /// Something that happened to the node.
 #[derive(Debug, Clone, Serialize)]
@@ -39,6 +44,15 @@ pub enum NodeEvent {
         /// Seconds from start to here.
         seconds: f64,
     },
+    /// How others join, or use what is served.
+    Join(Join),
+    /// No member of the swarm answers so far.
+    Alone {
+        /// Where members were looked for, and what came of it.
+        reason: String,
+    },
+    /// A member of the swarm is there after all.
+    Joined,
     /// Other blocks are served worse: the node loads them while it serves its own.
     Moving {
         /// Blocks served, `A..B`.
@@ -70,6 +84,13 @@ pub enum NodeEvent {
         /// The address.
         address: String,
     },
+    /// What the node did in the last minutes.
+    Report(Report),
+    /// The list of peers that may use the node was read again.
+    AllowListRead {
+        /// Peers on it.
+        peers: usize,
+    },
     /// Requests are finished, nothing new is taken.
     Draining,
     /// The node has left the swarm.
@@ -90,6 +111,21 @@ pub enum NodeEvent {
     },
     /// A model comes from the hub.
     Download(Progress),
+    /// Whose settings follow, and the file that they may come from.
+    SettingsFile(FileInForce),
+    /// A setting that has a value.
+    Setting(SettingInForce),
+    /// A line that leads others into the swarm.
+    Invitation {
+        /// For `--join`.
+        line: String,
+        /// Members that it leads to.
+        addresses: Vec<String>,
+        /// The model that is served there.
+        model: Option<String>,
+        /// Whether the key of a private swarm is in it.
+        with_key: bool,
+    },
     /// What `doctor` found.
     Check(Check),
     /// What the model needs that `doctor` was given.
@@ -119,6 +155,9 @@ impl NodeEvent {
                 let mib = *weight_bytes as f64 / f64::from(1 << 20);
                 format!("ready: blocks {blocks} of {model} on {device} in {dtype}, {mib:.1} MiB, after {seconds:.1} s")
             }
+            Self::Join(join) => join.to_string(),
+            Self::Alone { reason } => format!("alone so far, and trying on: {reason}"),
+            Self::Joined => "joined: a member of the swarm is there".into(),
             Self::Moving { blocks, to } => format!("moving from blocks {blocks} to {to}, where more is needed"),
             Self::Staying { blocks } => format!("staying at blocks {blocks}: others went"),
             Self::Moved { blocks, weight_bytes } => {
@@ -136,6 +175,8 @@ impl NodeEvent {
                 "warning: a peer dialled the announced address {address} in vain: clients will not reach this node there; see that \
                  --announce is right and that the port is open and forwarded"
             ),
+            Self::Report(report) => report.to_string(),
+            Self::AllowListRead { peers } => format!("{peers} peers may use this node now"),
             Self::Draining => "draining: finishing what runs, a second signal quits at once".into(),
             Self::Stopped => "stopped".into(),
             Self::Key { peer_id, file } => format!("{peer_id} written to {file}"),
@@ -143,6 +184,9 @@ impl NodeEvent {
                 format!("swarm key with fingerprint {fingerprint} written to {file}")
             }
             Self::Download(progress) => progress.to_string(),
+            Self::SettingsFile(file) => file.to_string(),
+            Self::Setting(setting) => setting.to_string(),
+            Self::Invitation { line, .. } => line.clone(),
             Self::Check(check) => check.to_string(),
             Self::ModelNeeds(needs) => needs.to_string(),
             Self::BenchSetup(setup) => setup.to_string(),

@@ -1,12 +1,13 @@
 //! From arguments to a running libp2p node.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use petals_protocol::ModelId;
 use petals_swarm::{
-    Identity, Incoming, PeerId, SwarmConfig, SwarmHandle, SwarmKey, SwarmNode, parse_addresses, parse_peers,
+    Identity, Incoming, MemberFile, PeerId, SwarmConfig, SwarmHandle, SwarmKey, SwarmNode, parse_addresses, parse_peers,
 };
 
 use super::events::NodeEvent;
@@ -15,6 +16,10 @@ use crate::error::NodeError;
 
 /// How long the start waits for a first peer before it goes on alone.
 const FIRST_PEER: Duration = Duration::from_secs(10);
+/// The same for members that an earlier run met: fewer of them are there still.
+const FIRST_REMEMBERED: Duration = Duration::from_secs(5);
+/// Who waits is told so after this: before that, nothing is unusual.
+const FIRST_WORD: Duration = Duration::from_secs(2);
 
 /// A wildcard address becomes one address for each interface, within this time.
 const INTERFACES: Duration = Duration::from_millis(200);
@@ -30,19 +35,50 @@ pub(crate) fn config(args: &NetworkArgs, peers: &[String]) -> Result<SwarmConfig
         parsed.with_context(|| format!("bad {flag}")).map_err(NodeError::input)
     };
     let listen = addresses(&args.listen, "--listen")?;
+    let invited_to = args.join.iter().flat_map(|invitation| invitation.peers.iter().cloned());
+    let swarm_key = args.swarm_key.as_deref().map(SwarmKey::load).transpose().map_err(NodeError::input)?;
     let defaults = SwarmConfig::server();
     let defaults = if listen.is_empty() { defaults.listening_everywhere() } else { defaults };
     Ok(SwarmConfig {
         listen: if listen.is_empty() { defaults.listen.clone() } else { listen },
         announce: addresses(&args.announce, "--announce")?,
-        peers: of_peers(peers, "--peers")?,
-        swarm_key: args.swarm_key.as_deref().map(SwarmKey::load).transpose().map_err(NodeError::input)?,
+        peers: of_peers(peers, "--peers")?.into_iter().chain(invited_to).collect(),
+        swarm_key: swarm_key.or_else(|| args.join.as_ref()?.swarm_key),
         relay_via: of_peers(&args.relay_via, "--relay-via")?,
         relay_server: !args.no_relay_server,
         mdns: !args.no_mdns,
         upnp: !args.no_upnp,
         ..defaults
     })
+}
+
+/// The name of a model in the swarm: the one given, or that of the invitation.
+pub(crate) fn model_name<'a>(args: &'a NetworkArgs, given: Option<&'a str>) -> Option<&'a str> {
+    given.or_else(|| Some(args.join.as_ref()?.model.as_ref()?.name()))
+}
+
+/// Refuses a model that is not the one of the invitation: its servers would never form a chain with this one.
+pub(crate) fn check_model(args: &NetworkArgs, model: &ModelId) -> Result<(), NodeError> {
+    match args.join.as_ref().and_then(|invitation| invitation.model.as_ref()) {
+        Some(invited) if invited != model => Err(NodeError::input(anyhow::anyhow!(
+            "the invitation is to serve {invited}, and this is {model}: get the files of that model, or leave out --join"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Where the members that a node meets are kept: beside its identity. A node without one is another one each time.
+pub(crate) fn members(args: &NetworkArgs, config: &SwarmConfig) -> Option<MemberFile> {
+    let identity = args.identity.as_deref()?;
+    Some(MemberFile::new(beside(identity, "members"), config.swarm_key.as_ref()))
+}
+
+/// A file that belongs to an identity.
+pub(crate) fn beside(identity: &Path, what: &str) -> PathBuf {
+    let mut name = identity.as_os_str().to_owned();
+    name.push(".");
+    name.push(what);
+    name.into()
 }
 
 /// The peers named by `--allow-peer` and in `--allow-file`; `None`, which is everybody, without either.
@@ -90,8 +126,16 @@ pub(crate) async fn start(
     for address in addresses {
         NodeEvent::Listening { address }.emit(json);
     }
-    if has_peers && let Err(error) = handle.wait_connected(FIRST_PEER).await {
-        tracing::warn!("no --peers address answers yet, going on and trying again: {error}");
+    let patience = match has_peers {
+        true => FIRST_PEER,
+        false if handle.remembered() > 0 => FIRST_REMEMBERED,
+        false => return Ok((handle, incoming)),
+    };
+    if handle.wait_company(FIRST_WORD).await.is_err() {
+        NodeEvent::Alone { reason: handle.why_alone(FIRST_WORD).to_string() }.emit(json);
+        if handle.wait_company(patience - FIRST_WORD).await.is_ok() {
+            NodeEvent::Joined.emit(json);
+        }
     }
     Ok((handle, incoming))
 }

@@ -1,6 +1,7 @@
 //! `petals-node serve`.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -11,9 +12,12 @@ use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 
 use super::events::NodeEvent;
+use super::join;
 use super::model;
 use super::network;
-use super::signals::StopSignals;
+use super::report;
+use super::signals::{ReloadSignal, StopSignals};
+use super::state::{Keeper, NodeState};
 use super::watch;
 use crate::args::ServeArgs;
 use crate::error::NodeError;
@@ -34,6 +38,7 @@ const PLACE_ATTEMPTS: usize = 6;
 pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let started = Instant::now();
     let mut signals = StopSignals::install()?;
+    let mut reload = ReloadSignal::install()?;
     let json = args.network.json;
     let Some(opened) = signals.unless_stopped(model::opened(&args.model, &args.hub, json)).await else {
         stop_early(json);
@@ -43,14 +48,18 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         Some(directory) => checkpoint.with_rounded_in(directory.join("weights")),
         None => checkpoint,
     };
-    let id = checkpoint.model_id(args.model_name.as_deref()).context("the model needs a name: give --model-name");
+    let name = network::model_name(&args.network, args.model_name.as_deref());
+    let id = checkpoint.model_id(name).context("the model needs a name: give --model-name");
     let id = id.map_err(NodeError::input)?;
+    network::check_model(&args.network, &id)?;
     let compute = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
     check_blocks(args.blocks, &checkpoint)?;
 
     let mut swarm_config = network::config(&args.network, &args.peers)?;
     swarm_config.max_streams_per_peer = args.streams_per_peer as usize;
+    swarm_config.members = network::members(&args.network, &swarm_config);
     swarm_config.allow_peers = network::allowed(&args.allow_peer, args.allow_file.as_deref())?;
+    let keeper = Keeper::new(&args.network, &swarm_config);
     let identity = network::identity(args.network.identity.as_deref())?;
     let Some(joined) = signals.unless_stopped(network::start(identity, swarm_config, json)).await else {
         stop_early(json);
@@ -85,11 +94,15 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         seconds: started.elapsed().as_secs_f64(),
     }
     .emit(json);
+    NodeEvent::Join(join::lines(&args, &swarm)).emit(json);
 
     let watching = watch::watch(&swarm, Some(&info.model), json, watch::Periods::default());
     let found = async {
         tokio::select! {
             () = tell_moves(&server, json) => None,
+            never = report::run(&server, args.report_every, json) => match never {},
+            never = reload_lists(&mut reload, &args, &swarm) => match never {},
+            never = keeper.run(&swarm, || Some((server.info().model, server.info().span))) => match never {},
             found = watching => Some(found),
         }
     };
@@ -104,6 +117,22 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     }
     NodeEvent::Stopped.emit(json);
     found.map_or(Ok(()), Err)
+}
+
+/// Reads the list of those who may use the node again whenever it is asked to, for ever. A list that cannot be read changes nothing: nobody is let in or
+/// kept out by a mistake in a file.
+async fn reload_lists(reload: &mut ReloadSignal, args: &ServeArgs, swarm: &SwarmHandle) -> Infallible {
+    loop {
+        reload.next().await;
+        match network::allowed(&args.allow_peer, args.allow_file.as_deref()) {
+            Ok(None) => tracing::info!("SIGHUP: there is no --allow-file to be read again"),
+            Ok(Some(peers)) => {
+                NodeEvent::AllowListRead { peers: peers.len() }.emit(args.network.json);
+                swarm.allow(Some(peers)).await;
+            }
+            Err(error) => tracing::warn!("SIGHUP: the list stays as it was: {error}"),
+        }
+    }
 }
 
 /// Prints where the server moves, for ever.
@@ -141,7 +170,18 @@ async fn start(
         Some(span) => span,
         None => {
             let count = args.num_blocks.map_or_else(|| fitting(&checkpoint, dtype, free.for_weights()), Ok)?;
-            place(swarm, &model, checkpoint.blocks(), count).await?
+            let before = earlier(args, &model).filter(|span| {
+                let room =
+                    if args.num_blocks.is_some() { span.len() == count as usize } else { span.len() <= count as usize };
+                room && checkpoint.blocks().covers(*span)
+            });
+            match before {
+                Some(span) => {
+                    tracing::info!(%span, "taking the blocks that this node served before");
+                    span
+                }
+                None => place(swarm, &model, checkpoint.blocks(), count).await?,
+            }
         }
     };
     let checkpoint = model::supplied(checkpoint, span).await?;
@@ -203,6 +243,19 @@ pub(crate) fn check_blocks(blocks: Option<Span>, checkpoint: &Checkpoint) -> Res
             Err(NodeError::input(error))
         }
         _ => checkpoint.check_span(blocks.unwrap_or(checkpoint.blocks())).map_err(NodeError::input),
+    }
+}
+
+/// The blocks that the node of this identity served when it last ran, if they were of this model. Its files are read already, its speed is known, and
+/// nobody has to move: a restart should be no event. It looks around later, as always.
+fn earlier(args: &ServeArgs, model: &ModelId) -> Option<Span> {
+    let identity = args.network.identity.as_deref()?;
+    match NodeState::load(identity) {
+        Ok(state) => state.filter(|state| state.model.as_ref() == Some(model))?.blocks,
+        Err(error) => {
+            tracing::warn!("which blocks this node served before is not known: {error}");
+            None
+        }
     }
 }
 

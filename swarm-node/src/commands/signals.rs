@@ -3,6 +3,25 @@
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// SIGHUP, by which an operator has files read again.
+#[derive(Debug)]
+pub(crate) struct ReloadSignal(Signal);
+
+impl ReloadSignal {
+    /// Takes the signal over, which would end the process otherwise.
+    pub(crate) fn install() -> anyhow::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup()).context("cannot handle SIGHUP")?))
+    }
+
+    /// The next one.
+    pub(crate) async fn next(&mut self) {
+        // It ends with the process.
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Waits for signals that ask the node to stop.
 #[derive(Debug)]
 pub(crate) struct StopSignals {

@@ -8,7 +8,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use super::{PATIENCE, events, lines, next_event, program};
+use super::{PATIENCE, apart, events, lines, next_event, program};
 use crate::internet::Host;
 
 /// A `petals-tune` command to be run.
@@ -23,7 +23,7 @@ impl Tune {
     /// # Errors
     /// If the program is missing.
     pub fn bare(arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut command = Command::new(program("petals-tune")?);
+        let mut command = super::start("petals-tune")?;
         command.args(arguments);
         Ok(Self { command })
     }
@@ -34,6 +34,7 @@ impl Tune {
     /// If the program is missing.
     pub fn on(host: &Host, arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = host.command(&program("petals-tune")?);
+        apart(&mut command);
         command.args(arguments);
         Ok(Self { command })
     }

@@ -3,6 +3,7 @@
 use petals_e2e::Goldens;
 use petals_model::ModelConfig;
 use petals_protocol::{MAX_NEXT_PINGS, ModelId, ServerInfo, Span};
+use petals_swarm::{Invitation, SwarmKey};
 
 use crate::fuzz;
 use crate::wire::info;
@@ -54,6 +55,23 @@ fn addresses_of_peers() {
     fuzz("addresses", &valid.map(String::into_bytes), MILLION, 64 << 10, |bytes| {
         let Some(addresses) = text(bytes).and_then(|text| petals_swarm::parse_peers([text]).ok()) else { return false };
         assert!(addresses.iter().all(|address| address.to_string().parse().ok().as_ref() == Some(address)));
+        true
+    });
+}
+
+#[test]
+fn invitations() {
+    let peer = "12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj";
+    let peers = petals_swarm::parse_peers([format!("/ip4/203.0.113.5/tcp/1/p2p/{peer}").as_str()]).expect("an address");
+    let model = Some("org/model@0123456789abcdef".parse().expect("a model id"));
+    let whole = Invitation { peers: peers.clone(), model, swarm_key: Some(SwarmKey::generate()) };
+    let plain = Invitation { peers, model: None, swarm_key: None };
+    let valid = [whole, plain].map(|invitation| invitation.to_string().into_bytes());
+    fuzz("invitations", &valid, MILLION, 64 << 10, |bytes| {
+        let Some(invitation) = text(bytes).and_then(|text| text.parse::<Invitation>().ok()) else { return false };
+        assert!(!invitation.peers.is_empty());
+        let again: Invitation = invitation.to_string().parse().expect("it was written by this program");
+        assert!(again.peers == invitation.peers && again.model == invitation.model);
         true
     });
 }

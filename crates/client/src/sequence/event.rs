@@ -60,6 +60,13 @@ pub enum SwarmEvent {
         /// How they differ.
         reason: String,
     },
+    /// No member of the swarm was found so far.
+    Alone {
+        /// Where one was looked for, and what came of it.
+        reason: String,
+        /// Time until the start gives up.
+        patience_left: Duration,
+    },
     /// Nobody holds some blocks; asked again after `wait`.
     BlocksMissing {
         /// Which.

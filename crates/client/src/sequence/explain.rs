@@ -84,7 +84,7 @@ impl RemoteSequence {
         let planner = Planner::new(&candidates, rules, self.blocks);
         let mut route = planner.fastest(self.blocks);
         if let Err(missing) = &mut route {
-            missing.note = self.view.clock_note().await;
+            missing.note = self.view.missing_note(missing).await;
         }
         let hops = route.as_ref().map_or(&[][..], |route| &route.hops);
         let mut compared = 0;

@@ -14,6 +14,8 @@ use crate::servers::retry::Retry;
 
 /// A busy server's hint is believed up to this.
 const LONGEST_BUSY_WAIT: Duration = Duration::from_secs(5);
+/// After so long a wait for a model without servers, the swarm is asked which ones it serves.
+const WORTH_A_QUESTION: Duration = Duration::from_secs(2);
 /// After so many refusals in a row a stash is left behind if another server holds the blocks.
 pub(super) const BUSY_ATTEMPTS: u32 = 3;
 
@@ -37,9 +39,13 @@ impl RemoteSequence {
                 Err(_) => MissingBlocks::all(span),
             };
             let Some(wait) = retry.next_wait(Instant::now()) else {
-                missing.note = self.view.clock_note().await;
+                missing.note = self.view.missing_note(&missing).await;
                 return Err(SequenceError::Missing { missing, waited: retry.elapsed(Instant::now()) });
             };
+            // Whoever has waited a little may be waiting for what nobody will ever serve here.
+            if retry.elapsed(Instant::now()) > WORTH_A_QUESTION {
+                missing.note = self.view.models_note(&missing).await;
+            }
             self.tell(SwarmEvent::BlocksMissing { missing, wait, patience_left: retry.left(Instant::now()) });
             tokio::time::sleep(wait).await;
             let _ = self.view.refresh(Duration::ZERO).await;

@@ -8,6 +8,7 @@ use libp2p::{Multiaddr, PeerId};
 use tokio::time::Instant;
 
 use crate::addresses::split_peer;
+use crate::member_file::Member;
 
 /// Pause after the first failure: servers and their bootstrap node are often started together.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -21,13 +22,32 @@ const LONGEST_LOST_PAUSE: Duration = Duration::from_secs(600);
 /// Attempts until it is forgotten: seven hours.
 const LOST_ATTEMPTS: u32 = 45;
 
+/// Members met before this start that are tried at a time.
+const MOST_REMEMBERED: usize = 32;
+/// How long the configured peers have before others are tried.
+const CONFIGURED_FIRST: Duration = Duration::from_secs(3);
+/// Pauses between attempts at those met before this start, as long as no member is there.
+const FIRST_REMEMBERED_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_REMEMBERED_PAUSE: Duration = Duration::from_secs(120);
+
 #[derive(Debug)]
 pub(super) struct Dialler {
     /// Those that are configured.
     targets: Vec<Target>,
     lost: Vec<Lost>,
+    /// Those met before this start.
+    remembered: Remembered,
     /// Before the first attempt to reach a lost member.
     redial_pause: Duration,
+}
+
+/// Members that were met before this start: the way back into a swarm whose configured peers are gone.
+#[derive(Debug, Default)]
+struct Remembered {
+    members: Vec<(PeerId, Vec<Multiaddr>)>,
+    pause: Duration,
+    /// When to dial all of them; `None` while a member is there.
+    due: Option<Instant>,
 }
 
 /// A member that was in the routing table and could not be reached.
@@ -64,7 +84,24 @@ impl Dialler {
                 }
             }
         }
-        Self { targets, lost: Vec::new(), redial_pause }
+        Self { targets, lost: Vec::new(), remembered: Remembered::default(), redial_pause }
+    }
+
+    /// Members met before this start, the latest in front. They are tried at once if no peers are configured, and a little later otherwise.
+    pub(super) fn remember(&mut self, members: &[Member], now: Instant) {
+        let known = |member: &&Member| self.targets.iter().all(|target| target.peer != member.peer);
+        let members = members.iter().filter(known).take(MOST_REMEMBERED);
+        let members: Vec<_> = members.map(|member| (member.peer, member.addresses.clone())).collect();
+        let first = if self.targets.is_empty() { now } else { now + CONFIGURED_FIRST };
+        let due = (!members.is_empty()).then_some(first);
+        self.remembered = Remembered { members, pause: FIRST_REMEMBERED_PAUSE, due };
+    }
+
+    /// Whether a member of the swarm is there. While none is, those met before this start are tried.
+    pub(super) fn set_company(&mut self, company: bool, now: Instant) {
+        let wait = company || self.remembered.members.is_empty();
+        self.remembered.pause = FIRST_REMEMBERED_PAUSE;
+        self.remembered.due = (!wait).then(|| now + self.remembered.pause);
     }
 
     pub(super) fn peers(&self) -> Vec<PeerId> {
@@ -77,7 +114,8 @@ impl Dialler {
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.targets.iter().filter_map(|target| target.due).chain(self.lost.iter().map(|lost| lost.due)).min()
+        let lost = self.lost.iter().map(|lost| lost.due);
+        self.targets.iter().filter_map(|target| target.due).chain(lost).chain(self.remembered.due).min()
     }
 
     /// The attempts to make now. Each sets the time of the next one, should nothing be heard of it.
@@ -100,6 +138,12 @@ impl Dialler {
             lost.attempts += 1;
             dial(lost.peer, &lost.addresses)
         }));
+        let remembered = &mut self.remembered;
+        if remembered.due.is_some_and(|due| due <= now) {
+            remembered.due = Some(now + remembered.pause);
+            remembered.pause = (remembered.pause * 2).min(LONGEST_REMEMBERED_PAUSE);
+            attempts.extend(remembered.members.iter().map(|(peer, addresses)| dial(*peer, addresses)));
+        }
         attempts
     }
 
@@ -181,6 +225,32 @@ mod tests {
         }
         assert_eq!(attempts, LOST_ATTEMPTS);
         assert!(now - start > Duration::from_secs(6 * 3600), "{:?}", now - start);
+    }
+
+    #[test]
+    fn those_met_before_are_tried_while_nobody_is_there() {
+        let (local, configured, now) = (PeerId::random(), PeerId::random(), Instant::now());
+        let address: Multiaddr = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        let member = |peer| Member { peer, addresses: vec![address.clone()], met_s: 1 };
+        let known = [member(PeerId::random()), member(configured), member(PeerId::random())];
+        let mut dialler = Dialler::new(local, &[], REDIAL_PAUSE);
+        dialler.remember(&known, now);
+        assert_eq!(dialler.take_due(now).len(), 3);
+        assert_eq!(dialler.next_due(), Some(now + FIRST_REMEMBERED_PAUSE));
+        dialler.set_company(true, now);
+        assert_eq!(dialler.next_due(), None);
+        dialler.set_company(false, now);
+        assert_eq!(dialler.next_due(), Some(now + FIRST_REMEMBERED_PAUSE));
+        let peer = format!("{address}/p2p/{configured}").parse().unwrap();
+        let mut dialler = Dialler::new(local, &[peer], REDIAL_PAUSE);
+        let now = Instant::now();
+        dialler.remember(&known, now);
+        assert_eq!(dialler.take_due(now).len(), 1, "the configured one has its time");
+        dialler.targets[0].due = None;
+        assert_eq!(dialler.take_due(now + CONFIGURED_FIRST).len(), 2);
+        dialler.remember(&[], now);
+        dialler.set_company(false, now);
+        assert_eq!(dialler.next_due(), None, "there is nobody to try");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The task that owns the network: what it is asked to do, and when. `network.rs` has what happens to it.
 
+mod company;
 mod network;
 mod probing;
 
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::announcer::{AnnounceError, Announcer};
 use super::dialler::Dialler;
 use super::handle::{Command, DirectoryQuery};
+use super::members::Members;
 use super::publisher::Publisher;
 use super::queries::{Queries, Query};
 use super::reach::Reach;
@@ -27,9 +29,10 @@ use super::view::{DirectoryTraffic, View};
 use crate::behaviour::Behaviour;
 use crate::config::SwarmConfig;
 use crate::identity::Identity;
-use crate::keys::{MAX_BLOCKS, block_key, clock_key, server_key};
+use crate::keys::{MAX_BLOCKS, block_key, clock_key, models_key, server_key};
 use crate::rates::Rates;
 use crate::record::{SignedRecord, SignedRecordError, unix_ms};
+use crate::streams::AllowList;
 
 /// Time between looks at what nobody waits for or has expired.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -45,12 +48,15 @@ pub(super) struct EventLoop {
     pub(super) swarm: Swarm<Behaviour>,
     pub(super) config: SwarmConfig,
     identity: Identity,
+    /// Whose block streams are taken.
+    allowed: AllowList,
     commands: mpsc::Receiver<Command>,
     view: watch::Sender<View>,
     shutdown: CancellationToken,
     queries: Queries,
     announcer: Announcer,
     dialler: Dialler,
+    members: Members,
     reach: Reach,
     /// How much others may ask this node to keep.
     keeping: Rates<PeerId>,
@@ -81,12 +87,19 @@ impl EventLoop {
         swarm: Swarm<Behaviour>,
         identity: Identity,
         config: SwarmConfig,
+        allowed: AllowList,
         commands: mpsc::Receiver<Command>,
         view: watch::Sender<View>,
         shutdown: CancellationToken,
     ) -> Self {
-        let dialler = Dialler::new(identity.peer_id(), &config.peers, config.redial_pause);
-        view.send_modify(|view| view.wanted = dialler.peers());
+        let mut dialler = Dialler::new(identity.peer_id(), &config.peers, config.redial_pause);
+        let members = Members::load(config.members.clone(), identity.peer_id());
+        dialler.remember(members.all(), Instant::now());
+        view.send_modify(|view| {
+            view.wanted = dialler.peers();
+            view.remembered = members.all().len();
+            view.searches = config.searches();
+        });
         let mut reach = Reach::new(!config.probes(), config.auto_relay, &config.relay_via, Instant::now());
         if config.probes_announced() {
             reach.expect(&config.announce);
@@ -94,12 +107,14 @@ impl EventLoop {
         let mut event_loop = Self {
             swarm,
             identity,
+            allowed,
             commands,
             view,
             shutdown,
             queries: Queries::default(),
             announcer: Announcer::new(config.announce_period),
             dialler,
+            members,
             publisher: Publisher::default(),
             directory: DirectoryTraffic::default(),
             reach,
@@ -139,6 +154,7 @@ impl EventLoop {
     async fn close(mut self) {
         // From here on, whoever asks is told that the node is gone.
         self.commands.close();
+        self.keep_members_now().await;
         let peers: Vec<_> = self.swarm.connected_peers().copied().collect();
         for peer in peers {
             let _ = self.swarm.disconnect_peer_id(peer);
@@ -171,6 +187,7 @@ impl EventLoop {
             self.close_superfluous_connections();
             self.ask_relays(now);
             self.settle_meetings(now);
+            self.keep_members(now);
             self.announce_to_newcomers();
             let directory = self.directory;
             self.view.send_if_modified(|view| {
@@ -195,6 +212,7 @@ impl EventLoop {
                 let _ = reply.send(self.announce(*info));
             }
             Command::Withdraw { done } => self.withdraw(done),
+            Command::Allow { peers } => self.allow(peers),
             Command::Query(query) => self.query(query),
             Command::MeetSelf { address, reply } => self.meet_self(address, reply),
             Command::Open { peer, addresses, request } => {
@@ -213,7 +231,8 @@ impl EventLoop {
                 let query = if own { Query::OwnRecord(peer, found) } else { Query::Record(found) };
                 (kad.get_record(server_key(&model, &peer)), query)
             }
-            DirectoryQuery::Clock { found } => (kad.get_record(clock_key()), Query::Clock(found)),
+            DirectoryQuery::Clock { found } => (kad.get_record(clock_key()), Query::Others(found)),
+            DirectoryQuery::Models { found } => (kad.get_record(models_key()), Query::Others(found)),
         };
         self.queries.insert(id, query);
     }

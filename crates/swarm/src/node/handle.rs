@@ -1,5 +1,6 @@
 //! The node as the rest of a program sees it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,7 @@ struct Inner {
 pub(crate) enum Command {
     Announce { info: Box<ServerInfo>, reply: oneshot::Sender<Result<(), AnnounceError>> },
     Withdraw { done: oneshot::Sender<()> },
+    Allow { peers: Option<HashSet<PeerId>> },
     Query(DirectoryQuery),
     MeetSelf { address: Multiaddr, reply: oneshot::Sender<bool> },
     Open { peer: PeerId, addresses: Vec<Multiaddr>, request: OpenRequest },
@@ -67,6 +69,10 @@ pub(crate) enum DirectoryQuery {
     Clock {
         found: mpsc::Sender<Option<Vec<u8>>>,
     },
+    /// The models that others have records of.
+    Models {
+        found: mpsc::Sender<Option<Vec<u8>>>,
+    },
 }
 
 /// Why the node is not part of a swarm.
@@ -80,6 +86,14 @@ pub enum ConnectError {
         after: Duration,
         /// What happened at each address.
         failures: Vec<String>,
+    },
+    /// No peers are configured, and nobody else was found.
+    #[error("no member of the swarm was found within {after:?}: {}", looked.join("; "))]
+    Alone {
+        /// The time allowed.
+        after: Duration,
+        /// Where they were looked for.
+        looked: Vec<String>,
     },
     /// This node is shutting down.
     #[error("the node is shutting down")]
@@ -173,6 +187,49 @@ impl SwarmHandle {
         }
     }
 
+    /// Waits until any member of the swarm is there: a configured peer, one of the local network, or one met before this start. The node
+    /// goes on looking whatever this returns.
+    ///
+    /// # Errors
+    /// [`ConnectError`] says where members were looked for, and what came of it.
+    pub async fn wait_company(&self, timeout: Duration) -> Result<(), ConnectError> {
+        let mut view = self.inner.view.clone();
+        match tokio::time::timeout(timeout, view.wait_for(View::has_company)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ConnectError::Closed),
+            Err(_) => Err(self.why_alone(timeout)),
+        }
+    }
+
+    /// Whether a configured peer or any other member is there.
+    pub fn has_company(&self) -> bool {
+        self.inner.view.borrow().has_company()
+    }
+
+    /// Members that were met before this start and are tried again.
+    pub fn remembered(&self) -> usize {
+        self.inner.view.borrow().remembered
+    }
+
+    /// Where members were looked for in the time given, and what came of it.
+    pub fn why_alone(&self, after: Duration) -> ConnectError {
+        let (configured, remembered, searches) = {
+            let view = self.inner.view.borrow();
+            (!view.wanted.is_empty(), view.remembered, view.searches)
+        };
+        let before = match remembered {
+            0 => None,
+            1 => Some("the one member met before does not answer".to_owned()),
+            many => Some(format!("none of the {many} members met before answers")),
+        };
+        if configured {
+            return ConnectError::Unreachable { after, failures: self.failures().into_iter().chain(before).collect() };
+        }
+        let local = if searches { "nobody on the local network" } else { "the local network was not searched" };
+        let before = before.unwrap_or_else(|| "no member was met before".to_owned());
+        ConnectError::Alone { after, looked: vec!["no peers are given".to_owned(), local.to_owned(), before] }
+    }
+
     fn failures(&self) -> Vec<String> {
         let view = self.inner.view.borrow();
         let describe = |peer: &PeerId| match view.failures.get(peer) {
@@ -205,6 +262,13 @@ impl SwarmHandle {
         if tokio::time::timeout(WITHDRAW_DEADLINE, told).await.is_err() {
             tracing::debug!("left before others took note; they forget this server when its record expires");
         }
+    }
+
+    /// Takes block streams of these peers alone from now on, or of all. Connections to those that may not use this node any more are closed, with
+    /// the streams on them.
+    pub async fn allow(&self, peers: Option<HashSet<PeerId>>) {
+        // Without an event loop there is nobody to be kept out.
+        let _ = self.inner.commands.send(Command::Allow { peers }).await;
     }
 
     /// Opens a stream to `peer`, over a new connection to one of `addresses` (or one known from the hash table) if
@@ -260,10 +324,10 @@ impl SwarmHandle {
         self.inner.commands.send(Command::Query(query)).await.is_ok()
     }
 
-    /// Whether the node has peers to ask, or knows that it needs none.
+    /// Whether there is nobody to ask, though there should be.
     pub(crate) fn is_alone_unwillingly(&self) -> bool {
         let view = self.inner.view.borrow();
-        view.peers.is_empty() && !view.wanted.is_empty()
+        view.peers.is_empty() && (!view.wanted.is_empty() || view.remembered > 0)
     }
 
     /// Closes all connections and ends the node; returns when it has ended. Streams end with an error. Servers call

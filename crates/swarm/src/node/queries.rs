@@ -20,7 +20,7 @@ pub(super) enum Query {
     /// What one server itself answers.
     OwnRecord(PeerId, mpsc::Sender<Option<Vec<u8>>>),
     /// What others than this node answer.
-    Clock(mpsc::Sender<Option<Vec<u8>>>),
+    Others(mpsc::Sender<Option<Vec<u8>>>),
     /// What this server says of itself, or its name on the list of a block.
     Announcement,
     /// The last words of a server.
@@ -31,7 +31,7 @@ impl Query {
     fn is_abandoned(&self) -> bool {
         match self {
             Self::Providers(sink) => sink.is_closed(),
-            Self::Record(sink) | Self::OwnRecord(_, sink) | Self::Clock(sink) => sink.is_closed(),
+            Self::Record(sink) | Self::OwnRecord(_, sink) | Self::Others(sink) => sink.is_closed(),
             Self::Announcement | Self::Withdrawal(_) => false,
         }
     }
@@ -42,7 +42,7 @@ impl Query {
             Self::Providers(sink) => {
                 let _ = sink.try_send(None);
             }
-            Self::Record(sink) | Self::OwnRecord(_, sink) | Self::Clock(sink) => {
+            Self::Record(sink) | Self::OwnRecord(_, sink) | Self::Others(sink) => {
                 let _ = sink.try_send(None);
             }
             Self::Announcement => {}
@@ -91,7 +91,7 @@ impl Queries {
             {
                 let _ = sink.try_send(Some(found.record.value));
             }
-            (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::Clock(sink)))
+            (QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))), Some(Query::Others(sink)))
                 if found.peer.is_some() =>
             {
                 let _ = sink.try_send(Some(found.record.value));

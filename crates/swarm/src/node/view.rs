@@ -1,6 +1,6 @@
 //! What the event loop shows to the handles.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId, kad};
@@ -55,6 +55,12 @@ pub(super) struct View {
     pub(super) directory: DirectoryTraffic,
     /// Connected peers and their last round trip.
     pub(super) peers: HashMap<PeerId, Option<Duration>>,
+    /// Connected peers that are members of the hash table.
+    pub(super) members: HashSet<PeerId>,
+    /// Members that were met before this start.
+    pub(super) remembered: usize,
+    /// Whether the local network is searched.
+    pub(super) searches: bool,
     /// Peers to join the swarm through, as configured.
     pub(super) wanted: Vec<PeerId>,
     /// Why the last attempt to reach each of them failed, if it did.
@@ -64,6 +70,15 @@ pub(super) struct View {
 impl View {
     /// Whether one of the configured peers is connected, or none is configured.
     pub(super) fn has_joined(&self) -> bool {
-        self.wanted.is_empty() || self.wanted.iter().any(|peer| self.peers.contains_key(peer))
+        self.wanted.is_empty() || self.is_with_wanted()
+    }
+
+    /// Whether the node is together with a member of the swarm, whoever that is.
+    pub(super) fn has_company(&self) -> bool {
+        !self.members.is_empty() || self.is_with_wanted()
+    }
+
+    fn is_with_wanted(&self) -> bool {
+        self.wanted.iter().any(|peer| self.peers.contains_key(peer))
     }
 }

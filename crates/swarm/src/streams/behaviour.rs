@@ -2,7 +2,7 @@
 
 mod dialling;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::dial_error::describe_dial_error;
 use super::handler::Handler;
-use super::{Admission, IncomingStream, Link, OpenFailure, OpenRequest};
+use super::{Admission, AllowList, IncomingStream, Link, OpenFailure, OpenRequest};
 use crate::addresses::{is_circuit, is_tcp};
 use dialling::Dialling;
 
@@ -35,7 +35,7 @@ pub(crate) struct Behaviour {
     incoming: Option<mpsc::Sender<IncomingStream>>,
     admission: Arc<Admission>,
     /// Whose streams are taken, everybody's if `None`.
-    allowed: Option<HashSet<PeerId>>,
+    allowed: AllowList,
     /// Of each peer the best first.
     connections: HashMap<PeerId, Vec<Connection>>,
     /// What the streams of each connection share.
@@ -76,7 +76,7 @@ impl Behaviour {
     pub(crate) fn new(
         incoming: Option<mpsc::Sender<IncomingStream>>,
         admission: Arc<Admission>,
-        allowed: Option<HashSet<PeerId>>,
+        allowed: AllowList,
     ) -> Self {
         Self {
             protocol: StreamProtocol::new(PROTOCOL_NAME),
@@ -199,7 +199,7 @@ impl Behaviour {
     fn handler(&mut self, peer: PeerId, connection: ConnectionId, relayed: bool) -> Handler {
         let link = Link::new(relayed);
         self.links.insert(connection, link.clone());
-        let allowed = self.allowed.as_ref().is_none_or(|peers| peers.contains(&peer));
+        let allowed = self.allowed.clone();
         Handler::new(peer, self.protocol.clone(), self.incoming.clone(), allowed, Arc::clone(&self.admission), link)
     }
 

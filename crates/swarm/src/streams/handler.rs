@@ -13,7 +13,7 @@ use libp2p::swarm::{Stream, StreamProtocol, SubstreamProtocol};
 use libp2p::{PeerId, core};
 use tokio::sync::mpsc;
 
-use super::{Admission, IncomingStream, Link, NOT_ALLOWED, OpenFailure, OpenRequest, PeerStream};
+use super::{Admission, AllowList, IncomingStream, Link, NOT_ALLOWED, OpenFailure, OpenRequest, PeerStream};
 use crate::addresses::short;
 
 /// Offers these protocols, the preferred one first.
@@ -56,8 +56,8 @@ pub(crate) struct Handler {
     protocol: StreamProtocol,
     /// Where accepted streams go; `None` on nodes that accept none.
     incoming: Option<mpsc::Sender<IncomingStream>>,
-    /// Whether the peer may open streams.
-    allowed: bool,
+    /// Who may open streams.
+    allowed: AllowList,
     admission: Arc<Admission>,
     /// This connection.
     link: Arc<Link>,
@@ -70,7 +70,7 @@ impl Handler {
         peer: PeerId,
         protocol: StreamProtocol,
         incoming: Option<mpsc::Sender<IncomingStream>>,
-        allowed: bool,
+        allowed: AllowList,
         admission: Arc<Admission>,
         link: Arc<Link>,
     ) -> Self {
@@ -103,7 +103,7 @@ impl ConnectionHandler for Handler {
     fn listen_protocol(&self) -> SubstreamProtocol<Offer> {
         // A node whose program has dropped its `Incoming` serves no blocks, and says so.
         let accepts = self.incoming.as_ref().is_some_and(|incoming| !incoming.is_closed());
-        let offered = if self.allowed { &self.protocol } else { &NOT_ALLOWED };
+        let offered = if self.allowed.allows(&self.peer) { &self.protocol } else { &NOT_ALLOWED };
         SubstreamProtocol::new(Offer(accepts.then(|| offered.clone()).into_iter().collect()), ())
     }
 
@@ -129,7 +129,7 @@ impl ConnectionHandler for Handler {
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Offer, Offer, (), OpenRequest>) {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(inbound) => match inbound.protocol {
-                (stream, protocol) if protocol != NOT_ALLOWED => self.accept(stream),
+                (stream, protocol) if protocol != NOT_ALLOWED && self.allowed.allows(&self.peer) => self.accept(stream),
                 // It has learnt what it needed to know.
                 (stream, _) => drop(stream),
             },

@@ -4,6 +4,8 @@
 
 mod directory;
 mod many;
+mod members;
+mod models;
 mod oneself;
 mod private;
 mod reach;

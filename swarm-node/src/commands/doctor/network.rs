@@ -30,6 +30,7 @@ pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) ->
     let mut checks: Vec<Check> = check.into_iter().collect();
     let arguments = if running.is_some() { running::beside(&args.network) } else { args.network.clone() };
     let config = network::config(&arguments, &args.peers)?;
+    let has_peers = !config.peers.is_empty();
     let private = config.swarm_key.map(|key| key.fingerprint());
     let (swarm, _streams) = match SwarmNode::start(identity, config).await {
         Ok(started) => started,
@@ -41,7 +42,7 @@ pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) ->
     if running.is_none() {
         checks.push(Check::ok("listen", list(&swarm)));
     }
-    if args.peers.is_empty() {
+    if !has_peers {
         let remedy = "give --peers: only others can tell whether they reach this machine";
         checks.push(Check::warn("port", "not tried", remedy));
     } else {

@@ -3,9 +3,8 @@
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::dial_opts::DialOpts;
 use libp2p::swarm::{ConnectionId, DialError, ListenError, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, dcutr, identify, kad, mdns, ping, relay, upnp};
+use libp2p::{Multiaddr, PeerId, dcutr, identify, kad, ping, relay, upnp};
 use tokio::time::Instant;
 
 use super::{EventLoop, Remote};
@@ -14,9 +13,6 @@ use crate::behaviour::{BehaviourEvent, KAD_PROTOCOL};
 use crate::config::SwarmMode;
 use crate::node::reach::Reachability;
 use crate::streams::describe_dial_error;
-
-/// Nodes of the local network that are dialled because multicast found them. Others' swarms may be there too.
-const MAX_NEIGHBOURS: usize = 64;
 
 impl EventLoop {
     pub(in crate::node) fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -95,6 +91,7 @@ impl EventLoop {
         }
         self.dialler.disconnected(&peer, Instant::now());
         self.reach.on_no_relay(&peer);
+        self.on_member_gone(&peer);
         self.view.send_modify(|view| {
             view.peers.remove(&peer);
         });
@@ -163,12 +160,14 @@ impl EventLoop {
             // A node that others do not reach directly stops being a member of the hash table, and stays one of the swarm.
             if self.dialler.addresses(&peer_id).is_empty() {
                 self.swarm.behaviour_mut().kad.remove_peer(&peer_id);
+                self.on_member_gone(&peer_id);
             }
             return;
         }
         let peer_is_local = self.remotes.get(&connection_id).is_some_and(|remote| is_loopback(&remote.address));
         let addresses = believable(info.listen_addrs, peer_is_local);
         // Whoever has a TCP address is not dialled over QUIC: the connection made first is the one that streams use.
+        self.on_member(peer_id, &addresses);
         let has_tcp = addresses.iter().any(|address| is_tcp(address) && !is_circuit(address));
         for address in addresses.into_iter().filter(|address| !has_tcp || is_tcp(address)) {
             self.swarm.behaviour_mut().kad.add_address(&peer_id, address);
@@ -336,21 +335,6 @@ impl EventLoop {
             (None, Ok(())) => {}
         }
         self.refresh_addresses();
-    }
-
-    fn on_mdns(&mut self, event: mdns::Event) {
-        let mdns::Event::Discovered(found) = event else { return };
-        for (peer, address) in found.into_iter().take(MAX_NEIGHBOURS) {
-            if self.swarm.connected_peers().count() >= MAX_NEIGHBOURS || self.swarm.is_connected(&peer) {
-                continue;
-            }
-            tracing::debug!(peer = short(&peer), %address, "found a node on the local network");
-            // Whether it belongs to this swarm shows when it says what it speaks.
-            let attempt = DialOpts::peer_id(peer).addresses(vec![address]).build();
-            if let Err(error) = self.swarm.dial(attempt) {
-                self.on_dial_error(Some(peer), &error);
-            }
-        }
     }
 
     /// Ends circuits that a direct connection has replaced.
