@@ -102,7 +102,7 @@ impl Command {
             Self::Train(args) => Some(&mut args.swarm),
             Self::Distill(args) => Some(&mut args.swarm),
             Self::Eval(args) => Some(&mut args.swarm),
-            Self::Report(_) => None,
+            Self::Report(_) | Self::Status(_) | Self::Config(_) => None,
             Self::Generate(args) => Some(&mut args.swarm),
             Self::Chat(args) => Some(&mut args.swarm),
             Self::Serve(args) => Some(&mut args.swarm),

@@ -8,7 +8,7 @@ use clap::builder::ArgAction;
 use clap::{Arg, Command};
 use toml::de::{DeTable, DeValue};
 
-use crate::{Program, SHARED, TABLES};
+use crate::{NAMES, Program, SHARED, TABLES};
 
 /// A file of settings has a few lines; anything much longer is another file.
 const MAX_LEN: u64 = 256 * 1024;
@@ -189,9 +189,16 @@ impl Reader<'_> {
         }
     }
 
-    /// A path in the file begins where the file is, wherever the program is started.
+    /// A path in the file begins where the file is, wherever the program is started. What may be a name and is not there is a name.
     fn placed(&self, text: &str, arg: &Arg) -> String {
         let is_path = arg.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();
+        let may_be_name = arg.get_long().is_some_and(|flag| NAMES.contains(&flag))
+            && text.contains('/')
+            && !text.starts_with(['.', '/']);
+        let is_there = || self.path.parent().is_some_and(|folder| folder.join(text).exists());
+        if may_be_name && !is_there() {
+            return text.to_owned();
+        }
         match self.path.parent().filter(|_| is_path && !text.is_empty()) {
             // Only a path that is not UTF-8 itself cannot be written as a text.
             Some(folder) => folder.join(text).into_os_string().into_string().unwrap_or_else(|_| text.to_owned()),

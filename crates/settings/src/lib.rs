@@ -32,6 +32,8 @@ pub const PEERS_VARIABLE: &str = "PETALS_PEERS";
 const FILE_NAME: &str = "petals.toml";
 /// Keys that stand at the top of the file, because both programs have a flag of that meaning.
 const SHARED: [&str; 6] = ["join", "model", "model-name", "no-mdns", "peers", "swarm-key"];
+/// Flags that take a name, `org/name`, in the place of a path.
+const NAMES: [&str; 2] = ["model", "draft-model"];
 /// Tables of the file.
 const TABLES: [&str; 2] = ["node", "tune"];
 

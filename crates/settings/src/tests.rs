@@ -111,6 +111,11 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     let args = place.serve("");
     assert_eq!((args.peers, args.max_rows, args.no_mdns), (vec!["of-the-file".to_owned()], 16, true));
     assert_eq!(args.model, place.path().join("m"), "a path begins where the file is");
+    let model = |place: &Place| place.serve("").model;
+    let place = Place::with("model = 'org/name@main'");
+    assert_eq!(model(&place), Path::new("org/name@main"), "what is not there is a name");
+    std::fs::create_dir_all(place.path().join("org/name@main")).unwrap();
+    assert_eq!(model(&place), place.path().join("org/name@main"));
     let place = place.peers("one, two\nthree");
     assert_eq!(place.serve("").peers, ["one", "two", "three"]);
     let args = place.serve("--peers flag --max-rows 9 --model elsewhere");
