@@ -134,7 +134,7 @@ pub struct NetworkArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
     /// The model: a directory with config.json and model.safetensors (or its shards and index), a GGUF, or a name on Hugging Face's hub,
-    /// org/name[@revision], of which only what is needed is fetched.
+    /// org/name or org/name@revision, of which only what is needed is fetched.
     #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// Name of the model in the swarm; clients must use the same. Default: the directory's name, or of

@@ -13,7 +13,7 @@ use super::values::{at_least, byte_size, duration, multiaddr, peer_id, pin, rate
 #[command(next_help_heading = "Swarm")]
 pub(crate) struct SwarmArgs {
     /// The model: a directory with config.json, tokenizer.json, and the safetensors with embeddings, norm and head; a GGUF; or a name on Hugging
-    /// Face's hub, org/name[@revision], of which only these are fetched.
+    /// Face's hub, org/name or org/name@revision, of which only these are fetched.
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: PathBuf,
 

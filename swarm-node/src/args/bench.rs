@@ -21,7 +21,7 @@ pub struct BenchArgs {
     #[arg(value_name = "WHAT", required = true, num_args = 1..)]
     pub what: Vec<BenchKind>,
     /// The model: a directory with config.json and model.safetensors (or its shards and index), a GGUF, or a name on Hugging Face's hub,
-    /// org/name[@revision], of which only what is needed is fetched.
+    /// org/name or org/name@revision, of which only what is needed is fetched.
     #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     #[command(flatten)]
