@@ -93,9 +93,9 @@ impl PairPanels for PairMatrix {
     }
 }
 
-/// Rows below which tiles would be mostly empty.
+/// So few rows are quicker without tiles, which would be mostly empty; with more of them the products of pairs wait for themselves and not for memory.
 #[cfg(target_arch = "x86_64")]
-const EMPTY_ROWS: usize = 12;
+const EMPTY_ROWS: usize = 4;
 
 /// Computes a product with an instruction set for which [`Isa::multiplies_bf16`] holds.
 pub(super) fn run(
