@@ -5,28 +5,38 @@
 
 use half::f16;
 
-use super::{BLOCK, Column, inverse, scale_of};
+use super::{BLOCK, Column, inverse, scale_of, whole};
 
 /// So many steps lead to the largest scale of a column, and to its largest offset.
 pub(crate) const STEPS: f32 = 255.0;
 /// Numbers of four bits.
 const NUMBERS: f32 = 15.0;
 
+/// Blocks that are fitted side by side, one in each lane of a vector.
+const LANES: usize = 16;
+/// Values of [`LANES`] blocks: the first of each, the second of each, and so on.
+type Lanes = [[f32; LANES]; BLOCK];
+
 /// Rounds a column of any length to whole blocks.
 #[inline(always)]
 pub(super) fn round(values: &[f32], to: &mut Column) {
+    let mut lanes = [[0.0; LANES]; BLOCK];
     let mut block = [0.0; BLOCK];
-    for values in values.chunks(BLOCK) {
-        fill(values, &mut block);
-        let [scale, offset] = fit(&block);
-        to.scales.push(scale_of(scale));
-        to.offsets.push(scale_of(offset));
+    for values in values.chunks(LANES * BLOCK) {
+        for (lane, values) in values.chunks(BLOCK).enumerate() {
+            fill(values, &mut block);
+            lanes.iter_mut().zip(&block).for_each(|(to, &v)| to[lane] = v);
+        }
+        let [scales, offsets] = fit(&lanes);
+        let blocks = values.len().div_ceil(BLOCK);
+        to.scales.extend(scales[..blocks].iter().map(|&scale| scale_of(scale)));
+        to.offsets.extend(offsets[..blocks].iter().map(|&offset| scale_of(offset)));
     }
     settle(to);
     for (values, (scale, offset)) in values.chunks(BLOCK).zip(to.scales.iter().zip(&to.offsets)) {
         fill(values, &mut block);
         let (inverse, offset) = (inverse(scale.to_f32()), offset.to_f32());
-        to.values.extend(block.map(|v| ((v - offset) * inverse).round_ties_even().clamp(0.0, NUMBERS) as i8));
+        to.values.extend(block.map(|v| whole(((v - offset) * inverse).clamp(0.0, NUMBERS)) as i8));
     }
 }
 
@@ -51,52 +61,53 @@ fn settle(column: &mut Column) {
     column.offsets.iter_mut().for_each(|offset| *offset = f16::from_f32(settled(offset.to_f32(), of_offset)));
 }
 
-/// The scale and the offset with the least squared error of those tried: for some numbers of steps between the least and the largest value the nearest numbers are
+/// The scales and the offsets with the least squared error of those tried: for some numbers of steps between the least and the largest value the nearest numbers are
 /// taken, and of these the scale and the offset by least squares (as llama.cpp's `make_qkx2_quants`, without weights).
 #[inline(always)]
-fn fit(values: &[f32; BLOCK]) -> [f32; 2] {
+#[allow(clippy::needless_range_loop, reason = "counted loops over lanes read better than nested iterators")]
+fn fit(values: &Lanes) -> [[f32; LANES]; 2] {
     /// Steps tried, in eighths.
     const TRIES: std::ops::RangeInclusive<i32> = 10 * 8..=16 * 8;
-    let (mut least, mut most) = ([0.0f32; 16], [0.0f32; 16]);
-    for (i, &v) in values.iter().enumerate() {
-        least[i % 16] = least[i % 16].min(v);
-        most[i % 16] = most[i % 16].max(v);
-    }
     // Weights of one sign only begin at zero: no offset is above it.
-    let (least, most) = (least.into_iter().fold(0.0, f32::min), most.into_iter().fold(0.0, f32::max));
-    if most == least {
-        return [0.0, 0.0];
+    let (mut least, mut most, mut sum) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
+    for values in values {
+        for l in 0..LANES {
+            least[l] = least[l].min(values[l]);
+            most[l] = most[l].max(values[l]);
+            sum[l] += values[l];
+        }
     }
-    let sum = values.iter().sum::<f32>();
-    let (mut best, mut best_gain) = ([(most - least) / NUMBERS, least], f32::NEG_INFINITY);
+    let range: [f32; LANES] = std::array::from_fn(|l| most[l] - least[l]);
+    let (mut best_scale, mut best_offset) = (range.map(|range| range / NUMBERS), least);
+    let mut best_gain = [f32::NEG_INFINITY; LANES];
     for eighths in TRIES {
-        let inverse = eighths as f32 / 8.0 / (most - least);
-        let (mut numbers, mut squares, mut along) = ([0.0f32; 16], [0.0f32; 16], [0.0f32; 16]);
-        for (i, &v) in values.iter().enumerate() {
-            let number = ((v - least) * inverse).round_ties_even().min(NUMBERS);
-            numbers[i % 16] += number;
-            squares[i % 16] += number * number;
-            along[i % 16] += number * v;
+        let inverse = range.map(|range| if range > 0.0 { eighths as f32 / 8.0 / range } else { 0.0 });
+        let (mut numbers, mut squares, mut along) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
+        for values in values {
+            for l in 0..LANES {
+                let number = whole(((values[l] - least[l]) * inverse[l]).min(NUMBERS));
+                numbers[l] += number;
+                squares[l] += number * number;
+                along[l] += number * values[l];
+            }
         }
-        let total = |lanes: [f32; 16]| lanes.into_iter().sum::<f32>();
-        let (numbers, squares, along) = (total(numbers), total(squares), total(along));
-        let count = BLOCK as f32;
-        let determinant = count * squares - numbers * numbers;
-        if determinant <= 0.0 {
-            continue;
-        }
-        let mut scale = (count * along - sum * numbers) / determinant;
-        let mut offset = (squares * sum - numbers * along) / determinant;
-        if offset > 0.0 {
-            (scale, offset) = (along / squares, 0.0);
-        }
-        // By so much the squared error is less than without any weights.
-        let gain = scale * along + offset * sum;
-        if scale > 0.0 && gain > best_gain {
-            (best, best_gain) = ([scale, offset], gain);
+        for l in 0..LANES {
+            let count = BLOCK as f32;
+            let determinant = count * squares[l] - numbers[l] * numbers[l];
+            let scale = (count * along[l] - sum[l] * numbers[l]) / determinant;
+            let offset = (squares[l] * sum[l] - numbers[l] * along[l]) / determinant;
+            let above = offset > 0.0;
+            let scale = if above { along[l] / squares[l] } else { scale };
+            let offset = if above { 0.0 } else { offset };
+            // By so much the squared error is less than without any weights.
+            let gain = scale * along[l] + offset * sum[l];
+            let better = determinant > 0.0 && scale > 0.0 && gain > best_gain[l];
+            best_scale[l] = if better { scale } else { best_scale[l] };
+            best_offset[l] = if better { offset } else { best_offset[l] };
+            best_gain[l] = if better { gain } else { best_gain[l] };
         }
     }
-    best
+    [best_scale, best_offset]
 }
 
 #[cfg(test)]
