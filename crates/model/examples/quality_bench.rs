@@ -1,10 +1,10 @@
 //! What is lost by keeping a model's weights, and its sessions' keys and values, in less than f32: perplexity, differences of the logits, and how often the
 //! likeliest token is the same.
 //!
-//! usage: quality_bench MODEL IDS.json [WINDOW [WINDOWS]]
+//! usage: quality_bench MODEL IDS.json [WINDOW [WINDOWS [ROWS]]]
 //!
 //! IDS.json is a list of token ids of a text. It is read in windows (512 tokens, 8 of them), once in passes, as training reads texts, and once in steps of
-//! 16 rows, as sessions do.
+//! ROWS tokens (1), as sessions do.
 
 use std::error::Error;
 
@@ -12,8 +12,6 @@ use petals_model::{
     BlockStack, CachedRows, Checkpoint, ClientModel, Device, Dtype, ForwardPass, Keep, KvDtype, KvMeter, LossRules,
 };
 use petals_protocol::{Injection, PassLayout};
-
-const STEP: usize = 16;
 
 /// What was kept how, and read how.
 const KINDS: [(Dtype, KvDtype, bool); 13] = [
@@ -36,18 +34,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [model, ids, sizes @ ..] = &arguments[..] else { return Err("usage: quality_bench MODEL IDS.json".into()) };
     let size = |at: usize, usual: usize| sizes.get(at).map_or(Ok(usual), |text| text.parse());
-    let (window, count) = (size(0, 512)?, size(1, 8)?);
+    let (window, count, rows) = (size(0, 512)?, size(1, 8)?, size(2, 1)?);
     let ids: Vec<u32> = serde_json::from_slice(&std::fs::read(ids)?)?;
     let windows: Vec<&[u32]> = ids.chunks_exact(window).take(count).collect();
     let checkpoint = Checkpoint::open(model)?;
     let client = checkpoint.load_client(Dtype::F32)?;
-    println!("{} windows of {window} tokens", windows.len());
+    println!("{} windows of {window} tokens, steps of {rows}", windows.len());
     println!("| weights | keys and values | read in | perplexity | change | logits off by | same token |");
     println!("|---|---|---|---:|---:|---:|---:|");
     let mut exact: Option<Outcome> = None;
     for (dtype, kv, steps) in KINDS {
         let stack = checkpoint.load_span(checkpoint.blocks(), &Device::cpu(), dtype)?.with_kv_dtype(kv)?;
-        let outcome = outcome(&stack, &client, &windows, steps)?;
+        let outcome = outcome(&stack, &client, &windows, steps.then_some(rows.max(1)))?;
         let reference = exact.get_or_insert_with(|| outcome.clone());
         let (perplexity, before) = (outcome.perplexity(), reference.perplexity());
         let (apart, same) = outcome.beside(reference);
@@ -90,12 +88,15 @@ fn outcome(
     stack: &BlockStack,
     client: &ClientModel,
     windows: &[&[u32]],
-    steps: bool,
+    steps: Option<usize>,
 ) -> Result<Outcome, Box<dyn Error>> {
     let (mut outcome, vocab) = (Outcome::default(), stack.config().vocab_size);
     for window in windows {
         let text = client.embed(window)?;
-        let hidden = if steps { in_steps(stack, &text)? } else { in_one(stack, text, window.len())? };
+        let hidden = match steps {
+            Some(rows) => in_steps(stack, &text, rows)?,
+            None => in_one(stack, text, window.len())?,
+        };
         let d = stack.config().hidden_size;
         let hidden = &hidden[..(window.len() - 1) * d];
         let loss = client.lm_loss(hidden, &window[1..], LossRules::default())?;
@@ -125,11 +126,11 @@ fn in_one(stack: &BlockStack, text: Vec<f32>, tokens: usize) -> Result<Vec<f32>,
     Ok(stack.forward(pass, Keep::Nothing)?.text)
 }
 
-fn in_steps(stack: &BlockStack, text: &[f32]) -> Result<Vec<f32>, Box<dyn Error>> {
+fn in_steps(stack: &BlockStack, text: &[f32], rows: usize) -> Result<Vec<f32>, Box<dyn Error>> {
     let d = stack.config().hidden_size;
     let mut cache = stack.cache(stack.span(), text.len() / d, &KvMeter::default())?;
     let mut hidden = Vec::with_capacity(text.len());
-    for rows in text.chunks(STEP * d) {
+    for rows in text.chunks(rows * d) {
         let sequence = CachedRows { cache: &mut cache, rows: rows.len() / d, tables: None };
         hidden.extend(stack.step(rows.to_vec(), &mut [sequence], None)?);
     }

@@ -1,4 +1,6 @@
 //! Products of a few rows as integers: sums of 32 products of eight bits are exact, and only they are scaled and added in f32.
+//!
+//! The fewest rows have two parts of eight bits each, so that what is lost is what the weights have lost already.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -300,12 +302,19 @@ macro_rules! by_rows {
 }
 use by_rows;
 
+/// Parts of eight bits that each of so many rows is rounded to. The fewest have two: their products take as long, since they wait for the weights.
+pub(in super::super) fn parts_of(rows: usize) -> usize {
+    const FINE_ROWS: usize = 4;
+    if rows <= FINE_ROWS { 2 } else { 1 }
+}
+
 fn product<I: Integers, const VECTORS: usize>(
     weight: &BlockMatrix,
     left: &[f32],
     out: &mut [MaybeUninit<f32>],
     accumulate: bool,
 ) {
+    const { assert!(I::ROWS.is_multiple_of(2), "the parts of a row lie in one strip") };
     let (depth, width) = (weight.depth, weight.width);
     let rows = left.len() / depth.max(1);
     assert!(left.len() == rows * depth && out.len() == rows * width, "rows do not fit together");
@@ -313,17 +322,18 @@ fn product<I: Integers, const VECTORS: usize>(
     if rows == 0 || width == 0 {
         return;
     }
-    let left = RoundedRows::new(left, depth);
+    let parts = parts_of(rows);
+    let left = RoundedRows::new(left, depth, parts);
     let out = SharedOut(out.as_mut_ptr().cast());
     let task = |rows: Range<usize>, panels: Range<usize>| {
         // SAFETY: the rows and panels of a task are its own, and the set is one that the processor has.
         panels
             .for_each(|panel| unsafe { multiply::<I, VECTORS>(weight, &left, (out, accumulate), rows.clone(), panel) });
     };
-    divide([rows, depth, width], TASK_PANELS, I::ROWS, task);
+    divide([rows * parts, depth, width], TASK_PANELS, I::ROWS, task);
 }
 
-/// All of `rows` times one panel.
+/// All of `rows`, parts counted, times one panel.
 ///
 /// # Safety
 /// The processor has the instruction set; nobody else uses these rows and columns of the output.
@@ -347,18 +357,19 @@ unsafe fn multiply<I: Integers, const VECTORS: usize>(
             scales: left.scales[row * blocks..].as_ptr(),
             sums: left.sums[row * blocks..].as_ptr(),
         };
-        let at = out.0.wrapping_add(row * weight.width + panel * PANEL);
-        // SAFETY: by the contract of this function; a ragged panel goes through a buffer that has room for it.
+        let at = out.0.wrapping_add(row / left.parts * weight.width + panel * PANEL);
+        // SAFETY: by the contract of this function; a ragged panel goes through a buffer that has room for it, and so do rows of two parts.
         unsafe {
-            if width == PANEL {
+            if width == PANEL && left.parts == 1 {
                 let out = Out { data: at, row_stride: weight.width, accumulate };
                 I::multiply::<VECTORS>(height, &weight.bits, operand, part, out);
                 continue;
             }
             let whole = Out { data: buffer.as_mut_ptr(), row_stride: PANEL, accumulate: false };
             I::multiply::<VECTORS>(height, &weight.bits, operand, part, whole);
-            for (row, values) in buffer.chunks_exact(PANEL).take(height).enumerate() {
-                for (column, &value) in values.iter().take(width).enumerate() {
+            for (row, parts) in buffer[..height * PANEL].chunks_exact(left.parts * PANEL).enumerate() {
+                for column in 0..width {
+                    let value: f32 = parts[column..].iter().step_by(PANEL).sum();
                     let at = at.wrapping_add(row * weight.width + column);
                     *at = if accumulate { *at + value } else { value };
                 }

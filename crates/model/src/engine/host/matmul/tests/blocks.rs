@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::{SHAPES, values, weight, write_column};
 use crate::checkpoint::blocks::{self, BLOCK, Bits, Column, FITTED};
-use crate::engine::host::matmul::blocks::{BlockMatrix, Dots};
+use crate::engine::host::matmul::blocks::{BlockMatrix, Dots, parts_of};
 use crate::engine::host::matmul::driver::{self, Direction, Operands};
 use crate::engine::host::matmul::isa::Isa;
 use crate::engine::host::matmul::pairs::{self, Plain};
@@ -36,12 +36,20 @@ fn rounded(bits: Bits, [depth, width]: [usize; 2]) -> Vec<f32> {
     weights
 }
 
-/// What a row is once its blocks are rounded to eight bits.
-fn rounded_left(left: &[f32], inner: usize) -> Vec<f32> {
-    let block = |values: &[f32]| {
+/// What a row is once its blocks are rounded to eight bits, or to eight and what is left to eight more.
+fn rounded_left(left: &[f32], inner: usize, parts: usize) -> Vec<f32> {
+    let round = |values: &[f32]| {
         let most = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
         let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
         values.iter().map(|v| (v * inverse).round_ties_even() * (most / 127.0)).collect::<Vec<_>>()
+    };
+    let block = |values: &[f32]| {
+        let mut rounded = round(values);
+        for _ in 1..parts {
+            let lost: Vec<f32> = values.iter().zip(&rounded).map(|(v, rounded)| v - rounded).collect();
+            rounded.iter_mut().zip(round(&lost)).for_each(|(v, more)| *v += more);
+        }
+        rounded
     };
     left.chunks(inner).flat_map(|row| row.chunks(BLOCK).flat_map(block)).collect()
 }
@@ -86,12 +94,28 @@ fn integer_products_of_every_set_agree_with_plain_sums() {
             let matrix = BlockMatrix::from_columns([depth, width], bits, &write_column);
             let left = values(1, rows * depth);
             let weights = rounded(bits, [depth, width]);
-            let expected = expected(Direction::Forward, shape, &rounded_left(&left, depth), &weights);
+            let expected = expected(Direction::Forward, shape, &rounded_left(&left, depth, parts_of(rows)), &weights);
             for dots in Dots::available() {
                 let out = written(rows * width, |out, accumulate| dots.product(&matrix, &left, out, accumulate));
                 assert_near(&format!("{dots:?} {bits:?} {shape:?}"), &out, &expected);
             }
         }
+    }
+}
+
+#[test]
+fn the_fewest_rows_are_hardly_rounded() {
+    let (depth, width) = (512, 40);
+    let matrix = BlockMatrix::from_columns([depth, width], Bits::Eight, &write_column);
+    let weights = rounded(Bits::Eight, [depth, width]);
+    // Unlike those of `values` these are no few eighths.
+    let left: Vec<f32> = values(1, depth).iter().enumerate().map(|(i, v)| v + (i as f32).sin() / 7.0).collect();
+    let expected = expected(Direction::Forward, [1, depth, width], &left, &weights);
+    let largest = expected.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+    for dots in Dots::available() {
+        let out = written_once(width, |out| dots.product(&matrix, &left, out, false));
+        let worst = out.iter().zip(&expected).fold(0.0f32, |a, (x, y)| a.max((x - y).abs()));
+        assert!(worst < 3e-5 * largest, "{dots:?}: {worst} of {largest}");
     }
 }
 
