@@ -5,7 +5,7 @@ use super::super::blocks::{Bits, Column, EVEN};
 use super::super::matrix::Rows;
 use super::super::stored::Stored;
 use super::bits::{mask, word};
-use super::groups::{self, Affine, Groups, fit_f16};
+use super::groups::{self, Affine, Groups, fit_f16, fit_offsets};
 
 /// A matrix of codes and scales.
 #[derive(Debug)]
@@ -39,12 +39,13 @@ pub(super) enum Codes {
 }
 
 impl Codes {
-    /// Of how many bits they are, if engines have such blocks.
-    fn bits(&self) -> Option<Bits> {
-        match self {
-            Self::Packed { bits: 4, .. } => Some(Bits::Four(EVEN)),
-            Self::Packed { bits: 8, .. } => Some(Bits::Eight),
-            Self::Numbers(numbers) if numbers.dtype() == FileDtype::I8 => Some(Bits::Eight),
+    /// Of how many bits they are, if engines have such blocks: with offsets, if there are zero points.
+    fn bits(&self, zeros: Option<&Zeros>) -> Option<Bits> {
+        match (self, zeros) {
+            (Self::Packed { bits: 4, .. }, None) => Some(Bits::Four(EVEN)),
+            (Self::Packed { bits: 4, .. }, Some(zeros)) => zeros.are_codes().then_some(Bits::Offset),
+            (Self::Packed { bits: 8, .. }, None) => Some(Bits::Eight),
+            (Self::Numbers(numbers), None) if numbers.dtype() == FileDtype::I8 => Some(Bits::Eight),
             _ => None,
         }
     }
@@ -62,6 +63,16 @@ pub(super) enum Zeros {
 }
 
 impl Zeros {
+    /// Whether all of them are numbers that four bits hold.
+    fn are_codes(&self) -> bool {
+        match self {
+            Self::Packed { bits, .. } => *bits == 4,
+            Self::Numbers(numbers) => {
+                numbers.values().iter().all(|zero| (-HALF_RANGE..HALF_RANGE).contains(zero) && zero.fract() == 0.0)
+            }
+        }
+    }
+
     /// The zero point of a block: of all that are `columns` in a row.
     fn of(&self, row: usize, column: usize, columns: usize) -> f32 {
         match self {
@@ -75,12 +86,23 @@ impl Zeros {
     }
 }
 
+/// What has been added to codes of four bits.
+const HALF_RANGE: f32 = 8.0;
+
 /// The low bits of a word, as the signed number that half of the range was added to.
 fn signed(word: u32, bits: u32) -> f32 {
     (word & mask(bits)) as f32 - (1_u32 << (bits - 1)) as f32
 }
 
 impl Scaled {
+    /// That of block `column` of those that are `columns` in a row.
+    fn affine(&self, row: usize, column: usize, columns: usize) -> Affine {
+        Affine {
+            zero: self.zeros.as_ref().map_or(0.0, |zeros| zeros.of(row, column, columns)),
+            scale: self.scales.value(row * columns + column),
+        }
+    }
+
     /// The codes of a row, without their offsets.
     fn codes_of(&self, row: usize, values: &mut [f32]) {
         match &self.codes {
@@ -106,22 +128,26 @@ impl Rows for Scaled {
         self.codes_of(row, values);
         let Blocks { height, columns, groups } = &self.blocks;
         let of = row / height;
-        groups.apply(values, |column| Affine {
-            zero: self.zeros.as_ref().map_or(0.0, |zeros| zeros.of(of, column, *columns)),
-            scale: self.scales.value(of * columns + column),
-        });
+        groups.apply(values, |column| self.affine(of, column, *columns));
     }
 
     fn bits(&self) -> Option<Bits> {
-        let whole = self.blocks.groups.whole_blocks(self.values).is_some() && self.zeros.is_none();
-        self.codes.bits().filter(|_| whole && fit_f16(&self.scales.values()))
+        self.blocks.groups.whole_blocks(self.values)?;
+        let fit = if self.zeros.is_some() { fit_offsets } else { fit_f16 };
+        self.codes.bits(self.zeros.as_ref()).filter(|_| fit(&self.scales.values()))
     }
 
     fn blocks_of(&self, bits: Bits, row: usize, values: &mut [f32], to: &mut Column) {
         let Some(size) = self.blocks.groups.whole_blocks(self.values) else { return };
         self.codes_of(row, values);
         let Blocks { height, columns, .. } = &self.blocks;
-        let of = |group| Affine { zero: 0.0, scale: self.scales.value(row / height * columns + group) };
+        // The numbers of blocks with offsets begin at zero.
+        let shift = if bits == Bits::Offset { HALF_RANGE } else { 0.0 };
+        values.iter_mut().for_each(|code| *code += shift);
+        let of = |group| {
+            let Affine { zero, scale } = self.affine(row / height, group, *columns);
+            Affine { zero: zero + shift, scale }
+        };
         groups::blocks_of(bits, values, size, of, to);
     }
 

@@ -87,23 +87,35 @@ fn values_are_those_of_the_reference_implementations_bit_for_bit() {
     }
 }
 
-/// In groups of 32 with these zero points, two to a byte: the recorded ones have smaller groups.
+/// A weight `[8, 64]` in groups of 32: the recorded ones have smaller groups.
+fn of_whole_blocks(name: &str, config: Value, tensors: [(&str, &str, [usize; 2], Vec<u8>); 3]) -> Case {
+    let tensors = tensors.map(|(end, dtype, shape, data)| (end.to_owned(), (dtype.to_owned(), shape.to_vec(), data)));
+    Case { name: name.into(), config, tensors: tensors.into(), shape: [8, 64], rows: Vec::new(), values: Vec::new() }
+}
+
+fn words(count: u32) -> Vec<u8> {
+    (0..count).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect()
+}
+
+fn scales() -> Vec<u8> {
+    (0..16).flat_map(|n| half::f16::from_f32(0.01 * n as f32 + 0.003).to_le_bytes()).collect()
+}
+
+/// With these zero points, two to a byte.
 fn gptq_of_whole_blocks(name: &str, zeros: u8) -> Case {
-    let words = |count: u32| (0..count).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect::<Vec<u8>>();
-    let scales = (0..16).flat_map(|n| half::f16::from_f32(0.01 * n as f32 + 0.003).to_le_bytes()).collect();
-    let tensors = [
-        ("qweight", ("I32".to_owned(), vec![8, 8], words(64))),
-        ("qzeros", ("I32".to_owned(), vec![2, 1], vec![zeros; 8])),
-        ("scales", ("F16".to_owned(), vec![2, 8], scales)),
-    ];
-    Case {
-        name: name.into(),
-        config: json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": false, "sym": true}),
-        tensors: tensors.map(|(end, tensor)| (end.to_owned(), tensor)).into(),
-        shape: [8, 64],
-        rows: Vec::new(),
-        values: Vec::new(),
-    }
+    let config = json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": false, "sym": true});
+    let zeros = ("qzeros", "I32", [2, 1], vec![zeros; 8]);
+    of_whole_blocks(name, config, [("qweight", "I32", [8, 8], words(64)), zeros, ("scales", "F16", [2, 8], scales())])
+}
+
+fn compressed_of_whole_blocks(name: &str, zeros: (&str, [usize; 2], Vec<u8>)) -> Case {
+    let weights = json!({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "group", "group_size": 32});
+    let groups = json!({"group_0": {"targets": ["Linear"], "weights": weights}});
+    let config = json!({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups});
+    let (dtype, shape, data) = zeros;
+    let zeros = ("weight_zero_point", dtype, shape, data);
+    let codes = ("weight_packed", "I32", [8, 8], words(64));
+    of_whole_blocks(name, config, [codes, ("weight_scale", "F16", [8, 2], scales()), zeros])
 }
 
 #[test]
@@ -111,7 +123,12 @@ fn blocks_stand_for_the_same_values() {
     let mut lying = Vec::new();
     let whole = [("gptq, symmetric", 0x77), ("gptq with zero points", 0x2b)]
         .map(|(name, zeros)| gptq_of_whole_blocks(name, zeros));
-    for Case { name, config, tensors, shape, .. } in cases().into_iter().chain(whole) {
+    let compressed = [
+        compressed_of_whole_blocks("packed zero points", ("I32", [1, 2], words(2))),
+        compressed_of_whole_blocks("zero points", ("I8", [8, 2], (0..16).map(|n| (n as u8).wrapping_sub(8)).collect())),
+        compressed_of_whole_blocks("zero points beyond the codes", ("I8", [8, 2], vec![9; 16])),
+    ];
+    for Case { name, config, tensors, shape, .. } in cases().into_iter().chain(whole).chain(compressed) {
         let (_dir, checkpoint) = checkpoint(&config, &tensors);
         let matrix = checkpoint.matrix("w", shape).unwrap();
         let Some(bits) = matrix.bits() else { continue };
@@ -128,10 +145,11 @@ fn blocks_stand_for_the_same_values() {
         }
         lying.push(name);
     }
-    for layout in ["gptq, symmetric", "gptq with zero points", "int4", "int8"] {
+    for layout in ["gptq, symmetric", "gptq with zero points", "int4", "int8", "packed zero points"] {
         assert!(lying.iter().any(|name| name.contains(layout)), "none of {layout}: {lying:?}");
     }
-    assert!(!lying.iter().any(|name| name.contains("awq") || name.contains("fp8")), "{lying:?}");
+    assert!(lying.iter().any(|name| name == "zero points"), "{lying:?}");
+    assert!(!lying.iter().any(|name| ["awq", "fp8", "beyond"].iter().any(|kind| name.contains(kind))), "{lying:?}");
 }
 
 /// GPTQModel takes the ones away word by word when it saves the first format, so that a zero point of none borrows from its neighbour.
