@@ -10,6 +10,9 @@ mod probe;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
+#[cfg(feature = "burn")]
+use crate::engine::burn::Burn;
+
 pub use dtype::Dtype;
 pub use kv_dtype::KvDtype;
 #[cfg(feature = "vulkan")]
@@ -70,8 +73,8 @@ pub enum DeviceError {
         /// Which dtype.
         dtype: Dtype,
     },
-    /// The device keeps keys and values in f32 alone.
-    #[error("{device} keeps keys and values in f32: leave out --kv-dtype {dtype}, which is for the CPU")]
+    /// The device keeps no keys and values in this dtype.
+    #[error("{device} has no {dtype} to keep keys and values in: use --kv-dtype f32 or int8")]
     KvDtype {
         /// Which device.
         device: String,
@@ -110,6 +113,17 @@ impl Device {
     /// Whether blocks on it can read weights from where their files are mapped.
     pub fn reads_in_place(&self) -> bool {
         matches!(self.kind(), Kind::Host)
+    }
+
+    /// Whether keys and values can be kept in this dtype. Eight bits are in words, which every device has.
+    fn holds(&self, dtype: KvDtype) -> bool {
+        match (dtype, self.kind()) {
+            (_, Kind::Host) | (KvDtype::Auto | KvDtype::F32 | KvDtype::Int8, _) => true,
+            #[cfg(feature = "burn")]
+            (KvDtype::Bf16, _) => Burn::new(self).supports(Dtype::Bf16),
+            #[cfg(feature = "burn")]
+            (KvDtype::F16, _) => Burn::new(self).supports(Dtype::F16),
+        }
     }
 
     /// The CPU.

@@ -13,7 +13,7 @@ pub struct DeviceArgs {
     /// (4.5 bits).
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     pub dtype: Dtype,
-    /// Dtype of the keys and values of sessions: auto (f32; f16 beside int8 and int4 on the CPU), f32, or on the CPU bf16, f16 or int8.
+    /// Dtype of the keys and values of sessions: auto (f32; f16 beside int8 and int4), f32, bf16, f16 or int8.
     #[arg(long, default_value = "auto", value_name = "DTYPE")]
     pub kv_dtype: KvDtype,
 }

@@ -28,13 +28,12 @@ impl KvDtype {
     /// What [`KvDtype::Auto`] stands for beside weights in `weights`; the others stand for themselves.
     ///
     /// # Errors
-    /// [`DeviceError::KvDtype`] if the device keeps nothing but f32.
+    /// [`DeviceError::KvDtype`] if the device has no place for values of this dtype.
     pub fn on(self, device: &Device, weights: Dtype) -> Result<Self, DeviceError> {
-        let narrows = device.reads_in_place();
         match self {
-            Self::Auto if narrows && weights.is_quantised() => Ok(Self::F16),
-            Self::Auto | Self::F32 => Ok(Self::F32),
-            chosen if narrows => Ok(chosen),
+            Self::Auto if weights.is_quantised() && device.holds(Self::F16) => Ok(Self::F16),
+            Self::Auto => Ok(Self::F32),
+            chosen if device.holds(chosen) => Ok(chosen),
             dtype => Err(DeviceError::KvDtype { device: device.to_string(), dtype }),
         }
     }

@@ -23,6 +23,7 @@ mod activation;
 mod attention;
 mod cache;
 mod cached_attention;
+mod kept;
 mod linear;
 mod memory;
 mod norm;
@@ -254,8 +255,8 @@ impl Engine for Burn {
     }
 
     /// Keeps everything, whatever the windows.
-    fn cache(&self, windows: &[Option<usize>], heads: Heads, _: KvDtype, meter: &KvMeter) -> GrowingCache {
-        GrowingCache::new(windows.len(), heads, &self.raw, meter)
+    fn cache(&self, windows: &[Option<usize>], heads: Heads, dtype: KvDtype, meter: &KvMeter) -> GrowingCache {
+        GrowingCache::new(windows.len(), heads, dtype, &self.raw, meter)
     }
 
     fn cached_attention(&self, heads: Heads, sequences: Vec<Grown>) -> CachedAttention {

@@ -16,15 +16,15 @@ pub(super) fn attention(AttentionSizes { longest, prefix, examples, heads }: Att
     seen.saturating_mul(values_per_seen(heads)).saturating_add(padded).saturating_add(biases)
 }
 
-/// The attention of a step: masks and biases of all sequences; of one sequence at a time scores and what is read of its cache; and a cache's
-/// copy when it grows.
+/// The attention of a step: masks and biases of all sequences; of one sequence at a time scores and what is read of its cache, keys and values widened from
+/// eight bits, their parts, all of them together, and with their scales; and a cache's copy when it grows.
 pub(super) fn cached_attention(heads: Heads, sequences: &[(u64, u64)]) -> u64 {
     let (query_width, key_width) = (heads.query_width() as u64, heads.key_width() as u64);
     let of_sequence = |&(new, kept): &(u64, u64)| {
         // With the rest of a page, which is less than a page, and a sink's column.
         let seen = new.saturating_add(kept).saturating_add(PAGE_TOKENS as u64);
         let scores = new.saturating_mul(seen).saturating_mul(values_per_seen(heads));
-        let copies = seen.saturating_mul(4 * key_width).saturating_add(new.saturating_mul(4 * query_width));
+        let copies = seen.saturating_mul(12 * key_width).saturating_add(new.saturating_mul(4 * query_width));
         scores.saturating_add(copies).saturating_add(biases(heads, seen))
     };
     sequences.iter().map(of_sequence).fold(0, u64::saturating_add)
