@@ -144,7 +144,7 @@ impl Executor {
             mean_us: AtomicU64::new(0),
         });
         let prefixes = Prefixes::new(config.kv_bytes / PREFIX_PART);
-        let worker = Worker { config, prefixes, crowd: crowd::Crowd::default(), shared: shared.clone() };
+        let worker = Worker { config, prefixes, crowd: crowd::Crowd::new(), shared: shared.clone() };
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -285,7 +285,7 @@ struct Worker {
     config: ExecutorConfig,
     prefixes: Prefixes,
     /// Of steps.
-    crowd: crowd::Crowd,
+    crowd: crowd::Crowd<batch::Comer>,
     shared: Arc<Shared>,
 }
 

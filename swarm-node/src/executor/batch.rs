@@ -5,17 +5,34 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use petals_model::BlockStack;
-use petals_protocol::{BlockPasses, Refusal, StashLevel};
+use petals_protocol::{BlockPasses, Refusal, Span, StashLevel};
 
 use super::pass::{Done, Output, Pass, Work};
+use super::sessions::SessionKey;
 use super::steps::{self, Step, Stepped};
-use super::{Reply, Worker};
+use super::{Reply, State, Worker};
 use crate::lock::lock;
 
 /// Rows of a batch. More would keep those that come meanwhile waiting for longer than they gain.
 const MAX_ROWS: usize = 1024;
 
+/// Whose step a pass is, and of which blocks.
+pub(super) type Comer = (SessionKey, Span);
+
+fn comer(pass: &Pass) -> Option<Comer> {
+    match pass.work {
+        Work::Step { session, .. } => Some(((pass.stream, session), pass.layout.span)),
+        _ => None,
+    }
+}
+
 impl Worker {
+    fn came(&mut self, pass: &Pass) {
+        if let Some(who) = comer(pass) {
+            self.crowd.came(who, pass.arrived);
+        }
+    }
+
     /// Runs a step and those of others that would come next in their lanes.
     pub(super) fn run_steps(&mut self, first: (Pass, Reply), blocks: Arc<BlockStack>) {
         let span = first.0.layout.span;
@@ -29,9 +46,19 @@ impl Worker {
             fits
         };
         let began = Instant::now();
-        let mut state = self.crowd.gather(lock(&self.shared.state), &self.shared.wake, |state| state.queue.len());
-        batch.extend(state.queue.pop_those(&mut fits));
+        batch.iter().for_each(|(pass, _)| self.came(pass));
+        let mut state = lock(&self.shared.state);
+        // Other work is not kept waiting for those who are not here.
+        let alike = |pass: &Pass| comer(pass).is_some_and(|(_, other)| other == span);
+        if state.queue.iter().all(|(pass, _)| alike(pass)) {
+            let here = |state: &State, who: &Comer| state.queue.iter().any(|(pass, _)| comer(pass) == Some(*who));
+            state = self.crowd.meet(state, &self.shared.wake, |(_, other)| *other == span, here);
+        }
+        state = self.crowd.gather(state, &self.shared.wake, |state| state.queue.len());
+        let others = state.queue.pop_those(&mut fits);
         drop(state);
+        others.iter().for_each(|(pass, _)| self.came(pass));
+        batch.extend(others);
         let started = Instant::now();
         let (mut steps, mut waiting) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for (pass, reply) in batch {
@@ -59,6 +86,7 @@ impl Worker {
         let passes = BlockPasses { forward: span.len() as u32, backward: 0 };
         let mut results = results.into_iter();
         for (reply, queued, key) in waiting {
+            self.crowd.answered((key, span));
             let failed = || Err(Refusal::Internal { what: "the computation failed".into() });
             let done = results.next().unwrap_or_else(failed).map(|Stepped { text, prefix }| {
                 let output = Output::Forward { text, prefix, stash: StashLevel::None, keys_values: None };

@@ -1,5 +1,7 @@
 //! Whether a step should wait a moment for others that could share its pass.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,13 +18,25 @@ const ALONE: Duration = Duration::from_secs(1);
 const MOST_IN_VAIN: u32 = 4;
 const TRY_AGAIN: u32 = 16;
 
+/// Who comes again within this part of a pass's usual time is waited for: with a pass of its own for each of two groups, both would wait longer.
+const SOON_PART: f64 = 0.8;
+/// Who has not come after so many times what it usually takes does not come.
+const LATE: f64 = 1.25;
+/// What is known of who has not come for so long is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(10);
+
 /// Gathers steps that come at nearly the same time, of users who generate side by side.
 ///
 /// A pass of few rows takes as long as its weights take to be read, however many rows share it. Users who were answered together
 /// come again together, but not in the same instant: if the first of them went at once, the others would go behind it, and from
 /// there on they would read all weights twice per token, here and at all servers that follow.
-#[derive(Debug, Default)]
-pub(super) struct Crowd {
+///
+/// Users who are out of step already, each of whom comes back while the pass of another is computed, would stay so for ever. So whoever usually comes
+/// back soon after an answer is waited for; one who does not come is no longer expected, until he has come back in time again.
+#[derive(Debug)]
+pub(super) struct Crowd<K> {
+    /// Those who were answered before.
+    comers: HashMap<K, Comer>,
     /// When several were last there at a time.
     together: Option<Instant>,
     /// What a pass takes, rather too short than too long.
@@ -33,7 +47,71 @@ pub(super) struct Crowd {
     chances: u32,
 }
 
-impl Crowd {
+/// Who comes again and again.
+#[derive(Debug)]
+struct Comer {
+    answered: Instant,
+    /// Between an answer and the next step, as usual or rather longer; `None` before the first one.
+    gap: Option<Duration>,
+    /// Answered, and not back yet.
+    away: bool,
+}
+
+impl<K: Copy + Eq + Hash> Crowd<K> {
+    pub(super) fn new() -> Self {
+        Self { comers: HashMap::new(), together: None, usual: Duration::ZERO, in_vain: 0, chances: 0 }
+    }
+
+    /// A step came.
+    pub(super) fn came(&mut self, who: K, arrived: Instant) {
+        if let Some(comer) = self.comers.get_mut(&who).filter(|comer| comer.away) {
+            let took = arrived.saturating_duration_since(comer.answered);
+            comer.gap = Some(comer.gap.map_or(took, |gap| took.max((gap * 3 + took) / 4)));
+            comer.away = false;
+        }
+    }
+
+    /// A step was answered.
+    pub(super) fn answered(&mut self, who: K) {
+        let now = Instant::now();
+        let comer = self.comers.entry(who).or_insert(Comer { answered: now, gap: None, away: true });
+        (comer.answered, comer.away) = (now, true);
+    }
+
+    /// Those who should be back soon, and until when they are waited for.
+    fn expected(&mut self, now: Instant) -> Vec<(K, Instant)> {
+        self.comers.retain(|_, comer| now.saturating_duration_since(comer.answered) < FORGOTTEN);
+        if self.usual / LULL_PART < SHORTEST {
+            return Vec::new();
+        }
+        let soon = self.usual.mul_f64(SOON_PART);
+        let away = self.comers.iter().filter(|(_, comer)| comer.away);
+        let gaps = away.filter_map(|(&who, comer)| Some((who, comer.answered, comer.gap.filter(|gap| *gap < soon)?)));
+        gaps.map(|(who, answered, gap)| (who, answered + gap.mul_f64(LATE))).filter(|(_, end)| *end > now).collect()
+    }
+
+    /// Waits on `arrivals` for those of `alike` who should be back soon; `here` says whether somebody came.
+    pub(super) fn meet<'a, T>(
+        &mut self,
+        mut queue: MutexGuard<'a, T>,
+        arrivals: &Condvar,
+        alike: impl Fn(&K) -> bool,
+        here: impl Fn(&T, &K) -> bool,
+    ) -> MutexGuard<'a, T> {
+        let mut missing = self.expected(Instant::now());
+        missing.retain(|(who, _)| alike(who) && !here(&queue, who));
+        while let Some(end) = missing.iter().map(|(_, end)| *end).max() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                missing.iter().for_each(|(who, _)| drop(self.comers.remove(who)));
+                break;
+            }
+            queue = arrivals.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+            missing.retain(|(who, _)| !here(&queue, who));
+        }
+        queue
+    }
+
     /// Waits on `arrivals` until nobody has come for a moment, if steps come several at a time; `waiting` counts those that came.
     pub(super) fn gather<'a, T>(
         &mut self,
@@ -85,7 +163,7 @@ mod tests {
 
     #[test]
     fn only_those_who_come_in_company_are_waited_for() {
-        let (mut crowd, now) = (Crowd::default(), Instant::now());
+        let (mut crowd, now) = (Crowd::<u8>::new(), Instant::now());
         crowd.computed(1, 0, PASS);
         assert_eq!(crowd.lull(now), None);
         crowd.computed(1, 1, PASS);
@@ -101,7 +179,7 @@ mod tests {
 
     #[test]
     fn who_comes_within_the_lull_is_gathered_and_nobody_waits_for_ever() {
-        let mut crowd = Crowd::default();
+        let mut crowd = Crowd::<u8>::new();
         crowd.computed(2, 0, Duration::from_secs(2));
         let queue = Arc::new((Mutex::new(0), Condvar::new()));
         let (comers, end) = (queue.clone(), Arc::new(Mutex::new(false)));
@@ -119,5 +197,46 @@ mod tests {
         assert!(gathered > 1 && crowd.in_vain == 0);
         drop(crowd.gather(queue.0.lock().unwrap(), &queue.1, |_| 0));
         assert_eq!(crowd.in_vain, 1);
+    }
+
+    /// Who comes back after so long, again and again.
+    fn comes_back(crowd: &mut Crowd<char>, who: char, after: Duration) {
+        for _ in 0..2 {
+            crowd.answered(who);
+            crowd.came(who, Instant::now() + after);
+        }
+        crowd.answered(who);
+    }
+
+    #[test]
+    fn who_should_be_back_soon_is_waited_for_until_it_is_too_late() {
+        let mut crowd = Crowd::new();
+        crowd.computed(1, 0, Duration::from_millis(400));
+        comes_back(&mut crowd, 'a', Duration::from_millis(100));
+        comes_back(&mut crowd, 'b', Duration::from_millis(350));
+        crowd.answered('c');
+        let expected =
+            |crowd: &mut Crowd<char>| crowd.expected(Instant::now()).into_iter().map(|(who, _)| who).collect();
+        let all: String = expected(&mut crowd);
+        assert_eq!(all, "a", "b takes too long, of c nothing is known yet");
+        let queue = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
+        let (started, comers) = (Instant::now(), queue.clone());
+        let comer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            comers.0.lock().unwrap().push('a');
+            comers.1.notify_one();
+        });
+        let meet = |crowd: &mut Crowd<char>, like: char| {
+            let here = |queue: &Vec<char>, who: &char| queue.contains(who);
+            crowd.meet(queue.0.lock().unwrap(), &queue.1, |who| *who == like, here).len()
+        };
+        assert_eq!(meet(&mut crowd, 'z'), 0, "nobody alike");
+        assert_eq!(meet(&mut crowd, 'a'), 1);
+        assert!((50..100).contains(&started.elapsed().as_millis()), "{:?}", started.elapsed());
+        comer.join().unwrap();
+        queue.0.lock().unwrap().clear();
+        assert_eq!(meet(&mut crowd, 'a'), 0, "waited for in vain");
+        let all: String = expected(&mut crowd);
+        assert_eq!(all, "", "and never again, until it has come twice");
     }
 }
