@@ -18,7 +18,7 @@ def figure(what, ms, tokens_per_s):
 
 def blocks(programs, model, kept):
     decode = lambda batch: ["decode", "--batch", str(batch), "--repeat", "64"]
-    work = {"a token of each of 1": decode(1), "a prompt of 512": ["forward", "--batch", "1", "--length", "512", "--repeat", "5"], "a token of each of 8": decode(8)}
+    work = {"a token of each of 1": decode(1), "a prompt of 512": ["prompt", "--batch", "1", "--length", "512", "--repeat", "5"], "a token of each of 8": decode(8)}
     for named, what in work.items():
         command = [f"{programs}/petals-node", "bench", *what, "--model", model, "--device", "cpu", *kept, "--json"]
         for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():

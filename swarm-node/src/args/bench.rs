@@ -69,6 +69,8 @@ pub enum BenchKind {
     Forward,
     /// A batch through the blocks, leaving a stash, and its gradient back.
     Train,
+    /// A batch through the blocks, of which only each example's last row is read behind the model's last block: what a text costs before its first new token.
+    Prompt,
     /// One row of each example through the blocks, without attention to earlier ones.
     Decode,
 }

@@ -131,6 +131,7 @@ fn figures(kind: BenchKind, passes: &Passes, blocks: &BlockStack, laps: &[Lap]) 
     };
     match kind {
         BenchKind::Forward => vec![line("forward", |lap| lap.forward)],
+        BenchKind::Prompt => vec![line("prompt", |lap| lap.forward)],
         BenchKind::Decode => vec![line("decode", |lap| lap.forward)],
         BenchKind::Train => vec![
             line("forward and stash", |lap| lap.forward),
@@ -150,10 +151,13 @@ fn injection(args: &BenchArgs) -> Injection {
     }
 }
 
-/// Rows that the task reads behind the last block.
-fn read_rows(args: &BenchArgs, batch: u32) -> Vec<u32> {
-    match args.task {
-        BenchTask::CausalLm => (0..batch * args.length).collect(),
-        BenchTask::SeqCls => (1..=batch).map(|example| example * args.length - 1).collect(),
+/// Rows that are read behind the last block; `None` for all.
+fn read_rows(args: &BenchArgs, kind: BenchKind, batch: u32) -> Option<Vec<u32>> {
+    match (kind, args.task) {
+        (BenchKind::Forward | BenchKind::Decode, _) => None,
+        (BenchKind::Train, BenchTask::CausalLm) => Some((0..batch * args.length).collect()),
+        (BenchKind::Prompt, _) | (BenchKind::Train, BenchTask::SeqCls) => {
+            Some((1..=batch).map(|example| example * args.length - 1).collect())
+        }
     }
 }

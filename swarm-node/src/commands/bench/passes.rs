@@ -44,7 +44,7 @@ impl Passes {
             prefix_len,
             injection,
             weights: Default::default(),
-            read_rows: (train && last).then(|| read_rows(args, batch)),
+            read_rows: if last { read_rows(args, kind, batch) } else { None },
         };
         let label = match (train, injection) {
             (false, _) => format!("{batch} x {length}"),
