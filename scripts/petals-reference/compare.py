@@ -22,10 +22,10 @@ PATIENCE, GRACE = 900, 30
 
 
 def lines_of(process, patience):
-    """What a process prints, until it ends, or is silent for so many seconds."""
+    """What a process prints, until it ends, or is silent for as many seconds as `patience()` says."""
     text, selector = b"", selectors.DefaultSelector()
     selector.register(process.stdout, selectors.EVENT_READ)
-    while selector.select(patience):
+    while selector.select(patience()):
         part = os.read(process.stdout.fileno(), 1 << 16)
         if not part:
             return
@@ -33,15 +33,15 @@ def lines_of(process, patience):
         yield from (line.decode(errors="replace") for line in whole)
 
 
-def figures(name, command):
+def figures(name, command, expected=None):
     """Runs a command and returns its figures, and how many cores others used meanwhile. Figures count once they are printed: a program that crashes or
-    hangs behind them is ended, and said to have done so."""
+    hangs behind them is ended, and said to have done so. `expected` is how many there are, if that is known."""
     wait_for_quiet()
     foreign, found = Foreign(), []
     log = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
     try:
-        for line in lines_of(process, PATIENCE):
+        for line in lines_of(process, lambda: GRACE if len(found) == expected else PATIENCE):
             if line.startswith("{"):
                 figure = json.loads(line)
                 print(f"  {name}: {figure['what']}: {figure['ms']:.2f} ms", flush=True)
@@ -82,7 +82,7 @@ def main():
     for round in range(arguments.rounds):
         for which, command in enumerate(commands):
             print(f"== round {round + 1}: {arguments.names[which]}", flush=True)
-            found, cores = figures(arguments.names[which], command)
+            found, cores = figures(arguments.names[which], command, len(times[0]) if which else None)
             foreign.append(cores)
             for what, ms in found:
                 times[which].setdefault(what, []).append(ms)
