@@ -12,6 +12,11 @@ use crate::engine::host::simd::vectorized;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+#[cfg(target_arch = "aarch64")]
+use neon::look_up;
 
 /// Lines of eight bits that make a tile.
 const TILE_LINES: usize = PANEL / GROUP;
@@ -127,6 +132,7 @@ impl BlockMatrix {
 }
 
 /// What the lower and the upper halves of a line's bytes stand for.
+#[cfg(not(target_arch = "aarch64"))]
 #[inline(always)]
 fn look_up(line: &Line, table: &Table, to: &mut [Line; 2]) {
     #[cfg(target_arch = "x86_64")]
