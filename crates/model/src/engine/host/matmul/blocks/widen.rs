@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::{BlockMatrix, GROUP, LINE, Line};
-use crate::checkpoint::blocks::{BLOCK, Bits, Table};
+#[cfg(not(target_arch = "aarch64"))]
+use crate::checkpoint::blocks::Table;
+use crate::checkpoint::blocks::{BLOCK, Bits};
 use crate::engine::host::matmul::PANEL;
 use crate::engine::host::matmul::driver::Panels;
 use crate::engine::host::matmul::micro::{Micro, Tile};
