@@ -126,7 +126,7 @@ impl Chat {
     }
 
     /// Answers a message, printing the answer as it comes. Returns whether Ctrl-C stopped it.
-    async fn answer(&mut self, message: &str, interrupts: &mut Interrupts) -> Result<bool, CliError> {
+    async fn answer(&mut self, message: &str, interrupts: &mut StopSignal) -> Result<bool, CliError> {
         let json = self.output.is_json();
         let print = |piece: Piece<'_>| {
             if !json {
