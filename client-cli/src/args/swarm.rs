@@ -98,9 +98,7 @@ impl NetworkArgs {
 
 /// Where members of swarms are kept: in the user's cache directory, if that is known.
 pub(crate) fn members() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
-    Some(caches.join("petals").join("members"))
+    Some(petals_settings::cache_dir()?.join("members"))
 }
 
 /// Which servers are used, and how they are watched.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Error;
 use petals_client::{Benchmark, BenchmarkError, Injection, ModelFiles, Repetition, ServerWork, WeightChange, Workload};
+use sysinfo::{Process, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use super::{session, stop::StopSignal};
 use crate::args::{BenchArgs, BenchKind};
@@ -189,10 +190,10 @@ fn ms(time: Duration) -> f64 {
 
 /// Resident memory of this process; `None` where the system does not tell.
 fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    let (id, mut system) = (sysinfo::get_current_pid().ok()?, System::new());
+    let memory = ProcessRefreshKind::nothing().without_tasks().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[id]), false, memory);
+    system.process(id).map(Process::memory).filter(|bytes| *bytes > 0)
 }
 
 #[cfg(test)]

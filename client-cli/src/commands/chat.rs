@@ -3,11 +3,10 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use anyhow::Context;
 use petals_client::{PromptTables, RemoteModel};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::session;
+use super::stop::StopSignal;
 use crate::args::ChatArgs;
 use crate::chat::ChatTemplate;
 use crate::error::CliError;
@@ -36,7 +35,7 @@ pub(crate) async fn run(args: ChatArgs, output: Output) -> Result<(), CliError> 
         adapters.push((name.clone(), Arc::new(session::adapter(&files, directory)?.tables)));
     }
     let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
-    let mut interrupts = Interrupts::install()?;
+    let mut interrupts = StopSignal::install()?;
     let model = RemoteModel::new(sequence.clone(), files.local.clone());
     let limits = Limits { positions: files.config.max_position_embeddings, answer: args.max_new_tokens };
     let mut talk = Talk::new(model, tokenizer, template, args.sampling(), limits);
@@ -78,26 +77,6 @@ pub(crate) async fn run(args: ChatArgs, output: Output) -> Result<(), CliError> 
     drop(chat);
     swarm.shutdown().await;
     Ok(())
-}
-
-/// Ctrl-C and SIGTERM.
-struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Interrupts {
-    fn install() -> anyhow::Result<Self> {
-        let install = |kind| signal(kind).context("cannot handle stop signals");
-        Ok(Self { interrupt: install(SignalKind::interrupt())?, terminate: install(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 struct Chat {
@@ -147,7 +126,7 @@ impl Chat {
     }
 
     /// Answers a message, printing the answer as it comes. Returns whether Ctrl-C stopped it.
-    async fn answer(&mut self, message: &str, interrupts: &mut Interrupts) -> Result<bool, CliError> {
+    async fn answer(&mut self, message: &str, interrupts: &mut StopSignal) -> Result<bool, CliError> {
         let json = self.output.is_json();
         let print = |piece: Piece<'_>| {
             if !json {

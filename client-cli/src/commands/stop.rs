@@ -1,18 +1,23 @@
-//! Ctrl-C and SIGTERM.
+//! Requests to stop: Ctrl-C and what else the system has for it.
 
 use anyhow::Context;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Notices a request to stop, whenever it comes. Installed once: the first signal then no longer kills the process.
-pub(super) struct StopSignal {
-    interrupt: Signal,
-    terminate: Signal,
-}
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+use unix::Requests;
+#[cfg(windows)]
+use windows::Requests;
+
+/// Notices requests to stop, whenever they come. Once this is installed none of them kills the process.
+pub(super) struct StopSignal(Requests);
 
 impl StopSignal {
     pub(super) fn install() -> anyhow::Result<Self> {
-        let install = |kind| signal(kind).context("cannot handle stop signals");
-        Ok(Self { interrupt: install(SignalKind::interrupt())?, terminate: install(SignalKind::terminate())? })
+        Ok(Self(Requests::install().context("cannot handle stop signals")?))
     }
 
     /// Waits for a signal; a second one ends the process at once.
@@ -24,10 +29,8 @@ impl StopSignal {
         });
     }
 
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+    /// The next one.
+    pub(super) async fn next(&mut self) {
+        self.0.next().await;
     }
 }

@@ -9,6 +9,9 @@ use std::time::Duration;
 /// The hub itself.
 const ENDPOINT: &str = "https://huggingface.co";
 
+/// The variable with the user's folder, as Python has it.
+const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+
 /// A token, and where it came from. What it is never shows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
@@ -93,7 +96,7 @@ pub enum SettingsError {
     #[error("HF_ENDPOINT is `{0}`, which is no address such as https://huggingface.co")]
     Endpoint(String),
     /// Nobody knows where the cache is.
-    #[error("neither HF_HOME nor HOME is set, so there is no place for the hub's cache: set HF_HOME to a folder")]
+    #[error("neither HF_HOME nor {} is set, so there is no place for the hub's cache: set HF_HOME to a folder", HOME)]
     NoHome,
     /// A token that cannot be sent.
     #[error("the token in {0} has characters that no token has: log in again, or set HF_TOKEN to the token alone")]
@@ -129,7 +132,7 @@ impl Settings {
     fn read(get: impl Fn(&str) -> Option<OsString>) -> Result<Self, SettingsError> {
         let set = |names: &[&str]| names.iter().find_map(|name| get(name).filter(|value| !value.is_empty()));
         let text = |names: &[&str]| set(names).map(|value| value.to_string_lossy().trim().to_owned());
-        let home = set(&["HOME"]).map(PathBuf::from);
+        let home = set(&[HOME]).map(PathBuf::from);
         let path = |names: &[&str]| set(names).map(|value| expanded(value, home.as_deref()));
         let own = || {
             path(&["XDG_CACHE_HOME"]).or_else(|| Some(home.as_ref()?.join(".cache"))).map(|dir| dir.join("huggingface"))
@@ -209,9 +212,9 @@ mod tests {
     #[test]
     fn folders_are_where_python_has_them() {
         let cache = |variables: &[(&str, &str)]| read(variables).unwrap().cache;
-        assert_eq!(cache(&[("HOME", "/h")]), Path::new("/h/.cache/huggingface/hub"));
-        assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
-        assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "~/hf")]), Path::new("/h/hf/hub"));
+        assert_eq!(cache(&[(HOME, "/h")]), Path::new("/h/.cache/huggingface/hub"));
+        assert_eq!(cache(&[(HOME, "/h"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
+        assert_eq!(cache(&[(HOME, "/h"), ("HF_HOME", "~/hf")]), Path::new("/h/hf/hub"));
         assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
         assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "/old")]), Path::new("/old"));
         assert!(matches!(read(&[]), Err(SettingsError::NoHome)));

@@ -93,13 +93,22 @@ pub enum SettingsError {
 impl Surroundings {
     /// Those of this process: `petals.toml` in the working directory, then in the user's configuration directory.
     pub fn of_this_process() -> Self {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let configurations =
-            set("XDG_CONFIG_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(".config")));
         let mut places = vec![PathBuf::from(FILE_NAME)];
+        let configurations = set("XDG_CONFIG_HOME").map(PathBuf::from).or_else(dirs::config_dir);
         places.extend(configurations.map(|directory| directory.join("petals").join(FILE_NAME)));
         Self { peers: set(PEERS_VARIABLE), places }
     }
+}
+
+/// A variable of the environment, if it is not empty.
+fn set(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// Where the programs keep what can be had again, `petals` in the user's folder for such things, if that is known: `XDG_CACHE_HOME`, else what the
+/// system has for it (`~/.cache` on Linux, `~/Library/Caches` on macOS, `%LOCALAPPDATA%` on Windows).
+pub fn cache_dir() -> Option<PathBuf> {
+    Some(set("XDG_CACHE_HOME").map(PathBuf::from).or_else(dirs::cache_dir)?.join("petals"))
 }
 
 /// Reads a command line, with what the environment and the file say where it says nothing.

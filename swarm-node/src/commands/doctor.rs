@@ -10,6 +10,8 @@ use std::time::Duration;
 use anyhow::Context;
 use petals_hub::{ModelSource, SourceError};
 use petals_model::{Checkpoint, CheckpointError, Device, Dtype, KvDtype};
+use sysinfo::System;
+use tokio::sync::oneshot;
 
 use super::events::{Check, CheckStatus, NodeEvent, size};
 use super::model as from_hub;
@@ -19,9 +21,9 @@ use crate::error::NodeError;
 use crate::machine::memory::Free;
 
 /// Open files that a busy server needs: connections, and the shards of a checkpoint.
-const WANTED_FILES: u64 = 4096;
+const WANTED_FILES: usize = 4096;
 /// Fewer than these do not last for a handful of clients.
-const LEAST_FILES: u64 = 256;
+const LEAST_FILES: usize = 256;
 /// Free space that a download in parts, logs and keys need.
 const WANTED_DISK: u64 = 1 << 30;
 
@@ -43,7 +45,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
     };
     let (dtype, kv_dtype) = args.compute.on(&device, checkpoint.as_ref()).map_err(NodeError::input)?;
     memory((&device, dtype, kv_dtype), checkpoint.as_ref(), json, &mut tell);
-    tell(open_files(std::fs::read_to_string("/proc/self/limits").ok().as_deref()));
+    tell(open_files(System::open_files_limit()));
     if let Some(path) = source.as_ref().map(ModelSource::path).or(args.model.as_deref()) {
         tell(disk(free_disk(path).await));
     }
@@ -160,28 +162,23 @@ fn memory(
     tell(check);
 }
 
-fn open_files(limits: Option<&str>) -> Check {
+fn open_files(limit: Option<usize>) -> Check {
     const NAME: &str = "open files";
     const REMEDY: &str =
         "raise the limit before starting the node, for example `ulimit -n 65536` or LimitNOFILE= of systemd";
-    let line = limits.and_then(|text| text.lines().find_map(|line| line.strip_prefix("Max open files")));
-    let Some(limit) = line.and_then(|line| line.split_whitespace().next()) else {
-        return Check::warn(NAME, "the limit cannot be read here", format!("a server wants {WANTED_FILES}"));
-    };
-    match limit.parse::<u64>() {
-        Ok(limit) if limit < LEAST_FILES => Check::fail(NAME, format!("at most {limit}"), REMEDY),
-        Ok(limit) if limit < WANTED_FILES => Check::warn(NAME, format!("at most {limit}"), REMEDY),
-        _ => Check::ok(NAME, format!("at most {limit}")),
+    match limit {
+        None => Check::warn(NAME, "the limit cannot be read here", format!("a server wants {WANTED_FILES}")),
+        Some(limit) if limit < LEAST_FILES => Check::fail(NAME, format!("at most {limit}"), REMEDY),
+        Some(limit) if limit < WANTED_FILES => Check::warn(NAME, format!("at most {limit}"), REMEDY),
+        Some(limit) => Check::ok(NAME, format!("at most {limit}")),
     }
 }
 
-/// What `df` says is free where the model lies, in bytes.
+/// What is free for this user where the model lies, in bytes. A server of files that does not answer keeps a thread, and not the program.
 async fn free_disk(path: &Path) -> Option<u64> {
-    let df = tokio::process::Command::new("df").arg("-Pk").arg(path).kill_on_drop(true).output();
-    let output = tokio::time::timeout(Duration::from_secs(5), df).await.ok()?.ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let kib: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
-    kib.checked_mul(1024)
+    let (path, (tell, told)) = (path.to_owned(), oneshot::channel());
+    std::thread::spawn(move || tell.send(fs4::available_space(path)));
+    tokio::time::timeout(Duration::from_secs(5), told).await.ok()?.ok()?.ok()
 }
 
 fn disk(free: Option<u64>) -> Check {
@@ -201,12 +198,20 @@ mod tests {
 
     #[test]
     fn limits_of_open_files_are_read_and_judged() {
-        let status = |soft: &str| open_files(Some(&format!("Max open files            {soft}  999999  files"))).status;
-        assert_eq!(status("100"), CheckStatus::Fail);
-        assert_eq!(status("1024"), CheckStatus::Warn);
-        assert_eq!(status("65536"), CheckStatus::Ok);
-        assert_eq!(status("unlimited"), CheckStatus::Ok);
+        let status = |limit| open_files(Some(limit)).status;
+        assert_eq!(status(100), CheckStatus::Fail);
+        assert_eq!(status(1024), CheckStatus::Warn);
+        assert_eq!(status(65536), CheckStatus::Ok);
+        assert_eq!(status(usize::MAX), CheckStatus::Ok);
         assert_eq!(open_files(None).status, CheckStatus::Warn);
+        assert!(System::open_files_limit().is_some_and(|limit| limit > 0));
+    }
+
+    #[tokio::test]
+    async fn free_disk_is_that_of_the_place_that_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(free_disk(folder.path()).await.is_some_and(|free| free > 0));
+        assert_eq!(free_disk(&folder.path().join("nothing")).await, None);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
-use std::path::PathBuf;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -44,7 +43,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         stop_early(json);
     };
     let (_source, checkpoint) = opened?;
-    let checkpoint = match args.cache_dir.clone().or_else(cache_dir) {
+    let checkpoint = match args.cache_dir.clone().or_else(petals_settings::cache_dir) {
         Some(directory) => checkpoint.with_rounded_in(directory.join("weights")),
         None => checkpoint,
     };
@@ -209,7 +208,10 @@ async fn start(
         request_bytes: args.request_bytes.unwrap_or(budgets.requests),
         max_adapter_bytes: args.max_adapter_bytes,
         executor,
-        measure: MeasureConfig { cache_dir: args.cache_dir.clone().or_else(cache_dir), again: args.measure },
+        measure: MeasureConfig {
+            cache_dir: args.cache_dir.clone().or_else(petals_settings::cache_dir),
+            again: args.measure,
+        },
         rebalance: moves.then_some(RebalanceConfig { period: args.rebalance_period }),
         public_name: args.public_name.clone(),
     };
@@ -305,11 +307,4 @@ async fn place(swarm: &SwarmHandle, model: &ModelId, all: Span, count: u32) -> R
         tokio::time::sleep(SETTLE.mul_f64(0.5 + random())).await;
     }
     announced.context("no range of blocks to serve").map_err(NodeError::from)
-}
-
-/// `petals` in the user's cache directory, if that is known.
-fn cache_dir() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
-    Some(caches.join("petals"))
 }

@@ -1,39 +1,41 @@
-//! Ctrl-C and SIGTERM.
+//! What the system and its users tell a running program: to stop, and to read files again.
 
 use anyhow::Context;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGHUP, by which an operator has files read again.
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+#[cfg(unix)]
+use unix::{Hangup, Stop};
+#[cfg(windows)]
+use windows::{Hangup, Stop};
+
+/// SIGHUP, by which an operator has files read again. Windows has nothing like it.
 #[derive(Debug)]
-pub(crate) struct ReloadSignal(Signal);
+pub(crate) struct ReloadSignal(Hangup);
 
 impl ReloadSignal {
     /// Takes the signal over, which would end the process otherwise.
     pub(crate) fn install() -> anyhow::Result<Self> {
-        Ok(Self(signal(SignalKind::hangup()).context("cannot handle SIGHUP")?))
+        Ok(Self(Hangup::install().context("cannot handle SIGHUP")?))
     }
 
     /// The next one.
     pub(crate) async fn next(&mut self) {
-        // It ends with the process.
-        if self.0.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
+        self.0.next().await;
     }
 }
 
-/// Waits for signals that ask the node to stop.
+/// Waits for signals that ask the node to stop: Ctrl-C and SIGTERM, and on Windows what closes a console or ends a session.
 #[derive(Debug)]
-pub(crate) struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-}
+pub(crate) struct StopSignals(Stop);
 
 impl StopSignals {
-    /// Takes over both signals, so that none kills the process before it has left the swarm.
+    /// Takes these signals over, so that none kills the process before it has left the swarm.
     pub(crate) fn install() -> anyhow::Result<Self> {
-        let install = |kind| signal(kind).context("cannot handle stop signals");
-        Ok(Self { interrupt: install(SignalKind::interrupt())?, terminate: install(SignalKind::terminate())? })
+        Ok(Self(Stop::install().context("cannot handle stop signals")?))
     }
 
     /// What `work` comes to, or `None` if a signal arrives first; the work is dropped then.
@@ -46,9 +48,6 @@ impl StopSignals {
 
     /// The next signal.
     pub(crate) async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+        self.0.next().await;
     }
 }

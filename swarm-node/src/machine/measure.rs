@@ -7,6 +7,7 @@ use anyhow::Context;
 use petals_model::{BlockStack, ForwardPass, Keep};
 use petals_protocol::{Fingerprint, Injection, PassLayout, Span};
 use serde::{Deserialize, Serialize};
+use sysinfo::{CpuRefreshKind, System};
 
 /// Rows of the pass that measures throughput.
 const ROWS: u32 = 128;
@@ -85,12 +86,13 @@ fn description(fingerprint: Fingerprint, blocks: &BlockStack) -> String {
 }
 
 fn cpu_name() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+    let mut system = System::new();
+    system.refresh_cpu_list(CpuRefreshKind::nothing());
+    let name = system.cpus().first().map(|cpu| cpu.brand().trim()).filter(|name| !name.is_empty());
+    name.unwrap_or(std::env::consts::ARCH).to_owned()
 }
 
-/// The models of all GPUs, as the driver lists them.
+/// The models of all GPUs, as the driver lists them on Linux.
 fn gpu_names() -> String {
     let Ok(gpus) = std::fs::read_dir("/proc/driver/nvidia/gpus") else { return String::new() };
     let model = |gpu: std::fs::DirEntry| {

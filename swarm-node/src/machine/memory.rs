@@ -1,6 +1,7 @@
 //! How much memory there is to work with, and what for.
 
 use petals_model::Device;
+use sysinfo::{Process, ProcessRefreshKind, ProcessesToUpdate, System};
 
 /// Share of the free memory that weights may take; the rest is for stashes, activations and the system.
 const WEIGHT_SHARE: f64 = 0.7;
@@ -50,29 +51,24 @@ impl Free {
 
 /// Memory that programs may still take without swapping, in bytes; `None` where the system does not tell.
 fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let machine = meminfo_available(&text)?;
-    Some(cgroup_left().map_or(machine, |left| left.min(machine)))
+    let mut system = System::new();
+    system.refresh_memory();
+    let (machine, whole) = (system.available_memory(), system.total_memory());
+    if whole == 0 {
+        return None;
+    }
+    // A container that may take as much as the machine has counts what its files occupy of the cache, which programs can have.
+    let limit = system.cgroup_limits().filter(|limits| limits.total_memory < whole);
+    Some(limit.map_or(machine, |limits| limits.free_memory.min(machine)))
 }
 
-/// Resident memory of this process, in bytes; `None` where the system does not tell.
+/// Resident memory of this process, in bytes; `None` where the system does not tell. (On Linux the first call lets the process open as many files as it is
+/// allowed to.)
 pub(crate) fn resident() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-fn meminfo_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-/// What a container's limit leaves (cgroup version 2).
-fn cgroup_left() -> Option<u64> {
-    let read = |file: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?.trim().parse::<u64>().ok();
-    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
+    let (id, mut system) = (sysinfo::get_current_pid().ok()?, System::new());
+    let memory = ProcessRefreshKind::nothing().without_tasks().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[id]), false, memory);
+    system.process(id).map(Process::memory).filter(|bytes| *bytes > 0)
 }
 
 #[cfg(test)]
@@ -89,9 +85,25 @@ mod tests {
     }
 
     #[test]
-    fn meminfo_is_read() {
-        let text = "MemTotal:       24000000 kB\nMemFree: 1 kB\nMemAvailable:   12345678 kB\n";
-        assert_eq!(meminfo_available(text), Some(12_345_678 * 1024));
-        assert_eq!(meminfo_available("MemTotal: 5 kB"), None);
+    fn what_is_free_and_what_this_process_has_is_told() {
+        let free = available().unwrap();
+        let held: Vec<u8> = (0..64 << 20).map(|n| n as u8).collect();
+        let resident = resident().unwrap();
+        assert!(resident > 64 << 20 && resident < 1 << 40, "{resident} of {}", held.len());
+        assert!(free > 1 << 20 && free < 1 << 50, "{free}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn they_are_those_of_the_kernel() {
+        let line = |file: &str, name: &str| -> u64 {
+            let text = std::fs::read_to_string(file).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().strip_suffix("kB").unwrap().trim().parse::<u64>().unwrap() << 10
+        };
+        // Other programs take and give back in between.
+        let near = |a: u64, b: u64| a.abs_diff(b) < a.max(b) / 2;
+        assert!(available().unwrap() <= 2 * line("/proc/meminfo", "MemAvailable:"));
+        assert!(near(resident().unwrap(), line("/proc/self/status", "VmRSS:")));
     }
 }

@@ -148,6 +148,8 @@ impl TensorFile {
     pub(super) fn want(&self, range: &Range<usize>) {
         #[cfg(unix)]
         let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        #[cfg(not(unix))]
+        let _ = range;
     }
 
     /// Gives back the memory of bytes that have been read.
@@ -159,6 +161,8 @@ impl TensorFile {
             let advice = memmap2::UncheckedAdvice::DontNeed;
             self.map.unchecked_advise_range(advice, range.start, range.len())
         };
+        #[cfg(not(unix))]
+        let _ = range;
     }
 
     /// Bytes that [`Self::locate`] found in this file.

@@ -21,6 +21,10 @@ mod layout;
 #[allow(unsafe_code)]
 mod micro;
 #[allow(unsafe_code)]
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only x86 has kernels for it; the rest is tested everywhere")
+)]
 mod pairs;
 #[allow(unsafe_code)]
 mod simd;

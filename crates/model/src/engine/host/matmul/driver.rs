@@ -9,6 +9,8 @@ use super::PANEL;
 use super::aligned::Aligned;
 use super::isa::Isa;
 use super::micro::{Left, Micro, Out, Right, Stored, Tile};
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
 use super::simd::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
@@ -113,6 +115,8 @@ pub(super) struct Operands<'a, W> {
 pub(super) fn run<W: Panels>(isa: Isa, operands: Operands<'_, W>) {
     match isa {
         Isa::Portable => product::<Portable, W>(operands),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => product::<Neon, W>(operands),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => product::<Avx2, W>(operands),
         #[cfg(target_arch = "x86_64")]

@@ -5,6 +5,9 @@
 pub(crate) enum Isa {
     /// Plain Rust, for every processor.
     Portable,
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -31,6 +34,8 @@ impl Isa {
     /// The sets that this processor has, the best one last.
     pub(crate) fn available() -> Vec<Self> {
         let mut sets = vec![Self::Portable];
+        #[cfg(target_arch = "aarch64")]
+        sets.push(Self::Neon);
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;

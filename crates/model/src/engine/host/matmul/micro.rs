@@ -214,6 +214,9 @@ macro_rules! by_rows {
     };
 }
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
 impl Micro for Portable {
     unsafe fn multiply<E: Stored>([rows, _]: [usize; 2], depth: usize, left: Left, right: Right<E>, out: Out) {
         // SAFETY: by the contract of the trait.

@@ -117,7 +117,10 @@ pub(super) fn run(
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("{isa:?} does not multiply bf16");
+    {
+        let _ = (weight, direction, left, out, accumulate);
+        unreachable!("{isa:?} does not multiply bf16");
+    }
 }
 
 /// What multiplies a strip of rows with [`PANELS`] panels.

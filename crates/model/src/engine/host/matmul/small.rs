@@ -5,6 +5,8 @@ use std::cell::RefCell;
 use super::PANEL;
 use super::isa::Isa;
 use super::micro::{Left, Micro, Out, Right, Stored, Tile};
+#[cfg(target_arch = "aarch64")]
+use super::simd::Neon;
 use super::simd::Portable;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
@@ -62,6 +64,8 @@ pub(crate) fn product<E: Stored>(
     unsafe {
         match Isa::best() {
             Isa::Portable => run::<Portable, E>(left, right, out),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => run::<Neon, E>(left, right, out),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => run::<Avx2, E>(left, right, out),
             #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,5 @@
 mod blocks;
+mod ulps;
 
 use std::mem::MaybeUninit;
 

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::{BlockMatrix, GROUP, LINE, Line};
-use crate::checkpoint::blocks::{BLOCK, Bits, Table};
+#[cfg(not(target_arch = "aarch64"))]
+use crate::checkpoint::blocks::Table;
+use crate::checkpoint::blocks::{BLOCK, Bits};
 use crate::engine::host::matmul::PANEL;
 use crate::engine::host::matmul::driver::Panels;
 use crate::engine::host::matmul::micro::{Micro, Tile};
@@ -12,6 +14,11 @@ use crate::engine::host::simd::vectorized;
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+#[cfg(target_arch = "aarch64")]
+use neon::look_up;
 
 /// Lines of eight bits that make a tile.
 const TILE_LINES: usize = PANEL / GROUP;
@@ -127,6 +134,7 @@ impl BlockMatrix {
 }
 
 /// What the lower and the upper halves of a line's bytes stand for.
+#[cfg(not(target_arch = "aarch64"))]
 #[inline(always)]
 fn look_up(line: &Line, table: &Table, to: &mut [Line; 2]) {
     #[cfg(target_arch = "x86_64")]

@@ -11,7 +11,7 @@ use crate::engine::host::matmul::driver::{self, Direction, Operands};
 use crate::engine::host::matmul::isa::Isa;
 use crate::engine::host::matmul::pairs::{self, Plain};
 
-const KINDS: [Bits; 3] = [Bits::Eight, Bits::Four(FITTED), Bits::Offset];
+pub(super) const KINDS: [Bits; 3] = [Bits::Eight, Bits::Four(FITTED), Bits::Offset];
 
 /// `[depth, width]` of what the rounded weight stands for.
 fn rounded(bits: Bits, [depth, width]: [usize; 2]) -> Vec<f32> {
@@ -74,7 +74,7 @@ fn assert_near(what: &str, out: &[f32], expected: &[f32]) {
 
 /// What `product` writes, alone and on top of something.
 #[allow(unsafe_code)]
-fn written(count: usize, product: impl Fn(&mut [MaybeUninit<f32>], bool)) -> Vec<f32> {
+pub(super) fn written(count: usize, product: impl Fn(&mut [MaybeUninit<f32>], bool)) -> Vec<f32> {
     let start = values(2, count);
     let [alone, added] = [false, true].map(|accumulate| {
         let mut out: Vec<_> = start.iter().copied().map(MaybeUninit::new).collect();
