@@ -45,7 +45,8 @@ Example:
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
   petals-node doctor --model ./Mixtral-8x7B-v0.1 --dtype int4
-  petals-node doctor --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
+  petals-node doctor --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
+  petals-node doctor --report report.txt        # for a bug report";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples (scripts/install does this):
@@ -247,6 +248,9 @@ pub struct DoctorArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub hub: HubArgs,
+    /// Write what a bug tracker needs to a new file: this build, this machine, the answers and the log, without addresses, keys and paths.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. It is asked whether it reaches this machine.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = settings::member)]
     pub peers: Vec<String>,

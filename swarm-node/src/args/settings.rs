@@ -39,7 +39,7 @@ fn settable(command: &Command, arg: &Arg) -> bool {
     of_node
         && arg
             .get_long()
-            .is_some_and(|flag| !["config", "json", "help", "version", "with-key"].contains(&flag))
+            .is_some_and(|flag| !["config", "json", "help", "version", "with-key", "report"].contains(&flag))
 }
 
 /// Reads the command line of this process, with what the environment and the file of settings say where it says nothing.

@@ -1,0 +1,131 @@
+//! What the system allows a node: open files, threads, address space, room on the disk.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::commands::events::{Check, size};
+
+/// Open files that a busy server needs: connections, and the shards of a checkpoint.
+const WANTED_FILES: u64 = 4096;
+/// Fewer than these do not last for a handful of clients.
+const LEAST_FILES: u64 = 256;
+/// Threads and processes of a user that leave room for a node: its workers, one thread for each core twice over, and what else runs.
+const WANTED_THREADS: u64 = 1024;
+/// Fewer than these do not last for a start on a large machine.
+const LEAST_THREADS: u64 = 128;
+/// Free space that logs, keys and measurements need, beside what is to come of a model.
+const WANTED_DISK: u64 = 1 << 30;
+
+/// What the limits of this process mean for a node.
+pub(super) fn limits() -> Vec<Check> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok();
+    let mut checks = vec![open_files(limits.as_deref())];
+    checks.extend(limits.as_deref().and_then(threads));
+    checks.extend(limits.as_deref().and_then(address_space));
+    checks
+}
+
+/// The soft limit of a name, `None` if there is none.
+fn soft_limit(limits: &str, name: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+fn open_files(limits: Option<&str>) -> Check {
+    const NAME: &str = "open files";
+    const REMEDY: &str =
+        "raise the limit before starting the node, for example `ulimit -n 65536` or LimitNOFILE= of systemd";
+    let Some(limits) = limits else {
+        return Check::warn(NAME, "the limit cannot be read here", format!("a server wants {WANTED_FILES}"));
+    };
+    match soft_limit(limits, "Max open files") {
+        Some(limit) if limit < LEAST_FILES => Check::fail(NAME, format!("at most {limit}"), REMEDY),
+        Some(limit) if limit < WANTED_FILES => Check::warn(NAME, format!("at most {limit}"), REMEDY),
+        Some(limit) => Check::ok(NAME, format!("at most {limit}")),
+        None => Check::ok(NAME, "without a limit"),
+    }
+}
+
+/// Said only if there are few: most systems allow thousands.
+fn threads(limits: &str) -> Option<Check> {
+    const NAME: &str = "threads";
+    const REMEDY: &str =
+        "raise the limit, for example `ulimit -u 4096`, TasksMax= of systemd or --pids-limit of docker";
+    let limit = soft_limit(limits, "Max processes")?;
+    let detail = format!("at most {limit} of this user");
+    match limit {
+        ..LEAST_THREADS => Some(Check::fail(NAME, detail, REMEDY)),
+        ..WANTED_THREADS => Some(Check::warn(NAME, detail, REMEDY)),
+        _ => None,
+    }
+}
+
+/// Weights are mapped, so that a limit of the address space is one of the model's size.
+fn address_space(limits: &str) -> Option<Check> {
+    let limit = soft_limit(limits, "Max address space")?;
+    let remedy = "files of weights are mapped and count whether or not they are in memory: lift the limit, for example `ulimit -v unlimited`";
+    Some(Check::warn("address space", format!("at most {}", size(limit)), remedy))
+}
+
+/// What `df` says is free where a path lies, in bytes.
+pub(super) async fn free_disk(path: &Path) -> Option<u64> {
+    let df = tokio::process::Command::new("df").arg("-Pk").arg(path).kill_on_drop(true).output();
+    let output = tokio::time::timeout(Duration::from_secs(5), df).await.ok()?.ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let kib: u64 = text.lines().nth(1)?.split_whitespace().nth(3)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Whether what is free is enough, with `to_come` bytes of weights that are not here yet.
+pub(super) fn disk(free: Option<u64>, to_come: u64) -> Check {
+    const NAME: &str = "disk";
+    match free {
+        None => Check::warn(NAME, "what is free cannot be told here", "see that a few GiB are"),
+        Some(free) if free < to_come => Check::warn(
+            NAME,
+            format!("{} free, and the whole model would take {} more", size(free), size(to_come)),
+            "serve a part of the blocks, of which alone the files are fetched, free some space, or have HF_HOME on another disk",
+        ),
+        Some(free) if free - to_come < WANTED_DISK => {
+            Check::warn(NAME, format!("{} free", size(free)), "free some space: logs and measurements are written")
+        }
+        Some(free) => Check::ok(NAME, format!("{} free", size(free))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::events::CheckStatus;
+
+    fn limit(name: &str, soft: &str) -> String {
+        format!(
+            "Limit                     Soft Limit           Hard Limit           Units\n{name}            {soft}  999999  x\n"
+        )
+    }
+
+    #[test]
+    fn limits_are_read_and_judged() {
+        let status = |soft: &str| open_files(Some(&limit("Max open files", soft))).status;
+        assert_eq!(status("100"), CheckStatus::Fail);
+        assert_eq!(status("1024"), CheckStatus::Warn);
+        assert_eq!(status("65536"), CheckStatus::Ok);
+        assert_eq!(status("unlimited"), CheckStatus::Ok);
+        assert_eq!(open_files(None).status, CheckStatus::Warn);
+
+        let status = |soft: &str| threads(&limit("Max processes", soft)).map(|check| check.status);
+        assert_eq!([status("64"), status("500")], [Some(CheckStatus::Fail), Some(CheckStatus::Warn)]);
+        assert_eq!([status("30000"), status("unlimited")], [None, None]);
+        let space = address_space(&limit("Max address space", "8589934592")).unwrap();
+        assert!(space.to_string().contains("8.00 GiB"), "{space}");
+        assert!(address_space(&limit("Max address space", "unlimited")).is_none());
+    }
+
+    #[test]
+    fn what_is_still_to_come_counts_against_the_disk() {
+        assert_eq!((disk(None, 0).status, disk(Some(1), 0).status), (CheckStatus::Warn, CheckStatus::Warn));
+        assert_eq!(disk(Some(20 << 30), 10 << 30).status, CheckStatus::Ok);
+        let full = disk(Some(20 << 30), 100 << 30);
+        assert!(full.status == CheckStatus::Warn && full.to_string().contains("HF_HOME"), "{full}");
+    }
+}
