@@ -8,6 +8,8 @@ use petals_settings::{CompletionsArgs, ManArgs};
 mod bench;
 mod chat;
 mod distill;
+#[cfg(test)]
+mod documents;
 mod eval;
 mod export;
 mod generate;

@@ -12,6 +12,8 @@ use crate::executor::StashPolicy;
 
 mod bench;
 mod device;
+#[cfg(test)]
+mod documents;
 mod hub;
 mod invite;
 mod settings;
