@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use petals_settings::{CompletionsArgs, ManArgs};
 
 mod bench;
 mod chat;
 mod distill;
+#[cfg(test)]
+mod documents;
 mod eval;
 mod export;
 mod generate;
@@ -25,6 +28,7 @@ mod text;
 mod train;
 mod usual;
 mod values;
+mod version;
 
 pub(crate) use bench::{BenchArgs, BenchKind};
 pub(crate) use chat::ChatArgs;
@@ -41,10 +45,22 @@ pub(crate) use status::StatusArgs;
 pub(crate) use swarm::{NetworkArgs, PassArgs, SwarmArgs};
 pub(crate) use text::TextArgs;
 pub(crate) use train::{Select, TrainArgs, TrainLength};
+pub(crate) use version::{NUMBER, version};
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples (scripts/install does this):
+  petals-tune completions bash > ~/.local/share/bash-completion/completions/petals-tune
+  petals-tune completions zsh > ~/.local/share/zsh/site-functions/_petals-tune
+  petals-tune completions fish > ~/.config/fish/completions/petals-tune.fish";
+
+const MAN_EXAMPLES: &str = "\
+Example:
+  petals-tune man --out ~/.local/share/man/man1
+  man petals-tune-train";
 
 /// Adapts a language model that a swarm of peers serves, by training prompts on this machine.
 #[derive(Debug, Parser)]
-#[command(name = "petals-tune", version, about, arg_required_else_help = true, max_term_width = 120)]
+#[command(name = "petals-tune", version = version(), about, arg_required_else_help = true, max_term_width = 120)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -93,6 +109,12 @@ pub(crate) enum Command {
     /// Show which settings a command would have, and where each comes from: a flag, PETALS_PEERS, the file, or nobody.
     #[command(after_help = settings::EXAMPLES)]
     Config(ConfigArgs),
+    /// Print what a shell needs to complete commands and flags.
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionsArgs),
+    /// Write manual pages.
+    #[command(after_help = MAN_EXAMPLES)]
+    Man(ManArgs),
 }
 
 impl Command {
@@ -102,7 +124,7 @@ impl Command {
             Self::Train(args) => Some(&mut args.swarm),
             Self::Distill(args) => Some(&mut args.swarm),
             Self::Eval(args) => Some(&mut args.swarm),
-            Self::Report(_) | Self::Status(_) | Self::Config(_) => None,
+            Self::Report(_) | Self::Status(_) | Self::Config(_) | Self::Completions(_) | Self::Man(_) => None,
             Self::Generate(args) => Some(&mut args.swarm),
             Self::Chat(args) => Some(&mut args.swarm),
             Self::Serve(args) => Some(&mut args.swarm),

@@ -10,6 +10,7 @@ mod given;
 pub(crate) mod logits;
 pub(crate) mod model;
 mod out;
+pub(crate) mod pages;
 pub(crate) mod report;
 pub(crate) mod route;
 pub(crate) mod serve;

@@ -5,21 +5,26 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use petals_protocol::{MAX_PUBLIC_NAME, Span};
+use petals_settings::{CompletionsArgs, ManArgs, byte_size, duration};
 use petals_swarm::Invitation;
 
 use crate::executor::StashPolicy;
 
 mod bench;
 mod device;
+#[cfg(test)]
+mod documents;
 mod hub;
 mod invite;
 mod settings;
+mod version;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
 pub(crate) use hub::HubArgs;
 pub use invite::InviteArgs;
 pub use settings::{ConfigArgs, command_line};
+pub(crate) use version::{NUMBER, version};
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -42,11 +47,23 @@ Example:
 const DOCTOR_EXAMPLES: &str = "\
 Examples:
   petals-node doctor --model ./Mixtral-8x7B-v0.1 --dtype int4
-  petals-node doctor --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
+  petals-node doctor --model ./Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
+  petals-node doctor --report report.txt        # for a bug report";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples (scripts/install does this):
+  petals-node completions bash > ~/.local/share/bash-completion/completions/petals-node
+  petals-node completions zsh > ~/.local/share/zsh/site-functions/_petals-node
+  petals-node completions fish > ~/.config/fish/completions/petals-node.fish";
+
+const MAN_EXAMPLES: &str = "\
+Example:
+  petals-node man --out ~/.local/share/man/man1
+  man petals-node-serve";
 
 /// Serve blocks of a large language model to a swarm.
 #[derive(Debug, Parser)]
-#[command(name = "petals-node", version, about)]
+#[command(name = "petals-node", version = version(), about)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -92,6 +109,12 @@ pub enum Command {
     /// Show which settings a command would have, and where each comes from: a flag, PETALS_PEERS, the file, or nobody.
     #[command(after_help = settings::EXAMPLES)]
     Config(ConfigArgs),
+    /// Print what a shell needs to complete commands and flags.
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionsArgs),
+    /// Write manual pages.
+    #[command(after_help = MAN_EXAMPLES)]
+    Man(ManArgs),
 }
 
 /// How a node is reached and who it is.
@@ -227,6 +250,9 @@ pub struct DoctorArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub hub: HubArgs,
+    /// Write what a bug tracker needs to a new file: this build, this machine, the answers and the log, without addresses, keys and paths.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Address of a node of the swarm, ending in /p2p/PEER; repeatable. It is asked whether it reaches this machine.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = settings::member)]
     pub peers: Vec<String>,
@@ -275,34 +301,6 @@ fn public_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn byte_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor: u64 = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" | "B" => 1,
-        "K" | "KB" | "KIB" => 1 << 10,
-        "M" | "MB" | "MIB" => 1 << 20,
-        "G" | "GB" | "GIB" => 1 << 30,
-        "T" | "TB" | "TIB" => 1 << 40,
-        unit => return Err(format!("unknown unit `{unit}`: use K, M, G or T")),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not a size such as 512M or 2G"))?;
-    number.checked_mul(factor).ok_or_else(|| format!("`{text}` is too large"))
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let wrong = || format!("`{text}` is not a time such as 90s, 10m or 2h");
-    let number: f64 = digits.parse().map_err(|_| wrong())?;
-    let seconds = match &text[digits.len()..] {
-        "ms" => number / 1e3,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(wrong()),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,26 +312,11 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_units() {
-        assert_eq!(byte_size("512M"), Ok(512 << 20));
-        assert_eq!(byte_size("3"), Ok(3));
-        assert_eq!(byte_size("2GiB"), Ok(2 << 30));
-        assert!(byte_size("2X").is_err() && byte_size("M").is_err() && byte_size("99999999T").is_err());
-    }
-
-    #[test]
     fn a_public_name_is_one_short_line() {
         assert_eq!(public_name(" attic "), Ok("attic".to_owned()));
         for wrong in ["", "  ", "a\u{1b}[2J", "a\nb", "\u{202e}a", &"x".repeat(65)] {
             assert!(public_name(wrong).is_err(), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn times_have_units() {
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!((duration("10m"), duration("0")), (Ok(Duration::from_secs(600)), Ok(Duration::ZERO)));
-        assert!(duration("1d").is_err() && duration("m").is_err() && duration("-1s").is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | `model` | from `--model` to a model that can be read |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
 //! | `report` | what it did |
+//! | `pages` | completions for shells, manual pages |
 //! | `join`, `state` | how others come to it; what it keeps for its next start |
 //!
 //! Apart from the rest because all of it talks to a person: it takes arguments, prints and ends with an exit status. A server
@@ -21,6 +22,7 @@ mod join;
 pub(crate) mod keygen;
 mod model;
 mod network;
+pub(crate) mod pages;
 mod report;
 pub(crate) mod serve;
 mod signals;

@@ -10,6 +10,7 @@ mod executor;
 #[cfg(test)]
 mod fixture;
 mod lock;
+mod log;
 mod machine;
 pub mod placement;
 mod server;
@@ -25,6 +26,7 @@ pub use commands::events::{
 };
 pub use error::NodeError;
 pub use executor::{ExecutorConfig, StashPolicy, WorkCount};
+pub use log::{log_behind_the_answers, log_to_stderr};
 pub use machine::measure::MeasureConfig;
 pub use petals_settings::{InForce, Parsed, SettingsError};
 pub use placement::mover::RebalanceConfig;
@@ -42,6 +44,8 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
         Command::Keygen(args) => commands::keygen::run(&args),
         Command::Invite(args) => commands::invite::run(&args),
         Command::Bench(args) => commands::bench::run(*args).await,
+        Command::Completions(args) => commands::pages::completions(&args),
+        Command::Man(args) => commands::pages::man(&args),
         // Shown by `command_line`, which alone knows where values come from.
         Command::Config(_) => Ok(()),
     }
@@ -52,20 +56,4 @@ pub fn show_settings(settings: InForce) {
     let InForce { file, settings, json } = settings;
     NodeEvent::SettingsFile(file).emit(json);
     settings.into_iter().for_each(|setting| NodeEvent::Setting(setting).emit(json));
-}
-
-/// Logs to stderr; the level comes from `RUST_LOG` and is `warn`, for this project's own code `info`, without it.
-pub fn log_to_stderr(format: LogFormat) {
-    use std::io::IsTerminal;
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env()
-        // The first node of a swarm has nobody to ask, which kad warns of every few minutes.
-        .unwrap_or_else(|_| {
-            EnvFilter::new("warn,libp2p_kad=error,petals_node=info,petals_swarm=info,petals_model=info")
-        });
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-    };
 }

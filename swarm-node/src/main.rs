@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use petals_node::{Parsed, SettingsError, command_line, run, show_settings};
+use petals_node::{Command, Parsed, SettingsError, command_line, run, show_settings};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -18,7 +18,10 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    petals_node::log_to_stderr(cli.log_format);
+    match cli.command {
+        Command::Doctor(_) => petals_node::log_behind_the_answers(cli.log_format),
+        _ => petals_node::log_to_stderr(cli.log_format),
+    }
     match run(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use petals_client::{AdaptedModel, RemoteSequence, SequenceConfig};
 use petals_model::{Checkpoint, ClientModel, Device, Dtype, KvDtype};
 use petals_node::{ExecutorConfig, MeasureConfig, Server, ServerConfig};
-use petals_protocol::{ModelId, ServerInfo, Span};
+use petals_protocol::{ModelId, ServerInfo, Span, WireVersion};
 use petals_swarm::{Identity, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
 
 /// Servers and a client over loopback TCP.
@@ -44,6 +44,21 @@ impl LocalSwarm {
         spans: &[&str],
         configure: impl Fn(ServerConfig) -> ServerConfig,
     ) -> anyhow::Result<Self> {
+        let spoken: &[WireVersion] = &WireVersion::SPOKEN;
+        let spans: Vec<_> = spans.iter().map(|span| (*span, spoken)).collect();
+        Self::of_versions(model, &spans, spoken, configure).await
+    }
+
+    /// As [`Self::start_with`], with members of different versions: each server speaks those beside its span, the client the `spoken` ones.
+    ///
+    /// # Errors
+    /// If a node or the model does not come up.
+    pub async fn of_versions(
+        model: &Path,
+        spans: &[(&str, &[WireVersion])],
+        spoken: &[WireVersion],
+        configure: impl Fn(ServerConfig) -> ServerConfig,
+    ) -> anyhow::Result<Self> {
         let checkpoint = Checkpoint::open(model)?;
         let id = ModelId::new("golden", checkpoint.fingerprint())?;
         let blocks = Span::new(0, checkpoint.config().num_hidden_layers as u32)?;
@@ -51,13 +66,13 @@ impl LocalSwarm {
         let local = Arc::new(checkpoint.load_client(petals_model::Dtype::F32)?);
         let mut servers: Vec<Server> = Vec::new();
         let mut first = None;
-        for span in spans {
-            let server = start_server(model, &id, span, first.clone(), &configure).await?;
+        for &(span, versions) in spans {
+            let server = start_server(model, &id, (span, versions), first.clone(), &configure).await?;
             first = first.or_else(|| server.swarm().listen_addresses().first().cloned());
             servers.push(server);
         }
         let peers = first.into_iter().collect();
-        let config = SwarmConfig { peers, ..SwarmConfig::client() };
+        let config = SwarmConfig { peers, wire_versions: spoken.to_vec(), ..SwarmConfig::client() };
         let (client, _) = SwarmNode::start(Identity::generate(), config).await?;
         client.wait_connected(std::time::Duration::from_secs(10)).await?;
         Ok(Self { servers, client, model: id, blocks, hidden, local })
@@ -69,6 +84,7 @@ impl LocalSwarm {
     /// If the node or the blocks do not come up.
     pub async fn add_server(&mut self, model: &Path, span: &str) -> anyhow::Result<()> {
         let first = self.servers.first().and_then(|server| server.swarm().listen_addresses().first().cloned());
+        let span: (&str, &[WireVersion]) = (span, &WireVersion::SPOKEN);
         self.servers.push(start_server(model, &self.model, span, first, &|config| config).await?);
         Ok(())
     }
@@ -106,13 +122,14 @@ impl LocalSwarm {
 async fn start_server(
     model: &Path,
     id: &ModelId,
-    span: &str,
+    (span, versions): (&str, &[WireVersion]),
     peer: Option<Multiaddr>,
     configure: &impl Fn(ServerConfig) -> ServerConfig,
 ) -> anyhow::Result<Server> {
     let config = SwarmConfig {
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
         peers: peer.into_iter().collect(),
+        wire_versions: versions.to_vec(),
         ..SwarmConfig::server()
     };
     let (swarm, incoming) = SwarmNode::start(Identity::generate(), config).await?;

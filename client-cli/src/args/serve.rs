@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use petals_settings::duration_above_zero;
 
 use super::SwarmArgs;
-use super::values::{adapter, at_least, duration, host, origin};
+use super::values::{adapter, at_least, host, origin};
 use crate::chat::{ChatTemplate, ToolFormat};
 
 /// Arguments of `serve`.
@@ -110,7 +111,7 @@ pub(crate) struct ServeLimits {
     pub(crate) queue: usize,
 
     /// Longest wait of a request for its turn; then it is refused with status 503.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration_above_zero)]
     pub(crate) queue_timeout: Duration,
 
     /// Most tokens that a text gets; what asks for more is cut to it.
@@ -130,6 +131,6 @@ pub(crate) struct ServeLimits {
     pub(crate) idle_sessions: usize,
 
     /// How long a finished text is kept.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration_above_zero)]
     pub(crate) idle_timeout: Duration,
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
+use petals_settings::duration_above_zero;
 
 use super::swarm::NetworkArgs;
-use super::values::duration;
 
 /// Arguments of `status`.
 #[derive(Debug, Clone, Args)]
@@ -20,7 +20,7 @@ pub(crate) struct StatusArgs {
     pub(crate) name: Option<String>,
 
     /// Show it again and again, every 5 s or as often as said, until Ctrl-C.
-    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "5s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "5s", value_parser = duration_above_zero)]
     pub(crate) watch: Option<Duration>,
 
     #[command(flatten)]

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 use petals_client::{ClientNetwork, Dtype, Invitation, PeerId, RelayMode, RouteRules, Span, WireDtype};
+use petals_settings::{byte_size, duration_above_zero};
 
-use super::values::{at_least, byte_size, duration, multiaddr, peer_id, pin, rate};
+use super::values::{at_least, multiaddr, peer_id, pin, rate};
 
 /// The model, and how to reach those who serve it.
 #[derive(Debug, Clone, Args)]
@@ -31,11 +32,11 @@ pub(crate) struct SwarmArgs {
     pub(crate) network: NetworkArgs,
 
     /// Longest wait for the answer to one request.
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration_above_zero)]
     pub(crate) request_timeout: Duration,
 
     /// Longest wait for servers of blocks that nobody serves, before giving up.
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration_above_zero)]
     pub(crate) give_up_after: Duration,
 
     /// Type in which the head's weights are kept here: auto (f32), f32, bf16, f16, int8 (8.5 bits a weight) or int4 (4.5 bits). Half precision takes half the
@@ -126,7 +127,7 @@ pub(crate) struct RoutingArgs {
     pub(crate) routes: usize,
 
     /// A server that is silent for this long, and four times as long as usual, is raced by another one.
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration_above_zero)]
     pub(crate) hedge_after: Duration,
 
     /// Part of the results, 0 to 1, that a second server computes again; a third one decides between them. Servers whose

@@ -1,7 +1,6 @@
 //! Parsers of single values. Their messages complete clap's "invalid value … for …".
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use petals_client::{DeepInit, Injection, PeerId, ReparamKind, RouteRules, Schedule, Span, Task, TuningMode};
@@ -55,37 +54,6 @@ pub(super) fn signed_f32(text: &str) -> Result<f32, String> {
 /// A text of at least one character.
 pub(super) fn not_empty(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
-}
-
-/// A number of bytes, such as `512M` or `200G`.
-pub(super) fn byte_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text.strip_prefix(digits).unwrap_or_default();
-    let factor: u64 = match unit.to_ascii_uppercase().as_str() {
-        "" | "B" => 1,
-        "K" | "KB" | "KIB" => 1 << 10,
-        "M" | "MB" | "MIB" => 1 << 20,
-        "G" | "GB" | "GIB" => 1 << 30,
-        "T" | "TB" | "TIB" => 1 << 40,
-        _ => return Err(format!("unknown unit `{unit}`: use K, M, G or T")),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not a size such as 512M or 200G"))?;
-    number.checked_mul(factor).ok_or_else(|| format!("`{text}` is too large"))
-}
-
-/// A time such as `500ms`, `30s`, `10m` or `2h`; a bare number is seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let millis = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("write a whole number and ms, s, m or h, for example 30s or 10m".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| "write a whole number and ms, s, m or h".to_owned())?;
-    number.checked_mul(millis).filter(|&ms| ms > 0).map(Duration::from_millis).ok_or("must be above 0".to_owned())
 }
 
 /// The address of a peer, ending in `/p2p/` and its id.
@@ -223,16 +191,6 @@ pub(super) fn deep_init() -> impl TypedValueParser<Value = DeepInit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_have_units() {
-        let seconds = |text| duration(text).map(|time| time.as_secs_f64());
-        assert_eq!(seconds("90"), Ok(90.0));
-        assert_eq!((seconds("500ms"), seconds("10m"), seconds("2h")), (Ok(0.5), Ok(600.0), Ok(7200.0)));
-        for wrong in ["", "s", "1.5s", "-1s", "10d", "0s", "99999999999999999h", "999999999999999999999s"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn numbers_out_of_range_are_refused() {

@@ -43,7 +43,7 @@ pub use petals_model::{
 };
 pub use petals_protocol::{
     Injection, ModelId, Module, Modules, ServerInfo, ServerState, Span, UnknownModule, WeightChange, WireDtype,
-    is_printable,
+    WireVersion, is_printable,
 };
 pub use petals_swarm::{Invitation, PeerId, SwarmHandle, parse_peers};
 pub use planner::{

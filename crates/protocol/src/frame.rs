@@ -3,7 +3,7 @@
 //! ```text
 //! offset  size  field (little-endian)
 //!      0     4  magic "PTLS"
-//!      4     2  wire version, 2
+//!      4     2  version of the frames, 2
 //!      6     1  kind: 0 request, 1 response
 //!      7     1  reserved, 0
 //!      8     8  id of the request
@@ -21,8 +21,8 @@ use crate::tensor::{Tensor, TensorError, TensorMeta};
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"PTLS";
-/// Version in every frame.
-pub const WIRE_VERSION: u16 = 2;
+/// Version in every frame. What is in the frames has versions of its own, [`crate::WireVersion`].
+pub const FRAME_VERSION: u16 = 2;
 /// Bytes before the header.
 pub const PREAMBLE_LEN: usize = 28;
 
@@ -79,7 +79,9 @@ pub enum FrameError {
     #[error("the frame does not start with the magic bytes")]
     Magic,
     /// A version that is not spoken here.
-    #[error("the peer speaks wire version {0}, this node speaks {WIRE_VERSION}")]
+    #[error(
+        "the peer's frames have version {0}, those of this node {FRAME_VERSION}: upgrade whichever program is older"
+    )]
     Version(u16),
     /// A request where a response belongs, or the reverse.
     #[error("a frame of the wrong kind ({0}) arrived")]
@@ -249,7 +251,7 @@ impl Preamble {
     fn bytes(&self) -> [u8; PREAMBLE_LEN] {
         let mut bytes = [0; PREAMBLE_LEN];
         bytes[0..4].copy_from_slice(&MAGIC);
-        bytes[4..6].copy_from_slice(&WIRE_VERSION.to_le_bytes());
+        bytes[4..6].copy_from_slice(&FRAME_VERSION.to_le_bytes());
         bytes[6] = self.kind as u8;
         bytes[8..16].copy_from_slice(&self.id.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.header_len.to_le_bytes());
@@ -263,7 +265,7 @@ impl Preamble {
             return Err(FrameError::Magic);
         }
         let version = u16::from_le_bytes([v0, v1]);
-        if version != WIRE_VERSION {
+        if version != FRAME_VERSION {
             return Err(FrameError::Version(version));
         }
         if kind != expected as u8 {

@@ -16,17 +16,18 @@ mod relay;
 mod server_info;
 mod session;
 mod tensor;
+mod version;
 
 pub use adaptation::{
     BlockTable, BlockWidths, Module, Modules, TableKind, UnknownModule, WeightChange, WeightChangeError,
 };
 pub use codec::{DecodeError, decode, encode};
 pub use frame::{
-    Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, MAGIC, PREAMBLE_LEN, WIRE_VERSION,
+    FRAME_VERSION, Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, MAGIC, PREAMBLE_LEN,
 };
 pub use ids::{BlockSpanError, Fingerprint, ModelId, ModelIdError, SessionId, Span, StashId, TablesId};
 pub use layout::{Injection, LayoutError, PassLayout};
-pub use message::{Limits, PROTOCOL_NAME, Request, Response, Welcome};
+pub use message::{Limits, Request, Response, Welcome};
 pub use pass::{
     BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Handover, StashLevel, TableSource,
 };
@@ -36,3 +37,4 @@ pub use relay::{NextServer, RelayToken, RowSource, RowTarget};
 pub use server_info::{MAX_NEXT_PINGS, MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};
 pub use session::{SessionOpen, StepError, StepRequest};
 pub use tensor::{Tensor, TensorError, TensorMeta, WireDtype};
+pub use version::WireVersion;

@@ -12,9 +12,6 @@ use crate::relay::RelayToken;
 use crate::server_info::{RecordError, ServerInfo};
 use crate::session::StepRequest;
 
-/// libp2p protocol name of block streams. Changes with every incompatible change of the frames or messages.
-pub const PROTOCOL_NAME: &str = "/petals-rs/blocks/3";
-
 /// What a client asks. The tensors named in each variant follow the header, in this order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Request {
@@ -53,7 +50,7 @@ pub enum Request {
         /// Which.
         session: SessionId,
     },
-    /// As [`Request::Forward`], which must not ask for a stash, with a prefix whose keys and values are wanted: behind the tensors of its
+    /// Since [`crate::WireVersion::KEYS_VALUES`]. As [`Request::Forward`], which must not ask for a stash, with a prefix whose keys and values are wanted: behind the tensors of its
     /// answer there is one with those of each block as they are attended to, `[span, prefix_len * 2 * key]`.
     KeysValues(ForwardRequest),
 }

@@ -13,10 +13,15 @@
 //! identity = "node.key"
 //! num_blocks = 12
 //! ```
+//!
+//! What else both programs say the same way is here too: sizes and times ([`byte_size`], [`duration`]), `--version`, completions and manual pages.
 
 mod command_line;
 mod file;
 mod in_force;
+mod pages;
+mod values;
+mod version;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -25,6 +30,9 @@ use clap::{Arg, Command, CommandFactory, FromArgMatches};
 
 pub use file::FileError;
 pub use in_force::{FileInForce, InForce, SettingInForce, Source};
+pub use pages::{CompletionsArgs, ManArgs, Shell};
+pub use values::{byte_size, duration, duration_above_zero};
+pub use version::version;
 
 /// The environment variable with addresses of members, separated by spaces or commas.
 pub const PEERS_VARIABLE: &str = "PETALS_PEERS";

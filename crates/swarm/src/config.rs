@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
+use petals_protocol::WireVersion;
 
 use crate::addresses::{AddressError, is_loopback, split_peer};
 use crate::member_file::MemberFile;
@@ -76,6 +77,9 @@ pub struct SwarmConfig {
     /// Peers whose block streams are taken, all if `None`. Others of the same swarm that pass rows on must be among them.
     /// The directory answers everybody.
     pub allow_peers: Option<HashSet<PeerId>>,
+    /// Versions of block streams that are spoken, the preferred one first: [`WireVersion::SPOKEN`]. With fewer the node is one of an older
+    /// version of the software.
+    pub wire_versions: Vec<WireVersion>,
     /// Relays to be reachable through, whatever the probes say, each ending in `/p2p/` and its id.
     pub relay_via: Vec<Multiaddr>,
     /// Whether a server that others do not reach makes itself reachable through relays that it meets.
@@ -146,6 +150,7 @@ impl SwarmConfig {
             members: None,
             swarm_key: None,
             allow_peers: None,
+            wire_versions: WireVersion::SPOKEN.to_vec(),
             relay_via: Vec::new(),
             auto_relay: true,
             relay_server: true,

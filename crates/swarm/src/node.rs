@@ -84,7 +84,8 @@ impl SwarmNode {
         let (incoming_sender, incoming) = mpsc::channel(INCOMING_CAPACITY);
         let incoming_sender = (config.mode == SwarmMode::Server).then_some(incoming_sender);
         let allowed = AllowList::new(config.allow_peers.clone());
-        let streams = streams::Behaviour::new(incoming_sender, Arc::clone(&admission), allowed.clone());
+        let spoken = config.wire_versions.clone();
+        let streams = streams::Behaviour::new(spoken, incoming_sender, Arc::clone(&admission), allowed.clone());
         let swarm = build_swarm(&identity, &config, streams)?;
 
         let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use futures::io::{AsyncRead, AsyncWrite, IoSlice, IoSliceMut};
 use libp2p::{PeerId, StreamProtocol};
+use petals_protocol::WireVersion;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
@@ -56,8 +57,20 @@ pub enum OpenError {
         reason: String,
     },
     /// The peer answers, but serves no blocks.
-    #[error("peer {0} does not serve blocks in a protocol this version knows")]
+    #[error("peer {0} serves no blocks")]
     Unsupported(PeerId),
+    /// The peer serves blocks, in versions of the protocol that are not spoken here.
+    #[error("peer {peer} speaks wire version {theirs} and this program {ours}: {remedy}")]
+    OtherVersion {
+        /// The peer.
+        peer: PeerId,
+        /// The versions that it speaks.
+        theirs: String,
+        /// Those that this node speaks.
+        ours: String,
+        /// What to upgrade.
+        remedy: &'static str,
+    },
     /// The peer serves only those on its list.
     #[error("peer {peer} serves only peers on its list: ask its operator for `--allow-peer {local}`")]
     NotAllowed {
@@ -83,6 +96,20 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// No version of `ours` was agreed on with a peer that says it speaks `theirs`.
+    pub(crate) fn no_version(peer: PeerId, theirs: &[WireVersion], ours: &[WireVersion]) -> Self {
+        // Who has a version in common does not serve blocks for another reason: it is about to stop.
+        if theirs.is_empty() || theirs.iter().any(|version| ours.contains(version)) {
+            return Self::Unsupported(peer);
+        }
+        let remedy = if theirs.iter().max() > ours.iter().max() {
+            "upgrade this program to the version of the swarm"
+        } else {
+            "its operator should upgrade petals-node there"
+        };
+        Self::OtherVersion { peer, theirs: WireVersion::list(theirs), ours: WireVersion::list(ours), remedy }
+    }
+
     /// Whether the same peer may well answer if asked again.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Timeout { .. } | Self::ConnectionLost(_) | Self::Io { .. } | Self::Unreachable { .. })
@@ -99,7 +126,8 @@ pub(crate) struct OpenRequest {
 #[derive(Debug)]
 pub(crate) enum OpenFailure {
     Unreachable(String),
-    Unsupported,
+    /// None of these versions was accepted.
+    Unsupported(Arc<[WireVersion]>),
     NotAllowed,
     Io(io::Error),
 }
@@ -141,6 +169,7 @@ impl StreamPath {
 #[derive(Debug)]
 pub struct PeerStream {
     inner: libp2p::Stream,
+    wire: WireVersion,
     admission: Arc<Admission>,
     link: Arc<Link>,
     /// The yamux multiplexer does not wake the readers of a connection that this side closes, and a dead peer never
@@ -176,9 +205,19 @@ impl Incoming {
 }
 
 impl PeerStream {
-    fn new(inner: libp2p::Stream, admission: Arc<Admission>, link: Arc<Link>, permit: Option<Permit>) -> Self {
+    fn new(
+        (inner, wire): (libp2p::Stream, WireVersion),
+        admission: &Arc<Admission>,
+        link: &Arc<Link>,
+        permit: Option<Permit>,
+    ) -> Self {
         let closed = Box::pin(link.closed.clone().cancelled_owned());
-        Self { inner, admission, link, closed, _permit: permit }
+        Self { inner, wire, admission: Arc::clone(admission), link: Arc::clone(link), closed, _permit: permit }
+    }
+
+    /// The version of the messages that was agreed on with the peer.
+    pub fn wire_version(&self) -> WireVersion {
+        self.wire
     }
 
     /// The path that this stream takes, also for when the stream has been split.

@@ -1,8 +1,7 @@
 //! Models that are given by their names on the hub.
 
 use clap::Args;
-
-use super::byte_size;
+use petals_settings::byte_size;
 
 /// How models come from the hub.
 #[derive(Debug, Clone, Args)]

@@ -36,7 +36,10 @@ pub struct ConfigArgs {
 /// Commands whose flags can be set. Not `keygen`, which would write where others read, nor `bench`, of which nobody wants the flags of `serve`.
 fn settable(command: &Command, arg: &Arg) -> bool {
     let of_node = ["serve", "bootstrap", "doctor", "invite"].contains(&command.get_name());
-    of_node && arg.get_long().is_some_and(|flag| !["config", "json", "help", "version", "with-key"].contains(&flag))
+    of_node
+        && arg
+            .get_long()
+            .is_some_and(|flag| !["config", "json", "help", "version", "with-key", "report"].contains(&flag))
 }
 
 /// Reads the command line of this process, with what the environment and the file of settings say where it says nothing.

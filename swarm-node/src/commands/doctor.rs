@@ -1,69 +1,74 @@
 //! `petals-node doctor`: what works on this machine, and what to do about the rest.
 
+mod answers;
+mod machine;
 mod model;
 mod network;
+mod redact;
+mod report;
 mod running;
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context;
 use petals_hub::{ModelSource, SourceError};
 use petals_model::{Checkpoint, CheckpointError, Device, Dtype, KvDtype};
-use sysinfo::System;
-use tokio::sync::oneshot;
 
-use super::events::{Check, CheckStatus, NodeEvent, size};
+use super::events::{Check, NodeEvent, size};
 use super::model as from_hub;
 use super::network::model_name;
 use crate::args::DoctorArgs;
 use crate::error::NodeError;
+use crate::log;
 use crate::machine::memory::Free;
-
-/// Open files that a busy server needs: connections, and the shards of a checkpoint.
-const WANTED_FILES: usize = 4096;
-/// Fewer than these do not last for a handful of clients.
-const LEAST_FILES: usize = 256;
-/// Free space that a download in parts, logs and keys need.
-const WANTED_DISK: u64 = 1 << 30;
+use answers::Answers;
 
 pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
-    let json = args.network.json;
-    let mut failed = 0;
-    let mut tell = |check: Check| {
-        failed += usize::from(check.status == CheckStatus::Fail);
-        NodeEvent::Check(check).emit(json);
-    };
-    let device = device(&args.compute.device, &mut tell);
-    let (source, checkpoint) = match args.model.clone() {
-        Some(model) => {
-            let hub = args.hub.clone();
-            let opened = tokio::task::spawn_blocking(move || from_hub::open(&model, &hub, json)).await;
-            checkpoint(opened.context("opening the model was interrupted")?, &mut tell)
-        }
-        None => (None, None),
-    };
-    let (dtype, kv_dtype) = args.compute.on(&device, checkpoint.as_ref()).map_err(NodeError::input)?;
-    memory((&device, dtype, kv_dtype), checkpoint.as_ref(), json, &mut tell);
-    tell(open_files(System::open_files_limit()));
-    if let Some(path) = source.as_ref().map(ModelSource::path).or(args.model.as_deref()) {
-        tell(disk(free_disk(path).await));
+    let report = args.report.as_deref().map(report::Report::create).transpose()?;
+    let mut answers = Answers::new(args.network.json);
+    let outcome = checks(&args, &mut answers).await;
+    let log = log::held();
+    if let Some(report) = report {
+        let file = report.write(&args, &answers, &outcome, &log)?;
+        answers.event(NodeEvent::DoctorReport { file });
     }
-    let model = checkpoint
-        .as_ref()
-        .and_then(|checkpoint| checkpoint.model_id(model_name(&args.network, args.model_name.as_deref())).ok());
-    for check in network::checks(&args, model.zip(checkpoint.as_ref().map(Checkpoint::blocks))).await? {
-        tell(check);
+    // Who asked for the log gets it where it does not stand between the answers.
+    if log::is_wanted() {
+        log.iter().for_each(|line| eprintln!("{line}"));
     }
-    match failed {
+    outcome?;
+    match answers.failed() {
         0 => Ok(()),
         1 => Err(NodeError::from(anyhow::anyhow!("one check failed"))),
         failed => Err(NodeError::from(anyhow::anyhow!("{failed} checks failed"))),
     }
 }
 
+async fn checks(args: &DoctorArgs, answers: &mut Answers) -> Result<(), NodeError> {
+    let device = device(&args.compute.device, answers);
+    let (source, checkpoint) = match args.model.clone() {
+        Some(model) => {
+            let (hub, json) = (args.hub.clone(), answers.json());
+            let opened = tokio::task::spawn_blocking(move || from_hub::open(&model, &hub, json)).await;
+            checkpoint(opened.context("opening the model was interrupted")?, answers)
+        }
+        None => (None, None),
+    };
+    let (dtype, kv_dtype) = args.compute.on(&device, checkpoint.as_ref()).map_err(NodeError::input)?;
+    memory((&device, dtype, kv_dtype), checkpoint.as_ref(), answers);
+    machine::limits().into_iter().for_each(|check| answers.check(check));
+    let place = source.as_ref().map(ModelSource::path).or(args.model.as_deref()).unwrap_or(Path::new("."));
+    let to_come =
+        source.as_ref().zip(checkpoint.as_ref()).map_or(0, |(source, checkpoint)| missing(source, checkpoint).1);
+    answers.check(machine::disk(machine::free_disk(place).await, to_come));
+    let model = checkpoint
+        .as_ref()
+        .and_then(|checkpoint| checkpoint.model_id(model_name(&args.network, args.model_name.as_deref())).ok());
+    network::checks(args, model.zip(checkpoint.as_ref().map(Checkpoint::blocks)), answers).await
+}
+
 /// What blocks would run on. Falls back to the processor, so that the other checks say something.
-fn device(wanted: &str, tell: &mut impl FnMut(Check)) -> Device {
+fn device(wanted: &str, answers: &mut Answers) -> Device {
     const NAME: &str = "device";
     const REMEDY: &str = "install NVIDIA's driver and the CUDA run-time compiler (libnvrtc), or a Vulkan driver (Debian: \
                           mesa-vulkan-drivers), use a build with `--features petals-node/cuda` or `petals-node/vulkan`, or serve \
@@ -71,20 +76,20 @@ fn device(wanted: &str, tell: &mut impl FnMut(Check)) -> Device {
     match wanted.parse::<Device>() {
         Ok(device) => {
             let hardware = device.hardware().map_or_else(String::new, |name| format!(" ({name})"));
-            tell(Check::ok(NAME, format!("{device}{hardware}")));
+            answers.check(Check::ok(NAME, format!("{device}{hardware}")));
             for (present, kind) in [("/proc/driver/nvidia", "cuda"), ("/dev/dri", "vulkan")] {
                 if wanted == "auto"
                     && device == Device::cpu()
                     && Path::new(present).exists()
                     && let Err(error) = kind.parse::<Device>()
                 {
-                    tell(Check::warn("gpu", format!("there may be one that is not used: {error}"), REMEDY));
+                    answers.check(Check::warn("gpu", format!("there may be one that is not used: {error}"), REMEDY));
                 }
             }
             device
         }
         Err(error) => {
-            tell(Check::fail(NAME, error.to_string(), REMEDY));
+            answers.check(Check::fail(NAME, error.to_string(), REMEDY));
             Device::cpu()
         }
     }
@@ -93,7 +98,7 @@ fn device(wanted: &str, tell: &mut impl FnMut(Check)) -> Device {
 /// What is found of the model, and where.
 fn checkpoint(
     opened: Result<(ModelSource, Checkpoint), SourceError>,
-    tell: &mut impl FnMut(Check),
+    answers: &mut Answers,
 ) -> (Option<ModelSource>, Option<Checkpoint>) {
     const NAME: &str = "model";
     let checked = opened.and_then(|(source, checkpoint)| {
@@ -103,21 +108,21 @@ fn checkpoint(
     match checked {
         Ok((source, checkpoint)) => {
             let place = source.path().display();
-            tell(Check::ok(
+            answers.check(Check::ok(
                 NAME,
                 format!("{} blocks in {place}{}", checkpoint.blocks().len(), to_come(&source, &checkpoint)),
             ));
             (Some(source), Some(checkpoint))
         }
         Err(SourceError::Checkpoint(error)) => {
-            tell(refused(NAME, error));
+            answers.check(refused(NAME, error));
             (None, None)
         }
         Err(error) => {
             // The hub's errors end with what to do.
             let error = error.to_string();
             let (detail, remedy) = error.rsplit_once(": ").unwrap_or((&error, "see --model"));
-            tell(Check::fail(NAME, detail, remedy));
+            answers.check(Check::fail(NAME, detail, remedy));
             (None, None)
         }
     }
@@ -125,14 +130,21 @@ fn checkpoint(
 
 /// What of a model from the hub is not in the cache, and would be fetched by whoever served all of it.
 fn to_come(source: &ModelSource, checkpoint: &Checkpoint) -> String {
-    let Some(snapshot) = source.snapshot() else { return String::new() };
+    match missing(source, checkpoint) {
+        (0, _) => String::new(),
+        (count, bytes) => {
+            let files = checkpoint.all_files().len();
+            format!("; {count} of its {files} files of weights are not here, {}", size(bytes))
+        }
+    }
+}
+
+/// How many files of weights are not here yet, and their bytes.
+fn missing(source: &ModelSource, checkpoint: &Checkpoint) -> (usize, u64) {
+    let Some(snapshot) = source.snapshot() else { return (0, 0) };
     let files = checkpoint.all_files();
     let missing: Vec<_> = files.iter().filter(|file| !source.path().join(file).is_file()).collect();
-    let bytes = missing.iter().filter_map(|file| snapshot.size(file)).fold(0, u64::saturating_add);
-    match missing.len() {
-        0 => String::new(),
-        count => format!("; {count} of its {} files of weights are not here, {}", files.len(), size(bytes)),
-    }
+    (missing.len(), missing.iter().filter_map(|file| snapshot.size(file)).fold(0, u64::saturating_add))
 }
 
 /// The whole chain of causes, as `serve` says it, with what to do in its place.
@@ -150,46 +162,16 @@ fn refused(name: &'static str, error: CheckpointError) -> Check {
 fn memory(
     (device, dtype, kv_dtype): (&Device, Dtype, KvDtype),
     checkpoint: Option<&Checkpoint>,
-    json: bool,
-    tell: &mut impl FnMut(Check),
+    answers: &mut Answers,
 ) {
     let Some(checkpoint) = checkpoint else {
-        return tell(Check::ok("memory", format!("{} for weights", size(Free::on(device).for_weights()))));
+        let room = size(Free::on(device).for_weights());
+        return answers.check(Check::ok("memory", format!("{room} for weights")));
     };
     let needs = model::needs(checkpoint.config(), model::fit(checkpoint, device, dtype, kv_dtype), kv_dtype);
     let check = model::memory(&needs);
-    NodeEvent::ModelNeeds(needs).emit(json);
-    tell(check);
-}
-
-fn open_files(limit: Option<usize>) -> Check {
-    const NAME: &str = "open files";
-    const REMEDY: &str =
-        "raise the limit before starting the node, for example `ulimit -n 65536` or LimitNOFILE= of systemd";
-    match limit {
-        None => Check::warn(NAME, "the limit cannot be read here", format!("a server wants {WANTED_FILES}")),
-        Some(limit) if limit < LEAST_FILES => Check::fail(NAME, format!("at most {limit}"), REMEDY),
-        Some(limit) if limit < WANTED_FILES => Check::warn(NAME, format!("at most {limit}"), REMEDY),
-        Some(limit) => Check::ok(NAME, format!("at most {limit}")),
-    }
-}
-
-/// What is free for this user where the model lies, in bytes. A server of files that does not answer keeps a thread, and not the program.
-async fn free_disk(path: &Path) -> Option<u64> {
-    let (path, (tell, told)) = (path.to_owned(), oneshot::channel());
-    std::thread::spawn(move || tell.send(fs4::available_space(path)));
-    tokio::time::timeout(Duration::from_secs(5), told).await.ok()?.ok()?.ok()
-}
-
-fn disk(free: Option<u64>) -> Check {
-    const NAME: &str = "disk";
-    match free {
-        None => Check::warn(NAME, "what is free cannot be told here", "see that a few GiB are"),
-        Some(free) if free < WANTED_DISK => {
-            Check::warn(NAME, format!("{} MiB free", free >> 20), "free some space: logs and measurements are written")
-        }
-        Some(free) => Check::ok(NAME, format!("{} GiB free", free >> 30)),
-    }
+    answers.event(NodeEvent::ModelNeeds(needs));
+    answers.check(check);
 }
 
 #[cfg(test)]
@@ -197,27 +179,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_of_open_files_are_read_and_judged() {
-        let status = |limit| open_files(Some(limit)).status;
-        assert_eq!(status(100), CheckStatus::Fail);
-        assert_eq!(status(1024), CheckStatus::Warn);
-        assert_eq!(status(65536), CheckStatus::Ok);
-        assert_eq!(status(usize::MAX), CheckStatus::Ok);
-        assert_eq!(open_files(None).status, CheckStatus::Warn);
-        assert!(System::open_files_limit().is_some_and(|limit| limit > 0));
-    }
-
-    #[tokio::test]
-    async fn free_disk_is_that_of_the_place_that_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(free_disk(folder.path()).await.is_some_and(|free| free > 0));
-        assert_eq!(free_disk(&folder.path().join("nothing")).await, None);
-    }
-
-    #[test]
     fn a_check_is_told_with_its_remedy() {
         let text = Check::fail("port", "nobody gets through", "open it").to_string();
         assert!(text.starts_with("FAIL  port") && text.ends_with("-> open it"), "{text}");
-        assert_eq!(disk(Some(1)).status, CheckStatus::Warn);
     }
 }

@@ -128,6 +128,11 @@ pub enum NodeEvent {
     },
     /// What `doctor` found.
     Check(Check),
+    /// `doctor` has written what a bug tracker needs.
+    DoctorReport {
+        /// The file.
+        file: String,
+    },
     /// What the model needs that `doctor` was given.
     ModelNeeds(ModelNeeds),
     /// What is about to be timed.
@@ -148,7 +153,8 @@ impl NodeEvent {
         let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
     }
 
-    fn text(&self) -> String {
+    /// The event for people.
+    pub(crate) fn text(&self) -> String {
         match self {
             Self::Listening { address } => format!("listening on {address}"),
             Self::Ready { model, blocks, weight_bytes, device, dtype, seconds } => {
@@ -188,6 +194,9 @@ impl NodeEvent {
             Self::Setting(setting) => setting.to_string(),
             Self::Invitation { line, .. } => line.clone(),
             Self::Check(check) => check.to_string(),
+            Self::DoctorReport { file } => {
+                format!("report written to {file}, without addresses, keys and paths: read it before you pass it on")
+            }
             Self::ModelNeeds(needs) => needs.to_string(),
             Self::BenchSetup(setup) => setup.to_string(),
             Self::Bench(figures) => figures.to_string(),

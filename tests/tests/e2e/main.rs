@@ -52,4 +52,5 @@ mod strangers;
 mod structured;
 mod training_data;
 mod training_forms;
+mod versions;
 mod vulkan;

@@ -61,6 +61,40 @@ fn doctor_tells_of_the_server_that_runs_with_its_identity() -> anyhow::Result<()
 }
 
 #[test]
+fn doctor_keeps_its_log_away_from_its_answers_and_private_things_out_of_its_report() -> anyhow::Result<()> {
+    let goldens = Goldens::load("llama-gqa")?;
+    let swarm = ProcessSwarm::start(&goldens.model(), &["0..4"])?;
+    let directory = tempfile::tempdir()?;
+    let (key, report) = (directory.path().join("my secret.key"), directory.path().join("report.txt"));
+    let path = |file: &std::path::Path| file.to_str().unwrap_or_default().to_owned();
+    let peer = swarm.bootstrap.address.clone();
+    let (model, key_path, report_path) = (path(&goldens.model()), path(&key), path(&report));
+    let doctor = ["doctor", "--model", &model, "--device", "cpu", "--peers", &peer, "--identity", &key_path];
+    let doctor = [&doctor[..], &["--listen", "/ip4/127.0.0.1/tcp/0", "--report", &report_path]].concat();
+
+    let quiet = Node::output(&doctor)?;
+    let (said, log) = (String::from_utf8_lossy(&quiet.stdout), String::from_utf8_lossy(&quiet.stderr));
+    assert!(quiet.status.success() && said.contains("ok    versions"), "{said}{log}");
+    assert_eq!(log, "", "nobody asked for the log");
+    let written = std::fs::read_to_string(&report)?;
+    let id = peer.rsplit('/').next().unwrap_or_default();
+    let own = std::fs::canonicalize(directory.path())?;
+    for private in [id, &model, "my secret.key", &path(&own), &peer] {
+        assert!(!written.contains(private), "{private} is in the report:\n{written}");
+    }
+    for wanted in ["petals-node 0.", "commit", "processor", "ok    memory", "listening", "/ip4/127.0.0.1/tcp/"] {
+        assert!(written.contains(wanted), "{wanted} is not in the report:\n{written}");
+    }
+
+    let again = Node::refused(&doctor)?;
+    assert!(again.contains("report.txt") && again.contains("does not exist yet"), "{again}");
+    let wordy = Node::output_in(&[("RUST_LOG", "info")], doctor.get(..doctor.len() - 2).unwrap_or_default())?;
+    let log = String::from_utf8_lossy(&wordy.stderr);
+    assert!(log.contains("listening") && !String::from_utf8_lossy(&wordy.stdout).contains("INFO"), "{log}");
+    Ok(())
+}
+
+#[test]
 fn a_clock_that_is_minutes_off_is_said_by_server_and_client() -> anyhow::Result<()> {
     if Command::new("faketime").arg("--version").output().is_err() {
         eprintln!("skipped: there is no faketime here");

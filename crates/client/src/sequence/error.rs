@@ -45,6 +45,15 @@ pub enum SequenceError {
         #[source]
         last: Box<HopError>,
     },
+    /// Servers are there, and all of them are older than what is asked of them.
+    #[error("no server that holds blocks {span} knows what is asked of it")]
+    Outdated {
+        /// The blocks.
+        span: Span,
+        /// What it is, and what the last of them speaks.
+        #[source]
+        last: Box<HopError>,
+    },
     /// The directory cannot be asked.
     #[error("cannot look up servers")]
     Lookup(#[from] LookupError),

@@ -102,6 +102,13 @@ impl RemoteSequence {
                 }
             },
             HopError::Untrue(_) => self.view.untrue(peer),
+            // It does the rest of the work as well as others.
+            HopError::OldServer { .. } => {
+                retry.rejected(peer, false);
+                if self.planned(span, pass, retry).is_none() {
+                    return Err(SequenceError::Outdated { span, last: Box::new(error) });
+                }
+            }
             _ => {
                 self.view.failed(peer);
             }

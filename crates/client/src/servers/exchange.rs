@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use petals_protocol::{
     BackwardRequest, ForwardRequest, Handover, PassLayout, Refusal, Request, Response, RowSource, RowTarget, SessionId,
-    SessionOpen, StashId, StashLevel, StepRequest, TableSource, Tensor, TensorError, WireDtype,
+    SessionOpen, StashId, StashLevel, StepRequest, TableSource, Tensor, TensorError, WireDtype, WireVersion,
 };
 
 use super::hop::{HopConnection, HopError, RequestTables};
@@ -85,6 +85,7 @@ impl HopInput<'_> {
 
     /// Runs the span, for the keys and values of its prefix too, of which each row has `of_row` in every block.
     pub(crate) async fn keys_values(&self, connection: &HopConnection, of_row: usize) -> Result<Forwarded, HopError> {
+        connection.knows("keys and values of a prefix", WireVersion::KEYS_VALUES)?;
         self.run(connection, Request::KeysValues(self.forward_request(None)), Some(of_row)).await
     }
 

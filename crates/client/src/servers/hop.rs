@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use petals_protocol::{Limits, ModelId, Refusal, Request, Response, ServerInfo, StashId, TableSource, Tensor};
+use petals_protocol::{
+    Limits, ModelId, Refusal, Request, Response, ServerInfo, StashId, TableSource, Tensor, WireVersion,
+};
 use petals_swarm::{DirectoryEntry, Exchange, OpenError, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle};
 
 use crate::lock::lock;
@@ -37,6 +39,18 @@ pub enum HopError {
     /// Other servers got something else.
     #[error("wrong results: {0}")]
     Untrue(String),
+    /// The server does not know what is asked of it yet.
+    #[error(
+        "{what} need wire version {needed}, and the server speaks {spoken}: its operator should upgrade petals-node there"
+    )]
+    OldServer {
+        /// What is asked.
+        what: &'static str,
+        /// The first version that has it.
+        needed: WireVersion,
+        /// The version agreed on.
+        spoken: WireVersion,
+    },
     /// The answer breaks the protocol: wrong kind, wrong shapes, values that are not finite.
     #[error("unusable answer: {0}")]
     BadReply(String),
@@ -190,6 +204,7 @@ impl Exchange for Bookkeeping {
 pub(crate) struct HopConnection {
     pub(crate) info: ServerInfo,
     pub(crate) limits: Limits,
+    wire: WireVersion,
     path: StreamPath,
     stream: RequestStream<Bookkeeping>,
     books: Arc<Bookkeeping>,
@@ -210,6 +225,7 @@ impl HopConnection {
         let mut connection = Self {
             info: server.info.clone(),
             limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0, max_adapter: 0 },
+            wire: stream.wire_version(),
             path: stream.path(),
             stream: RequestStream::with(stream, books.clone()),
             books,
@@ -249,6 +265,11 @@ impl HopConnection {
             }
             answer => Ok(answer),
         }
+    }
+
+    /// Whether the server knows what was added in version `needed`.
+    pub(crate) fn knows(&self, what: &'static str, needed: WireVersion) -> Result<(), HopError> {
+        if self.wire < needed { Err(HopError::OldServer { what, needed, spoken: self.wire }) } else { Ok(()) }
     }
 
     /// Tells the server to drop a stash.

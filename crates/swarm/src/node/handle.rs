@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
-use petals_protocol::{ModelId, ServerInfo};
+use petals_protocol::{ModelId, ServerInfo, WireVersion};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,6 +17,8 @@ use crate::streams::{Admission, OpenError, OpenFailure, OpenRequest, PeerStream,
 
 /// Attempts of one [`SwarmHandle::open_stream`]: a connection may close just when a stream is opened on it.
 const OPEN_ATTEMPTS: usize = 3;
+/// Longest wait for a connected peer to say what it speaks.
+const FIRST_WORDS: Duration = Duration::from_secs(2);
 /// Longest wait for others to take note that this server is leaving.
 const WITHDRAW_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -301,12 +303,25 @@ impl SwarmHandle {
         match answer.await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(OpenFailure::Unreachable(reason))) => Err(OpenError::Unreachable { peer, reason }),
-            Ok(Err(OpenFailure::Unsupported)) => Err(OpenError::Unsupported(peer)),
+            Ok(Err(OpenFailure::Unsupported(ours))) => Err(self.no_version(peer, &ours).await),
             Ok(Err(OpenFailure::NotAllowed)) => Err(OpenError::NotAllowed { peer, local: Box::new(self.inner.local) }),
             Ok(Err(OpenFailure::Io(source))) => Err(OpenError::Io { peer, source }),
             Err(_) if self.inner.commands.is_closed() => Err(OpenError::Closed),
             Err(_) => Err(OpenError::ConnectionLost(peer)),
         }
+    }
+
+    /// The versions of block streams that each connected peer accepts, as far as it has said so; none if it serves no blocks.
+    pub fn wire_versions_of_peers(&self) -> Vec<(PeerId, Vec<WireVersion>)> {
+        self.inner.view.borrow().wire.iter().map(|(peer, versions)| (*peer, versions.clone())).collect()
+    }
+
+    /// Why a peer accepts none of the versions that this node speaks.
+    async fn no_version(&self, peer: PeerId, ours: &[WireVersion]) -> OpenError {
+        let mut view = self.inner.view.clone();
+        let told = tokio::time::timeout(FIRST_WORDS, view.wait_for(|view| view.wire.contains_key(&peer))).await;
+        let theirs = told.ok().and_then(Result::ok).and_then(|view| view.wire.get(&peer).cloned());
+        OpenError::no_version(peer, &theirs.unwrap_or_default(), ours)
     }
 
     /// When this node started, by its own clock, in Unix milliseconds.

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId, kad};
+use petals_protocol::WireVersion;
 
 use super::reach::Reachability;
 
@@ -55,6 +56,8 @@ pub(super) struct View {
     pub(super) directory: DirectoryTraffic,
     /// Connected peers and their last round trip.
     pub(super) peers: HashMap<PeerId, Option<Duration>>,
+    /// Versions of block streams that connected peers accept, as they say: none if they serve no blocks.
+    pub(super) wire: HashMap<PeerId, Vec<WireVersion>>,
     /// Connected peers that are members of the hash table.
     pub(super) members: HashSet<PeerId>,
     /// Members that were met before this start.

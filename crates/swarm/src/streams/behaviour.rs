@@ -11,16 +11,16 @@ use std::task::{Context, Poll, Waker};
 use libp2p::core::transport::PortUse;
 use libp2p::core::{self, Endpoint};
 use libp2p::swarm::{
-    ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, NotifyHandler, StreamProtocol, THandler,
-    THandlerInEvent, THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionId, DialError, FromSwarm, NetworkBehaviour, NotifyHandler, THandler, THandlerInEvent,
+    THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
-use petals_protocol::PROTOCOL_NAME;
+use petals_protocol::WireVersion;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::dial_error::describe_dial_error;
-use super::handler::Handler;
+use super::handler::{Handler, Versions};
 use super::{Admission, AllowList, IncomingStream, Link, OpenFailure, OpenRequest};
 use crate::addresses::{is_circuit, is_tcp};
 use dialling::Dialling;
@@ -31,7 +31,7 @@ const WITHOUT_STREAMS: usize = 2;
 /// Opens streams to peers, and hands over those that peers open.
 #[derive(Debug)]
 pub(crate) struct Behaviour {
-    protocol: StreamProtocol,
+    versions: Versions,
     incoming: Option<mpsc::Sender<IncomingStream>>,
     admission: Arc<Admission>,
     /// Whose streams are taken, everybody's if `None`.
@@ -74,12 +74,13 @@ impl Rank {
 
 impl Behaviour {
     pub(crate) fn new(
+        versions: Vec<WireVersion>,
         incoming: Option<mpsc::Sender<IncomingStream>>,
         admission: Arc<Admission>,
         allowed: AllowList,
     ) -> Self {
         Self {
-            protocol: StreamProtocol::new(PROTOCOL_NAME),
+            versions: Versions::new(versions),
             incoming,
             admission,
             allowed,
@@ -200,7 +201,7 @@ impl Behaviour {
         let link = Link::new(relayed);
         self.links.insert(connection, link.clone());
         let allowed = self.allowed.clone();
-        Handler::new(peer, self.protocol.clone(), self.incoming.clone(), allowed, Arc::clone(&self.admission), link)
+        Handler::new(peer, self.versions.clone(), self.incoming.clone(), allowed, Arc::clone(&self.admission), link)
     }
 
     fn wake(&mut self) {

@@ -11,10 +11,25 @@ use libp2p::core::upgrade::{InboundUpgrade, OutboundUpgrade, UpgradeInfo};
 use libp2p::swarm::handler::{ConnectionEvent, ConnectionHandler, ConnectionHandlerEvent, StreamUpgradeError};
 use libp2p::swarm::{Stream, StreamProtocol, SubstreamProtocol};
 use libp2p::{PeerId, core};
+use petals_protocol::WireVersion;
 use tokio::sync::mpsc;
 
 use super::{Admission, AllowList, IncomingStream, Link, NOT_ALLOWED, OpenFailure, OpenRequest, PeerStream};
 use crate::addresses::short;
+
+/// The versions that a node speaks, the preferred one first. Clones are one list.
+#[derive(Debug, Clone)]
+pub(crate) struct Versions(Arc<[WireVersion]>);
+
+impl Versions {
+    pub(super) fn new(versions: Vec<WireVersion>) -> Self {
+        Self(versions.into())
+    }
+
+    fn protocols(&self) -> Vec<StreamProtocol> {
+        self.0.iter().filter_map(|version| StreamProtocol::try_from_owned(version.protocol()).ok()).collect()
+    }
+}
 
 /// Offers these protocols, the preferred one first.
 #[derive(Debug, Clone)]
@@ -53,7 +68,7 @@ impl OutboundUpgrade<Stream> for Offer {
 #[derive(Debug)]
 pub(crate) struct Handler {
     peer: PeerId,
-    protocol: StreamProtocol,
+    versions: Versions,
     /// Where accepted streams go; `None` on nodes that accept none.
     incoming: Option<mpsc::Sender<IncomingStream>>,
     /// Who may open streams.
@@ -68,20 +83,20 @@ pub(crate) struct Handler {
 impl Handler {
     pub(super) fn new(
         peer: PeerId,
-        protocol: StreamProtocol,
+        versions: Versions,
         incoming: Option<mpsc::Sender<IncomingStream>>,
         allowed: AllowList,
         admission: Arc<Admission>,
         link: Arc<Link>,
     ) -> Self {
-        Self { peer, protocol, incoming, allowed, admission, link, requests: VecDeque::new(), waker: None }
+        Self { peer, versions, incoming, allowed, admission, link, requests: VecDeque::new(), waker: None }
     }
 
     /// Never waits: what cannot be taken now is refused by closing the stream.
-    fn accept(&self, stream: Stream) {
+    fn accept(&self, stream: Stream, wire: WireVersion) {
         let delivered =
             self.incoming.as_ref().zip(self.admission.admit(self.peer)).is_some_and(|(incoming, permit)| {
-                let stream = PeerStream::new(stream, Arc::clone(&self.admission), Arc::clone(&self.link), Some(permit));
+                let stream = PeerStream::new((stream, wire), &self.admission, &self.link, Some(permit));
                 incoming.try_send(IncomingStream { peer: self.peer, stream }).is_ok()
             });
         let counter = if delivered { &self.admission.counters.accepted } else { &self.admission.counters.refused };
@@ -103,8 +118,8 @@ impl ConnectionHandler for Handler {
     fn listen_protocol(&self) -> SubstreamProtocol<Offer> {
         // A node whose program has dropped its `Incoming` serves no blocks, and says so.
         let accepts = self.incoming.as_ref().is_some_and(|incoming| !incoming.is_closed());
-        let offered = if self.allowed.allows(&self.peer) { &self.protocol } else { &NOT_ALLOWED };
-        SubstreamProtocol::new(Offer(accepts.then(|| offered.clone()).into_iter().collect()), ())
+        let offered = || if self.allowed.allows(&self.peer) { self.versions.protocols() } else { vec![NOT_ALLOWED] };
+        SubstreamProtocol::new(Offer(accepts.then(offered).unwrap_or_default()), ())
     }
 
     fn on_behaviour_event(&mut self, request: OpenRequest) {
@@ -118,7 +133,9 @@ impl ConnectionHandler for Handler {
         while let Some(request) = self.requests.pop_front() {
             // Whoever asked may have given up meanwhile.
             if !request.reply.is_closed() {
-                let protocol = SubstreamProtocol::new(Offer(vec![self.protocol.clone(), NOT_ALLOWED]), request);
+                let mut offered = self.versions.protocols();
+                offered.push(NOT_ALLOWED);
+                let protocol = SubstreamProtocol::new(Offer(offered), request);
                 return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
             }
         }
@@ -128,18 +145,21 @@ impl ConnectionHandler for Handler {
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Offer, Offer, (), OpenRequest>) {
         match event {
-            ConnectionEvent::FullyNegotiatedInbound(inbound) => match inbound.protocol {
-                (stream, protocol) if protocol != NOT_ALLOWED && self.allowed.allows(&self.peer) => self.accept(stream),
-                // It has learnt what it needed to know.
-                (stream, _) => drop(stream),
-            },
+            ConnectionEvent::FullyNegotiatedInbound(inbound) => {
+                let (stream, protocol) = inbound.protocol;
+                match WireVersion::of_protocol(protocol.as_ref()) {
+                    Some(wire) if self.allowed.allows(&self.peer) => self.accept(stream, wire),
+                    // It has learnt what it needed to know.
+                    _ => drop(stream),
+                }
+            }
             ConnectionEvent::FullyNegotiatedOutbound(outbound) => {
                 let (stream, protocol) = outbound.protocol;
-                if protocol == NOT_ALLOWED {
+                let Some(wire) = WireVersion::of_protocol(protocol.as_ref()) else {
                     let _ = outbound.info.reply.send(Err(OpenFailure::NotAllowed));
                     return;
-                }
-                let stream = PeerStream::new(stream, Arc::clone(&self.admission), Arc::clone(&self.link), None);
+                };
+                let stream = PeerStream::new((stream, wire), &self.admission, &self.link, None);
                 // If the receiver is gone, the stream is closed by being dropped.
                 if outbound.info.reply.send(Ok(stream)).is_ok() {
                     self.admission.counters.opened.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +168,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::DialUpgradeError(failed) => {
                 let failure = match failed.error {
                     StreamUpgradeError::Timeout => OpenFailure::Io(std::io::ErrorKind::TimedOut.into()),
-                    StreamUpgradeError::NegotiationFailed => OpenFailure::Unsupported,
+                    StreamUpgradeError::NegotiationFailed => OpenFailure::Unsupported(self.versions.0.clone()),
                     StreamUpgradeError::Io(error) => OpenFailure::Io(error),
                     StreamUpgradeError::Apply(never) => core::util::unreachable(never),
                 };

@@ -11,3 +11,4 @@ mod private;
 mod reach;
 mod streams;
 mod support;
+mod versions;

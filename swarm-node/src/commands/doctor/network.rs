@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use petals_protocol::{ModelId, Span};
-use petals_swarm::{ClockOffset, Multiaddr, Reachability, SwarmHandle, SwarmNode};
+use petals_protocol::{ModelId, Span, WireVersion};
+use petals_swarm::{ClockOffset, Multiaddr, PeerId, Reachability, SwarmHandle, SwarmNode};
 use tokio::time::{Instant, sleep};
 
+use super::answers::Answers;
 use super::running::{self, Role};
 use crate::args::DoctorArgs;
 use crate::commands::events::Check;
@@ -25,9 +26,13 @@ const MOST_SKEW_MS: i64 = 60_000;
 const CLOCK_REMEDY: &str = "set the clock, best by NTP: records whose time is off by more than a minute are refused";
 
 /// Starts a node as `serve` would, and asks others about it.
-pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) -> Result<Vec<Check>, NodeError> {
+pub(super) async fn checks(
+    args: &DoctorArgs,
+    model: Option<(ModelId, Span)>,
+    answers: &mut Answers,
+) -> Result<(), NodeError> {
     let Role { identity, running, check } = Role::of(args.network.identity.as_deref());
-    let mut checks: Vec<Check> = check.into_iter().collect();
+    check.into_iter().for_each(|check| answers.check(check));
     let arguments = if running.is_some() { running::beside(&args.network) } else { args.network.clone() };
     let config = network::config(&arguments, &args.peers)?;
     let has_peers = !config.peers.is_empty();
@@ -35,27 +40,29 @@ pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) ->
     let (swarm, _streams) = match SwarmNode::start(identity, config).await {
         Ok(started) => started,
         Err(error) => {
-            checks.push(Check::fail("listen", error.to_string(), "give another --listen address"));
-            return Ok(checks);
+            answers.check(Check::fail("listen", error.to_string(), "give another --listen address"));
+            return Ok(());
         }
     };
     if running.is_none() {
-        checks.push(Check::ok("listen", list(&swarm)));
+        answers.check(Check::ok("listen", list(&swarm)));
     }
     if !has_peers {
         let remedy = "give --peers: only others can tell whether they reach this machine";
-        checks.push(Check::warn("port", "not tried", remedy));
+        answers.check(Check::warn("port", "not tried", remedy));
     } else {
         match swarm.wait_connected(CONNECT).await {
             Ok(()) => {
                 let with = private.map_or(String::new(), |key| format!(", with the swarm key {key}"));
-                checks.push(Check::ok("peers", format!("{} connected{with}", swarm.connected_peers().len())));
-                match running {
+                answers.check(Check::ok("peers", format!("{} connected{with}", swarm.connected_peers().len())));
+                answers.check(match running {
                     // Others would try the running node's port and meet that one.
-                    Some(peer) => checks.push(running::seen(&swarm, peer, model.clone()).await),
-                    None => checks.push(port(&swarm).await),
-                }
-                checks.push(match swarm.clock_offset().await {
+                    Some(peer) => running::seen(&swarm, peer, model.clone()).await,
+                    None => port(&swarm).await,
+                });
+                // By now everybody has said what it speaks.
+                answers.check(versions(&swarm.wire_versions_of_peers()));
+                answers.check(match swarm.clock_offset().await {
                     Some(offset) => compared(offset),
                     // Members of an older version do not tell the time, but their records do.
                     None => match model {
@@ -64,11 +71,11 @@ pub(super) async fn checks(args: &DoctorArgs, model: Option<(ModelId, Span)>) ->
                     },
                 });
             }
-            Err(error) => checks.push(Check::fail("peers", error.to_string(), remedy_for_peers(&error.to_string()))),
+            Err(error) => answers.check(Check::fail("peers", error.to_string(), remedy_for_peers(&error.to_string()))),
         }
     }
     swarm.shutdown().await;
-    Ok(checks)
+    Ok(())
 }
 
 fn list(swarm: &SwarmHandle) -> String {
@@ -142,6 +149,31 @@ fn announced(outcomes: &[(Multiaddr, Option<bool>)]) -> Check {
     Check::ok(NAME, format!("a peer reached this machine at {reached}"))
 }
 
+/// Whether those who serve blocks speak a version that this program speaks too.
+fn versions(peers: &[(PeerId, Vec<WireVersion>)]) -> Check {
+    const NAME: &str = "versions";
+    let ours = &WireVersion::SPOKEN;
+    let serving: Vec<_> = peers.iter().filter(|(_, spoken)| !spoken.is_empty()).collect();
+    let strange: Vec<_> =
+        serving.iter().filter(|(_, spoken)| !spoken.iter().any(|version| ours.contains(version))).collect();
+    let speaks = format!("this program speaks wire version {}", WireVersion::list(ours));
+    match strange.first() {
+        Some((peer, theirs)) => Check::warn(
+            NAME,
+            format!(
+                "{speaks}, and {} of {} peers do not, such as {peer} with {}",
+                strange.len(),
+                serving.len(),
+                WireVersion::list(theirs)
+            ),
+            "upgrade whichever program is older: members work together if they have a version in common",
+        ),
+        None => {
+            Check::ok(NAME, format!("{speaks}, and so do all of {} connected peers that serve blocks", serving.len()))
+        }
+    }
+}
+
 /// What others' clocks say of this one.
 fn compared(offset: ClockOffset) -> Check {
     const NAME: &str = "clock";
@@ -204,6 +236,17 @@ mod tests {
         let failed = announced(&[(good, Some(true)), (bad, Some(false))]);
         assert_eq!(failed.status, CheckStatus::Fail);
         assert!(failed.to_string().contains("203.0.113.99"), "{failed}");
+    }
+
+    #[test]
+    fn peers_of_versions_that_are_not_spoken_here_are_named() {
+        let strange: Vec<WireVersion> = WireVersion::of_protocol("/petals-rs/blocks/9").into_iter().collect();
+        let peers = [(PeerId::random(), WireVersion::SPOKEN.to_vec()), (PeerId::random(), Vec::new())];
+        let check = versions(&peers);
+        assert!(check.status == CheckStatus::Ok && check.to_string().contains("all of 1"), "{check}");
+        let check = versions(&[peers[0].clone(), (PeerId::random(), strange)]);
+        assert!(check.status == CheckStatus::Warn && check.to_string().contains("1 of 2 peers do not"), "{check}");
+        assert!(check.to_string().contains("with 9"), "{check}");
     }
 
     #[test]

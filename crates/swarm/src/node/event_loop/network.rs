@@ -5,6 +5,7 @@ use libp2p::core::transport::ListenerId;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{ConnectionId, DialError, ListenError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, dcutr, identify, kad, ping, relay, upnp};
+use petals_protocol::WireVersion;
 use tokio::time::Instant;
 
 use super::{EventLoop, Remote};
@@ -94,6 +95,7 @@ impl EventLoop {
         self.on_member_gone(&peer);
         self.view.send_modify(|view| {
             view.peers.remove(&peer);
+            view.wire.remove(&peer);
         });
     }
 
@@ -155,6 +157,12 @@ impl EventLoop {
         else {
             return;
         };
+        let spoken = info.protocols.iter().filter_map(|protocol| WireVersion::of_protocol(protocol.as_ref())).collect();
+        self.view.send_modify(|view| {
+            if view.peers.contains_key(&peer_id) {
+                view.wire.insert(peer_id, spoken);
+            }
+        });
         self.note_relay(peer_id, connection_id, info.protocols.contains(&relay::HOP_PROTOCOL_NAME));
         if !info.protocols.contains(&KAD_PROTOCOL) {
             // A node that others do not reach directly stops being a member of the hash table, and stays one of the swarm.
