@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use libp2p::Multiaddr;
 use libp2p::swarm::{self, Swarm, SwarmEvent};
+use petals_protocol::{CONTENT_PROTOCOL_NAME, PROTOCOL_NAME};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,6 +40,9 @@ use view::View;
 const COMMAND_CAPACITY: usize = 64;
 /// A listener reports its addresses at once; more than this is a fault of the machine.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
+/// Streams on which files are passed on that one peer may have open to this node: it fetches a few files side by side. And all peers.
+const CONTENT_STREAMS_PER_PEER: usize = 4;
+const CONTENT_STREAMS: usize = 64;
 
 /// Starts nodes.
 #[derive(Debug)]
@@ -84,8 +88,16 @@ impl SwarmNode {
         let (incoming_sender, incoming) = mpsc::channel(INCOMING_CAPACITY);
         let incoming_sender = (config.mode == SwarmMode::Server).then_some(incoming_sender);
         let allowed = AllowList::new(config.allow_peers.clone());
-        let streams = streams::Behaviour::new(incoming_sender, Arc::clone(&admission), allowed.clone());
-        let swarm = build_swarm(&identity, &config, streams)?;
+        let streams = streams::Behaviour::new(PROTOCOL_NAME, incoming_sender, Arc::clone(&admission), allowed.clone());
+        // Apart from the others, so that neither takes the other's places.
+        let (content_sender, contents) = config
+            .shares_contents
+            .then(|| mpsc::channel(CONTENT_STREAMS))
+            .map_or((None, None), |(to, from)| (Some(to), Some(Incoming::new(from))));
+        let content_admission = Admission::new(CONTENT_STREAMS_PER_PEER, CONTENT_STREAMS);
+        let content_streams =
+            streams::Behaviour::new(CONTENT_PROTOCOL_NAME, content_sender, content_admission, allowed.clone());
+        let swarm = build_swarm(&identity, &config, (streams, content_streams))?;
 
         let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
         let (view_sender, view) = watch::channel(View::default());
@@ -100,7 +112,8 @@ impl SwarmNode {
         let started_ms = event_loop.started_ms;
         tasks.spawn(event_loop.run());
         tasks.close();
-        let handle = SwarmHandle::new(local, commands, view, admission, shutdown, tasks, (lookup_timeout, started_ms));
+        let streams = (admission, contents);
+        let handle = SwarmHandle::new(local, commands, view, streams, shutdown, tasks, (lookup_timeout, started_ms));
         Ok((handle, Incoming::new(incoming)))
     }
 }
@@ -108,7 +121,7 @@ impl SwarmNode {
 fn build_swarm(
     identity: &Identity,
     config: &SwarmConfig,
-    streams: streams::Behaviour,
+    streams: (streams::Behaviour, streams::Behaviour),
 ) -> Result<Swarm<Behaviour>, StartError> {
     let (transport, relay_client) =
         transport::build(identity, config.dial_timeout, config.swarm_key).map_err(StartError::Transport)?;

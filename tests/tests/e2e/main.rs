@@ -46,6 +46,7 @@ mod selection;
 mod serve;
 mod sessions;
 mod shaping;
+mod sharing;
 mod stashes;
 mod status;
 mod strangers;

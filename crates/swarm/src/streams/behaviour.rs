@@ -15,7 +15,6 @@ use libp2p::swarm::{
     THandlerInEvent, THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
-use petals_protocol::PROTOCOL_NAME;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -73,13 +72,15 @@ impl Rank {
 }
 
 impl Behaviour {
+    /// Streams of one protocol.
     pub(crate) fn new(
+        protocol: &'static str,
         incoming: Option<mpsc::Sender<IncomingStream>>,
         admission: Arc<Admission>,
         allowed: AllowList,
     ) -> Self {
         Self {
-            protocol: StreamProtocol::new(PROTOCOL_NAME),
+            protocol: StreamProtocol::new(protocol),
             incoming,
             admission,
             allowed,
