@@ -2,7 +2,7 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `giver`, `pace` | answers others who ask, within bounds |
+//! | `giver`, `pace`, `places` | answers others who ask, within bounds |
 //! | `taker`, `source` | asks others before the hub is asked, and takes what they send |
 //! | `trust` | who is asked, who first, and who no more |
 //!
@@ -18,6 +18,7 @@ use petals_swarm::SwarmHandle;
 
 mod giver;
 mod pace;
+mod places;
 mod source;
 mod taker;
 mod trust;

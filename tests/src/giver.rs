@@ -27,6 +27,8 @@ pub enum Giving {
     Cut(usize),
     /// It sends so many bytes, then nothing more.
     Stall(usize),
+    /// It sends a byte every so often.
+    Trickle(Duration),
     /// It says that the file is longer.
     OtherSize,
     /// With bytes that are no answer.
@@ -181,6 +183,14 @@ impl Shared {
             Giving::Wrong => bytes[length as usize / 2] ^= 1,
             Giving::Cut(count) | Giving::Stall(count) => bytes.truncate(count),
             _ => {}
+        }
+        if let Giving::Trickle(pause) = self.giving {
+            for byte in &bytes {
+                stream.write_all(&[*byte]).await?;
+                stream.flush().await?;
+                tokio::time::sleep(pause).await;
+            }
+            return Ok(true);
         }
         stream.write_all(&bytes).await?;
         stream.flush().await?;

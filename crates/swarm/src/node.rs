@@ -40,9 +40,10 @@ use view::View;
 const COMMAND_CAPACITY: usize = 64;
 /// A listener reports its addresses at once; more than this is a fault of the machine.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
-/// Streams on which files are passed on that one peer may have open to this node: it fetches a few files side by side. And all peers.
-const CONTENT_STREAMS_PER_PEER: usize = 4;
-const CONTENT_STREAMS: usize = 64;
+/// Streams on which files are passed on that one peer may have open to this node: it fetches a few files side by side, and those that it closed may be on
+/// their way. And all peers.
+const CONTENT_STREAMS_PER_PEER: usize = 16;
+const CONTENT_STREAMS: usize = 128;
 
 /// Starts nodes.
 #[derive(Debug)]

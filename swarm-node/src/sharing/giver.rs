@@ -13,12 +13,13 @@ use petals_hub::{ModelSource, SharedContent};
 use petals_protocol::{
     ContentAnswer, ContentError, ContentHash, ContentRequest, read_content_message, write_content_message,
 };
-use petals_swarm::{Incoming, IncomingStream};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use petals_swarm::{Incoming, IncomingStream, PeerId};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::pace::{LEAST_RATE, Pace};
+use super::places::Places;
 use crate::lock::lock;
 
 /// Longest wait for a request, and for a piece to be taken.
@@ -34,7 +35,7 @@ const MOST_CHECKS: usize = 64;
 pub(super) struct Giver {
     source: Arc<ModelSource>,
     pace: Pace,
-    places: Semaphore,
+    places: Arc<Places>,
     checks: Arc<Checks>,
 }
 
@@ -69,7 +70,7 @@ enum Found {
 
 impl Giver {
     pub(super) fn new(source: Arc<ModelSource>, pace: Pace) -> Self {
-        let places = Semaphore::new(pace.at_a_time());
+        let places = Places::new(pace.at_a_time());
         let checks = Checks { waiting: Mutex::default(), one: Semaphore::new(1), goes_on: AtomicBool::new(true) };
         Self { source, pace, places, checks: Arc::new(checks) }
     }
@@ -84,7 +85,7 @@ impl Giver {
             let giver = self.clone();
             streams.spawn(async move {
                 let mut given = 0;
-                if let Err(ended) = giver.serve(stream, &mut given).await {
+                if let Err(ended) = giver.serve(peer, stream, &mut given).await {
                     tracing::debug!(%peer, given, %ended, "a stream for files of the model is over");
                 }
                 if given > 0 {
@@ -95,16 +96,18 @@ impl Giver {
     }
 
     /// Answers the requests of one stream, whose end is always an error.
-    async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin, given: &mut u64) -> Result<(), Ended> {
-        let (mut place, mut in_vain) = (None::<SemaphorePermit<'_>>, 0);
+    async fn serve(
+        &self,
+        peer: PeerId,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        given: &mut u64,
+    ) -> Result<(), Ended> {
+        let (mut place, mut in_vain) = (None, 0);
         loop {
             let wait = if place.is_some() { PAUSE } else { SILENCE };
             let request = timeout(wait, read_content_message::<ContentRequest>(&mut stream)).await;
             let request = request.map_err(|_| Ended::Silence(wait))??;
-            // A place is kept until the stream ends: who began a file is to have all of it.
-            if place.is_none() {
-                place = self.places.try_acquire().ok();
-            }
+            place = place.or_else(|| self.places.take(peer));
             let found = if place.is_some() { self.find(request).await? } else { Found::Answer(ContentAnswer::Busy) };
             match found {
                 Found::Answer(answer) => {
@@ -117,17 +120,16 @@ impl Giver {
                     said.map_err(|_| Ended::Silence(SILENCE))??;
                 }
                 Found::Part(file, size, range) => {
-                    let limit = self.longest(&range);
+                    let (limit, is_last) = (longest(&range), range.end == size);
                     let sent = timeout(limit, self.send(&mut stream, file, size, range, given)).await;
                     sent.map_err(|_| Ended::Slow(limit))??;
+                    // Who began a file is to have all of it.
+                    if is_last {
+                        place = None;
+                    }
                 }
             }
         }
-    }
-
-    /// How long a part may take: who takes it more slowly than anybody has to bear gives others the place.
-    fn longest(&self, range: &Range<u64>) -> Duration {
-        SILENCE + Duration::from_secs((range.end - range.start) / (LEAST_RATE / 8))
     }
 
     async fn find(&self, request: ContentRequest) -> Result<Found, Ended> {
@@ -203,6 +205,11 @@ impl Giver {
         }
         Ok(stream.flush().await?)
     }
+}
+
+/// How long a part may take: who takes it more slowly than anybody has to bear gives others the place.
+fn longest(range: &Range<u64>) -> Duration {
+    SILENCE + Duration::from_secs((range.end - range.start) / (LEAST_RATE / 8))
 }
 
 /// Tells checks that the node does not go on.

@@ -47,6 +47,7 @@ mod serve;
 mod sessions;
 mod shaping;
 mod sharing;
+mod sharing_hostile;
 mod stashes;
 mod status;
 mod strangers;
