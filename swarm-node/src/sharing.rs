@@ -9,7 +9,6 @@
 //! What is taken is held against the hub's hashes by `petals_hub`, like everything that it fetches; what is given was. Contents are named by their hashes alone,
 //! so nobody can ask for anything but files of this model's revision.
 
-use std::fmt;
 use std::sync::Arc;
 
 use petals_hub::{ModelSource, Nearby};
@@ -29,15 +28,10 @@ use pace::Pace;
 use taker::Taker;
 
 /// A server's part in passing files on.
+#[derive(Debug)]
 pub(crate) struct Sharing {
     taker: Taker,
     rate: Option<u64>,
-}
-
-impl fmt::Debug for Sharing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sharing").field("rate", &self.rate).finish_non_exhaustive()
-    }
 }
 
 /// Why there is nothing to pass on.

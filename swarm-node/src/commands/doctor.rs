@@ -36,7 +36,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
     let (source, checkpoint) = match args.model.clone() {
         Some(model) => {
             let hub = args.hub.clone();
-            let opened = tokio::task::spawn_blocking(move || from_hub::open(&model, &hub, json)).await;
+            let opened = tokio::task::spawn_blocking(move || from_hub::open(&model, &hub, None, json)).await;
             checkpoint(opened.context("opening the model was interrupted")?, &mut tell)
         }
         None => (None, None),

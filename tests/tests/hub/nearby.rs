@@ -246,7 +246,8 @@ fn only_whole_and_right_files_of_the_revision_are_shared() -> anyhow::Result<()>
     let foreign = "0123456789abcdef".repeat(4);
     fs::write(blobs.join(&foreign), "of another revision")?;
     fs::write(blobs.join(format!("{of_first}.incomplete")), "a part")?;
-    for wrong in [&of_config, &foreign, "", "../refs/main", &format!("{of_first}.incomplete"), &of_first[..63]] {
+    for wrong in [of_config.as_str(), &foreign, "", "../refs/main", &format!("{of_first}.incomplete"), &of_first[..63]]
+    {
         assert_eq!(shared(&snapshot, wrong), None, "{wrong}");
     }
     // Another process finds it in the cache, with a hub and without, and has to look first.
