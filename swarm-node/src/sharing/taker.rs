@@ -118,14 +118,16 @@ impl Inner {
     async fn candidates(&self, joined: &Joined, hash: &ContentHash) -> Vec<DirectoryEntry> {
         let mut servers = self.sharing(joined).await;
         let chosen = lock(&self.trust).choose(servers.iter().map(|server| server.peer), Instant::now());
-        servers.retain(|server| chosen.contains(&server.peer));
+        // One behind a router, which others reach through a relay, is reached directly on its own network, where it was found by multicast.
+        let near = |server: &DirectoryEntry| !server.info.relayed || joined.swarm.is_connected(&server.peer);
+        servers.retain(|server| chosen.contains(&server.peer) && near(server));
         let local = joined.swarm.local_peer();
         servers.sort_by_key(|server| order(hash, &local, &server.peer, joined.swarm.ping(&server.peer)));
         servers.truncate(MOST_ASKED);
         servers
     }
 
-    /// Servers that say that they pass files on, and are reached without a relay.
+    /// Servers that say that they pass files on.
     async fn sharing(&self, joined: &Joined) -> Vec<DirectoryEntry> {
         // Whoever comes while the directory is asked waits for the same answer.
         let mut known = self.servers.lock().await;
@@ -139,7 +141,7 @@ impl Inner {
             Vec::new()
         });
         let local = joined.swarm.local_peer();
-        servers.retain(|server| server.info.shares_weights && !server.info.relayed && server.peer != local);
+        servers.retain(|server| server.info.shares_weights && server.peer != local);
         *known = Some((Instant::now(), servers.clone()));
         servers
     }
