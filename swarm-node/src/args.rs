@@ -17,6 +17,7 @@ mod documents;
 mod hub;
 mod invite;
 mod settings;
+mod share;
 mod version;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
@@ -24,6 +25,7 @@ pub(crate) use device::DeviceArgs;
 pub(crate) use hub::HubArgs;
 pub use invite::InviteArgs;
 pub use settings::{ConfigArgs, command_line};
+pub use share::ShareArgs;
 pub(crate) use version::{NUMBER, version};
 
 const SERVE_EXAMPLES: &str = "\
@@ -32,6 +34,8 @@ Examples:
     petals-node serve --model meta-llama/Llama-3.1-8B --blocks 0..16
   Join it from a second machine with whatever is served worst:
     petals-node serve --model meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
+  With what other servers of the local network have fetched already, and passing it on:
+    petals-node serve --model meta-llama/Llama-3.1-8B --share-weights --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
   With a copy of the model on this machine, under the name that the others have:
     petals-node serve --model ./Llama-3.1-8B --model-name meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
 
@@ -167,6 +171,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub hub: HubArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub share: ShareArgs,
     /// Blocks to host, for example 0..12. Default: those that the node with this --identity served before, else as many as fit into memory,
     /// where the swarm is weakest.
     #[arg(long, value_name = "A..B")]

@@ -14,11 +14,12 @@ mod log;
 mod machine;
 pub mod placement;
 mod server;
+mod sharing;
 mod streams;
 
 pub use args::{
     BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, ConfigArgs, DoctorArgs,
-    InviteArgs, KeygenArgs, LogFormat, NetworkArgs, ServeArgs, command_line,
+    InviteArgs, KeygenArgs, LogFormat, NetworkArgs, ServeArgs, ShareArgs, command_line,
 };
 pub use commands::events::{
     BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, Join, ModelNeeds, NodeEvent,

@@ -47,6 +47,8 @@ pub struct ServerConfig {
     pub measure: MeasureConfig,
     /// Whether it moves to where it is needed more; `None` keeps it where it is.
     pub rebalance: Option<RebalanceConfig>,
+    /// Whether others are told that it passes files of the model on.
+    pub shares_weights: bool,
     /// A name for people.
     pub public_name: Option<String>,
 }
@@ -81,6 +83,7 @@ impl Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model_blocks: Some(checkpoint.blocks().end()),
             public_name: config.public_name.clone(),
+            shares_weights: config.shares_weights,
             ..ServerInfo::new(config.model.clone(), config.span, ServerState::Joining)
         };
         swarm.announce(info.clone()).await.context("cannot announce the server")?;

@@ -3,6 +3,7 @@
 
 mod api;
 mod compare;
+mod giver;
 mod goldens;
 mod hostile;
 mod http;
@@ -19,6 +20,7 @@ mod wide_area;
 
 pub use api::ApiServer;
 pub use compare::{assert_close, assert_curves_close, largest_difference};
+pub use giver::{Giver, Giving};
 pub use goldens::{FAMILIES, Goldens};
 pub use hostile::{HostileServer, Misbehaviour};
 pub use http::{HttpAnswer, http, http_send};

@@ -145,6 +145,7 @@ async fn start_server(
         executor: ExecutorConfig::default(),
         measure: MeasureConfig::default(),
         rebalance: None,
+        shares_weights: false,
         public_name: None,
     };
     Server::start(swarm, incoming, Checkpoint::open(model)?, configure(config)).await

@@ -77,7 +77,12 @@ fn events(output: Output) -> anyhow::Result<Vec<Value>> {
 }
 
 fn next_event(lines: &Receiver<String>, name: &str, patience: Duration) -> anyhow::Result<Value> {
-    let deadline = Instant::now() + patience;
+    next_events(lines, name, patience)?.pop().context("no event")
+}
+
+/// All events up to the next of that name, which is the last of them.
+fn next_events(lines: &Receiver<String>, name: &str, patience: Duration) -> anyhow::Result<Vec<Value>> {
+    let (deadline, mut events) = (Instant::now() + patience, Vec::new());
     loop {
         let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => line,
@@ -85,8 +90,10 @@ fn next_event(lines: &Receiver<String>, name: &str, patience: Duration) -> anyho
             Err(RecvTimeoutError::Disconnected) => bail!("the program ended before its `{name}` event"),
         };
         let event: Value = serde_json::from_str(&line).with_context(|| format!("stdout had {line:?}"))?;
-        if event["event"] == name {
-            return Ok(event);
+        let is_last = event["event"] == name;
+        events.push(event);
+        if is_last {
+            return Ok(events);
         }
     }
 }
@@ -200,6 +207,14 @@ impl Node {
     /// If it does not come in time.
     pub fn event(&self, name: &str) -> anyhow::Result<Value> {
         next_event(&self.lines, name, PATIENCE)
+    }
+
+    /// As [`Self::event`], with all that came before it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn events(&self, name: &str) -> anyhow::Result<Vec<Value>> {
+        next_events(&self.lines, name, PATIENCE)
     }
 
     /// Runs `petals-node` with `--json` to a successful end and returns its events.

@@ -6,13 +6,18 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
-
 use crate::cache::{Folder, make_parent};
+use crate::checked::Checked;
 use crate::error::HubError;
 use crate::http::{Answer, Asked, Attempts, Http, Trouble, cut, text};
+use crate::nearby::Nearby;
+use crate::progress::Progress;
 use crate::reference::ModelName;
+
+mod check;
+mod others;
+
+use check::Check;
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 18;
@@ -34,12 +39,20 @@ pub(crate) struct Content<'a> {
 pub(crate) struct Shared<'a> {
     pub(crate) http: &'a Http,
     pub(crate) folder: &'a Folder,
+    /// Who is asked before the hub.
+    pub(crate) nearby: Option<&'a dyn Nearby>,
+    /// Contents that have their hashes.
+    pub(crate) checked: &'a Checked,
     /// Bytes that are here, of all files.
     pub(crate) done: &'a AtomicU64,
+    /// Bytes that came from others than the hub, in this process.
+    pub(crate) given: &'a AtomicU64,
     /// Set once one of them has failed.
     pub(crate) stop: &'a AtomicBool,
     /// Shows bytes that came.
     pub(crate) shown: &'a (dyn Fn() + Sync),
+    /// Tells what else happens.
+    pub(crate) tells: &'a (dyn Fn(&Progress) + Sync),
     /// Shows why nothing comes.
     pub(crate) waits: &'a (dyn Fn(String, Duration) + Sync),
 }
@@ -50,49 +63,8 @@ struct Partial {
     file: File,
     length: u64,
     check: Check,
-}
-
-/// The hash that a content must have.
-enum Check {
-    /// Large files are called by their SHA-256.
-    Sha256(Sha256),
-    /// Small ones as git calls them: by the SHA-1 of their length and content. Without a length known before, at the end.
-    Git(Sha1),
-    /// The hub does not say.
-    None,
-}
-
-impl Check {
-    fn new(etag: &str, size: Option<u64>) -> Self {
-        let is_hex = etag.bytes().all(|byte| byte.is_ascii_hexdigit());
-        match (etag.len(), size) {
-            (64, _) if is_hex => Self::Sha256(Sha256::new()),
-            (40, Some(size)) if is_hex => Self::Git(Sha1::new_with_prefix(format!("blob {size}\0"))),
-            _ => Self::None,
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Sha256(hash) => hash.update(bytes),
-            Self::Git(hash) => hash.update(bytes),
-            Self::None => {}
-        }
-    }
-
-    /// What differs, if anything does.
-    fn finish(self, etag: &str) -> Option<String> {
-        let (kind, found) = match self {
-            Self::Sha256(hash) => ("SHA-256", hex(&hash.finalize())),
-            Self::Git(hash) => ("git's SHA-1", hex(&hash.finalize())),
-            Self::None => return None,
-        };
-        (!found.eq_ignore_ascii_case(etag)).then(|| format!("{kind} {found} in place of {etag}"))
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    /// Others than the hub who gave bytes of it, in this process, and how many.
+    givers: Vec<(String, u64)>,
 }
 
 impl Shared<'_> {
@@ -122,21 +94,30 @@ impl Shared<'_> {
             Ok(_) => fs::remove_file(&blob).map_err(HubError::cache("remove", &blob))?,
             Err(_) => {}
         }
-        let mut damaged = false;
+        let (mut damaged, mut nearby) = (false, self.nearby);
         loop {
             let mut partial = self.begin(content)?;
+            if let Some(nearby) = nearby {
+                self.take(content, &mut partial, nearby)?;
+            }
             self.complete(content, &mut partial)?;
-            let Partial { path, file, length, check } = partial;
+            let Partial { path, file, length, check, givers } = partial;
+            let is_known = !matches!(check, Check::None);
             match check.finish(content.etag) {
                 None => {
                     let kept = file.sync_all().and_then(|()| fs::rename(&path, &blob));
-                    return kept.map_err(|error| self.full(content, &path, length, error, "write"));
+                    kept.map_err(|error| self.full(content, &path, length, error, "write"))?;
+                    if is_known {
+                        self.checked.note(&blob, true);
+                    }
+                    return Ok(());
                 }
                 Some(what) => {
                     drop(file);
                     fs::remove_file(&path).map_err(HubError::cache("remove", &path))?;
                     self.done.fetch_sub(length, Ordering::Relaxed);
-                    if std::mem::replace(&mut damaged, true) {
+                    // From here on the hub alone is asked. Bytes of others say nothing of the way to it.
+                    if !self.blame(content, givers, nearby.take(), &what) && std::mem::replace(&mut damaged, true) {
                         return Err(HubError::Corrupt {
                             name: content.name.to_string(),
                             file: content.file.to_owned(),
@@ -158,7 +139,8 @@ impl Shared<'_> {
         let path = self.folder.incomplete(content.etag);
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
         let file = file.map_err(HubError::cache("write", &path))?;
-        let mut partial = Partial { path, file, length: 0, check: Check::new(content.etag, content.size) };
+        let mut partial =
+            Partial { path, file, length: 0, check: Check::new(content.etag, content.size), givers: Vec::new() };
         let there = partial.file.metadata().map_or(0, |of| of.len());
         if content.size.is_some_and(|size| there > size) {
             partial.restart(content).map_err(HubError::cache("write", &partial.path))?;
@@ -227,33 +209,49 @@ impl Shared<'_> {
             // Whoever does not know ranges sends all of it again.
             self.restart(content, partial).map_err(Failure::Final)?;
         }
-        let mut reader = body.into_reader();
+        match self.pour(content, partial, &mut body.into_reader(), expected) {
+            Ok(()) if expected.is_some_and(|size| partial.length < size) => {
+                Err(Failure::Trouble(cut(&url, "the connection ended too early")))
+            }
+            Ok(()) => Ok(()),
+            Err(Poured::Final(error)) => Err(Failure::Final(error)),
+            Err(Poured::Read(error)) => Err(Failure::Trouble(cut(&url, error.to_string()))),
+            Err(Poured::TooMany) => {
+                let what = format!("more bytes of {} than it has", content.file);
+                Err(Failure::Final(HubError::Nonsense { url, what }))
+            }
+        }
+    }
+
+    /// Adds bytes to what has come, up to their end.
+    fn pour(
+        &self,
+        content: &Content<'_>,
+        partial: &mut Partial,
+        bytes: &mut dyn Read,
+        expected: Option<u64>,
+    ) -> Result<(), Poured> {
         let mut buffer = vec![0; CHUNK];
         loop {
             if self.stop.load(Ordering::Relaxed) {
-                return Err(Failure::Final(HubError::GivenUp));
+                return Err(Poured::Final(HubError::GivenUp));
             }
-            let count = match reader.read(&mut buffer) {
-                Ok(0) => break,
+            let count = match bytes.read(&mut buffer) {
+                Ok(0) => return Ok(()),
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Failure::Trouble(cut(&url, error.to_string()))),
+                Err(error) => return Err(Poured::Read(error)),
             };
             let bytes = buffer.get(..count).unwrap_or_default();
             if expected.is_some_and(|size| partial.length + count as u64 > size) {
-                let what = format!("more bytes of {} than it has", content.file);
-                return Err(Failure::Final(HubError::Nonsense { url, what }));
+                return Err(Poured::TooMany);
             }
             let written = partial.file.write_all(bytes);
             written
-                .map_err(|error| Failure::Final(self.full(content, &partial.path, partial.length, error, "write")))?;
+                .map_err(|error| Poured::Final(self.full(content, &partial.path, partial.length, error, "write")))?;
             partial.length += count as u64;
             partial.check.update(bytes);
             self.add(count as u64);
-        }
-        match expected {
-            Some(size) if partial.length < size => Err(Failure::Trouble(cut(&url, "the connection ended too early"))),
-            _ => Ok(()),
         }
     }
 
@@ -292,11 +290,19 @@ enum Failure {
     Final(HubError),
 }
 
+/// Why bytes were not poured to their end.
+enum Poured {
+    Read(io::Error),
+    TooMany,
+    Final(HubError),
+}
+
 impl Partial {
     fn restart(&mut self, content: &Content<'_>) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
         (self.length, self.check) = (0, Check::new(content.etag, content.size));
+        self.givers.clear();
         Ok(())
     }
 
@@ -330,21 +336,6 @@ fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn contents_are_checked_by_the_name_that_the_hub_gives_them() {
-        let check = |etag: &str, bytes: &[u8]| {
-            let mut check = Check::new(etag, Some(bytes.len() as u64));
-            check.update(bytes);
-            check.finish(etag)
-        };
-        // printf hello | git hash-object --stdin; printf hello | sha256sum
-        let git = "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0";
-        let sha256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
-        assert_eq!((check(git, b"hello"), check(sha256, b"hello"), check("v1", b"hello")), (None, None, None));
-        assert!(check(git, b"hellO").is_some_and(|what| what.contains(git)));
-        assert!(check(sha256, b"hell").is_some_and(|what| what.contains("SHA-256")));
-    }
 
     #[test]
     fn ranges_say_where_they_begin() {

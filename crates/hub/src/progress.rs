@@ -39,6 +39,26 @@ pub enum Progress {
         /// Seconds until the next attempt.
         retry_in_s: f64,
     },
+    /// A file comes from another server, or the rest of one.
+    Taking {
+        /// The model.
+        model: String,
+        /// The file.
+        file: String,
+        /// The server's peer id.
+        from: String,
+    },
+    /// A server gave less than it said, or something else; it is not asked for a while, and the file comes from elsewhere.
+    Left {
+        /// The model.
+        model: String,
+        /// The file.
+        file: String,
+        /// The server's peer id.
+        from: String,
+        /// What was wrong.
+        reason: String,
+    },
     /// Something old was removed from the cache to make room.
     Removed {
         /// Its model.
@@ -56,6 +76,8 @@ pub enum Progress {
         files: usize,
         /// Bytes of these.
         bytes: u64,
+        /// Bytes of these that other servers gave.
+        from_peers: u64,
         /// Seconds that it took.
         seconds: f64,
     },
@@ -73,8 +95,13 @@ impl fmt::Display for Progress {
             Self::Removed { model, bytes } => {
                 write!(f, "removed {} of {model}, which was not used for longest", size(*bytes))
             }
-            Self::Done { model, files, bytes, seconds, .. } => {
-                write!(f, "downloaded {model}: {} in {}, after {seconds:.1} s", size(*bytes), plural(*files))
+            Self::Taking { model, file, from } => write!(f, "downloading {model}: {file} from peer {from}"),
+            Self::Left { model, file, from, reason } => {
+                write!(f, "downloading {model}: {file} goes on without peer {from}: {reason}")
+            }
+            Self::Done { model, files, bytes, from_peers, seconds, .. } => {
+                write!(f, "downloaded {model}: {} in {}, after {seconds:.1} s", size(*bytes), plural(*files))?;
+                if *from_peers > 0 { write!(f, ", {} of it from peers", size(*from_peers)) } else { Ok(()) }
             }
         }
     }
@@ -128,10 +155,12 @@ impl Meter {
                     eprintln!("{progress}");
                 }
             }
-            Progress::Waiting { .. } | Progress::Removed { .. } => match &now.bar {
-                Some(bar) => bar.println(progress.to_string()),
-                None => eprintln!("{progress}"),
-            },
+            Progress::Waiting { .. } | Progress::Removed { .. } | Progress::Taking { .. } | Progress::Left { .. } => {
+                match &now.bar {
+                    Some(bar) => bar.println(progress.to_string()),
+                    None => eprintln!("{progress}"),
+                }
+            }
             Progress::Done { .. } => {
                 if let Some(bar) = now.bar.take() {
                     bar.finish_and_clear();

@@ -10,14 +10,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::cache::{Folder, hold};
+use crate::checked::Checked;
 use crate::error::HubError;
 use crate::http::{Asked, Attempts, Http, Trouble, cut};
 use crate::listing::{Listed, Listing};
+use crate::nearby::Nearby;
 use crate::progress::Progress;
 use crate::reference::ModelName;
 use crate::settings::Settings;
 
 mod coming;
+mod shared;
+
+pub use shared::SharedContent;
 
 /// How often files that others remove as fast as they come are fetched.
 const TURNS: usize = 3;
@@ -33,6 +38,8 @@ pub struct Hub {
     offline: bool,
     most: Option<u64>,
     tell: Arc<Tell>,
+    nearby: Option<Arc<dyn Nearby>>,
+    checked: Arc<Checked>,
 }
 
 /// A revision of a model in the cache, with the files that were asked for so far.
@@ -96,7 +103,15 @@ impl Hub {
     /// If the certificates of the settings cannot be used.
     pub fn new(settings: &Settings) -> Result<Self, HubError> {
         let http = Arc::new(Http::new(settings)?);
-        Ok(Self { http, cache: settings.cache.clone(), offline: settings.offline, most: None, tell: Arc::new(|_| {}) })
+        Ok(Self {
+            http,
+            cache: settings.cache.clone(),
+            offline: settings.offline,
+            most: None,
+            tell: Arc::new(|_| {}),
+            nearby: None,
+            checked: Arc::default(),
+        })
     }
 
     /// The same, in whose cache all models together may have at most so many bytes.
@@ -109,6 +124,12 @@ impl Hub {
     #[must_use]
     pub fn with_progress(self, tell: impl Fn(&Progress) + Send + Sync + 'static) -> Self {
         Self { tell: Arc::new(tell), ..self }
+    }
+
+    /// The same with somebody who is asked for large files before the hub is.
+    #[must_use]
+    pub fn with_nearby(self, nearby: Arc<dyn Nearby>) -> Self {
+        Self { nearby: Some(nearby), ..self }
     }
 
     /// Asks the hub what a revision is and has. If it cannot be asked, what is in the cache has to do.

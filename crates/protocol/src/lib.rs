@@ -5,6 +5,7 @@
 
 mod adaptation;
 mod codec;
+mod content;
 mod frame;
 mod ids;
 mod layout;
@@ -22,6 +23,10 @@ pub use adaptation::{
     BlockTable, BlockWidths, Module, Modules, TableKind, UnknownModule, WeightChange, WeightChangeError,
 };
 pub use codec::{DecodeError, decode, encode};
+pub use content::{
+    CONTENT_PROTOCOL_NAME, ContentAnswer, ContentError, ContentHash, ContentRequest, MAX_CONTENT_RANGE,
+    read_content_message, write_content_message,
+};
 pub use frame::{
     FRAME_VERSION, Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, MAGIC, PREAMBLE_LEN,
 };

@@ -70,6 +70,9 @@ pub struct ServerInfo {
     /// Reached through a relay only, so every byte passes a third machine.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub relayed: bool,
+    /// Passes on the files of its model that it has from the hub.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shares_weights: bool,
     /// Requests waiting or running when this was written.
     #[serde(default)]
     pub queue_depth: u32,
@@ -116,6 +119,7 @@ impl ServerInfo {
             cache_tokens_left: None,
             next_pings: BTreeMap::new(),
             relayed: false,
+            shares_weights: false,
             queue_depth: 0,
             dtype: String::new(),
             version: String::new(),
@@ -171,6 +175,7 @@ mod tests {
             forward_tokens_per_s: Some(1234.5),
             moving_to: Some(Span::new(2, 6).unwrap()),
             next_pings: [("peer".to_owned(), 12.5)].into(),
+            shares_weights: true,
             queue_depth: 2,
             dtype: "f32".into(),
             version: "0.1.0".into(),

@@ -42,6 +42,8 @@ pub(crate) struct Behaviour {
     pub(crate) identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub(crate) streams: streams::Behaviour,
+    /// Streams on which files of models are passed on.
+    pub(crate) contents: streams::Behaviour,
     relay_client: relay::client::Behaviour,
     pub(crate) relay_server: Toggle<relay::Behaviour>,
     hole_punching: dcutr::Behaviour,
@@ -57,7 +59,7 @@ impl Behaviour {
     pub(crate) fn new(
         identity: &Identity,
         config: &SwarmConfig,
-        streams: streams::Behaviour,
+        (streams, contents): (streams::Behaviour, streams::Behaviour),
         relay_client: relay::client::Behaviour,
     ) -> Self {
         let local = identity.peer_id();
@@ -85,6 +87,7 @@ impl Behaviour {
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
             streams,
+            contents,
             relay_client,
             relay_server: on(is_server && config.relay_server)
                 .map(|()| relay::Behaviour::new(local, relay_config(&config.relay_limits)))

@@ -115,6 +115,8 @@ pub struct SwarmConfig {
     pub max_streams_per_peer: usize,
     /// Block streams that all peers together may have open to this node. 1024.
     pub max_streams: usize,
+    /// Whether others may ask this node for files of its model, on streams of their own ([`crate::SwarmHandle::take_content_streams`]).
+    pub shares_contents: bool,
 }
 
 impl SwarmConfig {
@@ -166,6 +168,7 @@ impl SwarmConfig {
             idle_timeout: Duration::from_secs(600),
             max_streams_per_peer: 16,
             max_streams: 1024,
+            shares_contents: false,
         }
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use libp2p::Multiaddr;
 use libp2p::swarm::{self, Swarm, SwarmEvent};
+use petals_protocol::CONTENT_PROTOCOL_NAME;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,7 +32,7 @@ use crate::addresses::{AddressError, is_tcp, tcp_socket};
 use crate::behaviour::Behaviour;
 use crate::config::{SwarmConfig, SwarmMode};
 use crate::identity::Identity;
-use crate::streams::{self, Admission, AllowList, INCOMING_CAPACITY, Incoming};
+use crate::streams::{self, Admission, AllowList, INCOMING_CAPACITY, Incoming, Spoken};
 use event_loop::EventLoop;
 use view::View;
 
@@ -39,6 +40,10 @@ use view::View;
 const COMMAND_CAPACITY: usize = 64;
 /// A listener reports its addresses at once; more than this is a fault of the machine.
 const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
+/// Streams on which files are passed on that one peer may have open to this node: it fetches a few files side by side, and those that it closed may be on
+/// their way. And all peers.
+const CONTENT_STREAMS_PER_PEER: usize = 16;
+const CONTENT_STREAMS: usize = 128;
 
 /// Starts nodes.
 #[derive(Debug)]
@@ -84,9 +89,21 @@ impl SwarmNode {
         let (incoming_sender, incoming) = mpsc::channel(INCOMING_CAPACITY);
         let incoming_sender = (config.mode == SwarmMode::Server).then_some(incoming_sender);
         let allowed = AllowList::new(config.allow_peers.clone());
-        let spoken = config.wire_versions.clone();
+        let spoken = Spoken::blocks(&config.wire_versions);
         let streams = streams::Behaviour::new(spoken, incoming_sender, Arc::clone(&admission), allowed.clone());
-        let swarm = build_swarm(&identity, &config, streams)?;
+        // Apart from the others, so that neither takes the other's places.
+        let (content_sender, contents) = config
+            .shares_contents
+            .then(|| mpsc::channel(CONTENT_STREAMS))
+            .map_or((None, None), |(to, from)| (Some(to), Some(Incoming::new(from))));
+        let content_admission = Admission::new(CONTENT_STREAMS_PER_PEER, CONTENT_STREAMS);
+        let content_streams = streams::Behaviour::new(
+            Spoken::only(CONTENT_PROTOCOL_NAME),
+            content_sender,
+            content_admission,
+            allowed.clone(),
+        );
+        let swarm = build_swarm(&identity, &config, (streams, content_streams))?;
 
         let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
         let (view_sender, view) = watch::channel(View::default());
@@ -101,7 +118,8 @@ impl SwarmNode {
         let started_ms = event_loop.started_ms;
         tasks.spawn(event_loop.run());
         tasks.close();
-        let handle = SwarmHandle::new(local, commands, view, admission, shutdown, tasks, (lookup_timeout, started_ms));
+        let streams = (admission, contents);
+        let handle = SwarmHandle::new(local, commands, view, streams, shutdown, tasks, (lookup_timeout, started_ms));
         Ok((handle, Incoming::new(incoming)))
     }
 }
@@ -109,7 +127,7 @@ impl SwarmNode {
 fn build_swarm(
     identity: &Identity,
     config: &SwarmConfig,
-    streams: streams::Behaviour,
+    streams: (streams::Behaviour, streams::Behaviour),
 ) -> Result<Swarm<Behaviour>, StartError> {
     let (transport, relay_client) =
         transport::build(identity, config.dial_timeout, config.swarm_key).map_err(StartError::Transport)?;

@@ -28,6 +28,7 @@ pub use admission::Traffic;
 pub(crate) use allow::AllowList;
 pub(crate) use behaviour::Behaviour;
 pub(crate) use dial_error::describe_dial_error;
+pub(crate) use handler::Spoken;
 
 /// Inbound streams waiting for [`Incoming::next`]. Whoever takes them only spawns, so a few suffice; a burst of clients
 /// that reconnect at once should fit.
@@ -169,7 +170,7 @@ impl StreamPath {
 #[derive(Debug)]
 pub struct PeerStream {
     inner: libp2p::Stream,
-    wire: WireVersion,
+    wire: Option<WireVersion>,
     admission: Arc<Admission>,
     link: Arc<Link>,
     /// The yamux multiplexer does not wake the readers of a connection that this side closes, and a dead peer never
@@ -206,17 +207,18 @@ impl Incoming {
 
 impl PeerStream {
     fn new(
-        (inner, wire): (libp2p::Stream, WireVersion),
+        (inner, protocol): (libp2p::Stream, &StreamProtocol),
         admission: &Arc<Admission>,
         link: &Arc<Link>,
         permit: Option<Permit>,
     ) -> Self {
+        let wire = WireVersion::of_protocol(protocol.as_ref());
         let closed = Box::pin(link.closed.clone().cancelled_owned());
         Self { inner, wire, admission: Arc::clone(admission), link: Arc::clone(link), closed, _permit: permit }
     }
 
-    /// The version of the messages that was agreed on with the peer.
-    pub fn wire_version(&self) -> WireVersion {
+    /// The version of the messages that was agreed on with the peer; none on streams of another kind than blocks.
+    pub fn wire_version(&self) -> Option<WireVersion> {
         self.wire
     }
 

@@ -40,7 +40,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), NodeError> {
 }
 
 fn measure(args: &BenchArgs, stop: &AtomicBool) -> Result<(), NodeError> {
-    let (_, checkpoint) = model::open(&args.model, &args.hub, args.json).map_err(model::refused)?;
+    let (_, checkpoint) = model::open(&args.model, &args.hub, None, args.json).map_err(model::refused)?;
     check_blocks(args.blocks, &checkpoint)?;
     check_length(args, &checkpoint)?;
     let span = args.blocks.unwrap_or_else(|| checkpoint.blocks());

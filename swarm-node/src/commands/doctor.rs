@@ -49,7 +49,7 @@ async fn checks(args: &DoctorArgs, answers: &mut Answers) -> Result<(), NodeErro
     let (source, checkpoint) = match args.model.clone() {
         Some(model) => {
             let (hub, json) = (args.hub.clone(), answers.json());
-            let opened = tokio::task::spawn_blocking(move || from_hub::open(&model, &hub, json)).await;
+            let opened = tokio::task::spawn_blocking(move || from_hub::open(&model, &hub, None, json)).await;
             checkpoint(opened.context("opening the model was interrupted")?, answers)
         }
         None => (None, None),

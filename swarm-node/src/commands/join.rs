@@ -30,7 +30,9 @@ pub(super) fn lines(args: &ServeArgs, swarm: &SwarmHandle) -> Join {
     let this_machine_only = !addresses.is_empty() && addresses.iter().all(is_of_this_machine);
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let (common, peers) = (common.join(" "), addresses.join(" "));
-    let node = format!("petals-node serve {common} --peers {peers}");
+    // The next machine is to have from here what is here.
+    let share = if args.share.share_weights { " --share-weights" } else { "" };
+    let node = format!("petals-node serve {common}{share} --peers {peers}");
     let client = format!("petals-tune generate {common} --peers {peers} --prompt 'Once upon a time'");
     Join { addresses, node, client, this_machine_only }
 }

@@ -26,6 +26,7 @@ use crate::machine::memory::Free;
 use crate::placement::Coverage;
 use crate::placement::mover::{RebalanceConfig, random};
 use crate::server::{Server, ServerConfig};
+use crate::sharing::Sharing;
 
 /// Passes that are running must end within this time after a stop signal.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,10 +40,15 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let mut signals = StopSignals::install()?;
     let mut reload = ReloadSignal::install()?;
     let json = args.network.json;
-    let Some(opened) = signals.unless_stopped(model::opened(&args.model, &args.hub, json)).await else {
+    let sharing = args.share.share_weights.then(|| Sharing::new(args.share.share_rate));
+    let nearby = sharing.as_ref().map(Sharing::nearby);
+    let Some(opened) = signals.unless_stopped(model::opened(&args.model, &args.hub, nearby, json)).await else {
         stop_early(json);
     };
-    let (_source, checkpoint) = opened?;
+    let (source, checkpoint) = opened?;
+    if sharing.is_some() {
+        Sharing::check(&source).map_err(NodeError::input)?;
+    }
     let checkpoint = match args.cache_dir.clone().or_else(petals_settings::cache_dir) {
         Some(directory) => checkpoint.with_rounded_in(directory.join("weights")),
         None => checkpoint,
@@ -56,6 +62,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
 
     let mut swarm_config = network::config(&args.network, &args.peers)?;
     swarm_config.max_streams_per_peer = args.streams_per_peer as usize;
+    swarm_config.shares_contents = sharing.is_some();
     swarm_config.members = network::members(&args.network, &swarm_config);
     swarm_config.allow_peers = network::allowed(&args.allow_peer, args.allow_file.as_deref())?;
     let keeper = Keeper::new(&args.network, &swarm_config);
@@ -72,6 +79,9 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
             return Err(error);
         }
         None => stop_early(json),
+    }
+    if let Some(sharing) = &sharing {
+        sharing.begin(&swarm, &source, &id, checkpoint.blocks());
     }
     let start = start(&args, &swarm, incoming, checkpoint, id, compute);
     let Some(server) = signals.unless_stopped(start).await else {
@@ -212,6 +222,7 @@ async fn start(
             cache_dir: args.cache_dir.clone().or_else(petals_settings::cache_dir),
             again: args.measure,
         },
+        shares_weights: args.share.share_weights,
         rebalance: moves.then_some(RebalanceConfig { period: args.rebalance_period }),
         public_name: args.public_name.clone(),
     };

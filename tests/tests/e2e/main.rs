@@ -46,6 +46,8 @@ mod selection;
 mod serve;
 mod sessions;
 mod shaping;
+mod sharing;
+mod sharing_hostile;
 mod stashes;
 mod status;
 mod strangers;

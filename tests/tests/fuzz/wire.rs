@@ -3,10 +3,11 @@
 use futures::executor::block_on;
 use futures::io::Cursor;
 use petals_protocol::{
-    BackwardReply, BackwardRequest, BlockPasses, ForwardReply, ForwardRequest, Frame, FrameKind, FrameLimits,
-    FrameReader, FrameWriter, Handover, Injection, Limits, Module, Modules, NextServer, PassLayout, Refusal,
-    RelayToken, Request, Response, RowSource, RowTarget, ServerInfo, ServerState, StashId, StashLevel, TableSource,
-    TablesId, Tensor, TensorMeta, WeightChange, Welcome, WireDtype, decode, encode,
+    BackwardReply, BackwardRequest, BlockPasses, ContentAnswer, ContentHash, ContentRequest, ForwardReply,
+    ForwardRequest, Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Handover, Injection, Limits,
+    MAX_CONTENT_RANGE, Module, Modules, NextServer, PassLayout, Refusal, RelayToken, Request, Response, RowSource,
+    RowTarget, ServerInfo, ServerState, StashId, StashLevel, TableSource, TablesId, Tensor, TensorMeta, WeightChange,
+    Welcome, WireDtype, decode, encode, read_content_message, write_content_message,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -115,6 +116,7 @@ pub(crate) fn info() -> ServerInfo {
         network_bytes_per_s: Some(1e6),
         cache_tokens_left: Some(4096),
         next_pings: [("12D3KooWSahP5pFRCEfaziPEba7urXGeif6T1y8jmodzdFUvzBHj".to_owned(), 12.5)].into(),
+        shares_weights: true,
         queue_depth: 2,
         dtype: "f32".into(),
         version: "0.1.0".into(),
@@ -199,6 +201,43 @@ fn headers() {
         let Ok((metas, request)) = decode::<(Vec<TensorMeta>, Request)>(bytes) else { return false };
         assert_eq!(encode(&(&metas, &request)), bytes, "an encoding has one form");
         assert!(metas.iter().all(|meta| meta.byte_len() != Some(usize::MAX)));
+        true
+    });
+}
+
+/// What is said on streams for files, with bytes behind it that are none of it.
+#[test]
+fn messages_about_files() {
+    fn written<M: Serialize>(message: &M) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        block_on(write_content_message(&mut bytes, message)).expect("memory can be written to");
+        bytes
+    }
+    let request = |offset, length| written(&ContentRequest { hash: ContentHash([9; 32]), offset, length });
+    let valid = [request(0, 1 << 20), request(1 << 40, 1), request(77, u64::MAX)];
+    fuzz("requests for files", &valid, MILLION, 4 << 10, |bytes| {
+        let read = block_on(read_content_message::<ContentRequest>(&mut Cursor::new(bytes)));
+        let Ok(request) = read else { return false };
+        assert!(bytes.starts_with(&written(&request)), "an encoding has one form");
+        for size in [0, 1, 1000, u64::MAX] {
+            if let Some(range) = request.range(size) {
+                assert!(range.start < range.end && range.end <= size && range.end - range.start <= MAX_CONTENT_RANGE);
+            }
+        }
+        true
+    });
+    let answers = [
+        ContentAnswer::Bytes { size: 1 << 30, length: 1 << 20 },
+        ContentAnswer::NotShared,
+        ContentAnswer::Busy,
+        ContentAnswer::Later,
+        ContentAnswer::BadRange { size: 12 },
+    ];
+    let valid = answers.map(|answer| written(&answer));
+    fuzz("answers about files", &valid, MILLION, 4 << 10, |bytes| {
+        let read = block_on(read_content_message::<ContentAnswer>(&mut Cursor::new(bytes)));
+        let Ok(answer) = read else { return false };
+        assert!(bytes.starts_with(&written(&answer)), "an encoding has one form");
         true
     });
 }

@@ -3,6 +3,7 @@
 mod disk;
 mod fetching;
 mod interrupted;
+mod nearby;
 mod offline;
 mod refused;
 mod support;

@@ -225,7 +225,7 @@ impl HopConnection {
         let mut connection = Self {
             info: server.info.clone(),
             limits: Limits { max_rows: 0, max_body: 0, max_in_flight: 0, max_adapter: 0 },
-            wire: stream.wire_version(),
+            wire: stream.wire_version().unwrap_or(WireVersion::PASSES),
             path: stream.path(),
             stream: RequestStream::with(stream, books.clone()),
             books,

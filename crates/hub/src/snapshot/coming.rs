@@ -84,7 +84,8 @@ impl Snapshot {
 
     fn download_all(&self, coming: &[Known], bytes: u64) -> Result<(), HubError> {
         let (started, model) = (Instant::now(), self.name.to_string());
-        let (done, stop, next) = (AtomicU64::new(0), AtomicBool::new(false), AtomicUsize::new(0));
+        let (done, given) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (stop, next) = (AtomicBool::new(false), AtomicUsize::new(0));
         let last = Mutex::new(None::<Instant>);
         let coming_now = || Progress::Coming {
             model: model.clone(),
@@ -104,9 +105,13 @@ impl Snapshot {
         let shared = Shared {
             http: &self.hub.http,
             folder: &self.folder,
+            nearby: self.hub.nearby.as_deref(),
+            checked: &self.hub.checked,
             done: &done,
+            given: &given,
             stop: &stop,
             shown: &shown,
+            tells: &*self.hub.tell,
             waits: &waits,
         };
         let failure = Mutex::new(None::<HubError>);
@@ -134,6 +139,7 @@ impl Snapshot {
             commit: self.commit.clone(),
             files: coming.len(),
             bytes: done.load(Ordering::Relaxed),
+            from_peers: given.load(Ordering::Relaxed),
             seconds: started.elapsed().as_secs_f64(),
         });
         Ok(())

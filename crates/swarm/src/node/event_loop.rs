@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::announcer::{AnnounceError, Announcer};
 use super::dialler::Dialler;
-use super::handle::{Command, DirectoryQuery};
+use super::handle::{Command, DirectoryQuery, Protocol};
 use super::members::Members;
 use super::publisher::Publisher;
 use super::queries::{Queries, Query};
@@ -215,8 +215,13 @@ impl EventLoop {
             Command::Allow { peers } => self.allow(peers),
             Command::Query(query) => self.query(query),
             Command::MeetSelf { address, reply } => self.meet_self(address, reply),
-            Command::Open { peer, addresses, request } => {
-                self.swarm.behaviour_mut().streams.open(peer, addresses, request);
+            Command::Open { protocol, peer, addresses, request } => {
+                let behaviour = self.swarm.behaviour_mut();
+                let streams = match protocol {
+                    Protocol::Blocks => &mut behaviour.streams,
+                    Protocol::Contents => &mut behaviour.contents,
+                };
+                streams.open(peer, addresses, request);
             }
         }
     }

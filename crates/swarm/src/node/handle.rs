@@ -1,7 +1,7 @@
 //! The node as the rest of a program sees it.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::announcer::AnnounceError;
 use super::reach::Reachability;
 use super::view::{DirectoryTraffic, View};
-use crate::streams::{Admission, OpenError, OpenFailure, OpenRequest, PeerStream, Traffic};
+use crate::streams::{Admission, Incoming, OpenError, OpenFailure, OpenRequest, PeerStream, Traffic};
 
 /// Attempts of one [`SwarmHandle::open_stream`]: a connection may close just when a stream is opened on it.
 const OPEN_ATTEMPTS: usize = 3;
@@ -34,6 +34,7 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<View>,
     admission: Arc<Admission>,
+    contents: Mutex<Option<Incoming>>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
     lookup_timeout: Duration,
@@ -48,7 +49,14 @@ pub(crate) enum Command {
     Allow { peers: Option<HashSet<PeerId>> },
     Query(DirectoryQuery),
     MeetSelf { address: Multiaddr, reply: oneshot::Sender<bool> },
-    Open { peer: PeerId, addresses: Vec<Multiaddr>, request: OpenRequest },
+    Open { protocol: Protocol, peer: PeerId, addresses: Vec<Multiaddr>, request: OpenRequest },
+}
+
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Blocks,
+    Contents,
 }
 
 /// A question to the hash table. Answers come through the channel, and `None` when everybody who should know has been asked;
@@ -107,12 +115,13 @@ impl SwarmHandle {
         local: PeerId,
         commands: mpsc::Sender<Command>,
         view: watch::Receiver<View>,
-        admission: Arc<Admission>,
+        (admission, contents): (Arc<Admission>, Option<Incoming>),
         shutdown: CancellationToken,
         tasks: TaskTracker,
         (lookup_timeout, started_ms): (Duration, u64),
     ) -> Self {
-        let inner = Inner { local, commands, view, admission, shutdown, tasks, lookup_timeout, started_ms };
+        let contents = Mutex::new(contents);
+        let inner = Inner { local, commands, view, admission, contents, shutdown, tasks, lookup_timeout, started_ms };
         Self { inner: Arc::new(inner) }
     }
 
@@ -284,25 +293,60 @@ impl SwarmHandle {
         addresses: &[Multiaddr],
         timeout: Duration,
     ) -> Result<PeerStream, OpenError> {
+        self.open(Protocol::Blocks, peer, addresses, timeout).await
+    }
+
+    /// Opens a stream on which `peer` passes on files of its model, as [`Self::open_stream`] does for blocks.
+    ///
+    /// # Errors
+    /// As there; [`OpenError::Unsupported`] if it passes on none.
+    pub async fn open_content_stream(
+        &self,
+        peer: PeerId,
+        addresses: &[Multiaddr],
+        timeout: Duration,
+    ) -> Result<PeerStream, OpenError> {
+        self.open(Protocol::Contents, peer, addresses, timeout).await
+    }
+
+    /// The streams on which others ask this node for files of its model, if [`crate::SwarmConfig::shares_contents`]. Once; `None` after that.
+    pub fn take_content_streams(&self) -> Option<Incoming> {
+        // Taken in one step, so a panic elsewhere leaves it whole.
+        self.inner.contents.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    async fn open(
+        &self,
+        protocol: Protocol,
+        peer: PeerId,
+        addresses: &[Multiaddr],
+        timeout: Duration,
+    ) -> Result<PeerStream, OpenError> {
         let attempts = async {
             for _ in 1..OPEN_ATTEMPTS {
-                match self.open_once(peer, addresses).await {
+                match self.open_once(protocol, peer, addresses).await {
                     Err(OpenError::ConnectionLost(_)) => {}
                     result => return result,
                 }
             }
-            self.open_once(peer, addresses).await
+            self.open_once(protocol, peer, addresses).await
         };
         tokio::time::timeout(timeout, attempts).await.unwrap_or(Err(OpenError::Timeout { peer, after: timeout }))
     }
 
-    async fn open_once(&self, peer: PeerId, addresses: &[Multiaddr]) -> Result<PeerStream, OpenError> {
+    async fn open_once(
+        &self,
+        protocol: Protocol,
+        peer: PeerId,
+        addresses: &[Multiaddr],
+    ) -> Result<PeerStream, OpenError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Open { peer, addresses: addresses.to_vec(), request: OpenRequest { reply } };
+        let command = Command::Open { protocol, peer, addresses: addresses.to_vec(), request: OpenRequest { reply } };
         self.inner.commands.send(command).await.map_err(|_| OpenError::Closed)?;
         match answer.await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(OpenFailure::Unreachable(reason))) => Err(OpenError::Unreachable { peer, reason }),
+            Ok(Err(OpenFailure::Unsupported(ours))) if ours.is_empty() => Err(OpenError::Unsupported(peer)),
             Ok(Err(OpenFailure::Unsupported(ours))) => Err(self.no_version(peer, &ours).await),
             Ok(Err(OpenFailure::NotAllowed)) => Err(OpenError::NotAllowed { peer, local: Box::new(self.inner.local) }),
             Ok(Err(OpenFailure::Io(source))) => Err(OpenError::Io { peer, source }),

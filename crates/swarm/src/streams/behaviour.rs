@@ -15,12 +15,11 @@ use libp2p::swarm::{
     THandlerOutEvent, ToSwarm,
 };
 use libp2p::{Multiaddr, PeerId};
-use petals_protocol::WireVersion;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::dial_error::describe_dial_error;
-use super::handler::{Handler, Versions};
+use super::handler::{Handler, Spoken};
 use super::{Admission, AllowList, IncomingStream, Link, OpenFailure, OpenRequest};
 use crate::addresses::{is_circuit, is_tcp};
 use dialling::Dialling;
@@ -31,7 +30,7 @@ const WITHOUT_STREAMS: usize = 2;
 /// Opens streams to peers, and hands over those that peers open.
 #[derive(Debug)]
 pub(crate) struct Behaviour {
-    versions: Versions,
+    spoken: Spoken,
     incoming: Option<mpsc::Sender<IncomingStream>>,
     admission: Arc<Admission>,
     /// Whose streams are taken, everybody's if `None`.
@@ -73,14 +72,15 @@ impl Rank {
 }
 
 impl Behaviour {
+    /// Streams of one kind.
     pub(crate) fn new(
-        versions: Vec<WireVersion>,
+        spoken: Spoken,
         incoming: Option<mpsc::Sender<IncomingStream>>,
         admission: Arc<Admission>,
         allowed: AllowList,
     ) -> Self {
         Self {
-            versions: Versions::new(versions),
+            spoken,
             incoming,
             admission,
             allowed,
@@ -201,7 +201,7 @@ impl Behaviour {
         let link = Link::new(relayed);
         self.links.insert(connection, link.clone());
         let allowed = self.allowed.clone();
-        Handler::new(peer, self.versions.clone(), self.incoming.clone(), allowed, Arc::clone(&self.admission), link)
+        Handler::new(peer, self.spoken.clone(), self.incoming.clone(), allowed, Arc::clone(&self.admission), link)
     }
 
     fn wake(&mut self) {

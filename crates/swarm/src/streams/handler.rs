@@ -17,17 +17,32 @@ use tokio::sync::mpsc;
 use super::{Admission, AllowList, IncomingStream, Link, NOT_ALLOWED, OpenFailure, OpenRequest, PeerStream};
 use crate::addresses::short;
 
-/// The versions that a node speaks, the preferred one first. Clones are one list.
+/// What a node speaks on streams of one kind, the preferred one first. Clones are one list.
 #[derive(Debug, Clone)]
-pub(crate) struct Versions(Arc<[WireVersion]>);
+pub(crate) struct Spoken {
+    protocols: Arc<[StreamProtocol]>,
+    /// Those of block streams; other streams have none.
+    versions: Arc<[WireVersion]>,
+}
 
-impl Versions {
-    pub(super) fn new(versions: Vec<WireVersion>) -> Self {
-        Self(versions.into())
+impl Spoken {
+    /// Block streams in these versions.
+    pub(crate) fn blocks(versions: &[WireVersion]) -> Self {
+        let protocols = versions.iter().filter_map(|version| StreamProtocol::try_from_owned(version.protocol()).ok());
+        Self { protocols: protocols.collect(), versions: versions.into() }
+    }
+
+    /// Streams of one protocol.
+    pub(crate) fn only(protocol: &'static str) -> Self {
+        Self { protocols: [StreamProtocol::new(protocol)].into(), versions: [].into() }
     }
 
     fn protocols(&self) -> Vec<StreamProtocol> {
-        self.0.iter().filter_map(|version| StreamProtocol::try_from_owned(version.protocol()).ok()).collect()
+        self.protocols.to_vec()
+    }
+
+    fn has(&self, protocol: &StreamProtocol) -> bool {
+        self.protocols.contains(protocol)
     }
 }
 
@@ -68,7 +83,7 @@ impl OutboundUpgrade<Stream> for Offer {
 #[derive(Debug)]
 pub(crate) struct Handler {
     peer: PeerId,
-    versions: Versions,
+    spoken: Spoken,
     /// Where accepted streams go; `None` on nodes that accept none.
     incoming: Option<mpsc::Sender<IncomingStream>>,
     /// Who may open streams.
@@ -83,20 +98,20 @@ pub(crate) struct Handler {
 impl Handler {
     pub(super) fn new(
         peer: PeerId,
-        versions: Versions,
+        spoken: Spoken,
         incoming: Option<mpsc::Sender<IncomingStream>>,
         allowed: AllowList,
         admission: Arc<Admission>,
         link: Arc<Link>,
     ) -> Self {
-        Self { peer, versions, incoming, allowed, admission, link, requests: VecDeque::new(), waker: None }
+        Self { peer, spoken, incoming, allowed, admission, link, requests: VecDeque::new(), waker: None }
     }
 
     /// Never waits: what cannot be taken now is refused by closing the stream.
-    fn accept(&self, stream: Stream, wire: WireVersion) {
+    fn accept(&self, stream: Stream, protocol: &StreamProtocol) {
         let delivered =
             self.incoming.as_ref().zip(self.admission.admit(self.peer)).is_some_and(|(incoming, permit)| {
-                let stream = PeerStream::new((stream, wire), &self.admission, &self.link, Some(permit));
+                let stream = PeerStream::new((stream, protocol), &self.admission, &self.link, Some(permit));
                 incoming.try_send(IncomingStream { peer: self.peer, stream }).is_ok()
             });
         let counter = if delivered { &self.admission.counters.accepted } else { &self.admission.counters.refused };
@@ -118,7 +133,7 @@ impl ConnectionHandler for Handler {
     fn listen_protocol(&self) -> SubstreamProtocol<Offer> {
         // A node whose program has dropped its `Incoming` serves no blocks, and says so.
         let accepts = self.incoming.as_ref().is_some_and(|incoming| !incoming.is_closed());
-        let offered = || if self.allowed.allows(&self.peer) { self.versions.protocols() } else { vec![NOT_ALLOWED] };
+        let offered = || if self.allowed.allows(&self.peer) { self.spoken.protocols() } else { vec![NOT_ALLOWED] };
         SubstreamProtocol::new(Offer(accepts.then(offered).unwrap_or_default()), ())
     }
 
@@ -133,7 +148,7 @@ impl ConnectionHandler for Handler {
         while let Some(request) = self.requests.pop_front() {
             // Whoever asked may have given up meanwhile.
             if !request.reply.is_closed() {
-                let mut offered = self.versions.protocols();
+                let mut offered = self.spoken.protocols();
                 offered.push(NOT_ALLOWED);
                 let protocol = SubstreamProtocol::new(Offer(offered), request);
                 return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest { protocol });
@@ -147,19 +162,18 @@ impl ConnectionHandler for Handler {
         match event {
             ConnectionEvent::FullyNegotiatedInbound(inbound) => {
                 let (stream, protocol) = inbound.protocol;
-                match WireVersion::of_protocol(protocol.as_ref()) {
-                    Some(wire) if self.allowed.allows(&self.peer) => self.accept(stream, wire),
-                    // It has learnt what it needed to know.
-                    _ => drop(stream),
+                // Anybody else has learnt what it needed to know.
+                if self.spoken.has(&protocol) && self.allowed.allows(&self.peer) {
+                    self.accept(stream, &protocol);
                 }
             }
             ConnectionEvent::FullyNegotiatedOutbound(outbound) => {
                 let (stream, protocol) = outbound.protocol;
-                let Some(wire) = WireVersion::of_protocol(protocol.as_ref()) else {
+                if !self.spoken.has(&protocol) {
                     let _ = outbound.info.reply.send(Err(OpenFailure::NotAllowed));
                     return;
-                };
-                let stream = PeerStream::new((stream, wire), &self.admission, &self.link, None);
+                }
+                let stream = PeerStream::new((stream, &protocol), &self.admission, &self.link, None);
                 // If the receiver is gone, the stream is closed by being dropped.
                 if outbound.info.reply.send(Ok(stream)).is_ok() {
                     self.admission.counters.opened.fetch_add(1, Ordering::Relaxed);
@@ -168,7 +182,7 @@ impl ConnectionHandler for Handler {
             ConnectionEvent::DialUpgradeError(failed) => {
                 let failure = match failed.error {
                     StreamUpgradeError::Timeout => OpenFailure::Io(std::io::ErrorKind::TimedOut.into()),
-                    StreamUpgradeError::NegotiationFailed => OpenFailure::Unsupported(self.versions.0.clone()),
+                    StreamUpgradeError::NegotiationFailed => OpenFailure::Unsupported(self.spoken.versions.clone()),
                     StreamUpgradeError::Io(error) => OpenFailure::Io(error),
                     StreamUpgradeError::Apply(never) => core::util::unreachable(never),
                 };

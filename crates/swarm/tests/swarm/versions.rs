@@ -10,7 +10,7 @@ async fn agreed(client: &[WireVersion], server: &[WireVersion]) -> Result<WireVe
     let (client, server) = pair(client, server).await;
     let mut stream = client.open_stream(server.local_peer(), &server.listen_addresses(), CAP).await?;
     within("an echo", echo(&mut stream, 4096)).await.unwrap();
-    Ok(stream.wire_version())
+    Ok(stream.wire_version().expect("a stream of blocks"))
 }
 
 async fn pair(client: &[WireVersion], server: &[WireVersion]) -> (SwarmHandle, SwarmHandle) {

@@ -105,7 +105,10 @@ mod tests {
     #[test]
     fn limits_are_read_and_judged() {
         let status = |limit| open_files(Some(limit)).status;
-        assert_eq!([100, 1024, 65536, usize::MAX].map(status), [CheckStatus::Fail, CheckStatus::Warn, CheckStatus::Ok, CheckStatus::Ok]);
+        assert_eq!(
+            [100, 1024, 65536, usize::MAX].map(status),
+            [CheckStatus::Fail, CheckStatus::Warn, CheckStatus::Ok, CheckStatus::Ok]
+        );
         assert_eq!(open_files(None).status, CheckStatus::Warn);
         assert!(System::open_files_limit().is_some_and(|limit| limit > 0));
 

@@ -146,7 +146,9 @@ impl EventLoop {
             tracing::info!(peer = short(&peer), ?patience, "closing a connection whose pings stay unanswered");
             // First what handles see: whoever is woken by the end of a stream must not be told that the peer is there.
             self.on_connection_lost(peer);
-            self.swarm.behaviour_mut().streams.abandon(peer, connection);
+            let behaviour = self.swarm.behaviour_mut();
+            behaviour.streams.abandon(peer, connection);
+            behaviour.contents.abandon(peer, connection);
             self.swarm.close_connection(connection);
         }
     }
