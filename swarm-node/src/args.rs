@@ -13,12 +13,14 @@ mod bench;
 mod device;
 mod hub;
 mod invite;
+mod page;
 mod settings;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
 pub(crate) use hub::HubArgs;
 pub use invite::InviteArgs;
+pub use page::PageArgs;
 pub use settings::{ConfigArgs, command_line};
 
 const SERVE_EXAMPLES: &str = "\
@@ -27,6 +29,8 @@ Examples:
     petals-node serve --model meta-llama/Llama-3.1-8B --blocks 0..16
   Join it from a second machine with whatever is served worst:
     petals-node serve --model meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
+  And show the swarm in a browser, at http://127.0.0.1:8090:
+    petals-node serve --model meta-llama/Llama-3.1-8B --page
   With a copy of the model on this machine, under the name that the others have:
     petals-node serve --model ./Llama-3.1-8B --model-name meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
 
@@ -212,6 +216,9 @@ pub struct ServeArgs {
     /// A name that people see in `petals-tune status`, of at most 64 characters.
     #[arg(long, value_name = "NAME", value_parser = public_name)]
     pub public_name: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub page: PageArgs,
 }
 
 /// Arguments of `doctor`.

@@ -6,7 +6,7 @@
 //! | `events` | what is printed on stdout |
 //! | `model` | from `--model` to a model that can be read |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
-//! | `report` | what it did |
+//! | `report`, `page` | what it did, in a line now and then and as a page of the swarm |
 //! | `join`, `state` | how others come to it; what it keeps for its next start |
 //!
 //! Apart from the rest because all of it talks to a person: it takes arguments, prints and ends with an exit status. A server
@@ -21,6 +21,7 @@ mod join;
 pub(crate) mod keygen;
 mod model;
 mod network;
+mod page;
 mod report;
 pub(crate) mod serve;
 mod signals;

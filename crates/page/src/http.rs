@@ -1,4 +1,4 @@
-//! Connections.
+//! Connections, with bounds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const HEAD_BYTES: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves connections until `stop`; what is under way then has `grace` to end.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>, grace: Duration) {
+pub async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>, grace: Duration) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let graceful = GracefulShutdown::new();
     let mut builder = http1::Builder::new();
