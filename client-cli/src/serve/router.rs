@@ -34,6 +34,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/tokenizer_info", get(tokenizer_info))
         .route("/metrics", get(metrics))
         .route("/api/v1/state", get(swarm_state))
+        .route("/api/v1/route", get(route))
         .layer(middleware::from_fn_with_state(app.guard.clone(), guard::key));
     let routes = api
         .route("/", get(page::page))
@@ -161,6 +162,11 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
 
 async fn swarm_state(State(app): State<Arc<App>>) -> Response {
     state_answer(&app.swarm)
+}
+
+/// The way of the latest text.
+async fn route(State(app): State<Arc<App>>) -> Response {
+    json(serde_json::to_string(&app.engine.route()).unwrap_or_else(|_| "null".to_owned()))
 }
 
 async fn health() -> Response {
