@@ -69,7 +69,7 @@ fn now(registry: &mut Registry, view: &ServerView) {
         ("device", info.device.clone()),
         ("dtype", info.dtype.clone()),
     ];
-    registry.register("build", "What this node is.", Info::new(labels.to_vec()));
+    registry.register("build", "What this node is.", Info::new(Vec::from(labels)));
     gauge(registry, "block_first", "The first block that is served", f64::from(info.span.start()));
     gauge(registry, "block_end", "The block behind the last one that is served", f64::from(info.span.end()));
     gauge(registry, "moving", "Whether it is about to serve other blocks", f64::from(info.moving_to.is_some()));

@@ -36,7 +36,12 @@ fn wait(page: SocketAddr, what: &str, is_so: impl Fn(&Value) -> bool) -> anyhow:
 }
 
 fn server<'a>(state: &'a Value, name: &str) -> Option<&'a Value> {
-    state["models"].as_array()?.iter().flat_map(|model| model["servers"].as_array()).flatten().find(|s| s["name"] == name)
+    state["models"]
+        .as_array()?
+        .iter()
+        .flat_map(|model| model["servers"].as_array())
+        .flatten()
+        .find(|s| s["name"] == name)
 }
 
 /// The value of a line of figures that begins like this.
@@ -74,7 +79,9 @@ fn a_node_shows_the_swarm_and_who_has_died() -> anyhow::Result<()> {
     let text = swarm.tune("generate")?.args(&["--prompt", "the", "--max-new-tokens", "3"]).output()?;
     assert!(text.status.success(), "{}", String::from_utf8_lossy(&text.stderr));
     assert!(figure(page, "petals_node_passes_total{kind=\"step\"}")? >= 3.0);
-    assert!(figure(page, "petals_node_tokens_total")? >= 3.0 && figure(page, "petals_node_compute_seconds_total")? > 0.0);
+    assert!(
+        figure(page, "petals_node_tokens_total")? >= 3.0 && figure(page, "petals_node_compute_seconds_total")? > 0.0
+    );
     assert!(figure(page, "petals_node_stream_bytes_total{direction=\"in\"}")? > 0.0);
     assert_eq!((figure(page, "petals_node_ready")?, figure(page, "petals_node_block_end")?), (1.0, 2.0));
     assert!(server(&state(page)?, "here").is_some_and(|here| here["served_tokens"].as_u64() >= Some(3)));
@@ -144,10 +151,14 @@ fn a_client_shows_the_swarm_and_its_own_route() -> anyhow::Result<()> {
     let swarm = ProcessSwarm::start(&goldens.model(), &["0..2", "2..4"])?;
     let (child, monitoring) = swarm.tune("monitor")?.args(&["--listen", "127.0.0.1:0"]).start("monitoring")?;
     let page = address(&monitoring["url"])?;
-    let seen = wait(page, "a route is shown", |state| state["routes"][0]["hops"].as_array().is_some_and(|h| h.len() == 2))?;
+    let seen =
+        wait(page, "a route is shown", |state| state["routes"][0]["hops"].as_array().is_some_and(|h| h.len() == 2))?;
     let route = &seen["routes"][0];
     assert_eq!((&route["measured"], &seen["role"]), (&json!(false), &json!("client")));
-    assert!(route["hops"][0]["compute_s"].as_f64() > Some(0.0) && route["hops"][1]["blocks"] == json!([2, 4]), "{route}");
+    assert!(
+        route["hops"][0]["compute_s"].as_f64() > Some(0.0) && route["hops"][1]["blocks"] == json!([2, 4]),
+        "{route}"
+    );
     assert_eq!((get(page, "/readyz")?.status, get(page, "/")?.status), (200, 200));
     assert!(figure(page, "petals_monitor_peers")? >= 1.0);
     send_signal(child.id(), "INT")?;
