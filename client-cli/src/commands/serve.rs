@@ -21,6 +21,8 @@ use crate::text::TextTokenizer;
 
 /// The environment variable with the API key.
 const KEY_VARIABLE: &str = "PETALS_API_KEY";
+/// Connections at a time; more wait to be accepted.
+const CONNECTIONS: usize = 1024;
 /// What is under way at the first Ctrl-C has so long to end.
 const GRACE: Duration = Duration::from_secs(10);
 /// How often finished texts are looked through for old ones.
@@ -86,7 +88,7 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
         }
         engine.close();
     };
-    serve(listener, router(Arc::new(app)), stopped, GRACE).await;
+    serve(listener, router(Arc::new(app)), CONNECTIONS, stopped, GRACE).await;
     // Texts that end while the server stops are not kept either.
     engine.close();
     session::verified(&sequence, &args.swarm, output)?;

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
-use petals_page::{Counts, Failure, JoinLines, Key, Rules, Shown, SwarmPage, router};
+use petals_page::{Counts, FEW, Failure, JoinLines, Key, Rules, Shown, SwarmPage, router};
 use petals_protocol::ServerInfo;
 use petals_swarm::SwarmHandle;
 use tokio::net::TcpListener;
@@ -54,7 +54,7 @@ impl NodePage {
         let page = Arc::new(SwarmPage::new(swarm.clone(), None, shown.clone()));
         let rules = Rules { key, hosts: address.ip().is_loopback().then(Vec::new) };
         let routes = router(page.clone(), rules);
-        tokio::spawn(petals_page::serve(listener, routes, std::future::pending(), Duration::ZERO));
+        tokio::spawn(petals_page::serve(listener, routes, FEW, std::future::pending(), Duration::ZERO));
         tokio::spawn(async move { page.run().await });
         NodeEvent::Page { url }.emit(json);
         shown

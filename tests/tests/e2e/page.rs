@@ -149,10 +149,15 @@ fn the_page_is_for_those_it_is_meant_for() -> anyhow::Result<()> {
 fn a_client_shows_the_swarm_and_its_own_route() -> anyhow::Result<()> {
     let goldens = Goldens::load("llama-gqa")?;
     let swarm = ProcessSwarm::start(&goldens.model(), &["0..2", "2..4"])?;
-    let (child, monitoring) = swarm.tune("monitor")?.args(&["--listen", "127.0.0.1:0"]).start("monitoring")?;
+    let monitor = swarm.tune("monitor")?.args(&["--listen", "127.0.0.1:0", "--probe", "100ms"]);
+    let (child, monitoring) = monitor.start("monitoring")?;
     let page = address(&monitoring["url"])?;
-    let seen =
-        wait(page, "a route is shown", |state| state["routes"][0]["hops"].as_array().is_some_and(|h| h.len() == 2))?;
+    let seen = wait(page, "the routes are shown", |state| {
+        let two = |route: &Value| route["hops"].as_array().is_some_and(|hops| hops.len() == 2);
+        state["routes"].as_array().is_some_and(|routes| routes.len() == 2 && routes.iter().all(two))
+    })?;
+    let sent = &seen["routes"][1];
+    assert!(sent["measured"] == true && sent["hops"][1]["compute_s"].as_f64() > Some(0.0), "{sent}");
     let route = &seen["routes"][0];
     assert_eq!((&route["measured"], &seen["role"]), (&json!(false), &json!("client")));
     assert!(
