@@ -280,9 +280,13 @@ impl Metrics {
 impl HopFigures {
     fn forget(&self, labels: &HopLabels) {
         let Self { steps, elapsed, computed, queued, latest, latest_queued, used } = self;
+        for counters in [elapsed, computed, queued] {
+            counters.remove(labels);
+        }
+        for gauges in [latest, latest_queued] {
+            gauges.remove(labels);
+        }
         steps.remove(labels);
-        [elapsed, computed, queued].into_iter().for_each(|family| drop(family.remove(labels)));
-        [latest, latest_queued].into_iter().for_each(|family| drop(family.remove(labels)));
         used.remove(labels);
     }
 }
