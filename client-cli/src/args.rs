@@ -16,6 +16,7 @@ mod generate;
 mod learning;
 mod logits;
 mod method;
+mod monitor;
 mod report;
 mod route;
 mod serve;
@@ -37,6 +38,7 @@ pub(crate) use eval::EvalArgs;
 pub(crate) use export::{ExportArgs, ExportTo};
 pub(crate) use generate::GenerateArgs;
 pub(crate) use logits::LogitsArgs;
+pub(crate) use monitor::MonitorArgs;
 pub(crate) use report::ReportArgs;
 pub(crate) use route::RouteArgs;
 pub(crate) use serve::{ServeArgs, ServeLimits};
@@ -98,6 +100,8 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Show what a swarm serves: its models, their blocks and servers, and what is missing.
     Status(StatusArgs),
+    /// Show what a swarm serves as a page for browsers: blocks against servers, routes, and what failed.
+    Monitor(MonitorArgs),
     /// Show which peers serve which blocks, and the route a pass would take.
     Route(RouteArgs),
     /// Write the logits of given token ids to a file.
@@ -124,7 +128,12 @@ impl Command {
             Self::Train(args) => Some(&mut args.swarm),
             Self::Distill(args) => Some(&mut args.swarm),
             Self::Eval(args) => Some(&mut args.swarm),
-            Self::Report(_) | Self::Status(_) | Self::Config(_) | Self::Completions(_) | Self::Man(_) => None,
+            Self::Report(_)
+            | Self::Status(_)
+            | Self::Monitor(_)
+            | Self::Config(_)
+            | Self::Completions(_)
+            | Self::Man(_) => None,
             Self::Generate(args) => Some(&mut args.swarm),
             Self::Chat(args) => Some(&mut args.swarm),
             Self::Serve(args) => Some(&mut args.swarm),

@@ -64,6 +64,7 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
             Command::Chat(args) => commands::chat::run(*args, output).await,
             Command::Serve(args) => commands::serve::run(*args, output).await,
             Command::Status(args) => commands::status::run(args, output).await,
+            Command::Monitor(args) => commands::monitor::run(args, output).await,
             Command::Route(args) => commands::route::run(args, output).await,
             Command::Logits(args) => commands::logits::run(args, output).await,
             Command::Export(args) => commands::export::run(args, output).await,

@@ -34,7 +34,7 @@ pub(crate) use generated::{Course, Generated};
 pub(crate) use rates::{RateChosen, RateTried};
 pub(crate) use run::{DataFile, ReportWritten, RouteTaken, RunBegins, RunGoesOn, RunSettings};
 pub(crate) use samples::{Sample, Samples};
-pub(crate) use status::{Holders, Status, StatusModel};
+pub(crate) use status::{Holders, Monitoring, Status, StatusModel};
 pub(crate) use swarm::{
     Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
 };

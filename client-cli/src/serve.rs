@@ -2,7 +2,6 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `http` | connections |
 //! | `paths`, `router`, `guard`, `unpack` | which path does what, for whom, and what it is sent |
 //! | `app` | what the endpoints share |
 //! | `fields`, `parameters`, `prompts`, `refused`, `room` | what requests have in common |
@@ -28,7 +27,6 @@ mod gate;
 mod gbnf;
 mod grammar;
 mod guard;
-mod http;
 mod kept;
 mod messages;
 mod metrics;
@@ -51,7 +49,6 @@ pub(crate) use app::App;
 pub(crate) use engine::Engine;
 pub(crate) use gate::Gate;
 pub(crate) use guard::Guard;
-pub(crate) use http::serve;
 pub(crate) use kept::Kept;
 pub(crate) use models::Models;
 pub(crate) use pool::Pool;

@@ -16,6 +16,7 @@ mod device;
 mod documents;
 mod hub;
 mod invite;
+mod page;
 mod settings;
 mod share;
 mod version;
@@ -24,6 +25,7 @@ pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
 pub(crate) use hub::HubArgs;
 pub use invite::InviteArgs;
+pub use page::PageArgs;
 pub use settings::{ConfigArgs, command_line};
 pub use share::ShareArgs;
 pub(crate) use version::{NUMBER, version};
@@ -36,6 +38,8 @@ Examples:
     petals-node serve --model meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
   With what other servers of the local network have fetched already, and passing it on:
     petals-node serve --model meta-llama/Llama-3.1-8B --share-weights --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
+  And show the swarm in a browser, at http://127.0.0.1:8090:
+    petals-node serve --model meta-llama/Llama-3.1-8B --page
   With a copy of the model on this machine, under the name that the others have:
     petals-node serve --model ./Llama-3.1-8B --model-name meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
 
@@ -242,6 +246,9 @@ pub struct ServeArgs {
     /// A name that people see in `petals-tune status`, of at most 64 characters.
     #[arg(long, value_name = "NAME", value_parser = public_name)]
     pub public_name: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub page: PageArgs,
 }
 
 /// Arguments of `doctor`.

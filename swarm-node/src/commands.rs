@@ -6,7 +6,7 @@
 //! | `events` | what is printed on stdout |
 //! | `model` | from `--model` to a model that can be read |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
-//! | `report` | what it did |
+//! | `report`, `page` | what it did, in a line now and then and as a page of the swarm |
 //! | `pages` | completions for shells, manual pages |
 //! | `join`, `state` | how others come to it; what it keeps for its next start |
 //!
@@ -22,6 +22,7 @@ mod join;
 pub(crate) mod keygen;
 mod model;
 mod network;
+mod page;
 pub(crate) mod pages;
 mod report;
 pub(crate) mod serve;

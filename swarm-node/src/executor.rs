@@ -11,7 +11,7 @@
 //! | `queue`, `crowd`, `batch` | what runs next, and what runs together |
 //! | `compute`, `steps` | a pass of training, a step of sessions |
 //! | `stash`, `sessions`, `prefixes` | what they leave behind for the next one |
-//! | `work` | how much it was |
+//! | `work`, `told` | how much it was, and what is told of it |
 //!
 //! Apart from streams because nothing here is asynchronous or knows of frames: what arrives was checked and has its memory.
 
@@ -38,6 +38,7 @@ mod queue;
 mod sessions;
 mod stash;
 mod steps;
+mod told;
 mod work;
 
 use compute::Compute;
@@ -190,17 +191,6 @@ impl ExecutorHandle {
         Ok(result)
     }
 
-    /// What was taken on since the last time that this was asked.
-    pub(crate) fn take_work(&self) -> WorkCount {
-        self.0.work.take()
-    }
-
-    /// Passes waiting or running.
-    pub(crate) fn depth(&self) -> usize {
-        let state = lock(&self.0.state);
-        state.queue.len() + usize::from(state.running.is_some())
-    }
-
     /// The blocks that are served.
     pub(crate) fn blocks(&self) -> Option<Arc<BlockStack>> {
         lock(&self.0.state).stacks.first().cloned()
@@ -240,22 +230,10 @@ impl ExecutorHandle {
         running || waiting() || lock(&self.0.stashes).any(|layout| !span.covers(layout.span))
     }
 
-    /// Bytes of stash held.
-    pub(crate) fn stash_bytes(&self) -> u64 {
-        lock(&self.0.stashes).bytes()
-    }
-
     /// Drops stashes and sessions that nobody came for in time.
     pub(crate) fn expire_stashes(&self) {
         lock(&self.0.stashes).expire(Instant::now());
         lock(&self.0.sessions).expire(Instant::now());
-    }
-
-    /// Tokens of sessions over all blocks for which there is room, and what sessions have taken, in bytes.
-    pub(crate) fn session_room(&self) -> (u64, u64) {
-        let page = self.blocks().map_or(0, |blocks| blocks.kv_page_bytes(blocks.span().len()));
-        let sessions = lock(&self.0.sessions);
-        (sessions.tokens_left(page), sessions.bytes())
     }
 
     /// Ends a session of a stream.
@@ -358,6 +336,7 @@ impl Worker {
     }
 
     fn record(&self, computed: Duration) {
+        self.shared.work.computed(computed);
         let new = computed.as_micros() as u64;
         let old = self.shared.mean_us.load(Ordering::Relaxed);
         self.shared.mean_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);

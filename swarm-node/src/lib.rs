@@ -19,7 +19,7 @@ mod streams;
 
 pub use args::{
     BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, ConfigArgs, DoctorArgs,
-    InviteArgs, KeygenArgs, LogFormat, NetworkArgs, ServeArgs, ShareArgs, command_line,
+    InviteArgs, KeygenArgs, LogFormat, NetworkArgs, PageArgs, ServeArgs, ShareArgs, command_line,
 };
 pub use commands::events::{
     BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, Join, ModelNeeds, NodeEvent,

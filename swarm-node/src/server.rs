@@ -13,11 +13,17 @@ use tokio_util::task::TaskTracker;
 use crate::executor::{Executor, ExecutorConfig, WorkCount};
 use crate::machine::measure::{self, MeasureConfig, Rates};
 use crate::machine::speed::Speed;
-use crate::placement::figures::{Figures, put_speed};
+use crate::placement::figures::{Figures, put_load, put_speed};
 use crate::placement::hosted::Hosted;
 use crate::placement::mover::{Mover, RebalanceConfig};
 use crate::streams::RelayLinks;
 use crate::streams::{Bounds, StreamService};
+
+mod metrics;
+mod view;
+
+pub(crate) use metrics::metrics;
+pub(crate) use view::ServerView;
 
 /// How often stashes are looked through for expired ones, so that an idle node frees memory too.
 const EXPIRY_TICK: Duration = Duration::from_secs(10);
@@ -79,6 +85,7 @@ impl Server {
     ) -> anyhow::Result<Self> {
         let mut info = ServerInfo {
             written_ms: now_ms(),
+            device: config.device.to_string(),
             dtype: config.dtype.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model_blocks: Some(checkpoint.blocks().end()),
@@ -106,6 +113,7 @@ impl Server {
 
         let executor =
             Executor::start(blocks, config.executor, speed.clone()).context("cannot start the compute thread")?;
+        put_load(&mut info, &executor.handle());
         let links = RelayLinks::new(swarm.clone(), info.model.clone());
         let hosted = Arc::new(Hosted::new(info, widths));
         let bounds = Bounds { rows: config.max_rows, memory: config.request_bytes, adapter: config.max_adapter_bytes };
@@ -129,6 +137,16 @@ impl Server {
     /// The node it runs on.
     pub fn swarm(&self) -> &SwarmHandle {
         &self.swarm
+    }
+
+    /// What others may look at while it runs.
+    pub(crate) fn view(&self) -> ServerView {
+        ServerView {
+            swarm: self.swarm.clone(),
+            hosted: self.service.hosted.clone(),
+            executor: self.executor.handle(),
+            device: self.device.clone(),
+        }
     }
 
     /// What is announced.

@@ -31,7 +31,12 @@ pub(crate) async fn find(command: &mut Command, output: Output) -> Result<Models
     Ok(Models(models))
 }
 
-async fn found(model: PathBuf, all: bool, most: Option<u64>, output: Output) -> Result<ModelSource, CliError> {
+pub(super) async fn found(
+    model: PathBuf,
+    all: bool,
+    most: Option<u64>,
+    output: Output,
+) -> Result<ModelSource, CliError> {
     let find = move || -> Result<ModelSource, SourceError> {
         let source = ModelSource::find(&model, || hub(most, output))?;
         if all {

@@ -1,24 +1,28 @@
 //! `petals-tune serve`.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use petals_client::RemoteModel;
+use petals_page::{ShownRoute, SwarmPage, serve};
 use tokio::net::TcpListener;
 
-use super::session;
+use super::key;
+use super::session::{self, SwarmLog};
 use super::stop::StopSignal;
+use super::swarm_page::{Client, ClientPage};
 use crate::args::{ServeArgs, ServeLimits};
 use crate::chat::{ChatTemplate, TemplateError};
 use crate::error::CliError;
 use crate::output::{Output, Serving};
-use crate::serve::{App, Engine, Gate, Guard, Kept, Models, Pool, router, serve};
+use crate::serve::{App, Engine, Gate, Guard, Kept, Models, Pool, router};
 use crate::text::TextTokenizer;
 
 /// The environment variable with the API key.
 const KEY_VARIABLE: &str = "PETALS_API_KEY";
+/// Connections at a time; more wait to be accepted.
+const CONNECTIONS: usize = 1024;
 /// What is under way at the first Ctrl-C has so long to end.
 const GRACE: Duration = Duration::from_secs(10);
 /// How often finished texts are looked through for old ones.
@@ -43,7 +47,8 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
     let key = api_key(&args)?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
-    let (sequence, swarm) = session::connect(&files, &args.swarm, output).await?;
+    let log = SwarmLog::default();
+    let (sequence, swarm) = session::connect_noting(&files, &args.swarm, output, Some(log.clone())).await?;
     let stop = StopSignal::install()?;
 
     let ServeLimits { concurrent, queue, queue_timeout, idle_sessions, idle_timeout, .. } = args.limits;
@@ -61,8 +66,12 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
     }
     let hosts = address.ip().is_loopback().then_some(args.allow_host);
     let guard = Guard::new(key.as_deref(), args.cors, args.limits.request_bytes, hosts);
+    let name = files.adapted.id.to_string();
+    let shown = Arc::new(ClientPage::new(engine.clone(), log));
+    let swarm_page = Arc::new(SwarmPage::new(swarm.clone(), Some(name), shown));
     let app = App {
         engine: engine.clone(),
+        swarm: swarm_page.clone(),
         models,
         tool_format: args.tool_format.of(template.as_ref().ok()),
         template,
@@ -75,15 +84,30 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
         tokio::select! {
             () = stop.received() => {}
             () = expire(&engine) => {}
+            never = swarm_page.run() => match never {},
         }
         engine.close();
     };
-    serve(listener, router(Arc::new(app)), stopped, GRACE).await;
+    serve(listener, router(Arc::new(app)), CONNECTIONS, stopped, GRACE).await;
     // Texts that end while the server stops are not kept either.
     engine.close();
     session::verified(&sequence, &args.swarm, output)?;
     swarm.shutdown().await;
     Ok(())
+}
+
+impl Client for Arc<Engine> {
+    fn routes(&self) -> Vec<ShownRoute> {
+        self.route().into_iter().collect()
+    }
+
+    fn metrics(&self) -> String {
+        self.render_metrics()
+    }
+
+    fn tokens(&self) -> Option<u64> {
+        Some(self.new_tokens())
+    }
 }
 
 /// Drops finished texts that got too old, for ever.
@@ -97,23 +121,13 @@ async fn expire(engine: &Engine) {
 
 /// The key that clients need, from wherever it is given.
 fn api_key(args: &ServeArgs) -> Result<Option<String>, CliError> {
-    let key = match (&args.api_key, &args.api_key_file) {
-        (Some(key), _) => key.clone(),
-        (None, Some(file)) => read_key(file)?,
+    match (&args.api_key, &args.api_key_file) {
+        (Some(key), _) => key::checked(key).map(Some),
+        (None, Some(file)) => key::read(file).map(Some),
         (None, None) => match std::env::var(KEY_VARIABLE) {
-            Ok(key) => key,
-            Err(std::env::VarError::NotPresent) => return Ok(None),
-            Err(error) => return Err(CliError::Usage(format!("{KEY_VARIABLE}: {error}"))),
+            Ok(key) => key::checked(&key).map(Some),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(error) => Err(CliError::Usage(format!("{KEY_VARIABLE}: {error}"))),
         },
-    };
-    let key = key.trim();
-    // An empty key is a mistake, and would let everybody in who sends none.
-    if key.is_empty() || !key.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(CliError::Usage("the API key must be printable ASCII characters without spaces".to_owned()));
     }
-    Ok(Some(key.to_owned()))
-}
-
-fn read_key(file: &Path) -> Result<String, CliError> {
-    std::fs::read_to_string(file).map_err(|error| CliError::Usage(format!("cannot read {}: {error}", file.display())))
 }

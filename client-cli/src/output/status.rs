@@ -47,6 +47,26 @@ pub(crate) struct Holders {
     pub(crate) count: usize,
 }
 
+/// The swarm is shown to browsers.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Monitoring {
+    /// Where.
+    pub(crate) url: String,
+    /// Whether those who look need a key.
+    pub(crate) key: bool,
+}
+
+impl Event for Monitoring {
+    const NAME: &'static str = "monitoring";
+}
+
+impl Display for Monitoring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = if self.key { ", with a key" } else { "" };
+        write!(f, "the swarm is shown at {}{key}", self.url)
+    }
+}
+
 impl Event for Status {
     const NAME: &'static str = "status";
 }

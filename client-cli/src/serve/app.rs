@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use petals_page::SwarmPage;
+
 use super::engine::Engine;
 use super::error::ApiError;
 use super::guard::Guard;
@@ -14,6 +16,8 @@ use crate::chat::{ChatTemplate, ToolFormat};
 pub(crate) struct App {
     /// Generates.
     pub(crate) engine: Arc<Engine>,
+    /// The swarm behind it, for people.
+    pub(crate) swarm: Arc<SwarmPage>,
     /// What is served.
     pub(crate) models: Models,
     /// The model's chat template, or why chats are not possible.

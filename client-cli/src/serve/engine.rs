@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use petals_client::{Allowed, Finish, Generation, GenerationConfig, Generator, RemoteModel, Sampling, TokenLogprobs};
+use petals_page::ShownRoute;
 use tokio::sync::mpsc;
 
 use super::error::ApiError;
@@ -175,8 +176,18 @@ impl Engine {
     }
 
     /// Figures as Prometheus reads them.
-    pub(super) fn render_metrics(&self) -> String {
+    pub(crate) fn render_metrics(&self) -> String {
         self.metrics.render(Now { active: self.gate.active(), waiting: self.gate.waiting(), idle: self.pool.len() })
+    }
+
+    /// The way that the latest text took.
+    pub(crate) fn route(&self) -> Option<ShownRoute> {
+        self.metrics.route()
+    }
+
+    /// Tokens that were generated since the start.
+    pub(crate) fn new_tokens(&self) -> u64 {
+        self.metrics.new_tokens()
     }
 
     /// Drops finished texts that nobody came back to.

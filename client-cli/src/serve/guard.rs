@@ -7,13 +7,13 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_MAX_AGE,
-    ACCESS_CONTROL_REQUEST_HEADERS, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, ORIGIN, VARY,
-    X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_REQUEST_HEADERS, CONTENT_ENCODING, CONTENT_TYPE, ORIGIN, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use petals_page::{Key, is_meant};
 
 use super::error::ApiError;
 use super::unpack::unpack;
@@ -28,8 +28,7 @@ const EXCESS: usize = 16 << 20;
 /// The rules.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    /// Hash of the key. Hashes are compared in constant time, and have one length.
-    key: Option<blake3::Hash>,
+    key: Option<Key>,
     origins: Vec<String>,
     request_bytes: usize,
     /// Names under which proxies and containers reach a server that listens on this machine alone; nothing if it does not.
@@ -45,34 +44,21 @@ impl Guard {
         request_bytes: usize,
         hosts: Option<Vec<String>>,
     ) -> Self {
-        Self { key: key.map(|key| blake3::hash(key.as_bytes())), origins, request_bytes, hosts }
+        Self { key: key.map(Key::new), origins, request_bytes, hosts }
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {
         let Some(key) = self.key else { return true };
-        let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let (scheme, given) = given.split_once(' ').unwrap_or_default();
-        let is_key = |given: &str| blake3::hash(given.trim().as_bytes()) == key;
         // Anthropic's clients have a header of their own; some send both.
         let own = headers.get(KEY_HEADER).and_then(|value| value.to_str().ok());
-        (scheme.eq_ignore_ascii_case("bearer") && is_key(given)) || own.is_some_and(is_key)
+        key.is_borne(headers) || own.is_some_and(|given| key.is(given))
     }
 
     /// Whether a request that came to this machine alone was meant for it. A page of a foreign name that its owner lets point to
     /// 127.0.0.1 would be of the same origin as this server. Behind a key that does not matter.
     fn meant(&self, headers: &HeaderMap) -> bool {
         let Some(hosts) = self.hosts.as_ref().filter(|_| self.key.is_none()) else { return true };
-        let Some(host) = headers.get(HOST) else { return true };
-        let host = host.to_str().unwrap_or_default();
-        let name = match host.strip_prefix('[') {
-            Some(v6) => return v6.starts_with("::1]"),
-            None => host.split(':').next().unwrap_or_default(),
-        };
-        let named = |allowed: &String| allowed == "*" || allowed.eq_ignore_ascii_case(name);
-        name == "localhost"
-            || name.ends_with(".localhost")
-            || name.parse::<std::net::IpAddr>().is_ok()
-            || hosts.iter().any(named)
+        is_meant(headers, hosts)
     }
 
     /// What browsers are told, if the origin may use the server.
@@ -166,6 +152,7 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::header::HOST;
 
     #[test]
     fn a_server_of_this_machine_answers_to_names_that_are_allowed() {

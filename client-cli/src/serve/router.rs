@@ -10,6 +10,7 @@ use axum::http::{HeaderMap, Method, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use petals_page::{state_answer, swarm_document};
 
 use super::app::App;
 use super::error::ApiError;
@@ -32,10 +33,14 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/detokenize", post(detokenize))
         .route("/tokenizer_info", get(tokenizer_info))
         .route("/metrics", get(metrics))
+        .route("/api/v1/state", get(swarm_state))
+        .route("/api/v1/route", get(route))
         .layer(middleware::from_fn_with_state(app.guard.clone(), guard::key));
     let routes = api
         .route("/", get(page::page))
+        .route("/swarm", get(swarm_document))
         .route("/health", get(health))
+        .route("/healthz", get(health))
         .route("/version", get(version))
         .method_not_allowed_fallback(|method: Method| async move { ApiError::unknown_method(&method) })
         .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
@@ -151,7 +156,17 @@ async fn tokenizer_info(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.engine.render_metrics()).into_response()
+    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], app.engine.render_metrics())
+        .into_response()
+}
+
+async fn swarm_state(State(app): State<Arc<App>>) -> Response {
+    state_answer(&app.swarm)
+}
+
+/// The way of the latest text.
+async fn route(State(app): State<Arc<App>>) -> Response {
+    json(serde_json::to_string(&app.engine.route()).unwrap_or_else(|_| "null".to_owned()))
 }
 
 async fn health() -> Response {

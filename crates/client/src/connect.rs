@@ -37,6 +37,17 @@ pub struct ModelFiles {
     pub blocks: Span,
 }
 
+/// What routes through a model depend on: its configuration alone, so that nothing has to be loaded.
+#[derive(Debug, Clone)]
+pub struct ModelShape {
+    /// Its id in the swarm.
+    pub id: ModelId,
+    /// All of its blocks.
+    pub blocks: Span,
+    /// Numbers of a hidden state.
+    pub hidden_size: usize,
+}
+
 /// Why a model's files cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -125,6 +136,19 @@ impl ModelFiles {
         let swarm = join(network, Some(&id), &events).await?;
         let sequence = RemoteSequence::new(swarm.clone(), id, self.blocks, self.config.hidden_size, config);
         Ok((sequence.with_events(events), swarm))
+    }
+}
+
+impl ModelShape {
+    /// Reads a model's directory. The name in the swarm is the directory's unless given.
+    ///
+    /// # Errors
+    /// [`ModelFilesError`].
+    pub fn open(directory: &Path, name: Option<&str>) -> Result<Self, ModelFilesError> {
+        let checkpoint = Checkpoint::open(directory)?;
+        let id = checkpoint.model_id(name);
+        let id = id.map_err(|source| ModelFilesError::Name { path: directory.to_owned(), source })?;
+        Ok(Self { id, blocks: checkpoint.blocks(), hidden_size: checkpoint.config().hidden_size })
     }
 }
 

@@ -12,7 +12,6 @@ mod lock;
 mod planner;
 mod sequence;
 mod servers;
-mod status;
 mod tuning;
 
 pub use adapter::atomic_file::WriteError;
@@ -28,7 +27,7 @@ pub use adapter::tables::{
 pub use adapter::tensor_file::TensorFileError;
 pub use adapter::{AdaptedModel, Adapter, AdapterError, AdapterManifest, ChangedWeights, TextRules};
 pub use benchmark::{Benchmark, BenchmarkError, Repetition, Workload};
-pub use connect::{ClientNetwork, JoinError, ModelFiles, ModelFilesError, join};
+pub use connect::{ClientNetwork, JoinError, ModelFiles, ModelFilesError, ModelShape, join};
 pub use inference::generation::{
     BeamConfig, DraftModel, EarlyStopping, Finish, Generation, GenerationConfig, GenerationError, Generator, HopUse,
     Speculation, beam_search,
@@ -45,7 +44,9 @@ pub use petals_protocol::{
     Injection, ModelId, Module, Modules, ServerInfo, ServerState, Span, UnknownModule, WeightChange, WireDtype,
     WireVersion, is_printable,
 };
-pub use petals_swarm::{Invitation, PeerId, SwarmHandle, parse_peers};
+pub use petals_swarm::{
+    BlockCount, Invitation, ModelStatus, PeerId, SwarmHandle, SwarmStatus, parse_peers, swarm_status,
+};
 pub use planner::{
     Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Route, RouteRules, WeightedRoute,
 };
@@ -55,7 +56,6 @@ pub use sequence::{
 };
 pub use servers::hop::{HopError, ServerWork, TrafficCount};
 pub use servers::peers::{CostEstimate, Figure, Source};
-pub use status::{BlockCount, ModelStatus, SwarmStatus, swarm_status};
 pub use tuning::Pace;
 pub use tuning::aids::Aids;
 pub use tuning::average::Average;

@@ -39,7 +39,7 @@ pub use pass::{
 pub use printable::{MAX_PUBLIC_NAME, is_printable, printable};
 pub use refusal::{Refusal, Remedy};
 pub use relay::{NextServer, RelayToken, RowSource, RowTarget};
-pub use server_info::{MAX_NEXT_PINGS, MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};
+pub use server_info::{InUse, MAX_NEXT_PINGS, MAX_RECORD_LEN, RecordError, ServerInfo, ServerState};
 pub use session::{SessionOpen, StepError, StepRequest};
 pub use tensor::{Tensor, TensorError, TensorMeta, WireDtype};
 pub use version::WireVersion;

@@ -127,6 +127,27 @@ impl Refusal {
         }
     }
 
+    /// One word for figures.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Busy { .. } => "busy",
+            Self::Draining => "draining",
+            Self::WrongModel { .. } => "wrong_model",
+            Self::WrongSpan { .. } => "wrong_span",
+            Self::StashGone => "stash_gone",
+            Self::TooLarge { .. } => "too_large",
+            Self::BadShape { .. } => "bad_shape",
+            Self::NotFinite { .. } => "not_finite",
+            Self::BadRequest { .. } => "bad_request",
+            Self::Internal { .. } => "internal",
+            Self::TablesGone => "tables_gone",
+            Self::NextUnreachable { .. } => "next_unreachable",
+            Self::BadRelay { .. } => "bad_relay",
+            Self::UnknownRelay => "unknown_relay",
+            Self::SessionGone => "session_gone",
+        }
+    }
+
     /// Whether the same work may succeed, here or elsewhere, without the client changing it.
     pub fn is_retryable(&self) -> bool {
         self.remedy() != Remedy::Stop

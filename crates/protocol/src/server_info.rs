@@ -30,6 +30,15 @@ pub enum ServerState {
     Unknown,
 }
 
+/// How much of something there is, and how much of it is taken, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InUse {
+    /// Taken.
+    pub used: u64,
+    /// There is.
+    pub of: u64,
+}
+
 /// A server's announcement. Encoded as JSON so that older nodes can read newer records: unknown fields are ignored,
 /// optional ones may be missing.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +85,18 @@ pub struct ServerInfo {
     /// Requests waiting or running when this was written.
     #[serde(default)]
     pub queue_depth: u32,
+    /// Tokens that its blocks took forward since the node started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served_tokens: Option<u64>,
+    /// Memory for the keys and values of sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<InUse>,
+    /// Memory for what training forwards leave for their backwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stash: Option<InUse>,
+    /// Where the blocks compute, such as `cpu` or `cuda:0`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// Dtype the blocks compute in: `f32`, `bf16` or `f16`.
     #[serde(default)]
     pub dtype: String,
@@ -121,6 +142,10 @@ impl ServerInfo {
             relayed: false,
             shares_weights: false,
             queue_depth: 0,
+            served_tokens: None,
+            cache: None,
+            stash: None,
+            device: String::new(),
             dtype: String::new(),
             version: String::new(),
             public_name: None,
@@ -158,6 +183,7 @@ impl ServerInfo {
         }
         let name = info.public_name.map(|name| printable(&name, MAX_PUBLIC_NAME).trim().to_owned());
         info.public_name = name.filter(|name| !name.is_empty());
+        info.device = printable(&info.device, MAX_WORD);
         info.dtype = printable(&info.dtype, MAX_WORD);
         info.version = printable(&info.version, MAX_WORD);
         Ok(info)
@@ -177,6 +203,9 @@ mod tests {
             next_pings: [("peer".to_owned(), 12.5)].into(),
             shares_weights: true,
             queue_depth: 2,
+            served_tokens: Some(77),
+            cache: Some(InUse { used: 1, of: 2 }),
+            device: "cpu".into(),
             dtype: "f32".into(),
             version: "0.1.0".into(),
             ..ServerInfo::new(
@@ -203,12 +232,12 @@ mod tests {
     #[test]
     fn words_of_strangers_are_cut_to_what_a_terminal_may_show() {
         let name = format!("\u{1b}]0;title\u{7}home{}", "x".repeat(100));
-        let stranger =
-            ServerInfo { public_name: Some(name), version: "1\n2".into(), dtype: "f\u{8}32".into(), ..info() };
+        let (version, dtype, device) = ("1\n2".into(), "f\u{8}32".into(), "c\u{1b}pu".into());
+        let stranger = ServerInfo { public_name: Some(name), version, dtype, device, ..info() };
         let read = ServerInfo::from_json(stranger.to_json().as_bytes()).unwrap();
         let name = read.public_name.unwrap();
         assert!(name.starts_with("]0;titlehomex") && name.chars().count() == MAX_PUBLIC_NAME, "{name:?}");
-        assert_eq!((read.version.as_str(), read.dtype.as_str()), ("12", "f32"));
+        assert_eq!((read.version.as_str(), read.dtype.as_str(), read.device.as_str()), ("12", "f32", "cpu"));
         let empty = ServerInfo { public_name: Some("\u{200b} \n".into()), ..info() };
         assert_eq!(ServerInfo::from_json(empty.to_json().as_bytes()).unwrap().public_name, None);
     }

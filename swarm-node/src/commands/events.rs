@@ -43,6 +43,14 @@ pub enum NodeEvent {
         dtype: String,
         /// Seconds from start to here.
         seconds: f64,
+        /// Where the swarm is shown to browsers, if it is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        page: Option<String>,
+    },
+    /// The swarm is shown to browsers.
+    Page {
+        /// Where.
+        url: String,
     },
     /// How others join, or use what is served.
     Join(Join),
@@ -157,10 +165,14 @@ impl NodeEvent {
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Listening { address } => format!("listening on {address}"),
-            Self::Ready { model, blocks, weight_bytes, device, dtype, seconds } => {
+            Self::Ready { model, blocks, weight_bytes, device, dtype, seconds, page } => {
                 let mib = *weight_bytes as f64 / f64::from(1 << 20);
-                format!("ready: blocks {blocks} of {model} on {device} in {dtype}, {mib:.1} MiB, after {seconds:.1} s")
+                let page = page.as_ref().map_or_else(String::new, |url| format!("; the swarm is shown at {url}"));
+                format!(
+                    "ready: blocks {blocks} of {model} on {device} in {dtype}, {mib:.1} MiB, after {seconds:.1} s{page}"
+                )
             }
+            Self::Page { url } => format!("the swarm is shown at {url}"),
             Self::Join(join) => join.to_string(),
             Self::Alone { reason } => format!("alone so far, and trying on: {reason}"),
             Self::Joined => "joined: a member of the swarm is there".into(),

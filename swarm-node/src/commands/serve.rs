@@ -14,6 +14,7 @@ use super::events::NodeEvent;
 use super::join;
 use super::model;
 use super::network;
+use super::page::{self, NodePage};
 use super::report;
 use super::signals::{ReloadSignal, StopSignals};
 use super::state::{Keeper, NodeState};
@@ -60,6 +61,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let compute = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
     check_blocks(args.blocks, &checkpoint)?;
 
+    let bound = page::bind(&args.page).await?;
     let mut swarm_config = network::config(&args.network, &args.peers)?;
     swarm_config.max_streams_per_peer = args.streams_per_peer as usize;
     swarm_config.shares_contents = sharing.is_some();
@@ -83,6 +85,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     if let Some(sharing) = &sharing {
         sharing.begin(&swarm, &source, &id, checkpoint.blocks());
     }
+    let page = NodePage::start(bound, &swarm, json);
     let start = start(&args, &swarm, incoming, checkpoint, id, compute);
     let Some(server) = signals.unless_stopped(start).await else {
         let leave = async {
@@ -94,6 +97,8 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     };
     let server = server?;
     let info = server.info();
+    let join = join::lines(&args, &swarm);
+    page.serves(server.view(), join.clone());
     NodeEvent::Ready {
         model: info.model.to_string(),
         blocks: info.span.to_string(),
@@ -101,9 +106,10 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         device: server.device().to_string(),
         dtype: info.dtype.clone(),
         seconds: started.elapsed().as_secs_f64(),
+        page: page.url(),
     }
     .emit(json);
-    NodeEvent::Join(join::lines(&args, &swarm)).emit(json);
+    NodeEvent::Join(join).emit(json);
 
     let watching = watch::watch(&swarm, Some(&info.model), json, watch::Periods::default());
     let found = async {

@@ -101,6 +101,16 @@ impl SessionStore {
         lock(&self.accounts).bytes
     }
 
+    /// Bytes that may be taken.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Sessions that are open.
+    pub(crate) fn len(&self) -> usize {
+        self.sessions.len() + self.computing.len()
+    }
+
     /// Tokens for which there is room, at `page_bytes` for [`PAGE_TOKENS`] of them.
     pub(crate) fn tokens_left(&self, page_bytes: u64) -> u64 {
         (self.budget - self.bytes()) / page_bytes.max(1) * PAGE_TOKENS as u64

@@ -101,6 +101,11 @@ impl<S> StashStore<S> {
         self.bytes
     }
 
+    /// Bytes that may be held.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
     /// Chooses the level of a new stash of `stream` and makes room for it; call it before computing the stash.
     ///
     /// Beside what is held it gets the highest level that fits. If none does, peers that hold more than their share give way:

@@ -1,9 +1,13 @@
 //! What a node did, counted for its operator.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 
+use petals_protocol::Refusal;
 use petals_swarm::PeerId;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 
 use super::pass::{Pass, Work};
 use crate::lock::lock;
@@ -11,9 +15,53 @@ use crate::lock::lock;
 /// Peers that are told apart in one period.
 const MOST_PEERS: usize = 4096;
 
-/// Work since it was last asked for.
+/// What passes do.
+const KINDS: [&str; 4] = ["forward", "keys_values", "backward", "step"];
+/// Refusals that are remembered one by one.
+const MOST_REFUSALS: usize = 32;
+
+/// Work since it was last asked for, and since the start.
 #[derive(Debug, Default)]
-pub(super) struct WorkDone(Mutex<(WorkCount, HashSet<PeerId>)>);
+pub(super) struct WorkDone {
+    period: Mutex<(WorkCount, HashSet<PeerId>)>,
+    totals: Totals,
+    /// The latest refusals, the last one at the end.
+    refusals: Mutex<VecDeque<Refused>>,
+}
+
+/// What there was of each kind.
+pub(crate) type ByKind = Family<[(&'static str, &'static str); 1], Counter>;
+
+/// Work since the start. Clones are of the same figures.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Totals {
+    /// Passes that were taken on, by what they do.
+    pub(crate) passes: ByKind,
+    /// Tokens that they brought to this node's blocks, on their way forward.
+    pub(crate) tokens: Counter,
+    /// Time in which the blocks computed, in microseconds.
+    pub(crate) busy_us: Counter,
+    /// Requests that were not served, by the reason.
+    pub(crate) refusals: ByKind,
+}
+
+impl Totals {
+    /// Passes of all kinds.
+    pub(crate) fn number(&self) -> u64 {
+        KINDS.iter().map(|kind| self.passes.get(&[("kind", *kind)]).map_or(0, |count| count.get())).sum()
+    }
+}
+
+/// Requests of a peer that were not served, for one reason.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused {
+    pub(crate) peer: PeerId,
+    pub(crate) what: String,
+    /// When the last one was.
+    pub(crate) at: SystemTime,
+    /// How many in a row.
+    pub(crate) times: u64,
+}
 
 /// Work of a period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,18 +79,27 @@ pub struct WorkCount {
 pub(super) struct Share {
     peer: PeerId,
     tokens: u64,
+    kind: &'static str,
 }
 
 impl Share {
     pub(super) fn of(pass: &Pass) -> Self {
+        let kind = match pass.work {
+            Work::Forward { .. } => "forward",
+            Work::KeysValues { .. } => "keys_values",
+            Work::Backward { .. } => "backward",
+            Work::Step { .. } => "step",
+        };
         let forward = !matches!(pass.work, Work::Backward { .. });
-        Self { peer: pass.peer, tokens: if forward { pass.layout.tokens() as u64 } else { 0 } }
+        Self { peer: pass.peer, tokens: if forward { pass.layout.tokens() as u64 } else { 0 }, kind }
     }
 }
 
 impl WorkDone {
     pub(super) fn add(&self, share: Share) {
-        let mut done = lock(&self.0);
+        self.totals.passes.get_or_create(&[("kind", share.kind)]).inc();
+        self.totals.tokens.inc_by(share.tokens);
+        let mut done = lock(&self.period);
         let (count, peers) = &mut *done;
         count.requests += 1;
         count.tokens += share.tokens;
@@ -53,8 +110,39 @@ impl WorkDone {
 
     /// The work since the last time.
     pub(super) fn take(&self) -> WorkCount {
-        let (count, peers) = std::mem::take(&mut *lock(&self.0));
+        let (count, peers) = std::mem::take(&mut *lock(&self.period));
         WorkCount { clients: peers.len(), ..count }
+    }
+
+    /// The blocks computed for so long.
+    pub(super) fn computed(&self, time: Duration) {
+        self.totals.busy_us.inc_by(time.as_micros() as u64);
+    }
+
+    /// A request of `peer` was not served.
+    pub(super) fn refused(&self, peer: PeerId, refusal: &Refusal) {
+        self.totals.refusals.get_or_create(&[("reason", refusal.name())]).inc();
+        // What it is about may be a stranger's words: the kind is enough, and equal ones are counted.
+        let what = format!("was refused: {}", refusal.name().replace('_', " "));
+        let mut refusals = lock(&self.refusals);
+        if let Some(last) = refusals.back_mut().filter(|last| last.peer == peer && last.what == what) {
+            (last.at, last.times) = (SystemTime::now(), last.times.saturating_add(1));
+            return;
+        }
+        if refusals.len() >= MOST_REFUSALS {
+            refusals.pop_front();
+        }
+        refusals.push_back(Refused { peer, what, at: SystemTime::now(), times: 1 });
+    }
+
+    /// The latest refusals, the last one first.
+    pub(super) fn refusals(&self) -> Vec<Refused> {
+        lock(&self.refusals).iter().rev().cloned().collect()
+    }
+
+    /// Work since the start.
+    pub(super) fn totals(&self) -> &Totals {
+        &self.totals
     }
 }
 
@@ -67,9 +155,28 @@ mod tests {
         let done = WorkDone::default();
         let (one, two) = (PeerId::random(), PeerId::random());
         for (peer, tokens) in [(one, 5), (two, 1), (one, 0)] {
-            done.add(Share { peer, tokens });
+            done.add(Share { peer, tokens, kind: "step" });
         }
         assert_eq!(done.take(), WorkCount { requests: 3, tokens: 6, clients: 2 });
         assert_eq!(done.take(), WorkCount::default());
+        let steps = done.totals().passes.get_or_create(&[("kind", "step")]).get();
+        assert_eq!((steps, done.totals().tokens.get()), (3, 6), "since the start");
+    }
+
+    #[test]
+    fn refusals_are_counted_by_reason_and_remembered_up_to_a_bound() {
+        let done = WorkDone::default();
+        let (one, two) = (PeerId::random(), PeerId::random());
+        for _ in 0..3 {
+            done.refused(one, &Refusal::Busy { retry_after_ms: 1 });
+        }
+        done.refused(one, &Refusal::BadRequest { what: "\u{1b}[2J".into() });
+        let last = done.refusals();
+        assert_eq!((last.len(), last[1].times, last[0].what.as_str()), (2, 3, "was refused: bad request"));
+        assert_eq!(done.totals().refusals.get_or_create(&[("reason", "busy")]).get(), 3);
+        for peer in [one, two].into_iter().cycle().take(3 * MOST_REFUSALS) {
+            done.refused(peer, &Refusal::Draining);
+        }
+        assert_eq!(done.refusals().len(), MOST_REFUSALS);
     }
 }

@@ -50,12 +50,9 @@ impl Figures {
         let (mut told, mut at) = (self.hosted.info(), Instant::now());
         loop {
             tokio::time::sleep(TICK).await;
-            let queue_depth = self.executor.depth() as u32;
-            let (cache_tokens_left, _) = self.executor.session_room();
             self.hosted.change(|now| {
                 put_speed(&mut now.info, &self.speed);
-                now.info.queue_depth = queue_depth;
-                now.info.cache_tokens_left = Some(cache_tokens_left);
+                put_load(&mut now.info, &self.executor);
             });
             let now = self.hosted.info();
             let serving = matches!(now.state, ServerState::Online | ServerState::Joining);
@@ -130,6 +127,15 @@ pub(crate) fn put_speed(info: &mut ServerInfo, speed: &Speed) {
     info.forward_tokens_per_s = Some((rates.forward / blocks) as f32);
     info.decode_tokens_per_s = Some((rates.decode / blocks) as f32);
     info.network_bytes_per_s = speed.network_bytes_per_s().map(|rate| rate as f32);
+}
+
+/// Writes how busy this node is into its description.
+pub(crate) fn put_load(info: &mut ServerInfo, executor: &ExecutorHandle) {
+    let (cache, stash) = executor.in_use();
+    info.queue_depth = executor.depth() as u32;
+    info.cache_tokens_left = Some(executor.session_room().0);
+    (info.cache, info.stash) = (Some(cache), Some(stash));
+    info.served_tokens = Some(executor.totals().tokens.get());
 }
 
 /// Whether clients or other servers would decide otherwise, were they told.

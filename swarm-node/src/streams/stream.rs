@@ -22,7 +22,6 @@ use super::request::{self, Asker};
 use super::service::{MAX_IN_FLIGHT, StreamService};
 use super::tables::TableCache;
 use crate::machine::budget::{NoRoom, PeerBudget, Reserved};
-use crate::machine::speed::Speed;
 
 /// A new stream must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,7 +47,7 @@ impl StreamService {
         let (read, boundary) = IdleReader::new(read, IDLE_TIMEOUT, FRAME_IDLE_TIMEOUT);
         let (replies, outbox) = mpsc::channel(MAX_IN_FLIGHT as usize);
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_replies(write, outbox, self.speed.clone()));
+        tasks.spawn(write_replies(write, outbox, self.clone(), peer));
         let limits = FrameLimits { max_body: self.limits.max_body };
         let mut pump = Pump {
             service: self.clone(),
@@ -274,16 +273,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
     }
 }
 
-async fn write_replies<W: AsyncWrite + Unpin>(write: W, mut outbox: mpsc::Receiver<OutFrame>, speed: Arc<Speed>) {
+async fn write_replies<W: AsyncWrite + Unpin>(
+    write: W,
+    mut outbox: mpsc::Receiver<OutFrame>,
+    service: Arc<StreamService>,
+    peer: PeerId,
+) {
     let mut writer = FrameWriter::new(write, FrameKind::Response);
     while let Some(OutFrame { id, response, tensors, held }) = outbox.recv().await {
+        if let Response::Refused(refusal) = &response {
+            service.executor.note_refusal(peer, refusal);
+        }
         let bytes: u64 = tensors.iter().map(|t| t.bytes().len() as u64).sum();
         let patience = REPLY_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S);
         let started = Instant::now();
         // A client that does not read its answers is given up, so that they do not pile up in memory.
         match timeout(patience, writer.write(id, &response, &tensors)).await {
             Ok(Ok(())) => {
-                speed.replied(bytes, started.elapsed());
+                service.speed.replied(bytes, started.elapsed());
                 drop((tensors, held));
             }
             Ok(Err(_)) | Err(_) => return,

@@ -33,6 +33,7 @@ mod misbehaving;
 mod narrow_wires;
 mod oneself;
 mod openai;
+mod page;
 mod placement;
 mod quantised;
 mod refusals;

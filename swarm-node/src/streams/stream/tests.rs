@@ -13,6 +13,7 @@ use super::*;
 use crate::executor::{Executor, ExecutorConfig};
 use crate::fixture;
 use crate::machine::measure::Rates;
+use crate::machine::speed::Speed;
 use crate::placement::hosted::Hosted;
 use crate::streams::Bounds;
 

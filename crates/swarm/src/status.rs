@@ -4,8 +4,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use futures::stream;
+use libp2p::PeerId;
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
-use petals_swarm::{LookupError, PeerId, SwarmHandle};
+
+use crate::directory::LookupError;
+use crate::keys::MAX_BLOCKS;
+use crate::node::SwarmHandle;
 
 /// Models that are looked up at a time.
 const PARALLEL: usize = 4;
@@ -73,13 +77,16 @@ pub async fn swarm_status(swarm: &SwarmHandle, name: Option<&str>) -> Result<Swa
 }
 
 impl ModelStatus {
-    fn new(model: ModelId, told: u32, mut servers: Vec<(PeerId, ServerInfo)>) -> Self {
+    /// What `servers` say of a model that somebody told to have `told` blocks.
+    pub fn new(model: ModelId, told: u32, mut servers: Vec<(PeerId, ServerInfo)>) -> Self {
         servers.sort_by_key(|(peer, info)| (info.span, *peer));
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let ages = servers.iter().map(|(_, info)| now_ms.saturating_sub(info.written_ms) / 1000).collect();
         // What servers sign counts, not what somebody told of the model.
         let signed = |info: &ServerInfo| info.model_blocks.unwrap_or(0).max(info.span.end());
         let blocks = servers.iter().map(|(_, info)| signed(info)).max().unwrap_or(told);
+        // A signature does not make a number true, and each block takes memory here.
+        let blocks = blocks.min(MAX_BLOCKS);
         let holders = holders(blocks, servers.iter().map(|(_, info)| info));
         Self { model, blocks, servers, ages, holders }
     }
@@ -137,6 +144,8 @@ mod tests {
         assert_eq!(status.servers[0].1.span.start(), 0);
         let mut known = server((0, 2), ServerState::Online);
         known.1.model_blocks = Some(8);
-        assert_eq!(ModelStatus::new(model, 2, vec![known]).missing(), [Span::new(2, 8).unwrap()]);
+        assert_eq!(ModelStatus::new(model.clone(), 2, vec![known.clone()]).missing(), [Span::new(2, 8).unwrap()]);
+        known.1.model_blocks = Some(u32::MAX);
+        assert_eq!(ModelStatus::new(model, 2, vec![known]).blocks, MAX_BLOCKS, "whatever is signed");
     }
 }

@@ -1,4 +1,4 @@
-//! Connections.
+//! Connections, with bounds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-/// Connections at a time; more wait to be accepted.
-const CONNECTIONS: usize = 1024;
+/// Connections of a page at a time. Each takes a file descriptor from a program that has better use for them.
+pub const FEW: usize = 64;
 /// Longest time that the head of a request may take to arrive, and that a connection may do nothing.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes of the head of a request.
@@ -20,9 +20,15 @@ const HEAD_BYTES: usize = 64 << 10;
 /// Pause after the system refused a connection, for example for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves connections until `stop`; what is under way then has `grace` to end.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>, grace: Duration) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+/// Serves at most `most` connections at a time, further ones wait to be accepted, until `stop`; what is under way then has `grace` to end.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    most: usize,
+    stop: impl Future<Output = ()>,
+    grace: Duration,
+) {
+    let places = Arc::new(Semaphore::new(most));
     let graceful = GracefulShutdown::new();
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES);
