@@ -10,9 +10,6 @@ mod probe;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
-#[cfg(feature = "burn")]
-use crate::engine::burn::Burn;
-
 pub use dtype::Dtype;
 pub use kv_dtype::KvDtype;
 #[cfg(feature = "vulkan")]
@@ -113,17 +110,6 @@ impl Device {
     /// Whether blocks on it can read weights from where their files are mapped.
     pub fn reads_in_place(&self) -> bool {
         matches!(self.kind(), Kind::Host)
-    }
-
-    /// Whether keys and values can be kept in this dtype. Eight bits are in words, which every device has.
-    fn holds(&self, dtype: KvDtype) -> bool {
-        match (dtype, self.kind()) {
-            (_, Kind::Host) | (KvDtype::Auto | KvDtype::F32 | KvDtype::Int8, _) => true,
-            #[cfg(feature = "burn")]
-            (KvDtype::Bf16, _) => Burn::new(self).supports(Dtype::Bf16),
-            #[cfg(feature = "burn")]
-            (KvDtype::F16, _) => Burn::new(self).supports(Dtype::F16),
-        }
     }
 
     /// The CPU.

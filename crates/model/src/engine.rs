@@ -228,7 +228,7 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     // Caches.
 
     /// An empty cache for as many blocks as there are `windows`, which say how far each sees; its memory is counted by `meter`. Keys and values are kept
-    /// in `dtype`, which is f32 where [`KvDtype::on`] says that the device has nothing else.
+    /// in `dtype`, which the device has.
     fn cache(&self, windows: &[Option<usize>], heads: Heads, dtype: KvDtype, meter: &KvMeter) -> Self::Cache;
 
     /// Makes the queries of a step ready.

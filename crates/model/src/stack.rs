@@ -11,6 +11,7 @@ use crate::engine::{Engine, OnEngine, PerEngine, map_engine, on_engine};
 
 mod block;
 mod blocks;
+mod kept;
 mod load;
 mod memory;
 mod pass;

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Device, DeviceError, Dtype};
-
 /// How a device keeps the keys and values of sessions. Products with them are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum KvDtype {
@@ -24,19 +22,6 @@ pub enum KvDtype {
 impl KvDtype {
     /// Every dtype that keys and values can be kept in, the widest first.
     pub const KEPT: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::Int8];
-
-    /// What [`KvDtype::Auto`] stands for beside weights in `weights`; the others stand for themselves.
-    ///
-    /// # Errors
-    /// [`DeviceError::KvDtype`] if the device has no place for values of this dtype.
-    pub fn on(self, device: &Device, weights: Dtype) -> Result<Self, DeviceError> {
-        match self {
-            Self::Auto if weights.is_quantised() && device.holds(Self::F16) => Ok(Self::F16),
-            Self::Auto => Ok(Self::F32),
-            chosen if device.holds(chosen) => Ok(chosen),
-            dtype => Err(DeviceError::KvDtype { device: device.to_string(), dtype }),
-        }
-    }
 
     /// Bytes of one head's key or value, `dim` values, of one position.
     pub(crate) fn bytes(self, dim: usize) -> usize {

@@ -320,8 +320,7 @@ use by_rows;
 
 /// Parts of eight bits that each of so many rows is rounded to. The fewest have two: their products take as long, since they wait for the weights.
 pub(in super::super) fn parts_of(rows: usize) -> usize {
-    const FINE_ROWS: usize = 4;
-    if rows <= FINE_ROWS { 2 } else { 1 }
+    if rows <= 4 { 2 } else { 1 }
 }
 
 fn product<I: Integers, const VECTORS: usize>(
