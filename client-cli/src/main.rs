@@ -69,8 +69,8 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
             Command::Logits(args) => commands::logits::run(args, output).await,
             Command::Export(args) => commands::export::run(args, output).await,
             Command::Bench(args) => commands::bench::run(*args, output).await,
-            Command::Completions(args) => commands::pages::completions(&args),
-            Command::Man(args) => commands::pages::man(&args),
+            Command::Completions(args) => commands::manual::completions(&args),
+            Command::Man(args) => commands::manual::man(&args),
             // Shown by `command_line`, which alone knows where values come from.
             Command::Config(_) => Ok(()),
         }

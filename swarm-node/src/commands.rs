@@ -7,7 +7,7 @@
 //! | `model` | from `--model` to a model that can be read |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
 //! | `report`, `page` | what it did, in a line now and then and as a page of the swarm |
-//! | `pages` | completions for shells, manual pages |
+//! | `manual` | completions for shells, manual pages |
 //! | `join`, `state` | how others come to it; what it keeps for its next start |
 //!
 //! Apart from the rest because all of it talks to a person: it takes arguments, prints and ends with an exit status. A server
@@ -20,10 +20,10 @@ pub(crate) mod events;
 pub(crate) mod invite;
 mod join;
 pub(crate) mod keygen;
+pub(crate) mod manual;
 mod model;
 mod network;
 mod page;
-pub(crate) mod pages;
 mod report;
 pub(crate) mod serve;
 mod signals;

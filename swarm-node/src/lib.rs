@@ -45,8 +45,8 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
         Command::Keygen(args) => commands::keygen::run(&args),
         Command::Invite(args) => commands::invite::run(&args),
         Command::Bench(args) => commands::bench::run(*args).await,
-        Command::Completions(args) => commands::pages::completions(&args),
-        Command::Man(args) => commands::pages::man(&args),
+        Command::Completions(args) => commands::manual::completions(&args),
+        Command::Man(args) => commands::manual::man(&args),
         // Shown by `command_line`, which alone knows where values come from.
         Command::Config(_) => Ok(()),
     }

@@ -19,7 +19,7 @@
 mod command_line;
 mod file;
 mod in_force;
-mod pages;
+mod manual;
 mod values;
 mod version;
 
@@ -30,7 +30,7 @@ use clap::{Arg, Command, CommandFactory, FromArgMatches};
 
 pub use file::FileError;
 pub use in_force::{FileInForce, InForce, SettingInForce, Source};
-pub use pages::{CompletionsArgs, ManArgs, Shell};
+pub use manual::{CompletionsArgs, ManArgs, Shell};
 pub use values::{byte_size, duration, duration_above_zero};
 pub use version::version;
 
