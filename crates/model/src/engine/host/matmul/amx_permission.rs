@@ -1,6 +1,5 @@
 //! Whether AMX may be used: its tiles are so large that the kernel saves them only for processes that ask.
 
-use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 
 /// Whether processor, kernel and this process may use AMX with bf16. Asks the kernel for permission.
@@ -33,7 +32,7 @@ fn permitted() -> bool {
     let mut result: i64 = 158;
     // SAFETY: the system call reads no memory and changes nothing but this permission; the kernel overwrites rcx and r11.
     unsafe {
-        asm!("syscall", inout("rax") result, in("rdi") 0x1023u64, in("rsi") 18u64, out("rcx") _, out("r11") _,
+        std::arch::asm!("syscall", inout("rax") result, in("rdi") 0x1023u64, in("rsi") 18u64, out("rcx") _, out("r11") _,
             options(nostack));
     }
     result == 0
