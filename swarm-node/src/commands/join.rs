@@ -31,7 +31,8 @@ pub(super) fn lines(args: &ServeArgs, swarm: &SwarmHandle) -> Join {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let (common, peers) = (common.join(" "), addresses.join(" "));
     let node = format!("petals-node serve {common} --peers {peers}");
-    let client = format!("petals-tune generate {common} --peers {peers} --prompt 'Once upon a time'");
+    let client =
+        format!("petals-tune generate {common} --peers {peers} --prompt 'Once upon a time' --max-new-tokens 32");
     Join { addresses, node, client, this_machine_only }
 }
 
