@@ -61,16 +61,12 @@ pub enum OpenError {
     #[error("peer {0} serves no blocks")]
     Unsupported(PeerId),
     /// The peer serves blocks, in versions of the protocol that are not spoken here.
-    #[error("peer {peer} speaks wire version {theirs} and this program {ours}: {remedy}")]
+    #[error("peer {peer} {versions}")]
     OtherVersion {
         /// The peer.
         peer: PeerId,
-        /// The versions that it speaks.
-        theirs: String,
-        /// Those that this node speaks.
-        ours: String,
-        /// What to upgrade.
-        remedy: &'static str,
+        /// What it speaks, what this node speaks, and what to upgrade.
+        versions: Box<str>,
     },
     /// The peer serves only those on its list.
     #[error("peer {peer} serves only peers on its list: ask its operator for `--allow-peer {local}`")]
@@ -108,7 +104,9 @@ impl OpenError {
         } else {
             "its operator should upgrade petals-node there"
         };
-        Self::OtherVersion { peer, theirs: WireVersion::list(theirs), ours: WireVersion::list(ours), remedy }
+        let (theirs, ours) = (WireVersion::list(theirs), WireVersion::list(ours));
+        let versions = format!("speaks wire version {theirs} and this program {ours}: {remedy}").into();
+        Self::OtherVersion { peer, versions }
     }
 
     /// Whether the same peer may well answer if asked again.

@@ -33,7 +33,8 @@ pub(super) fn lines(args: &ServeArgs, swarm: &SwarmHandle) -> Join {
     // The next machine is to have from here what is here.
     let share = if args.share.share_weights { " --share-weights" } else { "" };
     let node = format!("petals-node serve {common}{share} --peers {peers}");
-    let client = format!("petals-tune generate {common} --peers {peers} --prompt 'Once upon a time'");
+    let client =
+        format!("petals-tune generate {common} --peers {peers} --prompt 'Once upon a time' --max-new-tokens 32");
     Join { addresses, node, client, this_machine_only }
 }
 

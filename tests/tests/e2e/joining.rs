@@ -70,7 +70,7 @@ fn a_server_that_is_ready_says_how_others_join_it() -> anyhow::Result<()> {
     let model = goldens.model().display().to_string();
     let common = format!("--model {model} --model-name a-name --peers {}", server.address);
     assert_eq!(node, format!("petals-node serve {common}"));
-    assert_eq!(client, format!("petals-tune generate {common} --prompt 'Once upon a time'"));
+    assert_eq!(client, format!("petals-tune generate {common} --prompt 'Once upon a time' --max-new-tokens 32"));
     // What is printed is what works.
     let flags: Vec<&str> = client.split(" --prompt").next().unwrap_or_default().split(' ').skip(1).collect();
     let generated = Tune::bare(&flags)?.args(&["--prompt", "the", "--max-new-tokens", "1"]).events()?;

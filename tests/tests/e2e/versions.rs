@@ -54,7 +54,7 @@ async fn what_an_older_server_does_not_know_is_asked_of_newer_ones_and_else_refu
     let old = LocalSwarm::of_versions(&goldens.model(), &[("0..4", LAST)], NOW, |config| config).await?;
     let begun = Instant::now();
     let error =
-        format!("{:#}", anyhow::Error::new(model(&old).prefix_of_text(&text).await.err().expect("no server knows it")));
+        format!("{:#}", anyhow::Error::new(model(&old).prefix_of_text(&text).await.expect_err("no server knows it")));
     assert!(error.contains("knows what is asked of it: keys and values of a prefix need wire version 4"), "{error}");
     assert!(error.contains("upgrade petals-node there") && begun.elapsed() < Duration::from_secs(30), "{error}");
     Ok(())
@@ -68,7 +68,7 @@ async fn a_server_of_no_version_in_common_is_named_with_what_to_upgrade() -> any
     let config = SequenceConfig { give_up_after: Duration::from_secs(1), ..SequenceConfig::default() };
     let model = RemoteModel::new(Arc::new(swarm.sequence(config)), swarm.local.clone());
     let error =
-        format!("{:#}", anyhow::Error::new(model.logits(&[vec![1, 2, 3]]).await.err().expect("nobody understands")));
+        format!("{:#}", anyhow::Error::new(model.logits(&[vec![1, 2, 3]]).await.expect_err("nobody understands")));
     assert!(error.contains("speaks wire version 9 and this program 3 and 4: upgrade this program"), "{error}");
     Ok(())
 }

@@ -54,8 +54,8 @@ fn threads(limits: &str) -> Option<Check> {
     let limit = soft_limit(limits, "Max processes")?;
     let detail = format!("at most {limit} of this user");
     match limit {
-        ..LEAST_THREADS => Some(Check::fail(NAME, detail, REMEDY)),
-        ..WANTED_THREADS => Some(Check::warn(NAME, detail, REMEDY)),
+        0..LEAST_THREADS => Some(Check::fail(NAME, detail, REMEDY)),
+        LEAST_THREADS..WANTED_THREADS => Some(Check::warn(NAME, detail, REMEDY)),
         _ => None,
     }
 }
