@@ -18,6 +18,8 @@ const TRIED: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A server that was tried is left alone for so long.
 const AGAIN: Duration = Duration::from_secs(15);
+/// How the error ends of a server whose addresses this program has not met.
+const NO_ADDRESS: &str = "no address of it is known";
 /// Servers of which it is remembered whether they answered.
 const MOST_KNOWN: usize = 4096;
 /// Failures that are remembered.
@@ -131,6 +133,11 @@ impl Watch {
         };
         let mut seen = self.lock();
         let Some(known) = seen.known.get_mut(&peer) else { return };
+        // Where it is, nobody knows here: of one that was never connected that says nothing.
+        let unplaced = problem.as_deref().is_some_and(|what| what.ends_with(NO_ADDRESS));
+        if unplaced && !known.answers {
+            return;
+        }
         let (first, answered) = (known.tried.is_none(), known.answers);
         (known.answers, known.tried) = (problem.is_none(), Some(Instant::now()));
         let blocks = Some(known.info.span.to_string());
