@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use petals_protocol::{ServerInfo, ServerState};
-use petals_swarm::{ModelStatus, OpenError, PeerId, SwarmHandle, SwarmStatus, swarm_status};
+use petals_swarm::{ModelStatus, Multiaddr, OpenError, PeerId, SwarmHandle, SwarmStatus, swarm_status};
 
 use super::state::{Contact, Failure, Model};
 
@@ -66,18 +66,20 @@ impl Watch {
 
     /// Asks the swarm; `own` is what this program says of itself now.
     pub(crate) async fn look(&self, own: Option<ServerInfo>) {
-        let (found, problem) = match swarm_status(&self.swarm, self.name.as_deref()).await {
-            Ok(SwarmStatus { models, .. }) => (models, None),
+        let (found, addresses, problem) = match swarm_status(&self.swarm, self.name.as_deref()).await {
+            Ok(SwarmStatus { models, addresses, .. }) => (models, addresses, None),
             // The first node of a swarm has nobody to ask, and is all that there is.
-            Err(_) if own.is_some() && self.swarm.connected_peers().is_empty() => (Vec::new(), None),
-            Err(error) => (self.lock().models.clone(), Some(error.to_string())),
+            Err(_) if own.is_some() && self.swarm.connected_peers().is_empty() => (Vec::new(), HashMap::new(), None),
+            Err(error) => (self.lock().models.clone(), HashMap::new(), Some(error.to_string())),
         };
         let models = with_own(found, self.swarm.local_peer(), own);
         if let Some(what) = problem {
             self.fail(&self.swarm.local_peer(), None, format!("the swarm cannot be asked: {what}"));
         }
         let to_try = self.take(models);
-        futures::future::join_all(to_try.into_iter().map(|peer| self.try_server(peer))).await;
+        // Of a server that does not say where it is, and was never connected, an attempt would tell nothing.
+        let placed = to_try.iter().filter_map(|peer| Some((*peer, addresses.get(peer).filter(|all| !all.is_empty())?)));
+        futures::future::join_all(placed.map(|(peer, addresses)| self.try_server(peer, addresses))).await;
     }
 
     /// Remembers what was found, tells of those who are gone, and says whom to try.
@@ -124,8 +126,8 @@ impl Watch {
         to_try.into_iter().map(|(_, peer)| peer).collect()
     }
 
-    async fn try_server(&self, peer: PeerId) {
-        let opened = self.swarm.open_stream(peer, &[], PATIENCE).await;
+    async fn try_server(&self, peer: PeerId, addresses: &[Multiaddr]) {
+        let opened = self.swarm.open_stream(peer, addresses, PATIENCE).await;
         let problem = match opened {
             // Whoever refuses is there.
             Ok(_) | Err(OpenError::NotAllowed { .. } | OpenError::Unsupported(_)) => None,

@@ -1,10 +1,11 @@
 //! What a swarm serves, and what is missing.
 
+use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use futures::stream;
-use libp2p::PeerId;
+use libp2p::{Multiaddr, PeerId};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 
 use crate::directory::LookupError;
@@ -21,6 +22,8 @@ const MOST_MODELS: usize = 64;
 pub struct SwarmStatus {
     /// The models, by name.
     pub models: Vec<ModelStatus>,
+    /// Where each server says that it is.
+    pub addresses: HashMap<PeerId, Vec<Multiaddr>>,
     /// Members of the swarm that this node is connected to.
     pub connected: usize,
 }
@@ -60,20 +63,26 @@ pub async fn swarm_status(swarm: &SwarmHandle, name: Option<&str>) -> Result<Swa
     let look_up = |(model, blocks): (ModelId, u32)| async move {
         let span = Span::new(0, blocks).ok()?;
         Some(swarm.lookup(&model, span).await.map(|found| {
-            ModelStatus::new(model, blocks, found.into_iter().map(|entry| (entry.peer, entry.info)).collect())
+            let servers = found.into_iter().map(|entry| ((entry.peer, entry.info), (entry.peer, entry.addresses)));
+            let (servers, addresses): (Vec<_>, Vec<_>) = servers.unzip();
+            (ModelStatus::new(model, blocks, servers), addresses)
         }))
     };
     let found: Vec<_> = stream::iter(told).map(look_up).buffered(PARALLEL).collect().await;
-    let mut models = Vec::new();
+    let (mut models, mut addresses) = (Vec::new(), HashMap::new());
     for found in found.into_iter().flatten() {
         match found {
             // Without a server there is no signed word that the model is there.
-            Ok(status) => models.extend(Some(status).filter(|status| !status.servers.is_empty())),
+            Ok((status, found)) if !status.servers.is_empty() => {
+                models.push(status);
+                addresses.extend(found);
+            }
+            Ok(_) => {}
             Err(error @ (LookupError::NotConnected | LookupError::Closed)) => return Err(error),
             Err(error) => tracing::debug!(%error, "a model cannot be looked up"),
         }
     }
-    Ok(SwarmStatus { models, connected: swarm.connected_peers().len() })
+    Ok(SwarmStatus { models, addresses, connected: swarm.connected_peers().len() })
 }
 
 impl ModelStatus {
