@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use petals_settings::duration;
 
 use super::swarm::NetworkArgs;
-use super::values::{at_least, duration};
+use super::values::at_least;
 
 /// Arguments of `monitor`.
 #[derive(Debug, Clone, Args)]

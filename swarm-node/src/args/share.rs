@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::byte_size;
 use crate::sharing::LEAST_RATE;
+use petals_settings::byte_size;
 
 /// What is passed on.
 #[derive(Debug, Clone, Args)]
