@@ -7,7 +7,7 @@
 //! A matrix is in panels as the others are, `[panel][block of the depth][line]`. A line has 64 bytes: eight bits of 16 columns by four values of the
 //! depth, which is what integer dot products take, or four bits of eight values, the first four in the lower halves. The scales lie beside, `[panel][block][PANEL]`.
 //!
-//! A few rows are multiplied as integers ([`dots`]): they are rounded to eight bits themselves, block by block, the fewest to sixteen. Many rows are worth widening the weights,
+//! A few rows are multiplied as integers ([`dots`]): they are rounded to eight bits themselves, block by block, a single one beside eight bits to sixteen. Many rows are worth widening the weights,
 //! a part of a panel at a time ([`widen`]), and are multiplied by the kernels of wider weights; so is every gradient.
 
 use half::f16;

@@ -1,6 +1,6 @@
 //! Products of a few rows as integers: sums of 32 products of eight bits are exact, and only they are scaled and added in f32.
 //!
-//! The fewest rows have two parts of eight bits each, so that what is lost is what the weights have lost already.
+//! Beside weights of eight bits a single row has two parts of eight bits each, so that what is lost of a token is what the weights have lost already.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -318,9 +318,9 @@ macro_rules! by_rows {
 }
 use by_rows;
 
-/// Parts of eight bits that each of so many rows is rounded to. The fewest have two: their products take as long, since they wait for the weights.
-pub(in super::super) fn parts_of(rows: usize) -> usize {
-    if rows <= 4 { 2 } else { 1 }
+/// Parts of eight bits that each of so many rows is rounded to: two for a single row beside weights of eight bits, whose own rounding is no larger than that.
+pub(in super::super) fn parts_of(rows: usize, bits: Bits) -> usize {
+    if rows == 1 && bits == Bits::Eight { 2 } else { 1 }
 }
 
 fn product<I: Integers, const VECTORS: usize>(
@@ -337,7 +337,7 @@ fn product<I: Integers, const VECTORS: usize>(
     if rows == 0 || width == 0 {
         return;
     }
-    let parts = parts_of(rows);
+    let parts = parts_of(rows, weight.bits);
     let left = RoundedRows::new(left, depth, parts);
     let out = SharedOut(out.as_mut_ptr().cast());
     let task = |rows: Range<usize>, panels: Range<usize>| {

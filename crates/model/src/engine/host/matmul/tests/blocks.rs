@@ -94,7 +94,8 @@ fn integer_products_of_every_set_agree_with_plain_sums() {
             let matrix = BlockMatrix::from_columns([depth, width], bits, &write_column);
             let left = values(1, rows * depth);
             let weights = rounded(bits, [depth, width]);
-            let expected = expected(Direction::Forward, shape, &rounded_left(&left, depth, parts_of(rows)), &weights);
+            let expected =
+                expected(Direction::Forward, shape, &rounded_left(&left, depth, parts_of(rows, bits)), &weights);
             for dots in Dots::available() {
                 let out = written(rows * width, |out, accumulate| dots.product(&matrix, &left, out, accumulate));
                 assert_near(&format!("{dots:?} {bits:?} {shape:?}"), &out, &expected);
@@ -104,7 +105,7 @@ fn integer_products_of_every_set_agree_with_plain_sums() {
 }
 
 #[test]
-fn the_fewest_rows_are_hardly_rounded() {
+fn a_single_row_is_hardly_rounded() {
     let (depth, width) = (512, 40);
     let matrix = BlockMatrix::from_columns([depth, width], Bits::Eight, &write_column);
     let weights = rounded(Bits::Eight, [depth, width]);
