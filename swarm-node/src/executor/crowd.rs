@@ -103,7 +103,7 @@ impl<K: Copy + Eq + Hash> Crowd<K> {
         while let Some(end) = missing.iter().map(|(_, end)| *end).max() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                missing.iter().for_each(|(who, _)| drop(self.comers.remove(who)));
+                self.comers.retain(|who, _| !missing.iter().any(|(late, _)| late == who));
                 break;
             }
             queue = arrivals.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;

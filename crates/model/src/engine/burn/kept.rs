@@ -7,11 +7,20 @@ use crate::device::KvDtype;
 
 /// Those of a block, by head, for all positions that there is room for.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "handles of tensors, two for each block of a sequence")]
 pub(super) enum Kept {
     /// `[key_heads, capacity, dim]`, in the dtype that they are kept in.
     Float(Tensor<3>),
-    /// Neighbours in a word, the first in the lowest bits, `[key_heads, capacity, words]`, and a scale for each position of a head, `[key_heads, capacity, 1]`.
-    Eight { words: Dispatched<3, Int>, scales: Tensor<3>, dim: usize },
+    /// In eight bits.
+    Eight(Eight),
+}
+
+/// Neighbours in a word, the first in the lowest bits, `[key_heads, capacity, words]`, and a scale for each position of a head, `[key_heads, capacity, 1]`.
+#[derive(Debug, Clone)]
+pub(super) struct Eight {
+    words: Dispatched<3, Int>,
+    scales: Tensor<3>,
+    dim: usize,
 }
 
 /// Values of eight bits in a word.
@@ -24,12 +33,16 @@ impl Kept {
             KvDtype::Auto | KvDtype::F32 => float(DType::F32),
             KvDtype::Bf16 => float(DType::BF16),
             KvDtype::F16 => float(DType::F16),
-            KvDtype::Int8 => Self::Eight {
-                words: Dispatched::zeros([heads, positions, dim.div_ceil(OF_WORD)], (device, DType::I32)),
-                scales: Tensor::zeros([heads, positions, 1], (device, DType::F32)),
+            KvDtype::Int8 => Self::eight(
+                Dispatched::zeros([heads, positions, dim.div_ceil(OF_WORD)], (device, DType::I32)),
+                Tensor::zeros([heads, positions, 1], (device, DType::F32)),
                 dim,
-            },
+            ),
         }
+    }
+
+    fn eight(words: Dispatched<3, Int>, scales: Tensor<3>, dim: usize) -> Self {
+        Self::Eight(Eight { words, scales, dim })
     }
 
     /// Writes `[key_heads, n, dim]` over the positions from `at` on; in place, if nobody else holds the tensors.
@@ -43,11 +56,12 @@ impl Kept {
                 let new = if dtype == DType::F16 { new.clamp(-65504.0, 65504.0) } else { new };
                 Self::Float(all.slice_assign(area(dim), new.cast(dtype)))
             }
-            Self::Eight { words, scales, dim } => {
+            Self::Eight(kept) => {
+                let Eight { words, scales, dim } = kept;
                 let (new_words, new_scales) = rounded(new);
                 let [_, _, of_position] = new_words.dims();
                 let words = words.slice_assign(area(of_position), new_words);
-                Self::Eight { words, scales: scales.slice_assign(area(1), new_scales), dim }
+                Self::eight(words, scales.slice_assign(area(1), new_scales), dim)
             }
         }
     }
@@ -56,9 +70,7 @@ impl Kept {
     pub(super) fn first(self, len: usize) -> Self {
         match self {
             Self::Float(all) => Self::Float(all.narrow(1, 0, len)),
-            Self::Eight { words, scales, dim } => {
-                Self::Eight { words: words.narrow(1, 0, len), scales: scales.narrow(1, 0, len), dim }
-            }
+            Self::Eight(kept) => Self::eight(kept.words.narrow(1, 0, len), kept.scales.narrow(1, 0, len), kept.dim),
         }
     }
 
@@ -66,13 +78,11 @@ impl Kept {
     pub(super) fn then(self, more: Self) -> Self {
         match (self, more) {
             (Self::Float(all), Self::Float(more)) => Self::Float(Tensor::cat(vec![all, more], 1)),
-            (Self::Eight { words, scales, dim }, Self::Eight { words: more_words, scales: more_scales, .. }) => {
-                Self::Eight {
-                    words: Dispatched::cat(vec![words, more_words], 1),
-                    scales: Tensor::cat(vec![scales, more_scales], 1),
-                    dim,
-                }
-            }
+            (Self::Eight(all), Self::Eight(more)) => Self::eight(
+                Dispatched::cat(vec![all.words, more.words], 1),
+                Tensor::cat(vec![all.scales, more.scales], 1),
+                all.dim,
+            ),
             _ => unreachable!("one cache has one dtype"),
         }
     }
@@ -81,7 +91,7 @@ impl Kept {
     pub(super) fn copied(self) -> Self {
         match self {
             Self::Float(all) => Self::Float(all + 0.0),
-            Self::Eight { words, scales, dim } => Self::Eight { words: words + 0, scales: scales + 0.0, dim },
+            Self::Eight(kept) => Self::eight(kept.words + 0, kept.scales + 0.0, kept.dim),
         }
     }
 
@@ -89,7 +99,8 @@ impl Kept {
     pub(super) fn widened(self) -> Tensor<3> {
         match self {
             Self::Float(all) => all.cast(DType::F32),
-            Self::Eight { words, scales, dim } => {
+            Self::Eight(kept) => {
+                let Eight { words, scales, dim } = kept;
                 let [heads, positions, of_position] = words.dims();
                 // Each shift brings one value of every word to the top, and the second one, of the sign too, to the bottom.
                 let parts = (0..OF_WORD as i32).map(|part| {
