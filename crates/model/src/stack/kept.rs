@@ -20,12 +20,14 @@ impl KvDtype {
 
     /// Whether the device has it. Eight bits are in words, which every device has.
     fn fits(self, device: &Device) -> bool {
-        match (self, device.kind()) {
-            (_, Kind::Host) | (Self::Auto | Self::F32 | Self::Int8, _) => true,
+        match device.kind() {
+            Kind::Host => true,
             #[cfg(feature = "burn")]
-            (Self::Bf16, _) => Burn::new(device).supports(Dtype::Bf16),
-            #[cfg(feature = "burn")]
-            (Self::F16, _) => Burn::new(device).supports(Dtype::F16),
+            _ => match self {
+                Self::Auto | Self::F32 | Self::Int8 => true,
+                Self::Bf16 => Burn::new(device).supports(Dtype::Bf16),
+                Self::F16 => Burn::new(device).supports(Dtype::F16),
+            },
         }
     }
 }
