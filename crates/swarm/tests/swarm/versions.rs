@@ -1,5 +1,7 @@
 //! Nodes of different versions of the software, as they are together while a swarm is upgraded.
 
+use std::time::Duration;
+
 use petals_protocol::WireVersion;
 use petals_swarm::{OpenError, SwarmConfig, SwarmHandle};
 
@@ -45,6 +47,13 @@ async fn versions_without_one_in_common_are_named_with_what_to_upgrade() {
 
     let (client, server) = pair(&WireVersion::SPOKEN, &WireVersion::SPOKEN).await;
     client.wait_connected(CAP).await.unwrap();
+    // The other side takes note a moment later.
+    let noted = async {
+        while !server.is_connected(&client.local_peer()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("the server's connection", noted).await;
     let error = server.open_stream(client.local_peer(), &[], CAP).await.unwrap_err();
     assert!(matches!(error, OpenError::Unsupported(peer) if peer == client.local_peer()), "{error}");
 }
