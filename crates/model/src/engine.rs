@@ -4,8 +4,8 @@
 //! plans and steps are written once above it, in [`crate::stack`]. Which engine computes is decided once per pass ([`OnEngine`]): inside
 //! of a pass all types are those of one engine.
 //!
-//! [`host`] computes on slices with this crate's kernels and keeps caches in pages. `burn` (feature `burn`) computes in burn's operations: it
-//! is what every other engine is tested against, and what GPUs run on.
+//! [`host`] computes on slices with this crate's kernels and keeps caches in pages. `gpu` (features `cuda` and `vulkan`) does the same with kernels for GPUs. `burn`
+//! (feature `burn`) computes in burn's operations, on the CPU: it is what the others are tested against.
 //!
 //! Weights are frozen, so a backward gives input gradients only. Operations cannot fail; what goes wrong on a device is told
 //! when its results are fetched ([`Engine::download`]).
@@ -18,10 +18,12 @@ use crate::checkpoint::blocks::WeightColumns;
 use crate::config::MlpDesign;
 use crate::device::{Dtype, KvDtype};
 use rotary::{Place, Rotary, Turn};
-use shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
+use shapes::{Area, AttentionSizes, Geometry, Grown, Growth, Heads};
 
 #[cfg(feature = "burn")]
 pub(crate) mod burn;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub(crate) mod gpu;
 pub(crate) mod host;
 mod meter;
 mod on_engine;
@@ -29,6 +31,10 @@ pub(crate) mod rotary;
 pub(crate) mod shapes;
 
 pub use meter::KvMeter;
+#[cfg(feature = "cuda")]
+pub(crate) use on_engine::Cuda;
+#[cfg(feature = "vulkan")]
+pub(crate) use on_engine::Vulkan;
 pub(crate) use on_engine::{Listed, OnEngine, PerEngine, map_engine, on_engine};
 
 /// The device failed to compute or to hand over a result.
@@ -84,6 +90,11 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// A norm, row by row.
     fn load_norm(&self, weights: NormWeights) -> Self::Norm;
 
+    /// Two projections of the same rows, laid out so that [`Self::project_both`] is as fast as it can be.
+    fn load_beside(&self, first: Self::Linear, second: Self::Linear) -> (Self::Linear, Self::Linear) {
+        (first, second)
+    }
+
     // Between host and device, and rows of matrices.
 
     /// Row-major `values` as rows of `width`.
@@ -136,6 +147,11 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// The projection of the rows of `x` from `first` on.
     fn project(&self, linear: &Self::Linear, x: &Self::Rows, first: usize) -> Self::Rows;
 
+    /// Two projections of `x`, of [`Self::load_beside`].
+    fn project_both(&self, first: &Self::Linear, second: &Self::Linear, x: &Self::Rows) -> (Self::Rows, Self::Rows) {
+        (self.project(first, x, 0), self.project(second, x, 0))
+    }
+
     /// `sum` and the projection of `x`, added.
     fn project_onto(&self, linear: &Self::Linear, x: &Self::Rows, sum: Self::Rows) -> Self::Rows;
 
@@ -167,6 +183,11 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// The normed rows.
     fn normalise(&self, norm: &Self::Norm, x: &Self::Rows) -> Self::Rows;
 
+    /// The normed rows and `sum`, added.
+    fn normalise_onto(&self, norm: &Self::Norm, x: &Self::Rows, sum: &Self::Rows) -> Self::Rows {
+        self.add(self.normalise(norm, x), sum, 0)
+    }
+
     /// The gradient of `x` from that of [`Self::normalise`]'s result. With `g = w ∘ dy`: `dx = g / r - x · mean(g ∘ x) / r³`; a norm that
     /// subtracts the mean does the same with `x - mean(x)`, and subtracts the mean of the result.
     fn normalise_back(&self, norm: &Self::Norm, x: &Self::Rows, dy: Self::Rows) -> Self::Rows;
@@ -188,6 +209,11 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// The inside of an MLP behind its activation, `[rows, width]`: `act(gate) ∘ up` (Shazeer 2020) of gate and up side by side, `[rows, 2·width]`,
     /// or `act(up)`.
     fn activate(&self, mlp: MlpDesign, inside: &Self::Rows) -> Self::Rows;
+
+    /// [`Self::activate`] of a projection of which nothing else is needed.
+    fn project_activated(&self, mlp: MlpDesign, inside: &Self::Linear, x: &Self::Rows) -> Self::Rows {
+        self.activate(mlp, &self.project(inside, x, 0))
+    }
 
     /// The gradients of what [`Self::activate`] was given, in its shape.
     fn activate_back(&self, mlp: MlpDesign, inside: Self::Rows, dy: &Self::Rows) -> Self::Rows;
@@ -244,6 +270,25 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
         caches: &[&mut Self::Cache],
     ) -> Self::Rows;
 
+    /// Turns the queries and keys of new rows, writes keys and values to the caches' block `block`, and gives what [`Self::attend_cached`] does.
+    fn attend_new(
+        &self,
+        attention: &Self::CachedAttention,
+        block: usize,
+        new: NewRows<'_, Self>,
+        caches: &mut [&mut Self::Cache],
+    ) -> Self::Rows {
+        let NewRows { queries, keys_values, query_angles, key_angles, heads, sinks, sequences } = new;
+        let turned = |x, heads, angles: Option<&Self::Angles>| match angles {
+            Some(angles) => self.rotate(x, heads, angles, Turn::Forward),
+            None => x,
+        };
+        let queries = turned(queries, heads.query, query_angles);
+        let keys_values = turned(keys_values, heads.key_value, key_angles);
+        write(block, &keys_values, sequences, caches);
+        self.attend_cached(attention, block, (&queries, sinks), caches)
+    }
+
     // Memory, in values of f32, known before anything is allocated. Upper bounds, which may saturate.
 
     /// What the inside of the MLP takes for each active row and each of its features, at most at a time.
@@ -257,6 +302,32 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
 
     /// What a product takes for a weight of so many values that is kept in `dtype`.
     fn weight_values(&self, dtype: Dtype, values: u64) -> u64;
+}
+
+/// Rows that sequences grow by, before their queries and keys are turned.
+#[derive(Debug)]
+pub(crate) struct NewRows<'r, E: Engine> {
+    /// `[queries, query_heads·dim]`
+    pub(crate) queries: E::Rows,
+    /// `[rows, 2·key_heads·dim]`
+    pub(crate) keys_values: E::Rows,
+    /// Angles of the queries, in a block that turns them.
+    pub(crate) query_angles: Option<&'r E::Angles>,
+    /// Those of the keys.
+    pub(crate) key_angles: Option<&'r E::Angles>,
+    pub(crate) heads: Heads,
+    pub(crate) sinks: Option<&'r E::Rows>,
+    /// How each sequence grows, in the order of its rows.
+    pub(crate) sequences: &'r [Growth],
+}
+
+/// Writes the keys and values of new rows to each sequence's cache.
+pub(crate) fn write<C: Cache>(block: usize, keys_values: &C::Rows, sequences: &[Growth], caches: &mut [&mut C]) {
+    let mut first = 0;
+    for (cache, growth) in caches.iter_mut().zip(sequences) {
+        cache.write(block, growth.len, keys_values, first..first + growth.rows);
+        first += growth.rows;
+    }
 }
 
 /// Keys and values of one sequence in the blocks of one span. A clone shares its memory until one of the two is written to.

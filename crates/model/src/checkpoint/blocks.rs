@@ -127,6 +127,11 @@ impl Bits {
     }
 }
 
+/// How many steps a scale or an offset of [`Bits::Offset`] is.
+pub(crate) fn in_steps(value: f16, step: f32) -> u8 {
+    if step == 0.0 { 0 } else { (value.to_f32().abs() / step).round() as u8 }
+}
+
 /// Column `n` in blocks of `bits`, which are what [`Bits::kept`] says: as it lies, or rounded. `values` is as long as a column.
 pub(crate) fn blocks_of(columns: &impl WeightColumns, bits: Bits, n: usize, values: &mut [f32], to: &mut Column) {
     match columns.bits().filter(|lie| lie.fit_into(bits)) {

@@ -247,6 +247,13 @@ impl Alibi {
         first.chain(rest).collect()
     }
 
+    /// The slopes as biases are computed with them.
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
+    pub(crate) fn rounded_slopes(self, heads: usize) -> Vec<f32> {
+        let slopes = self.slopes(heads).into_iter();
+        slopes.map(|slope| if self.rounded { rounded(slope) } else { slope }).collect()
+    }
+
     /// The bias of a key at `position`.
     pub(crate) fn bias(self, slope: f32, position: usize) -> f32 {
         let bias = if self.rounded { rounded(rounded(slope) * position as f32) } else { slope * position as f32 };

@@ -4,19 +4,18 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Device;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
 use super::Kind;
 
 /// How block weights are kept.
 ///
-/// Everything but the weights is f32. On a GPU the matrix products with weights run in the weights' dtype, or in f32 if that is eight or four bits. On the CPU
-/// half-precision weights stay as they are in memory and are widened in registers; sums are f32 always.
+/// Everything but the weights is f32: they stay as they are in memory and are widened in registers, and sums are f32 always.
 ///
 /// Eight and four bits are blocks of 32 weights that have one scale, an f16, as llama.cpp's `Q8_0` and `IQ4_NL`. The products of a few rows round these rows to eight bits
 /// as well, 32 values at a time. Routers of mixtures stay f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Dtype {
-    /// bf16 with CUDA, f32 elsewhere.
+    /// bf16 on GPUs, f32 elsewhere.
     #[default]
     Auto,
     /// IEEE 754 single precision.
@@ -38,10 +37,11 @@ impl Dtype {
     /// What [`Dtype::Auto`] stands for on `device`; the others stand for themselves.
     pub fn on(self, device: &Device) -> Self {
         match self {
-            Self::Auto => match device.kind {
+            Self::Auto => match device.kind() {
                 #[cfg(feature = "cuda")]
                 Kind::Cuda(_) => Self::Bf16,
-                // What every Vulkan device computes in.
+                #[cfg(feature = "vulkan")]
+                Kind::Vulkan(adapter) if !adapter.is_software() => Self::Bf16,
                 _ => Self::F32,
             },
             chosen => chosen,

@@ -1,4 +1,4 @@
-//! Finds out whether CUDA can be used, before burn tries and panics.
+//! Finds out whether CUDA can be used, before cubecl tries and panics.
 
 use std::ffi::{c_int, c_void};
 
@@ -23,7 +23,7 @@ pub(super) fn cuda(index: usize) -> Result<(), DeviceError> {
 
 #[allow(unsafe_code)]
 fn open(names: &[&str]) -> Option<Library> {
-    // SAFETY: these are NVIDIA's own libraries, which burn loads under the same names; their initialisers are sound.
+    // SAFETY: these are NVIDIA's own libraries, which cubecl loads under the same names; their initialisers are sound.
     names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())
 }
 
@@ -52,7 +52,7 @@ fn device_count() -> Result<usize, DeviceError> {
 /// A CUcontext.
 type Context = *mut c_void;
 
-/// Free memory of a GPU, in its primary context, which burn's runtime uses too.
+/// Free memory of a GPU, in its primary context, which cubecl's runtime uses too.
 #[allow(unsafe_code)]
 pub(super) fn free_bytes(index: usize) -> Option<u64> {
     type Init = unsafe extern "C" fn(u32) -> c_int;

@@ -1,11 +1,11 @@
-//! Which Vulkan devices there are, before burn tries and panics.
+//! Which Vulkan devices there are, before cubecl tries and panics.
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
-use burn::backend::wgpu::WgpuDevice;
+use cubecl::wgpu::WgpuDevice;
 use wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
 
 use super::DeviceError;
@@ -36,7 +36,7 @@ impl Adapter {
         self.own_memory
     }
 
-    /// burn's name of it.
+    /// cubecl's name of it.
     pub(crate) fn raw(&self) -> WgpuDevice {
         self.raw.clone()
     }
@@ -69,7 +69,7 @@ pub(super) fn adapter(index: Option<usize>) -> Result<Adapter, DeviceError> {
     all.get(index).cloned().ok_or_else(|| DeviceError::Adapter { index, present: present() })
 }
 
-/// All devices of which burn can tell apart which is meant.
+/// All devices of which cubecl can tell apart which is meant.
 fn adapters() -> Vec<Adapter> {
     let descriptor =
         InstanceDescriptor { backends: Backends::VULKAN, ..InstanceDescriptor::new_without_display_handle() };

@@ -1,6 +1,4 @@
-//! burn's operations: the reference for every other engine, and what GPUs run on.
-//!
-//! On the CPU it is slower than [`super::host`]; it is there so that the same code that runs on a GPU is tested everywhere.
+//! burn's operations, on the CPU: the reference for every other engine, whose kernels are our own.
 
 use std::ops::Range;
 
@@ -11,7 +9,7 @@ use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, KvMeter, NormWeights};
 use crate::checkpoint::blocks::WeightColumns;
 use crate::config::MlpDesign;
-use crate::device::{Device, Dtype, Kind, KvDtype};
+use crate::device::{Dtype, KvDtype};
 use attention::Group;
 use cache::GrowingCache;
 use cached_attention::CachedAttention;
@@ -32,22 +30,15 @@ mod rotary;
 mod scores;
 mod tensor;
 
-/// The engine of a device that burn computes on.
+/// The engine of the CPU by burn's backend `Flex`.
 #[derive(Debug, Clone)]
 pub(crate) struct Burn {
     raw: RawDevice,
-    /// Whether the device is this machine's processor, which has no products in half precision that are both right and fast.
-    is_cpu: bool,
 }
 
 impl Burn {
-    pub(crate) fn new(device: &Device) -> Self {
-        Self { raw: tensor::raw_device(device), is_cpu: matches!(device.kind(), Kind::Host | Kind::Reference) }
-    }
-
-    /// Whether the device computes in `dtype`, or can keep it and widen it.
-    pub(crate) fn supports(&self, dtype: Dtype) -> bool {
-        self.is_cpu || tensor::supports(&self.raw, dtype)
+    pub(crate) fn new() -> Self {
+        Self { raw: RawDevice::Flex(Default::default()) }
     }
 }
 
@@ -285,9 +276,9 @@ impl Engine for Burn {
         memory::cached_attention(heads, sequences)
     }
 
-    /// On the CPU a half-precision weight is widened for its product, and everywhere one of eight or four bits: its parts, all of them together, and with their scales.
+    /// A weight that is kept narrower is widened for its product; one of eight or four bits takes its parts, all of them together, and with their scales.
     fn weight_values(&self, dtype: Dtype, values: u64) -> u64 {
-        if self.is_cpu && dtype != Dtype::F32 || dtype.is_quantised() { 3 * values } else { 0 }
+        if dtype == Dtype::F32 { 0 } else { 3 * values }
     }
 }
 

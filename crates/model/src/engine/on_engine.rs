@@ -5,7 +5,16 @@ use std::fmt;
 use super::Engine;
 #[cfg(feature = "burn")]
 use super::burn::Burn;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use super::gpu::Gpu;
 use super::host::Host;
+
+/// The engine of NVIDIA's GPUs.
+#[cfg(feature = "cuda")]
+pub(crate) type Cuda = Gpu<cubecl::cuda::CudaRuntime>;
+/// The engine of GPUs by Vulkan.
+#[cfg(feature = "vulkan")]
+pub(crate) type Vulkan = Gpu<cubecl::wgpu::WgpuRuntime>;
 
 /// A kind of thing that each engine has a type of its own for.
 pub(crate) trait PerEngine {
@@ -20,6 +29,12 @@ pub(crate) enum OnEngine<P: PerEngine> {
     /// On [`super::burn`].
     #[cfg(feature = "burn")]
     Burn(P::On<Burn>),
+    /// On [`super::gpu`], by CUDA.
+    #[cfg(feature = "cuda")]
+    Cuda(P::On<Cuda>),
+    /// On [`super::gpu`], by Vulkan.
+    #[cfg(feature = "vulkan")]
+    Vulkan(P::On<Vulkan>),
 }
 
 /// Binds `$name` to what `$on` has, whichever engine it is for, and runs `$body`.
@@ -29,6 +44,10 @@ macro_rules! on_engine {
             $crate::engine::OnEngine::Host($name) => $body,
             #[cfg(feature = "burn")]
             $crate::engine::OnEngine::Burn($name) => $body,
+            #[cfg(feature = "cuda")]
+            $crate::engine::OnEngine::Cuda($name) => $body,
+            #[cfg(feature = "vulkan")]
+            $crate::engine::OnEngine::Vulkan($name) => $body,
         }
     };
 }
@@ -40,6 +59,10 @@ macro_rules! map_engine {
             $crate::engine::OnEngine::Host($name) => $crate::engine::OnEngine::Host($body),
             #[cfg(feature = "burn")]
             $crate::engine::OnEngine::Burn($name) => $crate::engine::OnEngine::Burn($body),
+            #[cfg(feature = "cuda")]
+            $crate::engine::OnEngine::Cuda($name) => $crate::engine::OnEngine::Cuda($body),
+            #[cfg(feature = "vulkan")]
+            $crate::engine::OnEngine::Vulkan($name) => $crate::engine::OnEngine::Vulkan($body),
         }
     };
 }
@@ -88,11 +111,17 @@ macro_rules! listed {
 listed!(Host, Host);
 #[cfg(feature = "burn")]
 listed!(Burn, Burn);
+#[cfg(feature = "cuda")]
+listed!(Cuda, Cuda);
+#[cfg(feature = "vulkan")]
+listed!(Vulkan, Vulkan);
 
 impl<P: PerEngine> Clone for OnEngine<P>
 where
     P::On<Host>: Clone,
-    P::On<AnyOther>: Clone,
+    P::On<IfBurn>: Clone,
+    P::On<IfCuda>: Clone,
+    P::On<IfVulkan>: Clone,
 {
     fn clone(&self) -> Self {
         map_engine!(self, thing => thing.clone())
@@ -102,15 +131,26 @@ where
 impl<P: PerEngine> fmt::Debug for OnEngine<P>
 where
     P::On<Host>: fmt::Debug,
-    P::On<AnyOther>: fmt::Debug,
+    P::On<IfBurn>: fmt::Debug,
+    P::On<IfCuda>: fmt::Debug,
+    P::On<IfVulkan>: fmt::Debug,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         on_engine!(self, thing => thing.fmt(f))
     }
 }
 
-/// The engine that is not [`Host`], where there is one.
+// Engines that are there in some builds only, and one that is there in all of them where they are not.
+
 #[cfg(feature = "burn")]
-type AnyOther = Burn;
+type IfBurn = Burn;
 #[cfg(not(feature = "burn"))]
-type AnyOther = Host;
+type IfBurn = Host;
+#[cfg(feature = "cuda")]
+type IfCuda = Cuda;
+#[cfg(not(feature = "cuda"))]
+type IfCuda = Host;
+#[cfg(feature = "vulkan")]
+type IfVulkan = Vulkan;
+#[cfg(not(feature = "vulkan"))]
+type IfVulkan = Host;

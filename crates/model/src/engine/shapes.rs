@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use super::rotary::Place;
 use crate::config::Alibi;
 use crate::device::KvDtype;
 
@@ -95,6 +96,23 @@ pub(crate) struct Geometry {
     pub(crate) segments: Vec<Segment>,
     /// For each active row, which positions it sees of those of its segment's prefix and own keys, counted through; not empty.
     pub(crate) visible: Vec<Range<u32>>,
+}
+
+/// How a sequence grows: `rows` behind `len`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Growth {
+    pub(crate) len: usize,
+    pub(crate) rows: usize,
+    /// See [`super::rotary::Place`].
+    pub(crate) long: bool,
+}
+
+impl Growth {
+    /// Where its new rows are.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> + use<> {
+        let long = self.long;
+        (self.len..self.len + self.rows).map(move |position| Place { position: position as u32, long })
+    }
 }
 
 /// Queries of one sequence that has grown, and what they see of its cache.

@@ -6,6 +6,7 @@
 use petals_protocol::Module;
 
 use super::plan::{BlockPlan, StepPlan};
+use super::rows::ActiveRows;
 use super::tables::{Adapted, Given};
 use crate::config::{BlockDesign, LayerDesign, MlpReads};
 use crate::engine::Engine;
@@ -63,6 +64,14 @@ struct Halfway<E: Engine> {
     carried: Option<E::Rows>,
 }
 
+/// What attention gave.
+pub(super) struct Attended<E: Engine> {
+    /// `[A, query_heads·dim]`
+    pub(super) output: E::Rows,
+    /// Queries, and keys beside values, as they were attended with, where a stash may need them.
+    pub(super) turned: Option<(E::Rows, E::Rows)>,
+}
+
 impl<E: Engine> Block<E> {
     /// From all rows `[R, d]` to the active ones `[A, d]`, with what is kept, if anything.
     pub(super) fn forward(
@@ -73,8 +82,8 @@ impl<E: Engine> Block<E> {
         given: Given<'_, E>,
         keep: Keep,
     ) -> (E::Rows, Option<KeptBlock<E>>) {
-        let attend = |q: &E::Rows, kv: &E::Rows| engine.attend(plan.attention, q, kv, self.sinks.as_ref());
-        let mut halfway = self.up_to_activation(engine, x, plan.step, given, attend);
+        let attend = |q: E::Rows, kv: E::Rows| self.attend(engine, (q, kv), plan, given);
+        let mut halfway = self.up_to_activation(engine, x, plan.step, given, attend, keep == Keep::Everything);
         if keep == Keep::Everything {
             let carried = halfway.carried.take().or_else(|| halfway.stash.residual.clone());
             let y = self.out_of_mlp(engine, &mut halfway.stash, carried, given, true);
@@ -86,18 +95,35 @@ impl<E: Engine> Block<E> {
         (y, (keep == Keep::Inputs).then_some(KeptBlock::Input(stash.input)))
     }
 
-    /// A forward of rows whose queries attend as `attend` says, given those and the rows' keys and values.
+    /// A forward of rows whose queries attend as `attend` says, given those and the rows' keys and values, neither of them turned.
     pub(super) fn step(
         &self,
         engine: &E,
         x: E::Rows,
         plan: StepPlan<'_, E>,
         given: Given<'_, E>,
-        attend: impl FnOnce(&E::Rows, &E::Rows) -> E::Rows,
+        attend: impl FnOnce(E::Rows, E::Rows) -> E::Rows,
     ) -> E::Rows {
-        let Halfway { mut stash, carried } = self.up_to_activation(engine, x, plan, given, attend);
+        let attend = |q, kv| Attended { output: attend(q, kv), turned: None };
+        let Halfway { mut stash, carried } = self.up_to_activation(engine, x, plan, given, attend, false);
         let carried = carried.or_else(|| stash.residual.take());
         self.out_of_mlp(engine, &mut stash, carried, given, false)
+    }
+
+    /// Turns queries and keys, puts given keys and values in front, and attends.
+    pub(super) fn attend(
+        &self,
+        engine: &E,
+        (q, kv): (E::Rows, E::Rows),
+        BlockPlan { step: plan, attention }: BlockPlan<'_, E>,
+        given: Given<'_, E>,
+    ) -> Attended<E> {
+        let q = turned(engine, q, plan.heads.query, plan.query_angles, Turn::Forward);
+        let mut kv = turned(engine, kv, plan.heads.key_value, plan.key_angles, Turn::Forward);
+        if let Some(front) = given.keys_values {
+            kv = engine.join(front, kv);
+        }
+        Attended { output: engine.attend(attention, &q, &kv, self.sinks.as_ref()), turned: Some((q, kv)) }
     }
 
     /// Keys and values of all rows as they are attended to, `[R, 2·key_heads·dim]`, and nothing else.
@@ -109,7 +135,8 @@ impl<E: Engine> Block<E> {
         given: Given<'_, E>,
     ) -> E::Rows {
         let normed = normed(engine, self.attention_norm.as_ref(), x);
-        let kv = self.project_keys_values(engine, &normed, plan.heads, given);
+        let kv = engine.project(&self.keys_values, &normed, 0);
+        let kv = self.adapt_keys_values(engine, (&normed, kv), plan.heads, given);
         let mut kv = self.scale_keys_values(engine, kv, plan.heads, given);
         if let Some(norms) = &self.head_norms {
             (kv, _) = engine.normalise_heads(&norms.keys, kv, norms.count(plan.heads.key_value));
@@ -124,10 +151,16 @@ impl<E: Engine> Block<E> {
         x: E::Rows,
         plan: StepPlan<'_, E>,
         given: Given<'_, E>,
-        attend: impl FnOnce(&E::Rows, &E::Rows) -> E::Rows,
+        attend: impl FnOnce(E::Rows, E::Rows) -> Attended<E>,
+        keep: bool,
     ) -> Halfway<E> {
         let normed = normed(engine, self.attention_norm.as_ref(), &x);
-        let mut q = plan.rows.project(engine, &self.queries, &normed);
+        let (mut q, kv) = match plan.rows {
+            ActiveRows::All => engine.project_both(&self.queries, &self.keys_values, &normed),
+            active => {
+                (active.project(engine, &self.queries, &normed), engine.project(&self.keys_values, &normed, 0))
+            }
+        };
         if given.has_low_rank(Module::Query) {
             let (picked, first) = plan.rows.locate(engine, &normed);
             let x = picked.as_ref().unwrap_or(&normed);
@@ -135,7 +168,7 @@ impl<E: Engine> Block<E> {
                 q = tables.add(engine, Module::Query, (x, first + active.start), (q, active, 0));
             }
         }
-        let kv = self.project_keys_values(engine, &normed, plan.heads, given);
+        let kv = self.adapt_keys_values(engine, (&normed, kv), plan.heads, given);
         let BlockDesign { mlp_reads, normed_residuals, .. } = self.design;
         let kept = mlp_reads == MlpReads::AttentionInput || normed_residuals;
         let active_normed = kept.then(|| plan.rows.gather(engine, &normed));
@@ -143,12 +176,7 @@ impl<E: Engine> Block<E> {
         let unscaled = given.scales_keys_values().then(|| kv.clone());
         let kv = self.scale_keys_values(engine, kv, plan.heads, given);
         let (q, kv, before_norms) = self.norm_heads(engine, q, kv, plan.heads);
-        let q = turned(engine, q, plan.heads.query, plan.query_angles, Turn::Forward);
-        let mut kv = turned(engine, kv, plan.heads.key_value, plan.key_angles, Turn::Forward);
-        if let Some(front) = given.keys_values {
-            kv = engine.join(front, kv);
-        }
-        let attended = attend(&q, &kv);
+        let Attended { output: attended, turned } = attend(q, kv);
         let active = match &active_normed {
             Some(normed) if normed_residuals => normed.clone(),
             _ => plan.rows.gather(engine, &x),
@@ -170,18 +198,17 @@ impl<E: Engine> Block<E> {
         let attended = given.has_low_rank(Module::Output).then_some(attended);
         let (residual, attention_out) = match onto {
             None => (sum, None),
-            Some((norm, active)) => (engine.add(engine.normalise(norm, &sum), &active, 0), Some(sum)),
+            Some((norm, active)) => (engine.normalise_onto(norm, &sum, &active), Some(sum)),
         };
         let normed = beside.unwrap_or_else(|| self::normed(engine, self.mlp_norm.as_ref(), &residual));
-        let inside = self.network.inside(engine, &normed, given);
+        let inside = self.network.inside(engine, &normed, given, keep);
         let (residual, carried) = match mlp_reads {
             MlpReads::Residual => (Some(residual), normed_residuals.then_some(normed)),
             _ => (None, Some(residual)),
         };
         let stash = BlockStash {
             input: x,
-            queries: q,
-            keys_values: kv,
+            turned,
             unscaled,
             before_norms,
             attended,
@@ -193,9 +220,14 @@ impl<E: Engine> Block<E> {
         Halfway { stash, carried }
     }
 
-    /// Keys and values of the normed rows, before they are scaled, normed and turned.
-    fn project_keys_values(&self, engine: &E, normed: &E::Rows, heads: Heads, given: Given<'_, E>) -> E::Rows {
-        let mut kv = engine.project(&self.keys_values, normed, 0);
+    /// Adds what low-rank tables make of the normed rows to their keys and values.
+    fn adapt_keys_values(
+        &self,
+        engine: &E,
+        (normed, mut kv): (&E::Rows, E::Rows),
+        heads: Heads,
+        given: Given<'_, E>,
+    ) -> E::Rows {
         for Adapted { tables, rows, .. } in given.adapted {
             for (module, column) in sides(heads) {
                 kv = tables.add(engine, module, (normed, rows.start), (kv, rows, column));
@@ -226,14 +258,12 @@ impl<E: Engine> Block<E> {
             return self.network.out(engine, &stash.inside, carried, given);
         };
         let out = self.network.out(engine, &stash.inside, None, given);
-        let y = engine.normalise(norm, &out);
-        if keep {
-            stash.mlp_out = Some(out);
-        }
-        match carried {
-            Some(carried) => engine.add(y, &carried, 0),
-            None => y,
-        }
+        let y = match carried {
+            Some(carried) => engine.normalise_onto(norm, &out, &carried),
+            None => engine.normalise(norm, &out),
+        };
+        stash.mlp_out = keep.then_some(out);
+        y
     }
 
     /// Norms queries and keys per head, where the model does; returns what they were before, too.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use petals_protocol::{BlockTable, Injection, PassLayout, Span, TableKind};
 
-use super::block::{Block, Keep, KeptBlock, Needed};
+use super::block::{Attended, Block, Keep, KeptBlock, Needed};
 use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, finite};
 use super::plan::{PassPlan, Variety};
 use super::rows::ActiveRows;
@@ -96,8 +96,9 @@ impl<E: Engine> Blocks<E> {
             let given = given(own.as_deref(), adapted.as_slice());
             x = if let Some(of_prefix) = &mut of_prefix {
                 block.step(engine, x, plan.step, given, |q, kv| {
-                    of_prefix.push(engine.slice(kv, 0..layout.prefix_rows()));
-                    engine.attend(plan.attention, q, kv, block.sinks.as_ref())
+                    let Attended { output, turned } = block.attend(engine, (q, kv), plan, given);
+                    of_prefix.extend(turned.map(|(_, kv)| engine.slice(&kv, 0..layout.prefix_rows())));
+                    output
                 })
             } else {
                 let (y, of_block) = block.forward(engine, x, plan, given, keep);

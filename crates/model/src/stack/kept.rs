@@ -1,33 +1,21 @@
 //! What keys and values can be kept in on a device.
 
 use crate::device::{Device, DeviceError, Dtype, Kind, KvDtype};
-#[cfg(feature = "burn")]
-use crate::engine::burn::Burn;
 
 impl KvDtype {
-    /// What [`KvDtype::Auto`] stands for beside weights in `weights`; the others stand for themselves.
+    /// What [`KvDtype::Auto`] stands for beside weights in `weights`; the others stand for themselves. On a GPU what is read for each token counts
+    /// most, so keys and values are no wider than the weights there.
     ///
     /// # Errors
-    /// [`DeviceError::KvDtype`] if the device has no place for values of this dtype.
+    /// None today: every device keeps every dtype.
     pub fn on(self, device: &Device, weights: Dtype) -> Result<Self, DeviceError> {
-        match self {
-            Self::Auto if weights.is_quantised() && Self::F16.fits(device) => Ok(Self::F16),
-            Self::Auto => Ok(Self::F32),
-            chosen if chosen.fits(device) => Ok(chosen),
-            dtype => Err(DeviceError::KvDtype { device: device.to_string(), dtype }),
-        }
-    }
-
-    /// Whether the device has it. Eight bits are in words, which every device has.
-    fn fits(self, device: &Device) -> bool {
-        match device.kind() {
-            Kind::Host => true,
+        Ok(match self {
+            Self::Auto if weights.is_quantised() => Self::F16,
+            Self::Auto if weights == Dtype::F32 || matches!(device.kind(), Kind::Host) => Self::F32,
             #[cfg(feature = "burn")]
-            _ => match self {
-                Self::Auto | Self::F32 | Self::Int8 => true,
-                Self::Bf16 => Burn::new(device).supports(Dtype::Bf16),
-                Self::F16 => Burn::new(device).supports(Dtype::F16),
-            },
-        }
+            Self::Auto if matches!(device.kind(), Kind::Reference) => Self::F32,
+            Self::Auto => Self::Bf16,
+            chosen => chosen,
+        })
     }
 }

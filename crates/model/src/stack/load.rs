@@ -14,6 +14,10 @@ use crate::device::{Device, DeviceError, Dtype, Kind, KvDtype};
 #[cfg(feature = "burn")]
 use crate::engine::burn::Burn;
 use crate::engine::host::Host;
+#[cfg(feature = "cuda")]
+use crate::engine::Cuda;
+#[cfg(feature = "vulkan")]
+use crate::engine::Vulkan;
 use crate::engine::{Engine, Listed, OnEngine};
 
 impl Checkpoint {
@@ -22,14 +26,14 @@ impl Checkpoint {
         self.config().span_weights(span, self.experts_stay_in_files()).bytes(dtype)
     }
 
-    /// What [`Dtype::Auto`] stands for with this checkpoint on `device`; the others stand for themselves. A quantised checkpoint is not widened on the CPU:
+    /// What [`Dtype::Auto`] stands for with this checkpoint on `device`; the others stand for themselves. A quantised checkpoint is not widened:
     /// what lies in blocks of four bits stays as it is, everything else becomes eight bits. The first block whose files are there speaks for all; if
     /// there is none, a quantised checkpoint counts as one of eight bits.
     ///
     /// # Errors
     /// If a matrix of that block is missing or misshapen.
     pub fn dtype_on(&self, dtype: Dtype, device: &Device) -> Result<Dtype, CheckpointError> {
-        if dtype != Dtype::Auto || !device.reads_in_place() {
+        if dtype != Dtype::Auto {
             return Ok(dtype.on(device));
         }
         let block = |number| self.config().quantisable_parts(number).iter().map(|part| self.matrix_of(part)).collect();
@@ -104,7 +108,16 @@ impl Checkpoint {
         let blocks = match device.kind() {
             Kind::Host => OnEngine::Host(self.load_blocks(Host, span, dtype, loaded)?),
             #[cfg(feature = "burn")]
-            _ => OnEngine::Burn(self.load_blocks(Burn::new(device), span, dtype, loaded)?),
+            Kind::Reference => OnEngine::Burn(self.load_blocks(Burn::new(), span, dtype, loaded)?),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(index) => {
+                let engine = Cuda::new(&cubecl::cuda::CudaDevice::new(*index));
+                OnEngine::Cuda(self.load_blocks(engine, span, dtype, loaded)?)
+            }
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan(adapter) => {
+                OnEngine::Vulkan(self.load_blocks(Vulkan::new(&adapter.raw()), span, dtype, loaded)?)
+            }
         };
         let experts_in_files = self.experts_stay_in_files();
         let (config, device) = (self.config().clone(), device.clone());
@@ -114,16 +127,9 @@ impl Checkpoint {
 
     /// Refuses what the device would fail at later, without saying why.
     fn check_device(&self, device: &Device, dtype: Dtype) -> Result<(), DeviceError> {
-        let named = device.to_string();
-        #[cfg(feature = "burn")]
-        if !matches!(device.kind(), Kind::Host) && !Burn::new(device).supports(dtype) {
-            return Err(DeviceError::Dtype { device: named, dtype });
-        }
-        // Weights in blocks are widened as a whole.
-        let largest = if dtype.is_quantised() { Dtype::F32 } else { dtype };
-        let bytes = largest.bytes(self.config().largest_weight());
+        let bytes = dtype.bytes(self.config().largest_weight());
         match device.largest_buffer().filter(|&limit| bytes > limit) {
-            Some(limit) => Err(DeviceError::Buffer { device: named, bytes, limit }),
+            Some(limit) => Err(DeviceError::Buffer { device: device.to_string(), bytes, limit }),
             None => Ok(()),
         }
     }
@@ -178,12 +184,14 @@ impl<E: Engine> Loader<'_, E> {
         let sinks = c.sinks_of(number).map(|name| -> Result<_, CheckpointError> {
             Ok(self.engine.upload(self.vector(&name, c.num_attention_heads)?, c.num_attention_heads))
         });
+        let (queries, keys_values) = (self.linear(&[queries], qkv_bias)?, self.linear(&[keys, values], qkv_bias)?);
+        let (queries, keys_values) = self.engine.load_beside(queries, keys_values);
         Ok(Block {
             design,
             layer,
             attention_norm: norm(&names.attention)?,
-            queries: self.linear(&[queries], qkv_bias)?,
-            keys_values: self.linear(&[keys, values], qkv_bias)?,
+            queries,
+            keys_values,
             head_norms: heads.transpose()?,
             sinks: sinks.transpose()?,
             output: self.linear(&[c.output_of(number)], output_bias)?,

@@ -83,6 +83,14 @@ pub(super) struct BlockPlan<'p, E: Engine> {
     pub(super) attention: &'p E::Attention,
 }
 
+impl<E: Engine> Clone for BlockPlan<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E: Engine> Copy for BlockPlan<'_, E> {}
+
 /// What a block needs to know of its rows besides who attends to whom. Blocks that do not rotate have no angles.
 #[derive(Debug)]
 pub(super) struct StepPlan<'p, E: Engine> {

@@ -12,8 +12,8 @@ use super::rows::ActiveRows;
 use super::span_tables::SpanTables;
 use super::tables::{Adapted, BlockTables, Given, WeightTables};
 use crate::engine::rotary::Place;
-use crate::engine::shapes::Grown;
-use crate::engine::{Cache, Engine, KvMeter, Listed, map_engine, on_engine};
+use crate::engine::shapes::{Grown, Growth};
+use crate::engine::{Cache, Engine, KvMeter, Listed, NewRows, map_engine, on_engine, write};
 use crate::kv::KvCache;
 
 /// A sequence and how many rows a step adds to it.
@@ -155,22 +155,6 @@ struct Work<'a> {
     prefix: Option<Injection>,
 }
 
-/// How a sequence grows: `rows` behind `len`.
-#[derive(Debug, Clone, Copy)]
-struct Growth {
-    len: usize,
-    rows: usize,
-    /// See [`Place`].
-    long: bool,
-}
-
-impl Growth {
-    fn places(&self) -> impl Iterator<Item = Place> + use<> {
-        let long = self.long;
-        (self.len..self.len + self.rows).map(move |position| Place { position: position as u32, long })
-    }
-}
-
 impl<E: Listed> Blocks<E> {
     fn step(
         &self,
@@ -247,9 +231,11 @@ impl<E: Engine> Blocks<E> {
                 }
                 x = engine.add(x, prompts, 0);
             }
-            x = block.step(engine, x, plan, given, |q, kv| {
-                write(number, kv, sequences, caches);
-                engine.attend_cached(attention.of(block.layer.window), number, (q, block.sinks.as_ref()), caches)
+            x = block.step(engine, x, plan, given, |queries, keys_values| {
+                let StepPlan { key_angles, query_angles, heads, .. } = plan;
+                let sinks = block.sinks.as_ref();
+                let new = NewRows { queries, keys_values, query_angles, key_angles, heads, sinks, sequences };
+                engine.attend_new(attention.of(block.layer.window), number, new, caches)
             });
         }
         x
@@ -312,15 +298,6 @@ fn groups_of<'t, E: Engine>(
     }
     groups.retain(|group| !group.rows.is_empty());
     groups
-}
-
-/// Keeps new keys and values.
-fn write<C: Cache>(block: usize, kv: &C::Rows, sequences: &[Growth], caches: &mut [&mut C]) {
-    let mut first = 0;
-    for (cache, growth) in caches.iter_mut().zip(sequences) {
-        cache.write(block, growth.len, kv, first..first + growth.rows);
-        first += growth.rows;
-    }
 }
 
 /// For each sequence its rows among the queries, and which positions each of them sees.

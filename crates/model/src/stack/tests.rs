@@ -309,7 +309,7 @@ fn wrong_inputs_are_refused_by_name() {
 fn block(stack: &BlockStack, number: u32) -> Option<&Arc<block::Block<Host>>> {
     match &stack.blocks {
         OnEngine::Host(blocks) => blocks.block(number),
-        OnEngine::Burn(_) => None,
+        _ => None,
     }
 }
 

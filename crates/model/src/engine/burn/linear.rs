@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::Burn;
 use super::packed::Packed;
-use super::tensor::{Tensor, from_vec, raw_dtype};
+use super::tensor::{Tensor, from_vec};
 use crate::checkpoint::blocks::{Bits, WeightColumns};
 use crate::device::Dtype;
 
@@ -22,7 +22,7 @@ pub(crate) struct Linear {
 
 #[derive(Debug)]
 enum Weight {
-    /// Multiplied in its own dtype.
+    /// Multiplied as it is.
     Float(Tensor<2>),
     /// Of half precision, widened to f32 for each product.
     Widened(Tensor<2>),
@@ -39,11 +39,10 @@ impl Linear {
         dtype: Dtype,
         columns: &impl WeightColumns,
     ) -> Self {
-        let half = if engine.is_cpu { Weight::Widened } else { Weight::Float };
         let weight = match dtype {
-            Dtype::Auto | Dtype::F32 => Weight::Float(upload(shape, columns, |v| v, dtype, engine)),
-            Dtype::Bf16 => half(upload(shape, columns, bf16::from_f32, dtype, engine)),
-            Dtype::F16 => half(upload(shape, columns, f16::from_f32, dtype, engine)),
+            Dtype::Auto | Dtype::F32 => Weight::Float(upload(shape, columns, |v| v, DType::F32, engine)),
+            Dtype::Bf16 => Weight::Widened(upload(shape, columns, bf16::from_f32, DType::BF16, engine)),
+            Dtype::F16 => Weight::Widened(upload(shape, columns, f16::from_f32, DType::F16, engine)),
             Dtype::Int8 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Eight, columns))),
             Dtype::Int4 => Weight::Packed(Box::new(Packed::new(engine, shape, Bits::Offset, columns))),
         };
@@ -67,8 +66,7 @@ impl Linear {
 
     fn product(&self, x: Tensor<2>, side: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
         match &self.weight {
-            Weight::Float(weight) if weight.dtype() == DType::F32 => x.matmul(side(weight.clone())),
-            Weight::Float(weight) => x.cast(weight.dtype()).matmul(side(weight.clone())).cast(DType::F32),
+            Weight::Float(weight) => x.matmul(side(weight.clone())),
             Weight::Widened(weight) => x.matmul(side(weight.clone().cast(DType::F32))),
             Weight::Packed(weight) => x.matmul(side(weight.widen())),
         }
@@ -80,7 +78,7 @@ fn upload<E: Element + Copy + Default + Send>(
     [input, output]: [usize; 2],
     from: &impl WeightColumns,
     convert: impl Fn(f32) -> E + Sync,
-    dtype: Dtype,
+    dtype: DType,
     engine: &Burn,
 ) -> Tensor<2> {
     let mut columns = vec![E::default(); input * output];
@@ -99,5 +97,5 @@ fn upload<E: Element + Copy + Default + Send>(
             rows.chunks_exact_mut(output).zip(values).for_each(|(row, &value)| row[n] = value);
         }
     });
-    Tensor::from_data(TensorData::new(weight, [input, output]), (&engine.raw, raw_dtype(dtype)))
+    Tensor::from_data(TensorData::new(weight, [input, output]), (&engine.raw, dtype))
 }

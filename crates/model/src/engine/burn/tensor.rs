@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 
-use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, TensorData};
 use burn::{Dispatch, DispatchDevice};
 
-use crate::device::{Device, Dtype, Kind};
 use crate::engine::DeviceFailure;
 
 /// A float tensor of rank `D` on whichever device was chosen at run time.
@@ -17,30 +15,6 @@ pub(crate) type Dispatched<const D: usize, K> = burn::tensor::Tensor<Dispatch, D
 pub(crate) type Indices = burn::tensor::Tensor<Dispatch, 1, Int>;
 /// Burn's name of a device.
 pub(crate) type RawDevice = DispatchDevice;
-
-pub(super) fn raw_device(device: &Device) -> RawDevice {
-    match device.kind() {
-        Kind::Host | Kind::Reference => RawDevice::Flex(Default::default()),
-        #[cfg(feature = "cuda")]
-        Kind::Cuda(index) => RawDevice::Cuda(burn::backend::cuda::CudaDevice::new(*index)),
-        #[cfg(feature = "vulkan")]
-        Kind::Vulkan(adapter) => RawDevice::Vulkan(adapter.raw()),
-    }
-}
-
-/// What products with weights run in.
-pub(super) fn raw_dtype(dtype: Dtype) -> DType {
-    match dtype {
-        Dtype::Auto | Dtype::F32 | Dtype::Int8 | Dtype::Int4 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-    }
-}
-
-/// Whether the device computes in `dtype`.
-pub(super) fn supports(device: &RawDevice, dtype: Dtype) -> bool {
-    Dispatch::supports_dtype(device, raw_dtype(dtype))
-}
 
 /// Moves `values` (row-major, exactly as many as `shape` says) to the device, in f32.
 pub(super) fn from_vec<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &RawDevice) -> Tensor<D> {

@@ -28,8 +28,8 @@ impl<E: Engine> Block<E> {
     ) -> BlockGrads<E> {
         let mut stash = match kept {
             KeptBlock::Input(input) => {
-                let attend = |q: &E::Rows, kv: &E::Rows| engine.attend(attention, q, kv, self.sinks.as_ref());
-                self.up_to_activation(engine, input, plan, given, attend).stash
+                let attend = |q, kv| self.attend(engine, (q, kv), BlockPlan { step: plan, attention }, given);
+                self.up_to_activation(engine, input, plan, given, attend, true).stash
             }
             KeptBlock::Everything(stash) => *stash,
         };
@@ -46,7 +46,7 @@ impl<E: Engine> Block<E> {
             }
         };
         let BlockStash {
-            input, queries, keys_values, unscaled, before_norms, attended, attention_out, residual, ..
+            input, turned: kept, unscaled, before_norms, attended, attention_out, residual, ..
         } = stash;
         let normed_again = || self.mlp_input(engine, &input, residual.as_ref(), plan.rows);
         let d_mlp_out = d_mlp_out.as_ref().unwrap_or(&dy);
@@ -67,6 +67,7 @@ impl<E: Engine> Block<E> {
         }
         // Where tables adapt the rows, their gradients come from all of them.
         let prefix_only = needed != Needed::All && tables.is_empty();
+        let Some((queries, keys_values)) = kept else { unreachable!("a pass keeps what it turned") };
         let inputs = (&queries, &keys_values, self.sinks.as_ref());
         let (dq, mut dkv) = engine.attend_back(attention, inputs, &d_attended, prefix_only);
         drop((queries, keys_values, d_attended));

@@ -21,6 +21,19 @@ impl<E: Engine> Mlp<E> {
         engine.project(&self.inside, x, 0)
     }
 
+    /// What `x` is behind the activation.
+    pub(super) fn activated(&self, engine: &E, x: &E::Rows) -> E::Rows {
+        engine.project_activated(self.design, &self.inside, x)
+    }
+
+    /// What comes out, added to `sum` if there is one.
+    pub(super) fn down(&self, engine: &E, activated: &E::Rows, sum: Option<E::Rows>) -> E::Rows {
+        match sum {
+            Some(sum) => engine.project_onto(&self.down, activated, sum),
+            None => engine.project(&self.down, activated, 0),
+        }
+    }
+
     /// What comes out.
     pub(super) fn out(&self, engine: &E, inside: &E::Rows) -> E::Rows {
         engine.project(&self.down, &engine.activate(self.design, inside), 0)
@@ -77,10 +90,7 @@ impl<E: Engine> Mlp<E> {
         for Adapted { tables, active, .. } in given.adapted {
             activated = tables.scale(engine, Module::Down, activated, active, 0);
         }
-        let mut y = match sum {
-            Some(sum) => engine.project_onto(&self.down, &activated, sum),
-            None => engine.project(&self.down, &activated, 0),
-        };
+        let mut y = self.down(engine, &activated, sum);
         for Adapted { tables, active, .. } in given.adapted {
             y = tables.add(engine, Module::Down, (&activated, active.start), (y, active, 0));
         }

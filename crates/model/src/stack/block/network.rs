@@ -17,22 +17,25 @@ pub(in crate::stack) enum Network<E: Engine> {
 pub(super) enum InsideStash<E: Engine> {
     /// Gate beside up before the activation, `[A, 2·intermediate]`, or up alone.
     Dense(E::Rows),
+    /// Behind the activation, `[A, intermediate]`, where nothing is kept for a backward.
+    Activated(E::Rows),
     Experts(ExpertsStash<E>),
 }
 
 impl<E: Engine> InsideStash<E> {
     pub(super) fn bytes(&self) -> u64 {
         match self {
-            Self::Dense(inside) => E::bytes(inside),
+            Self::Dense(inside) | Self::Activated(inside) => E::bytes(inside),
             Self::Experts(stash) => stash.bytes(),
         }
     }
 }
 
 impl<E: Engine> Network<E> {
-    /// What the normed rows are before the activation.
-    pub(super) fn inside(&self, engine: &E, normed: &E::Rows, given: Given<'_, E>) -> InsideStash<E> {
+    /// What the normed rows are before the activation, or behind it if that is all that is needed.
+    pub(super) fn inside(&self, engine: &E, normed: &E::Rows, given: Given<'_, E>, keep: bool) -> InsideStash<E> {
         match self {
+            Self::Dense(mlp) if !keep && given.adapted.is_empty() => InsideStash::Activated(mlp.activated(engine, normed)),
             Self::Dense(mlp) => InsideStash::Dense(mlp.adapted_inside(engine, normed, given)),
             Self::Experts(experts) => InsideStash::Experts(experts.inside(engine, normed)),
         }
@@ -48,6 +51,7 @@ impl<E: Engine> Network<E> {
     ) -> E::Rows {
         match (self, inside) {
             (Self::Dense(mlp), InsideStash::Dense(inside)) => mlp.adapted_out(engine, inside, sum, given),
+            (Self::Dense(mlp), InsideStash::Activated(activated)) => mlp.down(engine, activated, sum),
             (Self::Experts(experts), InsideStash::Experts(stash)) => experts.out(engine, stash, sum),
             _ => unreachable!("a block's stash is of its own kind"),
         }

@@ -8,10 +8,9 @@ use crate::engine::Engine;
 pub(in crate::stack) struct BlockStash<E: Engine> {
     /// Input, `[R, d]`.
     pub(super) input: E::Rows,
-    /// Queries as they attend, `[A, query_heads·dim]`.
-    pub(super) queries: E::Rows,
-    /// Keys and values as they are attended to, `[R, 2·key_heads·dim]`; more rows if some are given.
-    pub(super) keys_values: E::Rows,
+    /// Queries as they attend, `[A, query_heads·dim]`, and keys and values as they are attended to, `[R, 2·key_heads·dim]`, or more rows if some are
+    /// given. A step, which has no backward, does not keep them.
+    pub(super) turned: Option<(E::Rows, E::Rows)>,
     /// Keys and values before they were scaled, `[R, 2·key_heads·dim]`, if any are.
     pub(super) unscaled: Option<E::Rows>,
     /// Queries and keys before their norms, if the model has those.
@@ -67,8 +66,9 @@ pub(in crate::stack) enum Needed {
 
 impl<E: Engine> BlockStash<E> {
     fn bytes(&self) -> u64 {
-        let Self { input, queries, keys_values, unscaled, before_norms, attended, attention_out, residual, .. } = self;
-        let always = [input, queries, keys_values].map(E::bytes).iter().sum::<u64>();
+        let Self { input, turned, unscaled, before_norms, attended, attention_out, residual, .. } = self;
+        let turned = turned.as_ref().map_or(0, |(queries, keys_values)| E::bytes(queries) + E::bytes(keys_values));
+        let always = E::bytes(input) + turned;
         let some = [unscaled, attended, attention_out, residual, &self.mlp_out];
         let some = some.map(|rows| rows.as_ref().map_or(0, E::bytes)).iter().sum::<u64>();
         let before = before_norms.as_ref().map_or(0, |before| E::bytes(&before.queries) + E::bytes(&before.keys));

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use super::PANEL;
 use super::aligned::Aligned;
-use crate::checkpoint::blocks::{self, BLOCK, Bits, Column, WeightColumns};
+use crate::checkpoint::blocks::{self, BLOCK, Bits, Column, WeightColumns, in_steps};
 
 #[allow(unsafe_code)]
 mod dots;
@@ -134,11 +134,6 @@ impl BlockMatrix {
         }
         affine
     }
-}
-
-/// How many steps a scale or an offset is.
-fn in_steps(value: f16, step: f32) -> u8 {
-    if step == 0.0 { 0 } else { (value.to_f32().abs() / step).round() as u8 }
 }
 
 /// Writes a column, whole blocks of it, to its place in the lines of a panel.

@@ -1,0 +1,231 @@
+//! A GPU, whichever runtime drives it: memory, launches, and counts of both.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+use cubecl::stream_id::StreamId;
+
+use crate::counts::Counts;
+
+/// The GPU failed: at whatever was asked of it since it last answered.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct GpuFailure(String);
+
+/// What a device can do, as far as kernels ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory that the units of a cube share.
+    pub shared_bytes: usize,
+    /// Whether planes have [`crate::LANES`] units and can sum.
+    pub planes: bool,
+    /// Cubes that compute at a time, about.
+    pub multiprocessors: usize,
+    /// Cubes in one direction.
+    pub cubes: u32,
+    /// Bytes of the largest buffer.
+    pub largest_buffer: u64,
+}
+
+/// A GPU. A clone is the same one.
+pub struct Gpu<R: Runtime> {
+    client: ComputeClient<R>,
+    limits: Limits,
+    counts: Arc<Counts>,
+    /// What kernels get for inputs, and for outputs, that they do not have.
+    nothing: [Buffer; 2],
+}
+
+/// Values of 32 bits in the memory of a GPU. A clone is the same memory.
+#[derive(Debug, Clone)]
+pub struct Buffer {
+    handle: Arc<Handle>,
+    len: usize,
+}
+
+impl Buffer {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether nobody else has it, so that it can be written over.
+    pub fn is_own(&self) -> bool {
+        Arc::strong_count(&self.handle) == 1
+    }
+
+    /// The first `len` of them.
+    #[must_use]
+    pub fn first(self, len: usize) -> Self {
+        Self { len: len.min(self.len), ..self }
+    }
+}
+
+impl<R: Runtime> Clone for Gpu<R> {
+    fn clone(&self) -> Self {
+        let Self { client, limits, counts, nothing } = self;
+        Self { client: client.clone(), limits: *limits, counts: Arc::clone(counts), nothing: nothing.clone() }
+    }
+}
+
+impl<R: Runtime> fmt::Debug for Gpu<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gpu({:?})", self.limits)
+    }
+}
+
+impl<R: Runtime> Gpu<R> {
+    /// The GPU that a runtime calls `device`.
+    ///
+    /// # Panics
+    /// If the runtime's libraries are missing or there is no such device: look before.
+    pub fn new(device: &R::Device) -> Self {
+        let mut client = R::client(device);
+        // Queues and pools of memory are per thread by default, and passes of one device come from several: all of them are in one queue, in order.
+        #[allow(unsafe_code)]
+        // SAFETY: nothing has been asked of this client, and everything that will be is in this one queue.
+        unsafe {
+            client.set_stream(StreamId { value: 0 });
+        }
+        let properties = client.properties();
+        let hardware = &properties.hardware;
+        let lanes = crate::LANES as u32;
+        let planes = (hardware.plane_size_min, hardware.plane_size_max) == (lanes, lanes)
+            && properties.features.plane.contains(cubecl::ir::features::Plane::Ops);
+        let limits = Limits {
+            shared_bytes: hardware.max_shared_memory_size,
+            planes,
+            multiprocessors: hardware.num_streaming_multiprocessors.map_or(32, |count| count as usize),
+            cubes: hardware.max_cube_count.0.min(65_535),
+            largest_buffer: properties.memory.max_page_size,
+        };
+        let nothing = [(); 2].map(|()| Buffer { handle: Arc::new(client.empty(16)), len: 4 });
+        Self { client, limits, counts: Arc::default(), nothing }
+    }
+
+    /// What it can do.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What has been asked of it.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Counts bytes of keys and values that a kernel reads.
+    pub fn read(&self, bytes: u64) {
+        self.counts.read(bytes);
+    }
+
+    pub(crate) fn client(&self) -> &ComputeClient<R> {
+        &self.client
+    }
+
+    /// Memory for so many values, of whatever was there before.
+    pub fn empty(&self, len: usize) -> Buffer {
+        Buffer { handle: Arc::new(self.client.empty(len.max(1) * size_of::<u32>())), len }
+    }
+
+    /// Copies floats to the GPU.
+    pub fn upload(&self, values: &[f32]) -> Buffer {
+        self.upload_bytes(f32::as_bytes(values), values.len())
+    }
+
+    /// Copies whole numbers, or packed values, to the GPU.
+    pub fn upload_words(&self, words: &[u32]) -> Buffer {
+        self.upload_bytes(u32::as_bytes(words), words.len())
+    }
+
+    /// Copies several runs of whole numbers to the GPU at once.
+    pub fn upload_runs<const N: usize>(&self, runs: [&[u32]; N]) -> [Buffer; N] {
+        let step = (self.client.properties().memory.alignment as usize / size_of::<u32>()).max(1);
+        let mut words = Vec::with_capacity(runs.iter().map(|run| run.len().next_multiple_of(step)).sum());
+        let places = runs.map(|run| {
+            let first = words.len();
+            words.extend_from_slice(run);
+            // Nothing may begin behind the end, and everything begins where the GPU lets it.
+            words.resize((words.len() + 1).next_multiple_of(step), 0);
+            (first, run.len())
+        });
+        let all = self.upload_words(&words);
+        places.map(|(first, len)| {
+            let handle = (*all.handle).clone().offset_start((first * size_of::<u32>()) as u64);
+            Buffer { handle: Arc::new(handle), len }
+        })
+    }
+
+    fn upload_bytes(&self, bytes: &[u8], len: usize) -> Buffer {
+        if len == 0 {
+            return self.empty(0);
+        }
+        self.counts.uploaded(bytes.len());
+        Buffer { handle: Arc::new(self.client.create_from_slice(bytes)), len }
+    }
+
+    /// Waits until everything that was asked has been done, and copies floats to the host.
+    ///
+    /// # Errors
+    /// If anything has failed since the last time.
+    pub fn download(&self, buffer: &Buffer) -> Result<Vec<f32>, GpuFailure> {
+        if buffer.len == 0 {
+            return Ok(Vec::new());
+        }
+        let bytes = buffer.len * size_of::<f32>();
+        self.counts.downloaded(bytes);
+        let handle = (*buffer.handle).clone();
+        let beyond = handle.size_in_used() - bytes as u64;
+        let read = self.client.read_one(handle.offset_end(beyond)).map_err(|e| GpuFailure(e.to_string()))?;
+        // A launch that failed is told by this alone, and nothing is left to wait for.
+        cubecl::future::block_on(self.client.sync()).map_err(|e| GpuFailure(e.to_string()))?;
+        let values = read.get(..bytes).ok_or_else(|| GpuFailure("less was read than was asked for".to_owned()))?;
+        Ok(f32::from_bytes(values).to_vec())
+    }
+
+    /// Gives memory that nobody uses back to the system.
+    pub fn clean_up(&self) {
+        self.client.memory_cleanup();
+    }
+
+    /// Bytes that are in use, and bytes that are reserved for what will be.
+    ///
+    /// # Errors
+    /// If the GPU has failed.
+    pub fn memory(&self) -> Result<(u64, u64), GpuFailure> {
+        let usage = self.client.memory_usage().map_err(|e| GpuFailure(e.to_string()))?;
+        Ok((usage.bytes_in_use, usage.bytes_reserved))
+    }
+
+    /// An argument of a kernel.
+    pub(crate) fn arg(&self, buffer: &Buffer) -> ArrayArg<R> {
+        #[allow(unsafe_code)]
+        // SAFETY: a buffer knows its own length.
+        unsafe {
+            ArrayArg::from_raw_parts((*buffer.handle).clone(), buffer.len)
+        }
+    }
+
+    /// The argument of an input that may be absent, in which case the kernel does not read it.
+    pub(crate) fn input(&self, buffer: Option<&Buffer>) -> ArrayArg<R> {
+        self.arg(buffer.unwrap_or(&self.nothing[0]))
+    }
+
+    /// The argument of an output that may be absent, in which case the kernel does not write it.
+    pub(crate) fn output(&self, buffer: Option<&Buffer>) -> ArrayArg<R> {
+        self.arg(buffer.unwrap_or(&self.nothing[1]))
+    }
+
+    /// At least `count` cubes; kernels number them with `CUBE_POS` and pass over those that are too many.
+    pub(crate) fn cubes(&self, count: usize) -> CubeCount {
+        let count = count.max(1) as u64;
+        let rows = count.div_ceil(u64::from(self.limits.cubes));
+        CubeCount::Static(count.div_ceil(rows) as u32, rows as u32, 1)
+    }
+}

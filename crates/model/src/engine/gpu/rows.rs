@@ -1,0 +1,51 @@
+//! Matrices in the memory of a GPU.
+
+use petals_kernels as kernels;
+
+use crate::config::{Activation, MlpDesign};
+use crate::engine::shapes::Area;
+
+/// Rows of `width` values, back to back. A clone is the same memory, and is not written to while there is another.
+#[derive(Debug, Clone)]
+pub(crate) struct GpuRows {
+    pub(super) values: kernels::Buffer,
+    pub(super) height: usize,
+    pub(super) width: usize,
+}
+
+impl GpuRows {
+    pub(super) fn new(values: kernels::Buffer, height: usize, width: usize) -> Self {
+        Self { values, height, width }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// All of it.
+    pub(super) fn all(&self) -> kernels::Strided<'_> {
+        kernels::Strided { buffer: &self.values, first: 0, row: self.width, column: 1 }
+    }
+
+    /// The transposed matrix.
+    pub(super) fn turned(&self) -> kernels::Strided<'_> {
+        kernels::Strided { buffer: &self.values, first: 0, row: 1, column: self.width }
+    }
+
+    /// From the first value of an area on.
+    pub(super) fn area(&self, area: &Area) -> kernels::Strided<'_> {
+        kernels::Strided { first: area.rows.start * self.width + area.column, ..self.all() }
+    }
+}
+
+/// What kernels call an MLP's activation.
+pub(super) fn activation(mlp: MlpDesign) -> kernels::Activation {
+    match mlp.activation {
+        Activation::Silu => kernels::Activation::Silu,
+        Activation::Gelu => kernels::Activation::Gelu,
+        Activation::GeluTanh => kernels::Activation::GeluTanh,
+        Activation::Relu => kernels::Activation::Relu,
+        Activation::ReluSquared => kernels::Activation::ReluSquared,
+        Activation::ClampedSwish => kernels::Activation::ClampedSwish,
+    }
+}
