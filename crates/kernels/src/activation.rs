@@ -154,7 +154,18 @@ pub fn activate_back<R: Runtime>(
         return;
     }
     let (cubes, len) = (gpu.cubes(dy.len().div_ceil(UNITS)), dy.len() as u32);
-    launch!(gpu, cubes, UNITS, activate_back_kernel, gpu.arg(dy), gpu.arg(inside), width as u32, len, activation, is_gated);
+    launch!(
+        gpu,
+        cubes,
+        UNITS,
+        activate_back_kernel,
+        gpu.arg(dy),
+        gpu.arg(inside),
+        width as u32,
+        len,
+        activation,
+        is_gated
+    );
 }
 
 #[cube(launch_unchecked)]

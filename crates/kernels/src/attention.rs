@@ -184,14 +184,7 @@ fn tanh(x: f32) -> f32 {
 
 /// A score of a query whose head has `slope`, and a key.
 #[cube]
-fn score_of(
-    product: f32,
-    cap: f32,
-    slope: f32,
-    factor: f32,
-    position: usize,
-    #[comptime] shape: Shape,
-) -> f32 {
+fn score_of(product: f32, cap: f32, slope: f32, factor: f32, position: usize, #[comptime] shape: Shape) -> f32 {
     let mut score = product;
     if comptime!(shape.capped) {
         score = cap * tanh(product / cap);

@@ -137,16 +137,8 @@ pub fn turn_and_keep<R: Runtime>(gpu: &Gpu<R>, turning: Turning<'_>, pages: Kv<'
         turning;
     let [query_heads, key_heads, dim] = heads;
     let turns = of_q.is_some() || of_k.is_some();
-    let shape = Shape {
-        query_heads,
-        key_heads,
-        dim,
-        pairs,
-        turns,
-        interleaved,
-        kept: pages.kept,
-        planes: gpu.limits().planes,
-    };
+    let shape =
+        Shape { query_heads, key_heads, dim, pairs, turns, interleaved, kept: pages.kept, planes: gpu.limits().planes };
     // Queries that are not turned are left alone.
     let of_queries = if of_q.is_some() { query_rows * query_heads } else { 0 };
     let cubes = of_queries + rows * 2 * key_heads;
@@ -311,7 +303,16 @@ pub fn copy_page<R: Runtime>(gpu: &Gpu<R>, pages: Kv<'_>, [key_heads, dim]: [usi
 /// Copies inside of one buffer, between places that do not touch.
 fn within<R: Runtime>(gpu: &Gpu<R>, buffer: &Buffer, from: usize, to: usize, len: usize) {
     let units = 8 * LANES;
-    launch!(gpu, gpu.cubes(len.div_ceil(units)), units, within_kernel, gpu.arg(buffer), from as u32, to as u32, len as u32);
+    launch!(
+        gpu,
+        gpu.cubes(len.div_ceil(units)),
+        units,
+        within_kernel,
+        gpu.arg(buffer),
+        from as u32,
+        to as u32,
+        len as u32
+    );
 }
 
 #[cube(launch_unchecked)]

@@ -1,13 +1,17 @@
 //! A GPU, whichever runtime drives it: memory, launches, and counts of both.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::stream_id::StreamId;
 
+use crate::boundary;
 use crate::counts::Counts;
+use crate::product::Large;
 
 /// The GPU failed: at whatever was asked of it since it last answered.
 #[derive(Debug, thiserror::Error)]
@@ -29,11 +33,29 @@ pub struct Limits {
     pub largest_buffer: u64,
 }
 
+/// Keeps what was found out about tuned kernels in one folder, and compiled kernels in another. The first must be of this model of GPU alone, the second of this build alone:
+/// cubecl tells neither apart. Without effect once a GPU was opened.
+pub fn keep_kernels(tuned: &Path, compiled: &Path) {
+    use cubecl::config::cache::CacheConfig;
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+    let mut config = CubeClRuntimeConfig::default();
+    config.autotune.cache = CacheConfig::File(tuned.to_owned());
+    config.compilation.cache = Some(CacheConfig::File(compiled.to_owned()));
+    let mut current = CubeClRuntimeConfig::storage().lock();
+    if current.is_none() {
+        *current = Some(Arc::new(config));
+    }
+}
+
 /// A GPU. A clone is the same one.
 pub struct Gpu<R: Runtime> {
     client: ComputeClient<R>,
     limits: Limits,
     counts: Arc<Counts>,
+    device: R::Device,
+    /// Who computes large products, until that fails.
+    large: Option<Large<R>>,
+    large_failed: Arc<AtomicBool>,
     /// What kernels get for inputs, and for outputs, that they do not have.
     nothing: [Buffer; 2],
 }
@@ -46,6 +68,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// What a runtime has at `handle`, `len` values of 32 bits.
+    pub fn of(handle: Handle, len: usize) -> Self {
+        Self { handle: Arc::new(handle), len }
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
         self.len
@@ -61,6 +88,16 @@ impl Buffer {
         Arc::strong_count(&self.handle) == 1
     }
 
+    /// Some of them, which begin where the GPU lets a buffer begin.
+    pub(crate) fn part(&self, first: usize, len: usize) -> Self {
+        let handle = (*self.handle).clone().offset_start((first * size_of::<u32>()) as u64);
+        Self { handle: Arc::new(handle), len }
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        (*self.handle).clone()
+    }
+
     /// The first `len` of them.
     #[must_use]
     pub fn first(self, len: usize) -> Self {
@@ -70,8 +107,16 @@ impl Buffer {
 
 impl<R: Runtime> Clone for Gpu<R> {
     fn clone(&self) -> Self {
-        let Self { client, limits, counts, nothing } = self;
-        Self { client: client.clone(), limits: *limits, counts: Arc::clone(counts), nothing: nothing.clone() }
+        let Self { client, limits, counts, device, large, large_failed, nothing } = self;
+        Self {
+            client: client.clone(),
+            limits: *limits,
+            counts: Arc::clone(counts),
+            device: device.clone(),
+            large: *large,
+            large_failed: Arc::clone(large_failed),
+            nothing: nothing.clone(),
+        }
     }
 }
 
@@ -107,7 +152,28 @@ impl<R: Runtime> Gpu<R> {
             largest_buffer: properties.memory.max_page_size,
         };
         let nothing = [(); 2].map(|()| Buffer { handle: Arc::new(client.empty(16)), len: 4 });
-        Self { client, limits, counts: Arc::default(), nothing }
+        let (device, large_failed) = (device.clone(), Arc::default());
+        Self { client, limits, counts: Arc::default(), device, large: None, large_failed, nothing }
+    }
+
+    /// The same GPU, whose large products of weights that are not f32 are computed by `large`.
+    #[must_use]
+    pub fn with_large(self, large: Large<R>) -> Self {
+        Self { large: Some(large), ..self }
+    }
+
+    pub(crate) fn large(&self) -> Option<Large<R>> {
+        self.large.filter(|_| !self.large_failed.load(Ordering::Relaxed))
+    }
+
+    /// Does without it from now on.
+    pub(crate) fn without_large(&self, error: &str) {
+        tracing::warn!(%error, "large products are computed without tensor cores");
+        self.large_failed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn device(&self) -> &R::Device {
+        &self.device
     }
 
     /// What it can do.
@@ -134,9 +200,12 @@ impl<R: Runtime> Gpu<R> {
         Buffer { handle: Arc::new(self.client.empty(len.max(1) * size_of::<u32>())), len }
     }
 
-    /// Copies floats to the GPU.
+    /// Copies floats to the GPU: as bf16 if they are many and nothing is lost by that, as of rows that have come from a network in bf16.
     pub fn upload(&self, values: &[f32]) -> Buffer {
-        self.upload_bytes(f32::as_bytes(values), values.len())
+        match boundary::halves(values) {
+            Some(halves) => boundary::widened(self, &self.upload_words(&halves), values.len()),
+            None => self.upload_bytes(f32::as_bytes(values), values.len()),
+        }
     }
 
     /// Copies whole numbers, or packed values, to the GPU.

@@ -51,9 +51,25 @@ pub fn norm<R: Runtime>(
     let (units, planes) = (shape.units(), gpu.limits().planes);
     let cubes = gpu.cubes(rows * shape.cubes_of_row());
     launch!(
-        gpu, cubes, units, norm_kernel, gpu.arg(x), gpu.arg(weights), gpu.input(biases), gpu.arg(out),
-        gpu.output(before), rows as u32, stride as u32, groups as u32, width as u32, eps, centred, biases.is_some(),
-        before.is_some(), units, planes,
+        gpu,
+        cubes,
+        units,
+        norm_kernel,
+        gpu.arg(x),
+        gpu.arg(weights),
+        gpu.input(biases),
+        gpu.arg(out),
+        gpu.output(before),
+        rows as u32,
+        stride as u32,
+        groups as u32,
+        width as u32,
+        eps,
+        centred,
+        biases.is_some(),
+        before.is_some(),
+        units,
+        planes,
     );
 }
 
@@ -149,14 +165,7 @@ fn norm_kernel(
 ///
 /// With `g = w ∘ dy` and `r` the root: `dx = g / r - x · mean(g ∘ x) / r³`; a norm that subtracts the mean does the same with `x - mean(x)`, and
 /// subtracts the mean of the result. What lies behind the runs is copied.
-pub fn norm_back<R: Runtime>(
-    gpu: &Gpu<R>,
-    shape: NormShape,
-    x: &Buffer,
-    weights: &Buffer,
-    dy: &Buffer,
-    out: &Buffer,
-) {
+pub fn norm_back<R: Runtime>(gpu: &Gpu<R>, shape: NormShape, x: &Buffer, weights: &Buffer, dy: &Buffer, out: &Buffer) {
     let NormShape { rows, stride, groups, width, centred, eps } = shape;
     if rows == 0 {
         return;
@@ -164,8 +173,22 @@ pub fn norm_back<R: Runtime>(
     let (units, planes) = (shape.units(), gpu.limits().planes);
     let cubes = gpu.cubes(rows * shape.cubes_of_row());
     launch!(
-        gpu, cubes, units, norm_back_kernel, gpu.arg(x), gpu.arg(weights), gpu.arg(dy), gpu.arg(out), rows as u32,
-        stride as u32, groups as u32, width as u32, eps, centred, units, planes,
+        gpu,
+        cubes,
+        units,
+        norm_back_kernel,
+        gpu.arg(x),
+        gpu.arg(weights),
+        gpu.arg(dy),
+        gpu.arg(out),
+        rows as u32,
+        stride as u32,
+        groups as u32,
+        width as u32,
+        eps,
+        centred,
+        units,
+        planes,
     );
 }
 

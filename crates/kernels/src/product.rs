@@ -6,8 +6,11 @@ use crate::Format;
 use crate::activation::Activation;
 use crate::gpu::{Buffer, Gpu};
 
+mod large;
 mod skinny;
 mod tiled;
+
+pub use large::{Halves, Large};
 
 /// From so many rows on, a product is cut into tiles; fewer are multiplied by each weight as it is read.
 pub const MANY_ROWS: usize = 33;
@@ -89,6 +92,9 @@ pub struct Product<'a> {
 /// Multiplies rows by a weight: `x·Wᵀ`, or `x·W` if it is a product back. (The weight has a row for each output.)
 pub fn product<R: Runtime>(gpu: &Gpu<R>, weight: &Weight, columns: Columns, product: Product<'_>, onto: Onto<'_>) {
     if product.rows == 0 {
+        return;
+    }
+    if large::compute(gpu, weight, columns, product, onto) {
         return;
     }
     if product.back || product.rows >= MANY_ROWS {

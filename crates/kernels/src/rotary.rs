@@ -34,8 +34,20 @@ pub fn rotate<R: Runtime>(gpu: &Gpu<R>, rotation: Rotation, (cos, sin): (&Buffer
         return;
     }
     launch!(
-        gpu, gpu.cubes(count.div_ceil(UNITS)), UNITS, rotate_kernel, gpu.arg(cos), gpu.arg(sin), gpu.arg(x), count as u32,
-        stride as u32, heads as u32, dim as u32, pairs as u32, interleaved, back,
+        gpu,
+        gpu.cubes(count.div_ceil(UNITS)),
+        UNITS,
+        rotate_kernel,
+        gpu.arg(cos),
+        gpu.arg(sin),
+        gpu.arg(x),
+        count as u32,
+        stride as u32,
+        heads as u32,
+        dim as u32,
+        pairs as u32,
+        interleaved,
+        back,
     );
 }
 

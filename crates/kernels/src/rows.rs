@@ -95,7 +95,17 @@ pub fn add_picked<R: Runtime>(gpu: &Gpu<R>, part: &Buffer, picked: &Buffer, sum:
         return;
     }
     let cubes = gpu.cubes(len.div_ceil(UNITS));
-    launch!(gpu, cubes, UNITS, add_picked_kernel, gpu.arg(part), gpu.arg(picked), gpu.arg(sum), width as u32, len as u32);
+    launch!(
+        gpu,
+        cubes,
+        UNITS,
+        add_picked_kernel,
+        gpu.arg(part),
+        gpu.arg(picked),
+        gpu.arg(sum),
+        width as u32,
+        len as u32
+    );
 }
 
 #[cube(launch_unchecked)]
@@ -133,7 +143,19 @@ pub fn dot_rows<R: Runtime>(gpu: &Gpu<R>, (a, b): (&Buffer, &Buffer), out: &Buff
     }
     let (units, planes) = (2 * LANES, gpu.limits().planes);
     let (cubes, rows) = (gpu.cubes(out.len()), out.len() as u32);
-    launch!(gpu, cubes, units, dot_rows_kernel, gpu.arg(a), gpu.arg(b), gpu.arg(out), width as u32, rows, units, planes);
+    launch!(
+        gpu,
+        cubes,
+        units,
+        dot_rows_kernel,
+        gpu.arg(a),
+        gpu.arg(b),
+        gpu.arg(out),
+        width as u32,
+        rows,
+        units,
+        planes
+    );
 }
 
 #[cube(launch_unchecked)]

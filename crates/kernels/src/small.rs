@@ -34,10 +34,27 @@ pub fn small_product<R: Runtime>(
     }
     let across = columns.div_ceil(TILE);
     launch!(
-        gpu, gpu.cubes(rows.div_ceil(TILE) * across), TILE * TILE, small_product_kernel, gpu.arg(a.buffer),
-        gpu.arg(b.buffer), gpu.arg(out.buffer), rows as u32, depth as u32, columns as u32, a.first as u32, a.row as u32,
-        a.column as u32, b.first as u32, b.row as u32, b.column as u32, out.first as u32, out.row as u32,
-        out.column as u32, across as u32, added,
+        gpu,
+        gpu.cubes(rows.div_ceil(TILE) * across),
+        TILE * TILE,
+        small_product_kernel,
+        gpu.arg(a.buffer),
+        gpu.arg(b.buffer),
+        gpu.arg(out.buffer),
+        rows as u32,
+        depth as u32,
+        columns as u32,
+        a.first as u32,
+        a.row as u32,
+        a.column as u32,
+        b.first as u32,
+        b.row as u32,
+        b.column as u32,
+        out.first as u32,
+        out.row as u32,
+        out.column as u32,
+        across as u32,
+        added,
     );
 }
 
@@ -106,8 +123,16 @@ pub fn scale_area<R: Runtime>(gpu: &Gpu<R>, scales: &Buffer, x: Strided<'_>, [ro
     }
     let cubes = gpu.cubes(len.div_ceil(TILE * TILE));
     launch!(
-        gpu, cubes, TILE * TILE, scale_area_kernel, gpu.arg(scales), gpu.arg(x.buffer), x.first as u32, x.row as u32,
-        columns as u32, len as u32,
+        gpu,
+        cubes,
+        TILE * TILE,
+        scale_area_kernel,
+        gpu.arg(scales),
+        gpu.arg(x.buffer),
+        x.first as u32,
+        x.row as u32,
+        columns as u32,
+        len as u32,
     );
 }
 
@@ -127,8 +152,19 @@ pub fn column_sums<R: Runtime>(gpu: &Gpu<R>, (x, dy): (Strided<'_>, Strided<'_>)
     }
     let cubes = gpu.cubes(out.len().div_ceil(TILE));
     launch!(
-        gpu, cubes, TILE * TILE, column_sums_kernel, gpu.arg(x.buffer), gpu.arg(dy.buffer), gpu.arg(out),
-        x.first as u32, x.row as u32, dy.first as u32, dy.row as u32, rows as u32, out.len() as u32,
+        gpu,
+        cubes,
+        TILE * TILE,
+        column_sums_kernel,
+        gpu.arg(x.buffer),
+        gpu.arg(dy.buffer),
+        gpu.arg(out),
+        x.first as u32,
+        x.row as u32,
+        dy.first as u32,
+        dy.row as u32,
+        rows as u32,
+        out.len() as u32,
     );
 }
 

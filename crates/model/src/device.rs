@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 mod dtype;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+mod kernels;
 mod kv_dtype;
 #[cfg(feature = "cuda")]
 mod probe;
@@ -107,6 +109,17 @@ pub enum DeviceError {
 }
 
 impl Device {
+    /// Whether kernels are worth compiling before anybody waits for them: those of a GPU are; a software device takes longer for them than for the passes that a test or a demo has.
+    pub fn compiles_ahead(&self) -> bool {
+        match self.kind() {
+            Kind::Host => false,
+            #[cfg(feature = "burn")]
+            Kind::Reference => false,
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
+            _ => !self.is_software(),
+        }
+    }
+
     /// Whether blocks on it can read weights from where their files are mapped.
     pub fn reads_in_place(&self) -> bool {
         matches!(self.kind(), Kind::Host)
@@ -148,6 +161,10 @@ impl Device {
             _ => None,
         }
     }
+
+    /// Keeps compiled kernels; of CPUs there are none.
+    #[cfg(not(any(feature = "cuda", feature = "vulkan")))]
+    pub fn keep_kernels(_directory: &std::path::Path) {}
 
     /// The largest tensor that the device can hold, in bytes, if that is less than its memory.
     pub(crate) fn largest_buffer(&self) -> Option<u64> {

@@ -21,6 +21,7 @@ mod span_tables;
 mod stash;
 mod step;
 mod tables;
+mod warm;
 
 pub use block::Keep;
 use blocks::Blocks;
@@ -68,6 +69,15 @@ impl BlockStack {
         let (config, device) = (self.config.clone(), self.device.clone());
         let Self { dtype, kv_dtype, experts_in_files, .. } = *self;
         Some(Self { config, span, device, dtype, kv_dtype, experts_in_files, blocks })
+    }
+
+    /// What its Vulkan device has been asked to do.
+    #[cfg(all(test, feature = "vulkan"))]
+    pub(crate) fn counts(&self) -> Option<petals_kernels::Counted> {
+        match &self.blocks {
+            OnEngine::Vulkan(blocks) => Some(blocks.engine.counts().so_far()),
+            _ => None,
+        }
     }
 
     /// The model's architecture.

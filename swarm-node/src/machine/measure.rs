@@ -47,7 +47,7 @@ struct Entry {
     rates: Rates,
 }
 
-/// The rates of `blocks`, from an earlier measurement or a new one. A cache that cannot be read or written costs the time
+/// Compiles the kernels of `blocks`, and gives their rates, from an earlier measurement or a new one. A cache that cannot be read or written costs the time
 /// of measuring, no more.
 pub(crate) fn rates(
     config: &MeasureConfig,
@@ -55,6 +55,11 @@ pub(crate) fn rates(
     blocks: &BlockStack,
     hidden: usize,
 ) -> anyhow::Result<Rates> {
+    if blocks.device().compiles_ahead() {
+        let started = Instant::now();
+        blocks.warm_up()?;
+        tracing::info!(seconds = started.elapsed().as_secs_f32(), "kernels are compiled");
+    }
     let of = description(fingerprint, blocks);
     let file = config.cache_dir.as_deref().map(|directory| file(directory, &of));
     let known = file.as_deref().filter(|_| !config.again).and_then(|file| read(file, &of));

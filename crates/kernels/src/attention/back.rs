@@ -9,7 +9,6 @@ use super::{Heads, Queries, Shape, forward};
 use crate::gpu::{Buffer, Gpu};
 use crate::rows::dot_rows;
 
-
 mod keys;
 mod queries;
 mod sum;

@@ -17,8 +17,19 @@ pub(super) fn combine<R: Runtime>(
 ) {
     let len = rows * heads * dim;
     launch!(
-        gpu, gpu.cubes(len.div_ceil(UNITS)), UNITS, combine_kernel, gpu.arg(sums), gpu.arg(extents), gpu.input(sinks),
-        gpu.arg(out), splits as u32, heads as u32, len as u32, dim, sinks.is_some(),
+        gpu,
+        gpu.cubes(len.div_ceil(UNITS)),
+        UNITS,
+        combine_kernel,
+        gpu.arg(sums),
+        gpu.arg(extents),
+        gpu.input(sinks),
+        gpu.arg(out),
+        splits as u32,
+        heads as u32,
+        len as u32,
+        dim,
+        sinks.is_some(),
     );
 }
 

@@ -99,7 +99,8 @@ fn tiled_kernel(
     let mut meanings = SharedMemory::<f32>::new(16usize);
     let unit = UNIT_POS as usize;
     let (rows, inputs, columns) = (rows as usize, inputs as usize, columns as usize);
-    let (words_of_row, scale_words, first_column) = (words_of_row as usize, scale_words as usize, first_column as usize);
+    let (words_of_row, scale_words, first_column) =
+        (words_of_row as usize, scale_words as usize, first_column as usize);
     // Cubes that compute at a time share columns, so that the weight is read from memory once.
     let first_row = CUBE_POS % down as usize * TILE;
     let first_result = CUBE_POS / down as usize * TILE;
@@ -135,7 +136,8 @@ fn tiled_kernel(
             // Rows of the weight are the depth.
             let (of_depth, column) = (unit / comptime!(TILE / RUN), unit % comptime!(TILE / RUN) * RUN);
             let row = first_column + min(step + of_depth, columns - 1);
-            let run = widen(words, scales, steps, &meanings, row, first_result + column, words_of_row, scale_words, shape);
+            let run =
+                widen(words, scales, steps, &meanings, row, first_result + column, words_of_row, scale_words, shape);
             #[unroll]
             for i in 0..RUN {
                 right[of_depth * STRIDE + column + i] = run[i];

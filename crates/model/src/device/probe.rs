@@ -1,6 +1,6 @@
 //! Finds out whether CUDA can be used, before cubecl tries and panics.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use libloading::{Library, Symbol};
 
@@ -19,6 +19,28 @@ pub(super) fn cuda(index: usize) -> Result<(), DeviceError> {
         return Err(DeviceError::Nvrtc);
     }
     Ok(())
+}
+
+/// What the driver calls its GPUs.
+#[allow(unsafe_code)]
+pub(super) fn names() -> Vec<String> {
+    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+    type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+    let (count, Some(library)) = (device_count().unwrap_or_default(), open(&DRIVERS)) else { return Vec::new() };
+    let name = |index: usize| {
+        let (mut device, mut text) = (0, [0u8; 256]);
+        // SAFETY: the signatures are those of cuda.h, and what is written to outlives the calls.
+        unsafe {
+            let get: Symbol<'_, Get> = library.get(b"cuDeviceGet\0").ok()?;
+            let name: Symbol<'_, Name> = library.get(b"cuDeviceGetName\0").ok()?;
+            let ordinal = c_int::try_from(index).ok()?;
+            if get(&raw mut device, ordinal) != 0 || name(text.as_mut_ptr().cast(), text.len() as c_int, device) != 0 {
+                return None;
+            }
+        }
+        Some(CStr::from_bytes_until_nul(&text).ok()?.to_string_lossy().into_owned())
+    };
+    (0..count).filter_map(name).collect()
 }
 
 #[allow(unsafe_code)]

@@ -52,11 +52,20 @@ impl Adapter {
     }
 }
 
+/// All devices. Asking takes a while, and some drivers write to stderr each time.
+fn all() -> &'static [Adapter] {
+    static ALL: OnceLock<Vec<Adapter>> = OnceLock::new();
+    ALL.get_or_init(adapters)
+}
+
+/// What their drivers call them.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    all().iter().map(|adapter| adapter.name.clone())
+}
+
 /// Device `index`, or the fastest kind of device that is there.
 pub(super) fn adapter(index: Option<usize>) -> Result<Adapter, DeviceError> {
-    // Asking takes a while, and some drivers write to stderr each time.
-    static ALL: OnceLock<Vec<Adapter>> = OnceLock::new();
-    let all = ALL.get_or_init(adapters);
+    let all = all();
     let best = all.iter().min_by_key(|adapter| match adapter.raw {
         WgpuDevice::DiscreteGpu(_) => 0,
         WgpuDevice::IntegratedGpu(_) => 1,

@@ -31,6 +31,7 @@ mod memory;
 mod norm;
 mod pack;
 mod pool;
+mod projection;
 mod rotary;
 mod rows;
 
@@ -53,7 +54,14 @@ impl<R: Runtime> Gpu<R> {
         Self { gpu: kernels::Gpu::new(device), pools: Arc::default() }
     }
 
+    /// The same, whose large products of weights that are not f32 are computed by `large`.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(crate) fn with_large(self, large: kernels::Large<R>) -> Self {
+        Self { gpu: self.gpu.with_large(large), ..self }
+    }
+
     /// What it has been asked to do.
+    #[cfg(test)]
     pub(crate) fn counts(&self) -> &kernels::Counts {
         self.gpu.counts()
     }
@@ -70,19 +78,6 @@ impl<R: Runtime> Gpu<R> {
         let copy = self.empty(rows.height, rows.width);
         kernels::copy(&self.gpu, (&rows.values, 0), (&copy.values, 0), rows.len());
         copy
-    }
-
-    /// A product with all of `linear`'s outputs.
-    fn product(&self, linear: &Linear, x: &GpuRows, first: usize, inside: kernels::Inside, onto: kernels::Onto<'_>) {
-        let rows = x.height - first;
-        let given = kernels::Product { x: &x.values, first, rows, back: false, bias: linear.bias(), inside };
-        kernels::product(&self.gpu, linear.weight(), linear.columns(), given, onto);
-    }
-
-    fn product_back(&self, linear: &Linear, dy: &GpuRows, onto: kernels::Onto<'_>) {
-        let inside = kernels::Inside::Plain;
-        let given = kernels::Product { x: &dy.values, first: 0, rows: dy.height, back: true, bias: None, inside };
-        kernels::product(&self.gpu, linear.weight(), linear.columns(), given, onto);
     }
 }
 
@@ -390,3 +385,6 @@ impl<R: Runtime> Engine for Gpu<R> {
         0
     }
 }
+
+#[cfg(all(test, feature = "vulkan"))]
+mod tests;

@@ -157,9 +157,7 @@ impl<E: Engine> Block<E> {
         let normed = normed(engine, self.attention_norm.as_ref(), &x);
         let (mut q, kv) = match plan.rows {
             ActiveRows::All => engine.project_both(&self.queries, &self.keys_values, &normed),
-            active => {
-                (active.project(engine, &self.queries, &normed), engine.project(&self.keys_values, &normed, 0))
-            }
+            active => (active.project(engine, &self.queries, &normed), engine.project(&self.keys_values, &normed, 0)),
         };
         if given.has_low_rank(Module::Query) {
             let (picked, first) = plan.rows.locate(engine, &normed);

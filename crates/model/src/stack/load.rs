@@ -11,13 +11,13 @@ use crate::checkpoint::blocks::{Bits, Column, WeightColumns};
 use crate::checkpoint::{Checkpoint, CheckpointError, Matrix};
 use crate::config::{AttentionDesign, ExpertsDesign, HeadNorms as HeadNormsDesign, MlpDesign, ModelConfig, Part};
 use crate::device::{Device, DeviceError, Dtype, Kind, KvDtype};
-#[cfg(feature = "burn")]
-use crate::engine::burn::Burn;
-use crate::engine::host::Host;
 #[cfg(feature = "cuda")]
 use crate::engine::Cuda;
 #[cfg(feature = "vulkan")]
 use crate::engine::Vulkan;
+#[cfg(feature = "burn")]
+use crate::engine::burn::Burn;
+use crate::engine::host::Host;
 use crate::engine::{Engine, Listed, OnEngine};
 
 impl Checkpoint {
@@ -112,6 +112,10 @@ impl Checkpoint {
             #[cfg(feature = "cuda")]
             Kind::Cuda(index) => {
                 let engine = Cuda::new(&cubecl::cuda::CudaDevice::new(*index));
+                let engine = engine.with_large(|client, device, halves| {
+                    let petals_kernels::Halves { x, weight, out, shape, back } = halves;
+                    petals_products::on_cuda(client, device, petals_products::Product { x, weight, out, shape, back })
+                });
                 OnEngine::Cuda(self.load_blocks(engine, span, dtype, loaded)?)
             }
             #[cfg(feature = "vulkan")]

@@ -75,8 +75,7 @@ impl CachedAttention {
                 visible.extend(sequence.visible.iter().flat_map(|seen| [seen.start as u32, seen.end as u32]));
             }
             let (count, rows) = (tiles.len(), visible.len() / 2);
-            let [tiles, visible, pages, slots] =
-                gpu.upload_runs([&QueryTile::words(&tiles), &visible, &pages, &slots]);
+            let [tiles, visible, pages, slots] = gpu.upload_runs([&QueryTile::words(&tiles), &visible, &pages, &slots]);
             Ready { tiles: Tiles { tiles, count, most }, visible, pages, slots, longest, rows, read }
         })
     }

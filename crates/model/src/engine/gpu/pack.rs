@@ -43,11 +43,8 @@ pub(super) fn pack(
     (format, bits): (Format, Option<Bits>),
 ) -> Packed {
     let (of_row, scales_of_row) = (format.words_of_row(inputs), format.scale_words_of_row(inputs));
-    let mut packed = Packed {
-        words: vec![0; rows.len() * of_row],
-        scales: vec![0; rows.len() * scales_of_row],
-        steps: Vec::new(),
-    };
+    let mut packed =
+        Packed { words: vec![0; rows.len() * of_row], scales: vec![0; rows.len() * scales_of_row], steps: Vec::new() };
     let parts = packed.words.par_chunks_mut(of_row.max(1));
     let scratch = || (vec![0.0; inputs], Column::default());
     let Some(bits) = bits else {

@@ -45,9 +45,7 @@ impl<E: Engine> Block<E> {
                 Some(engine.normalise_back(norm, &out, dy.clone()))
             }
         };
-        let BlockStash {
-            input, turned: kept, unscaled, before_norms, attended, attention_out, residual, ..
-        } = stash;
+        let BlockStash { input, turned: kept, unscaled, before_norms, attended, attention_out, residual, .. } = stash;
         let normed_again = || self.mlp_input(engine, &input, residual.as_ref(), plan.rows);
         let d_mlp_out = d_mlp_out.as_ref().unwrap_or(&dy);
         let d_mlp_in = self.network.back(engine, stash.inside, d_mlp_out, normed_again, (tables, &mut grads));

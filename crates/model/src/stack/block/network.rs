@@ -35,7 +35,9 @@ impl<E: Engine> Network<E> {
     /// What the normed rows are before the activation, or behind it if that is all that is needed.
     pub(super) fn inside(&self, engine: &E, normed: &E::Rows, given: Given<'_, E>, keep: bool) -> InsideStash<E> {
         match self {
-            Self::Dense(mlp) if !keep && given.adapted.is_empty() => InsideStash::Activated(mlp.activated(engine, normed)),
+            Self::Dense(mlp) if !keep && given.adapted.is_empty() => {
+                InsideStash::Activated(mlp.activated(engine, normed))
+            }
             Self::Dense(mlp) => InsideStash::Dense(mlp.adapted_inside(engine, normed, given)),
             Self::Experts(experts) => InsideStash::Experts(experts.inside(engine, normed)),
         }
