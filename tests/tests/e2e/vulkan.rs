@@ -78,3 +78,24 @@ fn a_chat_through_vulkan_and_the_cpu_is_that_of_the_cpu() -> anyhow::Result<()> 
     assert_eq!(talk(&swarm)?, expected);
     Ok(())
 }
+
+#[test]
+fn a_server_on_vulkan_that_is_killed_changes_no_loss() -> anyhow::Result<()> {
+    if !has_vulkan() {
+        return Ok(());
+    }
+    let goldens = Goldens::load("llama-gqa")?;
+    let directory = tempfile::tempdir()?;
+    let mut swarm = ProcessSwarm::start_with_device(&goldens.model(), "vulkan", &["0..4", "0..2", "2..4"])?;
+    let run = training(&swarm, &goldens, "replace", "causal-lm", &directory.path().join("adapter"))?;
+    let mut killed = false;
+    let (losses, finished) = run.watch(|event| {
+        if !killed && event["event"] == "step" && event["step"].as_u64() == Some(5) {
+            killed = swarm.servers[0].kill().is_ok();
+        }
+        true
+    })?;
+    assert!(finished && killed);
+    assert_curves_close("losses", &losses, &goldens.numbers("curve.replace.causal-lm"), 1e-3);
+    Ok(())
+}
