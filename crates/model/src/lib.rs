@@ -27,6 +27,6 @@ pub use engine::shapes::PAGE_TOKENS;
 pub use engine::{DeviceFailure, KvMeter};
 pub use kv::KvCache;
 pub use stack::{
-    BlockStack, CachedPrefix, CachedRows, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError,
-    SpanTables, Stash, StepSize,
+    BlockStack, CachedPrefix, CachedRows, Division, ForwardOutput, ForwardPass, InputGrads, Keep, OnePlace,
+    OutputGrads, PassError, Place, SpanTables, Stash, StepSize,
 };
