@@ -23,6 +23,7 @@ mod version;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
+pub use device::DevicesArgs;
 pub(crate) use hub::HubArgs;
 pub use invite::InviteArgs;
 pub use page::PageArgs;
@@ -108,6 +109,9 @@ pub enum Command {
     /// Print a line that leads others into the swarm, for their --join.
     #[command(after_help = invite::EXAMPLES)]
     Invite(InviteArgs),
+    /// List what this machine can compute on, for --device, and what is missing to use more of it.
+    #[command(after_help = device::EXAMPLES)]
+    Devices(DevicesArgs),
     /// Say what works on this machine, and what to do about the rest.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Box<DoctorArgs>),

@@ -22,7 +22,7 @@ pub use config::{
     HeadDesign, HeadNorms, LayerDesign, MlpDesign, MlpReads, ModelConfig, NormKind, NormPlaces, Projection,
     Projections, Quantisation, RopeScaling, RotaryDesign, SharedExpert, parse_json,
 };
-pub use device::{Device, DeviceError, Dtype, KvDtype};
+pub use device::{Device, DeviceError, DeviceKind, Dtype, FoundDevice, FoundDevices, KvDtype};
 pub use engine::shapes::PAGE_TOKENS;
 pub use engine::{DeviceFailure, KvMeter};
 pub use kv::KvCache;

@@ -121,8 +121,7 @@ impl BlockStack {
 
     /// How the weights are kept; never [`Dtype::Auto`]. Of several devices the one with the fewest bits counts.
     pub fn dtype(&self) -> Dtype {
-        let kept = self.parts.iter().map(|part| part.place.dtype);
-        kept.max_by_key(|dtype| Dtype::KEPT.iter().position(|other| other == dtype)).unwrap_or_default()
+        self.division().dtype()
     }
 
     /// The same blocks, whose sessions keep keys and values in `dtype`; without this it is what [`Place::kv_dtype`] said.
@@ -138,8 +137,7 @@ impl BlockStack {
 
     /// How keys and values of sessions are kept; never [`KvDtype::Auto`]. Of several devices the one with the fewest bits counts.
     pub fn kv_dtype(&self) -> KvDtype {
-        let kept = self.parts.iter().map(|part| part.place.kv_dtype);
-        kept.max_by_key(|dtype| KvDtype::KEPT.iter().position(|other| other == dtype)).unwrap_or_default()
+        self.division().kv_dtype()
     }
 
     /// Bytes of a cache page ([`crate::PAGE_TOKENS`] positions of one sequence) of the blocks of `span`.

@@ -6,7 +6,7 @@ use libloading::{Library, Symbol};
 
 use super::DeviceError;
 
-const DRIVERS: [&str; 3] = ["libcuda.so.1", "libcuda.so", "nvcuda.dll"];
+pub(super) const DRIVERS: [&str; 3] = ["libcuda.so.1", "libcuda.so", "nvcuda.dll"];
 const NVRTC: [&str; 5] = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
 
 /// Checks driver, GPU number and NVRTC, in this order.
@@ -22,13 +22,13 @@ pub(super) fn cuda(index: usize) -> Result<(), DeviceError> {
 }
 
 #[allow(unsafe_code)]
-fn open(names: &[&str]) -> Option<Library> {
+pub(super) fn open(names: &[&str]) -> Option<Library> {
     // SAFETY: these are NVIDIA's own libraries, which burn loads under the same names; their initialisers are sound.
     names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())
 }
 
 #[allow(unsafe_code)]
-fn device_count() -> Result<usize, DeviceError> {
+pub(super) fn device_count() -> Result<usize, DeviceError> {
     type Init = unsafe extern "C" fn(u32) -> c_int;
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
     let missing = |e: libloading::Error| DeviceError::Driver(e.to_string());

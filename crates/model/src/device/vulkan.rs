@@ -52,11 +52,16 @@ impl Adapter {
     }
 }
 
-/// Device `index`, or the fastest kind of device that is there.
-pub(super) fn adapter(index: Option<usize>) -> Result<Adapter, DeviceError> {
+/// All devices.
+pub(super) fn all() -> &'static [Adapter] {
     // Asking takes a while, and some drivers write to stderr each time.
     static ALL: OnceLock<Vec<Adapter>> = OnceLock::new();
-    let all = ALL.get_or_init(adapters);
+    ALL.get_or_init(adapters)
+}
+
+/// Device `index`, or the fastest kind of device that is there.
+pub(super) fn adapter(index: Option<usize>) -> Result<Adapter, DeviceError> {
+    let all = all();
     let best = all.iter().min_by_key(|adapter| match adapter.raw {
         WgpuDevice::DiscreteGpu(_) => 0,
         WgpuDevice::IntegratedGpu(_) => 1,

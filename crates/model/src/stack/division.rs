@@ -54,6 +54,18 @@ impl Division {
         ends.and_then(Result::ok).expect("at least one part")
     }
 
+    /// How weights are kept; of several places the one with the fewest bits counts.
+    pub fn dtype(&self) -> Dtype {
+        let kept = self.0.iter().map(|(_, place)| place.dtype);
+        kept.max_by_key(|dtype| Dtype::KEPT.iter().position(|other| other == dtype)).unwrap_or_default()
+    }
+
+    /// How keys and values are kept; of several places the one with the fewest bits counts.
+    pub fn kv_dtype(&self) -> KvDtype {
+        let kept = self.0.iter().map(|(_, place)| place.kv_dtype);
+        kept.max_by_key(|dtype| KvDtype::KEPT.iter().position(|other| other == dtype)).unwrap_or_default()
+    }
+
     /// A division of another span in which blocks of both stay where they are. Others take the places of those that leave, in the order of
     /// these; if more come than leave, they join those beside which they are.
     #[must_use]
@@ -131,7 +143,8 @@ mod tests {
         assert_eq!(Division::new(span(4, 10), counts([6, 0, 0])), Some(Division::whole(span(4, 10), place(0))));
         assert_eq!(Division::new(span(4, 10), counts([3, 0, 2])), None);
         assert_eq!(Division::new(span(4, 10), counts([9, 0, 0])), None);
-        assert_eq!(of(&[(4, 7, 0), (7, 10, 2)]).span(), span(4, 10));
+        let division = of(&[(4, 7, 2), (7, 10, 0)]);
+        assert_eq!((division.span(), division.dtype()), (span(4, 10), Dtype::KEPT[2]));
     }
 
     #[test]
