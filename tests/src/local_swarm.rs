@@ -32,7 +32,7 @@ impl LocalSwarm {
     /// # Errors
     /// If a node or the model does not come up.
     pub async fn start(model: &Path, spans: &[&str], executor: ExecutorConfig) -> anyhow::Result<Self> {
-        Self::start_with(model, spans, |config| ServerConfig { executor, ..config }).await
+        Self::start_with(model, spans, |config| ServerConfig { executor: executor.clone(), ..config }).await
     }
 
     /// As [`Self::start`], with servers as `configure` wants them.

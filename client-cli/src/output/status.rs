@@ -111,7 +111,11 @@ impl Display for StatusModel {
             let state = format!("{:?}", server.state).to_lowercase();
             let speed = |rate: Option<f32>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
             let (peer, name, blocks) = (short(&server.peer), name(server), &server.blocks);
-            write!(f, "\n  {peer}  {name:width$}  {blocks:>9}  {state:8}  {:5}  {:place$}", server.dtype, server.device)?;
+            write!(
+                f,
+                "\n  {peer}  {name:width$}  {blocks:>9}  {state:8}  {:5}  {:place$}",
+                server.dtype, server.device
+            )?;
             write!(
                 f,
                 "  {:>6} tokens/s, {:>5} in a session, queue {}, {age} s ago",

@@ -214,6 +214,10 @@ async fn start(
     let division = divide(&checkpoint)?;
     if places.len() > 1 {
         tracing::info!(devices = division::words(&division), "divided the blocks by memory and speed");
+        for idle in places.iter().filter(|place| division.parts().iter().all(|(_, other)| other.device != place.device))
+        {
+            tracing::warn!("{} gets no blocks: those of {span} fit on the other devices", idle.device);
+        }
     }
     let moves = args.blocks.is_none() && !args.rebalance_period.is_zero();
     let budgets = free.divide(&division::weights(&checkpoint, &division));

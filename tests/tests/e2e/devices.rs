@@ -62,7 +62,10 @@ fn devices_are_listed_with_what_is_missing_and_how_to_have_it() -> anyhow::Resul
     let events = Node::run(&["devices"])?;
     let cpu = events.iter().find(|event| event["name"] == "cpu").expect("the processor");
     assert_eq!((&cpu["event"], &cpu["kind"]), (&json!("device"), &json!("processor")));
-    assert!(cpu["free_bytes"].as_u64().is_some_and(|free| free > 0 && cpu["total_bytes"].as_u64() > Some(free)), "{cpu}");
+    assert!(
+        cpu["free_bytes"].as_u64().is_some_and(|free| free > 0 && cpu["total_bytes"].as_u64() > Some(free)),
+        "{cpu}"
+    );
     for runtime in ["CUDA", "Vulkan"] {
         let named = |event: &&Value| event["runtime"].as_str().is_some_and(|name| name.starts_with(runtime));
         let found: Vec<&Value> = events.iter().filter(named).collect();

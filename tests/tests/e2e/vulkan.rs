@@ -43,17 +43,11 @@ pub(crate) fn talk(goldens: &Goldens, swarm: &ProcessSwarm) -> anyhow::Result<Ve
     let directory = tempfile::tempdir()?;
     let template = template(directory.path())?;
     let adapter = format!("deep={}", goldens.path("init-replace").display());
-    let chat = swarm.tune("chat")?.args(&[
-        "--adapter",
-        &adapter,
-        "--temperature",
-        "0",
-        "--max-new-tokens",
-        "12",
-        "--json",
-    ]);
+    let chat =
+        swarm.tune("chat")?.args(&["--adapter", &adapter, "--temperature", "0", "--max-new-tokens", "12", "--json"]);
     // A second turn goes on with what the servers keep; the third begins anew without the adapter.
-    let output = chat.path("--chat-template", &template).output_with("the cat\nagain\n/adapter none\n/reset\na dog\n")?;
+    let output =
+        chat.path("--chat-template", &template).output_with("the cat\nagain\n/adapter none\n/reset\na dog\n")?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "{stderr}");
     // Compiling kernels takes the device longer than a silence lasts that clients bear: what they say of that is no answer.
