@@ -233,14 +233,19 @@ impl Device {
     /// The best that there is. A software device of Vulkan is slower than the CPU itself.
     fn auto() -> Self {
         let gpu = Self::cuda(0).or_else(|_| Self::vulkan(None));
-        gpu.ok().filter(|device| !device.is_software()).unwrap_or_else(Self::cpu)
+        gpu.ok().filter(Self::is_gpu).unwrap_or_else(Self::cpu)
     }
 
-    fn is_software(&self) -> bool {
+    /// Whether it is a GPU: neither the processor nor a software device, which the processor plays.
+    pub fn is_gpu(&self) -> bool {
         match &self.kind {
+            Kind::Host => false,
+            #[cfg(feature = "burn")]
+            Kind::Reference => false,
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(_) => true,
             #[cfg(feature = "vulkan")]
-            Kind::Vulkan(adapter) => adapter.is_software(),
-            _ => false,
+            Kind::Vulkan(adapter) => !adapter.is_software(),
         }
     }
 }

@@ -14,7 +14,7 @@ struct Offer {
     block: u64,
     /// How fast it is, in any measure, if that is known.
     speed: Option<f64>,
-    /// Whether it is the processor, which gets what cards do not hold.
+    /// Whether it is the processor, or one that the processor plays, which gets what cards do not hold.
     is_processor: bool,
 }
 
@@ -80,7 +80,7 @@ fn offers(
             room: free.for_weights_on(&name) / sharing as u64,
             block: (checkpoint.span_bytes(span, place.dtype) / span.len() as u64).max(1),
             speed: speed(place),
-            is_processor: place.device == Device::cpu(),
+            is_processor: !place.device.is_gpu(),
         }
     };
     places.iter().map(offer).collect()

@@ -1,43 +1,49 @@
 //! Servers whose blocks are divided among several devices, and what is said of devices.
 
-use petals_e2e::{Goldens, Node, ProcessSwarm, assert_curves_close};
+use std::path::Path;
+
+use petals_e2e::{Goldens, Node, ProcessSwarm, Tune, assert_curves_close};
 use petals_model::Device;
 use serde_json::{Value, json};
 
 use crate::curves::training;
 use crate::vulkan::talk;
 
-/// The processor twice, which nothing tells from once, and beside a Vulkan device where there is one.
-fn divisions() -> Vec<(&'static str, f64)> {
-    let mut all = vec![("cpu,cpu", 0.0)];
-    match "vulkan".parse::<Device>() {
-        Ok(_) => all.push(("vulkan,cpu", 1e-3)),
-        Err(error) => println!("without a division among kinds of devices: {error}"),
-    }
-    all
+/// A server of all blocks on these devices, whose speeds nobody knows from an earlier start.
+fn swarm(goldens: &Goldens, devices: &str, cache: &Path) -> anyhow::Result<ProcessSwarm> {
+    let mut swarm = ProcessSwarm::start_with_device(&goldens.model(), devices, &[])?;
+    let mut server = swarm.spawn_server(&["--blocks", "0..4", "--cache-dir", cache.to_str().unwrap_or_default()])?;
+    server.ready = server.event("ready")?;
+    swarm.servers.push(server);
+    Ok(swarm)
 }
 
 #[test]
 fn a_divided_server_trains_with_the_same_losses() -> anyhow::Result<()> {
     let goldens = Goldens::load("qwen3")?;
     let directory = tempfile::tempdir()?;
-    let run = |device: &str, mode: &str, task: &str| -> anyhow::Result<(Vec<f64>, Value)> {
-        let swarm = ProcessSwarm::start_with_device(&goldens.model(), device, &["0..4"])?;
-        let out = directory.path().join(format!("{device}-{mode}"));
+    let run = |devices: &str, mode: &str, task: &str| -> anyhow::Result<(Vec<f64>, String)> {
+        let out = directory.path().join(format!("{devices}-{mode}"));
+        let swarm = swarm(&goldens, devices, &out.join("cache"))?;
         let losses = training(&swarm, &goldens, mode, task, &out)?.losses()?;
-        Ok((losses, swarm.servers[0].ready.clone()))
+        Ok((losses, swarm.servers[0].ready["device"].as_str().unwrap_or_default().to_owned()))
     };
     for (mode, task) in [("replace", "seq-cls"), ("add", "causal-lm")] {
-        let (expected, ready) = run("cpu", mode, task)?;
-        assert_eq!(ready["device"], "cpu");
-        for (device, tolerance) in divisions() {
-            let (losses, ready) = run(device, mode, task)?;
-            if tolerance == 0.0 {
-                assert_eq!(losses, expected, "{mode} on {device}");
-                assert_eq!((&ready["device"], &ready["blocks"]), (&json!("cpu (0..2), cpu (2..4)"), &json!("0..4")));
-            }
-            assert_curves_close(mode, &losses, &goldens.numbers(&format!("curve.{mode}.{task}")), 1e-3);
+        let (expected, device) = run("cpu", mode, task)?;
+        assert_eq!(device, "cpu");
+        let (losses, device) = run("cpu,cpu", mode, task)?;
+        assert_eq!(device, "cpu (0..2), cpu (2..4)");
+        assert_eq!(losses, expected, "{mode}: nothing tells the processor twice from once");
+    }
+    match "vulkan".parse::<Device>() {
+        Ok(vulkan) if !vulkan.is_gpu() => {
+            let (losses, device) = run("vulkan,cpu", "replace", "seq-cls")?;
+            assert_eq!(device, format!("{vulkan} (0..2), cpu (2..4)"));
+            assert_curves_close("two kinds", &losses, &goldens.numbers("curve.replace.seq-cls"), 1e-3);
         }
+        // A card would take all of so small a model.
+        Ok(vulkan) => println!("skipped: {vulkan} is a card"),
+        Err(error) => println!("skipped: {error}"),
     }
     Ok(())
 }
@@ -45,15 +51,16 @@ fn a_divided_server_trains_with_the_same_losses() -> anyhow::Result<()> {
 #[test]
 fn a_divided_server_chats_with_the_same_words() -> anyhow::Result<()> {
     let goldens = Goldens::load("llama-gqa")?;
-    let swarm = |device: &str| ProcessSwarm::start_with_device(&goldens.model(), device, &["0..4"]);
-    let expected = talk(&goldens, &swarm("cpu")?)?;
+    let directory = tempfile::tempdir()?;
+    let expected = talk(&goldens, &swarm(&goldens, "cpu", directory.path())?)?;
     assert_eq!(expected.len(), 3, "{expected:?}");
-    let divided = swarm("cpu,cpu")?;
+    let divided = swarm(&goldens, "cpu,cpu", directory.path())?;
     assert_eq!(talk(&goldens, &divided)?, expected);
     // One node with one announcement: what it computes on is what it was told.
-    let status = divided.tune("status")?.args(&["--json"]).events()?;
-    let text = serde_json::to_string(&status)?;
-    assert!(text.contains("\"cpu,cpu\""), "{text}");
+    let status = Tune::bare(&["status", &format!("--peers={}", divided.bootstrap.address)])?.events()?;
+    let servers = status[0]["models"][0]["servers"].as_array().cloned().unwrap_or_default();
+    let told: Vec<_> = servers.iter().map(|server| (&server["device"], &server["blocks"])).collect();
+    assert_eq!(told, [(&json!("cpu,cpu"), &json!("0..4"))], "{status:?}");
     Ok(())
 }
 
