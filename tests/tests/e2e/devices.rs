@@ -24,7 +24,7 @@ fn a_divided_server_trains_with_the_same_losses() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let run = |devices: &str, mode: &str, task: &str| -> anyhow::Result<(Vec<f64>, String)> {
         let out = directory.path().join(format!("{devices}-{mode}"));
-        let swarm = swarm(&goldens, devices, &out.join("cache"))?;
+        let swarm = swarm(&goldens, devices, &directory.path().join(format!("{devices}-{mode}-cache")))?;
         let losses = training(&swarm, &goldens, mode, task, &out)?.losses()?;
         Ok((losses, swarm.servers[0].ready["device"].as_str().unwrap_or_default().to_owned()))
     };
