@@ -23,6 +23,7 @@ mod version;
 
 pub use bench::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 pub(crate) use device::DeviceArgs;
+pub use device::DevicesArgs;
 pub(crate) use hub::HubArgs;
 pub use invite::InviteArgs;
 pub use page::PageArgs;
@@ -40,6 +41,8 @@ Examples:
     petals-node serve --model meta-llama/Llama-3.1-8B --share-weights --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...
   And show the swarm in a browser, at http://127.0.0.1:8090:
     petals-node serve --model meta-llama/Llama-3.1-8B --page
+  On two cards of this machine, with what they do not hold on the processor (see petals-node devices):
+    petals-node serve --model meta-llama/Llama-3.1-8B --device cuda:0,cuda:1,cpu
   With a copy of the model on this machine, under the name that the others have:
     petals-node serve --model ./Llama-3.1-8B --model-name meta-llama/Llama-3.1-8B --peers /ip4/10.0.0.1/tcp/31330/p2p/12D3Koo...";
 
@@ -108,6 +111,9 @@ pub enum Command {
     /// Print a line that leads others into the swarm, for their --join.
     #[command(after_help = invite::EXAMPLES)]
     Invite(InviteArgs),
+    /// List what this machine can compute on, for --device, and what is missing to use more of it.
+    #[command(after_help = device::EXAMPLES)]
+    Devices(DevicesArgs),
     /// Say what works on this machine, and what to do about the rest.
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Box<DoctorArgs>),

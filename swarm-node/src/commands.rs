@@ -2,7 +2,7 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `serve`, `bootstrap`, `invite`, `keygen`, `doctor`, `bench` | the commands |
+//! | `serve`, `bootstrap`, `invite`, `keygen`, `devices`, `doctor`, `bench` | the commands |
 //! | `events` | what is printed on stdout |
 //! | `model` | from `--model` to a model that can be read |
 //! | `network`, `signals` | from arguments to a libp2p node; how a person stops it |
@@ -15,6 +15,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod bootstrap;
+pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod invite;

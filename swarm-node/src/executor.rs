@@ -27,6 +27,7 @@ use petals_swarm::PeerId;
 use tokio::sync::oneshot;
 
 use crate::lock::lock;
+use crate::machine::rooms::Rooms;
 use crate::machine::speed::Speed;
 
 mod batch;
@@ -55,7 +56,7 @@ use work::{Share, WorkDone};
 const PREFIX_PART: u64 = 8;
 
 /// Bounds of the executor's queue and memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ExecutorConfig {
     /// Passes waiting, of all peers together.
     pub queue: usize,
@@ -73,11 +74,13 @@ pub struct ExecutorConfig {
     pub kv_bytes: u64,
     /// How long a session is kept that nobody uses.
     pub session_lifetime: Duration,
+    /// How the memory of stashes, passes and sessions is divided among the devices of the blocks.
+    pub rooms: Rooms,
 }
 
 impl Default for ExecutorConfig {
     /// 256 passes, 64 of one peer, 1 GiB of stash of any level for at most 5 minutes, 4 GiB for a pass, 1 GiB for
-    /// sessions that are used every 10 minutes.
+    /// sessions that are used every 10 minutes; all of it in one memory.
     fn default() -> Self {
         Self {
             queue: 256,
@@ -88,6 +91,7 @@ impl Default for ExecutorConfig {
             stash_policy: StashPolicy::Auto,
             kv_bytes: 1 << 30,
             session_lifetime: Duration::from_secs(600),
+            rooms: Rooms::default(),
         }
     }
 }
@@ -112,6 +116,7 @@ struct Shared {
     sessions: Mutex<SessionStore>,
     speed: Arc<Speed>,
     work: WorkDone,
+    rooms: Rooms,
     /// Mean time of recent passes in microseconds, for the hint in `Busy`.
     mean_us: AtomicU64,
 }
@@ -137,6 +142,7 @@ impl Executor {
             wake: Condvar::new(),
             speed,
             work: WorkDone::default(),
+            rooms: config.rooms.clone(),
             stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime, Stash::reduce)),
             sessions: Mutex::new(SessionStore::new(
                 config.kv_bytes - config.kv_bytes / PREFIX_PART,
@@ -303,7 +309,8 @@ impl Worker {
     }
 
     fn compute(&self, blocks: Arc<BlockStack>) -> Compute {
-        Compute { blocks, pass_bytes: self.config.pass_bytes, policy: self.config.stash_policy }
+        let ExecutorConfig { pass_bytes, stash_policy: policy, .. } = self.config;
+        Compute { blocks, rooms: self.config.rooms.clone(), pass_bytes, policy }
     }
 
     /// The next pass, and the blocks to run it on.

@@ -18,17 +18,18 @@ mod sharing;
 mod streams;
 
 pub use args::{
-    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, ConfigArgs, DoctorArgs,
-    InviteArgs, KeygenArgs, LogFormat, NetworkArgs, PageArgs, ServeArgs, ShareArgs, command_line,
+    BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask, BootstrapArgs, Cli, Command, ConfigArgs, DevicesArgs,
+    DoctorArgs, InviteArgs, KeygenArgs, LogFormat, NetworkArgs, PageArgs, ServeArgs, ShareArgs, command_line,
 };
 pub use commands::events::{
-    BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, Join, ModelNeeds, NodeEvent,
-    Report,
+    BenchFigures, BenchSetup, BlockBytes, BlockKind, BlocksThatFit, Check, CheckStatus, DeviceProblem, DeviceSeen,
+    Join, ModelNeeds, NodeEvent, Report,
 };
 pub use error::NodeError;
 pub use executor::{ExecutorConfig, StashPolicy, WorkCount};
 pub use log::{log_behind_the_answers, log_to_stderr};
 pub use machine::measure::MeasureConfig;
+pub use machine::rooms::Rooms;
 pub use petals_settings::{InForce, Parsed, SettingsError};
 pub use placement::mover::RebalanceConfig;
 pub use server::{Server, ServerConfig};
@@ -41,6 +42,7 @@ pub async fn run(cli: Cli) -> Result<(), NodeError> {
     match cli.command {
         Command::Serve(args) => commands::serve::run(*args).await,
         Command::Bootstrap(args) => commands::bootstrap::run(args).await,
+        Command::Devices(args) => commands::devices::run(&args),
         Command::Doctor(args) => commands::doctor::run(*args).await,
         Command::Keygen(args) => commands::keygen::run(&args),
         Command::Invite(args) => commands::invite::run(&args),

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use petals_model::{Checkpoint, Device, Dtype, KvDtype};
+use petals_model::{Checkpoint, Division};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{Incoming, IncomingStream, SwarmHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::executor::{Executor, ExecutorConfig, WorkCount};
+use crate::machine::division;
 use crate::machine::measure::{self, MeasureConfig, Rates};
 use crate::machine::speed::Speed;
 use crate::placement::figures::{Figures, put_load, put_speed};
@@ -33,14 +34,8 @@ const EXPIRY_TICK: Duration = Duration::from_secs(10);
 pub struct ServerConfig {
     /// Model id announced and demanded.
     pub model: ModelId,
-    /// Blocks to host.
-    pub span: Span,
-    /// Where to compute.
-    pub device: Device,
-    /// Dtype of the weights.
-    pub dtype: Dtype,
-    /// Dtype of sessions' keys and values.
-    pub kv_dtype: KvDtype,
+    /// Blocks to host, and where.
+    pub division: Division,
     /// Largest number of rows of one pass.
     pub max_rows: u32,
     /// Bytes of requests that may be in memory, of all clients together.
@@ -69,7 +64,6 @@ pub struct Server {
     cancel: CancellationToken,
     /// What changes the announcement by itself, and what ends it.
     upkeep: (TaskTracker, CancellationToken),
-    device: Device,
 }
 
 impl Server {
@@ -83,25 +77,24 @@ impl Server {
         checkpoint: Checkpoint,
         config: ServerConfig,
     ) -> anyhow::Result<Self> {
+        let division = config.division;
         let mut info = ServerInfo {
             written_ms: now_ms(),
-            device: config.device.to_string(),
-            dtype: config.dtype.to_string(),
+            device: division::names(division.parts().iter().map(|(_, place)| &place.device)),
+            dtype: division.dtype().to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model_blocks: Some(checkpoint.blocks().end()),
             public_name: config.public_name.clone(),
             shares_weights: config.shares_weights,
-            ..ServerInfo::new(config.model.clone(), config.span, ServerState::Joining)
+            ..ServerInfo::new(config.model.clone(), division.span(), ServerState::Joining)
         };
         swarm.announce(info.clone()).await.context("cannot announce the server")?;
         let (hidden_size, widths) = (checkpoint.config().hidden_size, checkpoint.config().block_widths());
-        let (span, device, measure) = (config.span, config.device.clone(), config.measure);
-        let (dtype, kv_dtype) = (config.dtype, config.kv_dtype);
-        let fingerprint = config.model.fingerprint();
+        let (measure, fingerprint) = (config.measure, config.model.fingerprint());
         let checkpoint = Arc::new(checkpoint);
         let files = checkpoint.clone();
         let loaded = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let blocks = files.load_span(span, &device, dtype)?.with_kv_dtype(kv_dtype)?;
+            let blocks = files.load_division(&division, None)?;
             let rates = measure::rates(&measure, fingerprint, &blocks, hidden_size)?;
             Ok((blocks, rates))
         });
@@ -131,7 +124,7 @@ impl Server {
             let mover = Mover { config, swarm: swarm.clone(), hosted, executor: handle, speed, checkpoint };
             upkeep.0.spawn(upkeep.1.clone().run_until_cancelled_owned(mover.run()));
         }
-        Ok(Self { swarm, service, executor, streams, cancel, upkeep, device: config.device })
+        Ok(Self { swarm, service, executor, streams, cancel, upkeep })
     }
 
     /// The node it runs on.
@@ -141,12 +134,7 @@ impl Server {
 
     /// What others may look at while it runs.
     pub(crate) fn view(&self) -> ServerView {
-        ServerView {
-            swarm: self.swarm.clone(),
-            hosted: self.service.hosted.clone(),
-            executor: self.executor.handle(),
-            device: self.device.clone(),
-        }
+        ServerView { swarm: self.swarm.clone(), hosted: self.service.hosted.clone(), executor: self.executor.handle() }
     }
 
     /// What is announced.
@@ -174,9 +162,9 @@ impl Server {
         Ok(())
     }
 
-    /// Where the blocks compute.
-    pub fn device(&self) -> &Device {
-        &self.device
+    /// Which of the blocks are on which device, while there are any.
+    pub fn division(&self) -> Option<Division> {
+        self.executor.handle().blocks().map(|blocks| blocks.division())
     }
 
     /// Bytes of weights held.

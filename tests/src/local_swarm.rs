@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use petals_client::{AdaptedModel, RemoteSequence, SequenceConfig};
-use petals_model::{Checkpoint, ClientModel, Device, Dtype, KvDtype};
+use petals_model::{Checkpoint, ClientModel, Device, Division, Dtype, KvDtype, Place};
 use petals_node::{ExecutorConfig, MeasureConfig, Server, ServerConfig};
 use petals_protocol::{ModelId, ServerInfo, Span, WireVersion};
 use petals_swarm::{Identity, Multiaddr, SwarmConfig, SwarmHandle, SwarmNode};
@@ -32,7 +32,7 @@ impl LocalSwarm {
     /// # Errors
     /// If a node or the model does not come up.
     pub async fn start(model: &Path, spans: &[&str], executor: ExecutorConfig) -> anyhow::Result<Self> {
-        Self::start_with(model, spans, |config| ServerConfig { executor, ..config }).await
+        Self::start_with(model, spans, |config| ServerConfig { executor: executor.clone(), ..config }).await
     }
 
     /// As [`Self::start`], with servers as `configure` wants them.
@@ -135,10 +135,10 @@ async fn start_server(
     let (swarm, incoming) = SwarmNode::start(Identity::generate(), config).await?;
     let config = ServerConfig {
         model: id.clone(),
-        span: span.parse()?,
-        device: Device::cpu(),
-        dtype: Dtype::F32,
-        kv_dtype: KvDtype::F32,
+        division: Division::whole(
+            span.parse()?,
+            Place { device: Device::cpu(), dtype: Dtype::F32, kv_dtype: KvDtype::F32 },
+        ),
         max_rows: 4096,
         request_bytes: 1 << 30,
         max_adapter_bytes: None,

@@ -106,11 +106,16 @@ impl Display for StatusModel {
         }
         let name = |server: &Server| server.public_name.clone().unwrap_or_default();
         let width = self.servers.iter().map(|server| name(server).chars().count()).max().unwrap_or(0);
+        let place = self.servers.iter().map(|server| server.device.chars().count()).max().unwrap_or(0);
         for (server, age) in self.servers.iter().zip(&self.ages_s) {
             let state = format!("{:?}", server.state).to_lowercase();
             let speed = |rate: Option<f32>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.0}"));
             let (peer, name, blocks) = (short(&server.peer), name(server), &server.blocks);
-            write!(f, "\n  {peer}  {name:width$}  {blocks:>9}  {state:8}  {:5}", server.dtype)?;
+            write!(
+                f,
+                "\n  {peer}  {name:width$}  {blocks:>9}  {state:8}  {:5}  {:place$}",
+                server.dtype, server.device
+            )?;
             write!(
                 f,
                 "  {:>6} tokens/s, {:>5} in a session, queue {}, {age} s ago",
@@ -137,6 +142,7 @@ mod tests {
     fn a_screen_says_what_is_missing_and_shows_each_block() {
         let info = ServerInfo {
             public_name: Some("attic".into()),
+            device: "cuda:0,cpu".into(),
             dtype: "bf16".into(),
             forward_tokens_per_s: Some(123.4),
             ..ServerInfo::new("demo@0000000000000001".parse().unwrap(), "0..2".parse().unwrap(), ServerState::Online)
@@ -154,6 +160,7 @@ mod tests {
         assert!(text.starts_with("1 model, 1 server, connected to 2 members"), "{text}");
         assert!(text.contains("70 blocks, nobody serves 66..70\n     0  11++"), "{text}");
         assert!(text.contains("\n    64  ++....\n"), "{text}");
+        assert!(text.contains("bf16   cuda:0,cpu  "), "{text}");
         assert!(text.contains("attic") && text.contains("123 tokens/s") && text.contains("7 s ago"), "{text}");
     }
 }

@@ -93,6 +93,8 @@ pub(crate) struct Server {
     /// Reached through a relay only, as it says.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) relayed: bool,
+    /// Device that it computes on, or several with commas between.
+    pub(crate) device: String,
     /// Dtype it computes in.
     pub(crate) dtype: String,
     /// Software version.
@@ -145,6 +147,7 @@ impl Server {
             decode_tokens_per_s: info.decode_tokens_per_s,
             queue_depth: info.queue_depth,
             relayed: info.relayed,
+            device: info.device,
             dtype: info.dtype,
             version: info.version,
             public_name: info.public_name,
@@ -234,6 +237,9 @@ impl Display for Server {
         let name = self.public_name.as_deref().map(|name| format!(" ({name})")).unwrap_or_default();
         let state = format!("{:?}", self.state).to_lowercase();
         write!(f, "server {}{name}: blocks {}, {state}, {}", short(&self.peer), self.blocks, self.dtype)?;
+        if !self.device.is_empty() {
+            write!(f, " on {}", self.device)?;
+        }
         f.write_str(if self.relayed { ", through a relay" } else { "" })?;
         match self.forward_tokens_per_s {
             Some(rate) => write!(f, ", {rate:.0} tokens/s"),

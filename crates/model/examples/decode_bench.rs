@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             black_box(read(&memory));
             reads.push((memory.len() * 4) as f64 / start.elapsed().as_secs_f64());
         }
-        let page = stack.kv_page_bytes(blocks) as f64;
+        let page = stack.kv_page_bytes(stack.span()) as f64;
         let bytes = weights + (batch * kept) as f64 * page / PAGE_TOKENS as f64;
         let (step, bandwidth) = (median(steps), median(reads));
         println!(

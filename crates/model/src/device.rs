@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+#[cfg(feature = "cuda")]
+mod cards;
 mod dtype;
+mod found;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod kernels;
 mod kv_dtype;
@@ -13,6 +16,7 @@ mod probe;
 mod vulkan;
 
 pub use dtype::Dtype;
+pub use found::{DeviceKind, FoundDevice, FoundDevices};
 pub use kv_dtype::KvDtype;
 #[cfg(feature = "vulkan")]
 pub(crate) use vulkan::Adapter;
@@ -40,21 +44,24 @@ pub(crate) enum Kind {
     Vulkan(Adapter),
 }
 
-/// Why a device cannot be used.
+/// Why a device cannot be used. Messages end with what to do, see [`DeviceError::remedy`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// Not a device name.
-    #[error("`{0}` is not a device: use auto, cpu, cuda, cuda:N, vulkan or vulkan:N")]
+    #[error("`{0}` is not a device: {remedy}", remedy = self.remedy())]
     Syntax(String),
+    /// `auto` among others.
+    #[error("auto is one device by itself, the best one: {}", self.remedy())]
+    AutoAmongOthers,
     /// CUDA was asked for in a build without it.
-    #[error("this program was built without CUDA: build it with `--features cuda`, or use the device cpu")]
+    #[error("this program was built without CUDA: {}", self.remedy())]
     WithoutCuda,
     /// Vulkan was asked for in a build without it.
-    #[error("this program was built without Vulkan: build it with `--features vulkan`, or use the device cpu")]
+    #[error("this program was built without Vulkan: {}", self.remedy())]
     WithoutVulkan,
     /// No device answers.
-    #[error("no Vulkan device: install the driver of your GPU (Debian: mesa-vulkan-drivers)")]
+    #[error("no Vulkan device: {}", self.remedy())]
     NoVulkan,
     /// No Vulkan device with this number.
     #[error("there is no vulkan:{index}; the devices are: {present}")]
@@ -65,7 +72,7 @@ pub enum DeviceError {
         present: String,
     },
     /// The device has no arithmetic in this dtype.
-    #[error("{device} does not compute in {dtype}: use --dtype f32")]
+    #[error("{device} does not compute in {dtype}: {}", self.remedy())]
     Dtype {
         /// Which device.
         device: String,
@@ -73,7 +80,7 @@ pub enum DeviceError {
         dtype: Dtype,
     },
     /// The device keeps no keys and values in this dtype.
-    #[error("{device} has no {dtype} to keep keys and values in: use --kv-dtype f32 or int8")]
+    #[error("{device} has no {dtype} to keep keys and values in: {}", self.remedy())]
     KvDtype {
         /// Which device.
         device: String,
@@ -91,13 +98,14 @@ pub enum DeviceError {
         limit: u64,
     },
     /// The driver library is missing or broken.
-    #[error("no CUDA driver: {0}")]
+    #[error("no CUDA driver ({0}): {remedy}", remedy = self.remedy())]
     Driver(String),
     /// The run-time compiler's library is missing.
-    #[error(
-        "no NVRTC (libnvrtc.so), which compiles the kernels: install the CUDA toolkit or add it to LD_LIBRARY_PATH"
-    )]
+    #[error("no NVRTC (libnvrtc.so), which compiles the kernels: {}", self.remedy())]
     Nvrtc,
+    /// The headers are missing that kernels include.
+    #[error("no CUDA headers, which kernels are compiled with ({0}): {remedy}", remedy = self.remedy())]
+    Headers(String),
     /// No GPU with this number.
     #[error("there is no cuda:{index}: the driver has {count} GPUs")]
     Index {
@@ -108,21 +116,52 @@ pub enum DeviceError {
     },
 }
 
-impl Device {
-    /// Whether kernels are worth compiling before anybody waits for them: those of a GPU are; a software device takes longer for them than for the passes that a test or a demo has.
-    pub fn compiles_ahead(&self) -> bool {
-        match self.kind() {
-            Kind::Host => false,
-            #[cfg(feature = "burn")]
-            Kind::Reference => false,
-            #[cfg(any(feature = "cuda", feature = "vulkan"))]
-            _ => !self.is_software(),
+impl DeviceError {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Syntax(_) => {
+                "use auto, cpu, cuda, cuda:N, vulkan or vulkan:N, or several of them with commas between"
+            }
+            Self::AutoAmongOthers => "name each device, such as cuda:0,cpu",
+            Self::WithoutCuda => "build it with `--features cuda`, or use the device cpu",
+            Self::WithoutVulkan => "build it with `--features vulkan`, or use the device cpu",
+            Self::NoVulkan => "install the driver of your GPU (Debian: mesa-vulkan-drivers)",
+            Self::Adapter { .. } | Self::Index { .. } => "name one of those that are there",
+            Self::Dtype { .. } => "use --dtype f32",
+            Self::KvDtype { .. } => "use --kv-dtype f32 or int8",
+            Self::Buffer { .. } => "use a --dtype of fewer bits, or another device",
+            Self::Driver(_) => "install NVIDIA's driver, and see that `nvidia-smi` lists the card",
+            Self::Nvrtc => "install the CUDA toolkit or add it to LD_LIBRARY_PATH",
+            Self::Headers(_) => "install the CUDA toolkit, or set CUDA_PATH to where its include directory is",
         }
     }
 
+    /// What is the matter, without the remedy.
+    pub fn cause(&self) -> String {
+        let whole = self.to_string();
+        whole
+            .strip_suffix(self.remedy())
+            .map_or_else(|| whole.clone(), |cause| cause.trim_end_matches([':', ' ']).to_owned())
+    }
+}
+
+impl Device {
     /// Whether blocks on it can read weights from where their files are mapped.
     pub fn reads_in_place(&self) -> bool {
         matches!(self.kind(), Kind::Host)
+    }
+
+    /// One device, or several with commas between.
+    ///
+    /// # Errors
+    /// That of the first one that cannot be used; `auto` stands alone.
+    pub fn list(text: &str) -> Result<Vec<Self>, DeviceError> {
+        let names: Vec<&str> = text.split(',').map(str::trim).collect();
+        if names.len() > 1 && names.contains(&"auto") {
+            return Err(DeviceError::AutoAmongOthers);
+        }
+        names.into_iter().map(str::parse).collect()
     }
 
     /// The CPU.
@@ -178,6 +217,7 @@ impl Device {
     #[cfg(feature = "cuda")]
     fn cuda(index: usize) -> Result<Self, DeviceError> {
         probe::cuda(index)?;
+        cards::headers()?;
         Ok(Self { kind: Kind::Cuda(index) })
     }
 
@@ -199,14 +239,19 @@ impl Device {
     /// The best that there is. A software device of Vulkan is slower than the CPU itself.
     fn auto() -> Self {
         let gpu = Self::cuda(0).or_else(|_| Self::vulkan(None));
-        gpu.ok().filter(|device| !device.is_software()).unwrap_or_else(Self::cpu)
+        gpu.ok().filter(Self::is_gpu).unwrap_or_else(Self::cpu)
     }
 
-    fn is_software(&self) -> bool {
+    /// Whether it is a GPU: neither the processor nor a software device, which the processor plays.
+    pub fn is_gpu(&self) -> bool {
         match &self.kind {
+            Kind::Host => false,
+            #[cfg(feature = "burn")]
+            Kind::Reference => false,
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(_) => true,
             #[cfg(feature = "vulkan")]
-            Kind::Vulkan(adapter) => adapter.is_software(),
-            _ => false,
+            Kind::Vulkan(adapter) => !adapter.is_software(),
         }
     }
 }
@@ -257,5 +302,26 @@ mod tests {
         if cfg!(not(feature = "cuda")) {
             assert_eq!("cuda:1".parse::<Device>(), Err(DeviceError::WithoutCuda));
         }
+    }
+
+    #[test]
+    fn several_devices_are_named_with_commas_and_auto_stands_alone() {
+        assert_eq!(Device::list("cpu"), Ok(vec![Device::cpu()]));
+        assert_eq!(Device::list("cpu, cpu"), Ok(vec![Device::cpu(), Device::cpu()]));
+        assert_eq!(Device::list("auto").map(|devices| devices.len()), Ok(1));
+        assert_eq!(Device::list("cpu,auto"), Err(DeviceError::AutoAmongOthers));
+        assert_eq!(Device::list("cpu,"), Err(DeviceError::Syntax(String::new())));
+        assert_eq!(Device::list("cpu,gpu"), Err(DeviceError::Syntax("gpu".into())));
+    }
+
+    #[test]
+    fn messages_end_with_the_remedy_and_causes_do_not() {
+        let syntax = DeviceError::Syntax("gpu".into());
+        assert_eq!(syntax.cause(), "`gpu` is not a device");
+        assert!(syntax.to_string().ends_with(syntax.remedy()), "{syntax}");
+        let driver = DeviceError::Driver("libcuda.so.1 cannot be loaded".into());
+        assert_eq!(driver.cause(), "no CUDA driver (libcuda.so.1 cannot be loaded)");
+        let index = DeviceError::Index { index: 3, count: 1 };
+        assert_eq!(index.cause(), index.to_string());
     }
 }

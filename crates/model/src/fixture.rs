@@ -6,7 +6,10 @@ use std::path::Path;
 use safetensors::tensor::{Dtype as FileDtype, TensorView};
 use serde_json::{Value, json};
 
-use crate::device::Device;
+use petals_protocol::Span;
+
+use crate::device::{Device, Dtype, KvDtype};
+use crate::stack::{Division, Place};
 
 /// A checkpoint directory that is removed when dropped.
 pub(crate) type Dir = tempfile::TempDir;
@@ -15,6 +18,27 @@ pub(crate) type Dir = tempfile::TempDir;
 pub(crate) fn devices() -> Vec<Device> {
     let named = std::env::var("PETALS_TEST_DEVICE").ok().map(|name| name.parse().expect("a device that is here"));
     [Device::cpu(), Device::reference()].into_iter().chain(named).collect()
+}
+
+/// The three blocks of [`config`] on each engine alone, and divided among devices.
+pub(crate) fn divisions() -> Vec<Division> {
+    let [host, reference] = [Device::cpu(), Device::reference()];
+    let divided = [
+        vec![(1, host.clone()), (2, host.clone())],
+        vec![(2, host.clone()), (1, reference.clone())],
+        vec![(1, reference.clone()), (1, host.clone()), (1, reference.clone())],
+    ];
+    let other = |device: &Device| *device != host && *device != reference;
+    let named = devices().into_iter().filter(other).map(|device| vec![(2, device), (1, host.clone())]);
+    let whole = devices().into_iter().map(|device| vec![(3, device)]);
+    whole.chain(divided.clone()).chain(named).map(|counts| divided_as(&counts)).collect()
+}
+
+/// The three blocks of [`config`] in f32, the first so many on the first device and so on.
+pub(crate) fn divided_as(counts: &[(usize, Device)]) -> Division {
+    let place = |device: &Device| Place { device: device.clone(), dtype: Dtype::F32, kv_dtype: KvDtype::F32 };
+    let counts = counts.iter().map(|(count, device)| (*count, place(device)));
+    Division::new(Span::new(0, 3).unwrap(), counts).expect("three blocks")
 }
 
 /// Deterministic values in [-1, 1).

@@ -3,7 +3,7 @@
 use petals_protocol::Span;
 
 use crate::config::ModelConfig;
-use crate::device::KvDtype;
+use crate::device::{Device, KvDtype};
 use crate::engine::shapes::{WINDOWED_STEP, most_pages};
 use crate::engine::{Cache, Engine, OnEngine, PerEngine, on_engine};
 
@@ -14,7 +14,7 @@ impl PerEngine for Caches {
     type On<E: Engine> = E::Cache;
 }
 
-/// Keys and values of one sequence in the blocks of one span, for positions `0..len`, on the device of these blocks.
+/// Keys and values of one sequence in the blocks of one span, for positions `0..len`, on the devices of these blocks.
 ///
 /// A clone shares its memory until one of the two is written to.
 #[derive(Debug, Clone)]
@@ -23,12 +23,21 @@ pub struct KvCache {
     len: usize,
     /// Whether the sequence may grow longer than texts of pre-training.
     long: bool,
-    storage: OnEngine<Caches>,
+    /// Of each part of the stack that has blocks of the span.
+    parts: Vec<CachePart>,
+}
+
+/// What is kept on one device.
+#[derive(Debug, Clone)]
+pub(crate) struct CachePart {
+    pub(crate) span: Span,
+    pub(crate) device: Device,
+    pub(crate) storage: OnEngine<Caches>,
 }
 
 impl KvCache {
-    pub(crate) fn new(span: Span, long: bool, storage: OnEngine<Caches>) -> Self {
-        Self { span, len: 0, long, storage }
+    pub(crate) fn new(span: Span, long: bool, parts: Vec<CachePart>) -> Self {
+        Self { span, len: 0, long, parts }
     }
 
     /// Whether the rotary frequencies of long texts hold for it.
@@ -53,18 +62,33 @@ impl KvCache {
 
     /// The least length that it can be truncated to: blocks with windows give back what they have left behind.
     pub fn shortest(&self) -> usize {
-        on_engine!(&self.storage, cache => cache.shortest())
+        let of_part = |part: &CachePart| on_engine!(&part.storage, cache => cache.shortest());
+        self.parts.iter().map(of_part).max().unwrap_or_default()
     }
 
     /// Forgets all positions from `len` on, which is not below [`Self::shortest`].
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        on_engine!(&mut self.storage, cache => cache.truncate(self.len));
+        for part in &mut self.parts {
+            on_engine!(&mut part.storage, cache => cache.truncate(self.len));
+        }
     }
 
-    /// Where keys and values are kept.
-    pub(crate) fn storage(&mut self) -> &mut OnEngine<Caches> {
-        &mut self.storage
+    /// What is kept in the part `number` of the span.
+    pub(crate) fn part(&mut self, number: usize) -> Option<&mut CachePart> {
+        self.parts.get_mut(number)
+    }
+
+    /// Whether it is divided as `parts` say.
+    pub(crate) fn lies<'a>(&'a self, parts: impl Iterator<Item = (Span, &'a Device)>) -> bool {
+        parts.eq(self.parts.iter().map(|part| (part.span, &part.device)))
+    }
+
+    /// Forgets what a step that failed has written in any part.
+    pub(crate) fn abandon(&mut self) {
+        for part in &mut self.parts {
+            on_engine!(&mut part.storage, cache => cache.abandon(self.len));
+        }
     }
 
     /// Takes `rows` positions that were written into the sequence.

@@ -22,11 +22,11 @@ pub use config::{
     HeadDesign, HeadNorms, LayerDesign, MlpDesign, MlpReads, ModelConfig, NormKind, NormPlaces, Projection,
     Projections, Quantisation, RopeScaling, RotaryDesign, SharedExpert, parse_json,
 };
-pub use device::{Device, DeviceError, Dtype, KvDtype};
+pub use device::{Device, DeviceError, DeviceKind, Dtype, FoundDevice, FoundDevices, KvDtype};
 pub use engine::shapes::PAGE_TOKENS;
 pub use engine::{DeviceFailure, KvMeter};
 pub use kv::KvCache;
 pub use stack::{
-    BlockStack, CachedPrefix, CachedRows, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError,
-    SpanTables, Stash, StepSize,
+    BlockStack, CachedPrefix, CachedRows, Division, ForwardOutput, ForwardPass, InputGrads, Keep, OnePlace,
+    OutputGrads, PassError, Place, SpanTables, Stash, StepSize,
 };

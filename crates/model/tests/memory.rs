@@ -132,7 +132,7 @@ fn keys_and_values_are_written_where_they_are() {
         // Neither step begins a page.
         let (few, many) = (PAGE_TOKENS / 2, longest.min(4 * PAGE_TOKENS) - PAGE_TOKENS / 2);
         let (short, long) = (of_step(few), of_step(many));
-        let kept = stack.kv_page_bytes(4) / PAGE_TOKENS as u64 * (many - few) as u64;
+        let kept = stack.kv_page_bytes(stack.span()) / PAGE_TOKENS as u64 * (many - few) as u64;
         println!("{device}: {short} bytes behind {few} positions, {long} behind {many}, which are {kept} more");
         let allowed = short as f64 + times * kept as f64;
         assert!((long as f64) < allowed, "{device}: {long} for {short}, {kept} more are kept");

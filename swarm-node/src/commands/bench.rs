@@ -14,7 +14,8 @@ use super::serve::check_blocks;
 use super::signals::StopSignals;
 use crate::args::{BenchArgs, BenchInjection, BenchKind, BenchMode, BenchTask};
 use crate::error::NodeError;
-use crate::machine::memory;
+use crate::machine::division;
+use crate::machine::memory::{self, Free};
 
 mod passes;
 
@@ -45,16 +46,17 @@ fn measure(args: &BenchArgs, stop: &AtomicBool) -> Result<(), NodeError> {
     check_length(args, &checkpoint)?;
     let span = args.blocks.unwrap_or_else(|| checkpoint.blocks());
     checkpoint.supply(span).map_err(anyhow::Error::from)?;
-    let (device, dtype, kv_dtype) = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
+    let places = args.compute.resolve(&checkpoint).map_err(NodeError::input)?;
     let started = Instant::now();
-    let blocks = checkpoint.load_span(span, &device, dtype).context("cannot load the blocks")?;
-    let blocks = blocks.with_kv_dtype(kv_dtype).map_err(NodeError::input)?;
+    let free = Free::on(places.iter().map(|place| &place.device));
+    let division = division::divide(&checkpoint, span, &places, &free, |_| None).context("no device was named")?;
+    let blocks = checkpoint.load_division(&division, None).context("cannot load the blocks")?;
     let setup = BenchSetup {
         model: args.model.display().to_string(),
         blocks: span.to_string(),
         hidden: checkpoint.config().hidden_size,
         weight_bytes: blocks.weight_bytes(),
-        device: device.to_string(),
+        device: division::words(&division),
         dtype: blocks.dtype().to_string(),
         kv_dtype: blocks.kv_dtype().to_string(),
         load_s: started.elapsed().as_secs_f64(),

@@ -12,9 +12,10 @@ use std::path::Path;
 
 use anyhow::Context;
 use petals_hub::{ModelSource, SourceError};
-use petals_model::{Checkpoint, CheckpointError, Device, Dtype, KvDtype};
+use petals_model::{Checkpoint, CheckpointError, Device, Place};
 
-use super::events::{Check, NodeEvent, size};
+use super::devices::problem;
+use super::events::{Check, DeviceProblem, NodeEvent, size};
 use super::model as from_hub;
 use super::network::model_name;
 use crate::args::DoctorArgs;
@@ -45,7 +46,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), NodeError> {
 }
 
 async fn checks(args: &DoctorArgs, answers: &mut Answers) -> Result<(), NodeError> {
-    let device = device(&args.compute.device, answers);
+    let devices = devices(&args.compute.device, answers);
     let (source, checkpoint) = match args.model.clone() {
         Some(model) => {
             let (hub, json) = (args.hub.clone(), answers.json());
@@ -54,8 +55,8 @@ async fn checks(args: &DoctorArgs, answers: &mut Answers) -> Result<(), NodeErro
         }
         None => (None, None),
     };
-    let (dtype, kv_dtype) = args.compute.on(&device, checkpoint.as_ref()).map_err(NodeError::input)?;
-    memory((&device, dtype, kv_dtype), checkpoint.as_ref(), answers);
+    let places = args.compute.on(&devices, checkpoint.as_ref()).map_err(NodeError::input)?;
+    memory(&places, checkpoint.as_ref(), answers);
     machine::limits().into_iter().for_each(|check| answers.check(check));
     let place = source.as_ref().map(ModelSource::path).or(args.model.as_deref()).unwrap_or(Path::new("."));
     let to_come =
@@ -68,31 +69,32 @@ async fn checks(args: &DoctorArgs, answers: &mut Answers) -> Result<(), NodeErro
 }
 
 /// What blocks would run on. Falls back to the processor, so that the other checks say something.
-fn device(wanted: &str, answers: &mut Answers) -> Device {
+fn devices(wanted: &str, answers: &mut Answers) -> Vec<Device> {
     const NAME: &str = "device";
-    const REMEDY: &str = "install NVIDIA's driver and the CUDA run-time compiler (libnvrtc), or a Vulkan driver (Debian: \
-                          mesa-vulkan-drivers), use a build with `--features petals-node/cuda` or `petals-node/vulkan`, or serve \
-                          with --device cpu";
-    match wanted.parse::<Device>() {
-        Ok(device) => {
-            let hardware = device.hardware().map_or_else(String::new, |name| format!(" ({name})"));
-            answers.check(Check::ok(NAME, format!("{device}{hardware}")));
-            for (present, kind) in [("/proc/driver/nvidia", "cuda"), ("/dev/dri", "vulkan")] {
-                if wanted == "auto"
-                    && device == Device::cpu()
-                    && Path::new(present).exists()
-                    && let Err(error) = kind.parse::<Device>()
-                {
-                    answers.check(Check::warn("gpu", format!("there may be one that is not used: {error}"), REMEDY));
-                }
-            }
-            device
-        }
+    let devices = match Device::list(wanted) {
+        Ok(devices) => devices,
         Err(error) => {
-            answers.check(Check::fail(NAME, error.to_string(), REMEDY));
-            Device::cpu()
+            let DeviceProblem { cause, remedy } = problem(&error);
+            let remedy = format!("{remedy}; `petals-node devices` lists what is there");
+            answers.check(Check::fail(NAME, cause, remedy));
+            return vec![Device::cpu()];
+        }
+    };
+    for device in &devices {
+        let hardware = device.hardware().map_or_else(String::new, |name| format!(" ({name})"));
+        answers.check(Check::ok(NAME, format!("{device}{hardware}")));
+    }
+    for (present, kind) in [("/proc/driver/nvidia", "cuda"), ("/dev/dri", "vulkan")] {
+        if wanted == "auto"
+            && devices == [Device::cpu()]
+            && Path::new(present).exists()
+            && let Err(error) = kind.parse::<Device>()
+        {
+            let DeviceProblem { cause, remedy } = problem(&error);
+            answers.check(Check::warn("gpu", format!("there may be one that is not used: {cause}"), remedy));
         }
     }
+    devices
 }
 
 /// What is found of the model, and where.
@@ -159,16 +161,13 @@ fn refused(name: &'static str, error: CheckpointError) -> Check {
 }
 
 /// What the model needs, and what of it fits into this machine's memory.
-fn memory(
-    (device, dtype, kv_dtype): (&Device, Dtype, KvDtype),
-    checkpoint: Option<&Checkpoint>,
-    answers: &mut Answers,
-) {
-    let Some(checkpoint) = checkpoint else {
-        let room = size(Free::on(device).for_weights());
+fn memory(places: &[Place], checkpoint: Option<&Checkpoint>, answers: &mut Answers) {
+    let free = Free::on(places.iter().map(|place| &place.device));
+    let (Some(checkpoint), Some(kv_dtype)) = (checkpoint, model::kv_dtype(places)) else {
+        let room = size(free.for_weights());
         return answers.check(Check::ok("memory", format!("{room} for weights")));
     };
-    let needs = model::needs(checkpoint.config(), model::fit(checkpoint, device, dtype, kv_dtype), kv_dtype);
+    let needs = model::needs(checkpoint.config(), model::fit(checkpoint, places, &free), kv_dtype);
     let check = model::memory(&needs);
     answers.event(NodeEvent::ModelNeeds(needs));
     answers.check(check);

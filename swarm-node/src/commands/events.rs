@@ -8,12 +8,14 @@ use serde::Serialize;
 
 mod bench;
 mod check;
+mod devices;
 mod join;
 mod needs;
 mod report;
 
 pub use bench::{BenchFigures, BenchSetup};
 pub use check::{Check, CheckStatus};
+pub use devices::{DeviceProblem, DeviceSeen};
 pub use join::Join;
 pub(crate) use needs::size;
 pub use needs::{BlockBytes, BlockKind, BlocksThatFit, ModelNeeds};
@@ -37,9 +39,9 @@ pub enum NodeEvent {
         blocks: String,
         /// Bytes of weights held.
         weight_bytes: u64,
-        /// Device the blocks are on.
+        /// Device the blocks are on; of several devices each with its blocks.
         device: String,
-        /// Dtype of weights and computation.
+        /// Dtype of weights and computation; of several devices that of the fewest bits.
         dtype: String,
         /// Seconds from start to here.
         seconds: f64,
@@ -143,6 +145,16 @@ pub enum NodeEvent {
     },
     /// What the model needs that `doctor` was given.
     ModelNeeds(ModelNeeds),
+    /// A device of this machine.
+    Device(DeviceSeen),
+    /// A way to a GPU that leads nowhere on this machine.
+    NoDevice {
+        /// `CUDA` or `Vulkan`.
+        runtime: &'static str,
+        /// Why, and what to do.
+        #[serde(flatten)]
+        problem: DeviceProblem,
+    },
     /// What is about to be timed.
     BenchSetup(BenchSetup),
     /// Figures of one kind of work.
@@ -210,6 +222,8 @@ impl NodeEvent {
                 format!("report written to {file}, without addresses, keys and paths: read it before you pass it on")
             }
             Self::ModelNeeds(needs) => needs.to_string(),
+            Self::Device(device) => device.to_string(),
+            Self::NoDevice { runtime, problem } => format!("no {runtime}: {problem}"),
             Self::BenchSetup(setup) => setup.to_string(),
             Self::Bench(figures) => figures.to_string(),
         }

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use petals_model::{Checkpoint, Device, Dtype, KvDtype};
+use petals_model::{Checkpoint, Division, Place};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 
@@ -22,7 +22,8 @@ use super::watch;
 use crate::args::ServeArgs;
 use crate::error::NodeError;
 use crate::executor::ExecutorConfig;
-use crate::machine::measure::MeasureConfig;
+use crate::machine::division;
+use crate::machine::measure::{self, MeasureConfig};
 use crate::machine::memory::Free;
 use crate::placement::Coverage;
 use crate::placement::mover::{RebalanceConfig, random};
@@ -106,7 +107,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         model: info.model.to_string(),
         blocks: info.span.to_string(),
         weight_bytes: server.weight_bytes(),
-        device: server.device().to_string(),
+        device: server.division().map_or_else(|| info.device.clone(), |division| division::words(&division)),
         dtype: info.dtype.clone(),
         seconds: started.elapsed().as_secs_f64(),
         page: page.url(),
@@ -181,13 +182,14 @@ async fn start(
     incoming: Incoming,
     checkpoint: Checkpoint,
     model: ModelId,
-    (device, dtype, _): (Device, Dtype, KvDtype),
+    places: Vec<Place>,
 ) -> Result<Server, NodeError> {
-    let free = Free::on(&device);
+    let devices: Vec<_> = places.iter().map(|place| place.device.clone()).collect();
+    let free = Free::on(&devices);
     let span = match args.blocks {
         Some(span) => span,
         None => {
-            let count = args.num_blocks.map_or_else(|| fitting(&checkpoint, dtype, free.for_weights()), Ok)?;
+            let count = args.num_blocks.map_or_else(|| fitting(&checkpoint, &places, &free), Ok)?;
             let before = earlier(args, &model).filter(|span| {
                 let room =
                     if args.num_blocks.is_some() { span.len() == count as usize } else { span.len() <= count as usize };
@@ -204,10 +206,24 @@ async fn start(
     };
     let checkpoint = model::supplied(checkpoint, span).await?;
     // Of a model from the hub only now is there something that tells how its weights lie.
-    let (dtype, kv_dtype) = args.compute.on(&device, Some(&checkpoint)).map_err(NodeError::input)?;
-    let checkpoint = hold(checkpoint, span, (&device, dtype), free.for_weights());
+    let places = args.compute.on(&devices, Some(&checkpoint)).map_err(NodeError::input)?;
+    let measure =
+        MeasureConfig { cache_dir: args.cache_dir.clone().or_else(petals_settings::cache_dir), again: args.measure };
+    let speed = |place: &Place| Some(measure::known(&measure, model.fingerprint(), place)?.decode);
+    let divide = |checkpoint: &Checkpoint| {
+        division::divide(checkpoint, span, &places, &free, speed).context("no device was named")
+    };
+    let checkpoint = hold(checkpoint, &places, &free, divide)?;
+    let division = divide(&checkpoint)?;
+    if places.len() > 1 {
+        tracing::info!(devices = division::words(&division), "divided the blocks by memory and speed");
+        for idle in places.iter().filter(|place| division.parts().iter().all(|(_, other)| other.device != place.device))
+        {
+            tracing::warn!("{} gets no blocks: those of {span} fit on the other devices", idle.device);
+        }
+    }
     let moves = args.blocks.is_none() && !args.rebalance_period.is_zero();
-    let budgets = free.divide(checkpoint.span_bytes(span, dtype));
+    let budgets = free.divide(&division::weights(&checkpoint, &division));
     let executor = ExecutorConfig {
         stash_bytes: args.stash_bytes.unwrap_or(budgets.stash),
         pass_bytes: budgets.pass,
@@ -215,22 +231,17 @@ async fn start(
         stash_policy: args.stash,
         queue: args.queue as usize,
         queue_per_peer: args.queue_per_peer as usize,
+        rooms: budgets.rooms,
         ..ExecutorConfig::default()
     };
     let config = ServerConfig {
         model,
-        span,
-        device,
-        dtype,
-        kv_dtype,
+        division,
         max_rows: args.max_rows,
         request_bytes: args.request_bytes.unwrap_or(budgets.requests),
         max_adapter_bytes: args.max_adapter_bytes,
         executor,
-        measure: MeasureConfig {
-            cache_dir: args.cache_dir.clone().or_else(petals_settings::cache_dir),
-            again: args.measure,
-        },
+        measure,
         shares_weights: args.share.share_weights,
         rebalance: moves.then_some(RebalanceConfig { period: args.rebalance_period }),
         public_name: args.public_name.clone(),
@@ -239,21 +250,28 @@ async fn start(
 }
 
 /// The checkpoint, its experts read from their files if memory does not hold what was asked for.
-fn hold(checkpoint: Checkpoint, span: Span, (device, dtype): (&Device, Dtype), room: u64) -> Checkpoint {
-    let needed = checkpoint.span_bytes(span, dtype);
-    if needed <= room || !device.reads_in_place() || checkpoint.config().block.experts.is_none() {
-        return checkpoint;
+fn hold(
+    checkpoint: Checkpoint,
+    places: &[Place],
+    free: &Free,
+    divide: impl Fn(&Checkpoint) -> anyhow::Result<Division>,
+) -> anyhow::Result<Checkpoint> {
+    let division = divide(&checkpoint)?;
+    let (needed, mixture) = (division::weights(&checkpoint, &division), checkpoint.config().block.experts.is_some());
+    if free.holds(&needed) || !mixture || !places.iter().all(|place| place.device.reads_in_place()) {
+        return Ok(checkpoint);
     }
-    let mib = |bytes: u64| bytes >> 20;
+    let mib = |weights: &[(String, u64)]| weights.iter().map(|(_, bytes)| bytes >> 20).sum::<u64>();
     let checkpoint = checkpoint.with_experts_in_files();
     tracing::warn!(
-        "blocks {span} need {} MiB and {} MiB may be used: weights of experts stay in their files ({} MiB are loaded), and whatever the system \
+        "blocks {} need {} MiB and {} MiB may be used: weights of experts stay in their files ({} MiB are loaded), and whatever the system \
          does not keep of them is read from the disk for every pass; serve fewer blocks, or use --dtype int8 or int4, to avoid that",
-        mib(needed),
-        mib(room),
-        mib(checkpoint.span_bytes(span, dtype)),
+        division.span(),
+        mib(&needed),
+        free.for_weights() >> 20,
+        mib(&division::weights(&checkpoint, &division)),
     );
-    checkpoint
+    Ok(checkpoint)
 }
 
 /// Refuses blocks that the model does not have, and tensors that cannot be loaded, before anybody is told of them.
@@ -282,13 +300,15 @@ fn earlier(args: &ServeArgs, model: &ModelId) -> Option<Span> {
 }
 
 /// As many blocks as fit.
-fn fitting(checkpoint: &Checkpoint, dtype: Dtype, room: u64) -> Result<u32, NodeError> {
+fn fitting(checkpoint: &Checkpoint, places: &[Place], free: &Free) -> Result<u32, NodeError> {
     let all = checkpoint.blocks();
-    let one = checkpoint.span_bytes(all, dtype) / all.len() as u64;
-    let count = u32::try_from(room / one.max(1)).unwrap_or(u32::MAX).min(all.end());
+    let count = u32::try_from(division::fitting(checkpoint, places, free)).unwrap_or(u32::MAX).min(all.end());
     if count == 0 {
         let mib = |bytes: u64| bytes >> 20;
-        let error = anyhow::anyhow!("one block needs {} MiB, only {} MiB may be used", mib(one), mib(room));
+        let blocks = places.iter().map(|place| checkpoint.span_bytes(all, place.dtype) / all.len() as u64);
+        let one = blocks.min().unwrap_or_default();
+        let error =
+            anyhow::anyhow!("one block needs {} MiB, only {} MiB may be used", mib(one), mib(free.for_weights()));
         return Err(NodeError::from(error));
     }
     Ok(count)

@@ -3,17 +3,20 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use petals_model::{BlockStack, ForwardOutput, ForwardPass, Keep, OutputGrads, PassError, Stash};
-use petals_protocol::{BlockPasses, PassLayout, Refusal, StashId, StashLevel};
+use petals_model::{BlockStack, ForwardOutput, ForwardPass, Keep, OnePlace, OutputGrads, PassError, Stash, StepSize};
+use petals_protocol::{BlockPasses, PassLayout, Refusal, Span, StashId, StashLevel};
 
 use super::pass::{Inputs, Output, Pass, Work};
 use super::stash::{Size, Sizes, StashPolicy, StashStore};
 use crate::lock::lock;
+use crate::machine::rooms::Rooms;
 
 /// The blocks, and what a pass may take.
 #[derive(Debug)]
 pub(crate) struct Compute {
     pub(crate) blocks: Arc<BlockStack>,
+    /// What a budget has on each of their devices.
+    pub(crate) rooms: Rooms,
     /// Bytes that one pass may take beside weights and stashes.
     pub(crate) pass_bytes: u64,
     pub(crate) policy: StashPolicy,
@@ -23,7 +26,7 @@ impl Compute {
     /// Runs a pass whose request was checked. Memory is weighed before anything is allocated.
     pub(crate) fn run(&self, pass: Pass, stashes: &Mutex<StashStore<Stash>>) -> Result<(Output, BlockPasses), Refusal> {
         let Pass { stream, layout, work, .. } = pass;
-        self.check_memory(self.blocks.activation_bytes_estimate(&layout))?;
+        self.check_memory(self.activation_bytes(&layout))?;
         match work {
             Work::Forward { inputs, stash } => self.forward(layout, inputs, stash.map(|id| (stream, id)), stashes),
             Work::KeysValues { inputs } => self.keys_values(&layout, inputs),
@@ -67,8 +70,11 @@ impl Compute {
     fn keys_values(&self, layout: &PassLayout, inputs: Inputs) -> Result<(Output, BlockPasses), Refusal> {
         // Twice: on the device, and as they leave.
         let of_block = (2 * layout.prefix_rows()).saturating_mul(2 * self.blocks.config().block_widths().key);
-        let wanted = (4 * layout.span.len() as u64).saturating_mul(of_block as u64);
-        self.check_memory(self.blocks.activation_bytes_estimate(layout).saturating_add(wanted))?;
+        let of_blocks = |count: usize| (4 * count as u64).saturating_mul(of_block as u64);
+        let wanted = self
+            .rooms
+            .passing(&self.blocks, |place| of_blocks(place.span().intersect(layout.span).map_or(0, |own| own.len())));
+        self.check_memory(self.activation_bytes(layout).saturating_add(wanted))?;
         let Inputs { text, prefix, tables } = inputs;
         let tables = tables.map(|tables| tables.into_values());
         let pass = ForwardPass { layout, text, prefix, tables };
@@ -86,12 +92,12 @@ impl Compute {
         grads: OutputGrads,
         text_grad: bool,
     ) -> Result<(Output, BlockPasses), Refusal> {
-        let activations = self.blocks.activation_bytes_estimate(layout);
-        let whole = activations.saturating_add(self.blocks.stash_bytes_estimate(layout));
+        let activations = self.activation_bytes(layout);
+        let whole = activations.saturating_add(self.stash_bytes(layout));
         let keep = if whole <= self.pass_bytes {
             Keep::Everything
         } else {
-            let parts = [self.blocks.input_bytes_estimate(layout), self.blocks.block_stash_bytes_estimate(layout)];
+            let parts = [self.input_bytes(layout), self.block_stash_bytes(layout)];
             self.check_memory(parts.iter().fold(activations, |sum, part| sum.saturating_add(*part)))?;
             Keep::Inputs
         };
@@ -125,10 +131,49 @@ impl Compute {
 
     /// What stashes of such a pass take. Inputs alone are no choice if their backward would not fit into a pass.
     fn sizes(&self, layout: &PassLayout) -> Sizes {
-        let activations = self.blocks.activation_bytes_estimate(layout);
-        let repeating = activations.saturating_add(self.blocks.block_stash_bytes_estimate(layout));
-        let inputs = (repeating <= self.pass_bytes).then(|| self.blocks.input_bytes_estimate(layout));
-        Sizes { full: self.blocks.stash_bytes_estimate(layout), inputs }
+        let repeating = self.activation_bytes(layout).saturating_add(self.block_stash_bytes(layout));
+        let inputs = (repeating <= self.pass_bytes).then(|| self.input_bytes(layout));
+        Sizes { full: self.stash_bytes(layout), inputs }
+    }
+
+    // What is counted against the budgets: bytes where there is one memory, see [`Rooms`] for several.
+
+    pub(crate) fn activation_bytes(&self, layout: &PassLayout) -> u64 {
+        self.rooms.passing(&self.blocks, |place| place.activation_bytes_estimate(layout))
+    }
+
+    fn stash_bytes(&self, layout: &PassLayout) -> u64 {
+        self.rooms.kept(&self.blocks, |place| place.stash_bytes_estimate(layout))
+    }
+
+    fn input_bytes(&self, layout: &PassLayout) -> u64 {
+        self.rooms.kept(&self.blocks, |place| place.input_bytes_estimate(layout))
+    }
+
+    fn block_stash_bytes(&self, layout: &PassLayout) -> u64 {
+        self.rooms.passing(&self.blocks, |place| place.block_stash_bytes_estimate(layout))
+    }
+
+    /// Of a step through the blocks of `span`.
+    pub(crate) fn step_bytes(&self, span: Span, sizes: &[StepSize]) -> u64 {
+        let of_place =
+            |place: OnePlace<'_>| place.span().intersect(span).map_or(0, |_| place.step_bytes_estimate(sizes));
+        self.rooms.passing(&self.blocks, of_place)
+    }
+
+    /// Of a page of a sequence's keys and values in the blocks of `span`.
+    pub(crate) fn page_bytes(&self, span: Span) -> u64 {
+        self.rooms.kept(&self.blocks, |place| place.kv_page_bytes(span))
+    }
+
+    /// Most that the keys and values of a sequence take.
+    pub(crate) fn sequence_bytes(&self, span: Span, positions: u64) -> u64 {
+        self.rooms.kept(&self.blocks, |place| place.kv_bytes(span, positions))
+    }
+
+    /// Of tables that sequences need for as long as they grow.
+    pub(crate) fn lasting_table_bytes(&self, layout: &PassLayout) -> u64 {
+        self.rooms.kept(&self.blocks, |place| place.lasting_table_bytes(layout))
     }
 
     pub(crate) fn check_memory(&self, bytes: u64) -> Result<(), Refusal> {

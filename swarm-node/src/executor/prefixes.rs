@@ -7,6 +7,8 @@ use std::sync::{Arc, Weak};
 use petals_model::{BlockStack, CachedPrefix, KvCache, KvMeter, PAGE_TOKENS, PassError, SpanTables};
 use petals_protocol::{PassLayout, Span, encode};
 
+use super::compute::Compute;
+
 /// What a prefix is made of, in 32 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PrefixKey([u8; 32]);
@@ -104,7 +106,7 @@ impl Prefixes {
     /// kept.
     pub(crate) fn get(
         &mut self,
-        blocks: &BlockStack,
+        compute: &Compute,
         (span, longest): (Span, usize),
         key: PrefixKey,
         prefix: CachedPrefix<'_>,
@@ -114,10 +116,10 @@ impl Prefixes {
             kept.used = self.clock;
             return Ok((kept.cache.clone(), kept.behind.clone()));
         }
-        let mut cache = blocks.cache(span, longest, &self.meter)?;
+        let mut cache = compute.blocks.cache(span, longest, &self.meter)?;
         let pages = prefix.rows.div_ceil(PAGE_TOKENS) as u64;
-        let behind = blocks.begin(prefix, &mut cache)?;
-        let bytes = pages * blocks.kv_page_bytes(span.len()) + 4 * behind.as_ref().map_or(0, Vec::len) as u64;
+        let behind = compute.blocks.begin(prefix, &mut cache)?;
+        let bytes = pages * compute.page_bytes(span) + 4 * behind.as_ref().map_or(0, Vec::len) as u64;
         self.keep(key, cache.clone(), behind.clone(), bytes);
         Ok((cache, behind))
     }

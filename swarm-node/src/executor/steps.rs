@@ -64,16 +64,15 @@ pub(crate) fn run(
     prefixes: &mut Prefixes,
     steps: Vec<Step>,
 ) -> Vec<Result<Stepped, Refusal>> {
-    let blocks = &compute.blocks;
     let mut results: Vec<Option<Result<Stepped, Refusal>>> = steps.iter().map(|_| None).collect();
     // Those that fit into the memory of a pass together.
     let mut batches: Vec<(Vec<Ready>, Vec<StepSize>)> = Vec::new();
     for (number, step) in steps.into_iter().enumerate() {
         let (key, opening) = (step.key, step.open.is_some());
-        let fits = compute.check_memory(blocks.activation_bytes_estimate(&step.layout));
-        let ready = fits.and_then(|()| prepare(blocks, store, prefixes, number, step));
+        let fits = compute.check_memory(compute.activation_bytes(&step.layout));
+        let ready = fits.and_then(|()| prepare(compute, store, prefixes, number, step));
         let ready = ready.and_then(|ready| {
-            let alone = compute.check_memory(blocks.step_bytes_estimate(&ready.sizes()));
+            let alone = compute.check_memory(compute.step_bytes(ready.session.span, &ready.sizes()));
             match alone {
                 Ok(()) => Ok(ready),
                 Err(refusal) => {
@@ -84,10 +83,10 @@ pub(crate) fn run(
         });
         match ready {
             Ok(ready) => {
-                let sizes = ready.sizes();
+                let (span, sizes) = (ready.session.span, ready.sizes());
                 let room = batches.last_mut().filter(|(_, others)| {
                     let together = [others.as_slice(), &sizes].concat();
-                    compute.check_memory(blocks.step_bytes_estimate(&together)).is_ok()
+                    compute.check_memory(compute.step_bytes(span, &together)).is_ok()
                 });
                 match room {
                     Some((batch, others)) => {
@@ -106,7 +105,7 @@ pub(crate) fn run(
         }
     }
     for (batch, _) in batches {
-        for (number, result) in run_batch(blocks, store, prefixes, batch) {
+        for (number, result) in run_batch(compute, store, prefixes, batch) {
             results[number] = Some(result);
         }
     }
@@ -115,18 +114,19 @@ pub(crate) fn run(
 
 /// Runs what fits together; whoever's rows fail, fails alone. The results by the steps' numbers.
 fn run_batch(
-    blocks: &BlockStack,
+    compute: &Compute,
     store: &Mutex<SessionStore>,
     prefixes: &mut Prefixes,
     mut ready: Vec<Ready>,
 ) -> Vec<(usize, Result<Stepped, Refusal>)> {
+    let blocks = &compute.blocks;
     // Rows that have the same tables are one product if they lie side by side.
     ready.sort_by_key(|ready| ready.session.tables.as_ref().map(Arc::as_ptr).map(<*const SpanTables>::addr));
     let together = if ready.len() > 1 { step(blocks, &mut ready) } else { Err(None) };
     if let Ok(outputs) = together {
         let finished = ready.into_iter().zip(outputs);
         return finished
-            .map(|(ready, text)| (ready.number, Ok(finish(blocks, store, prefixes, ready, text))))
+            .map(|(ready, text)| (ready.number, Ok(finish(compute, store, prefixes, ready, text))))
             .collect();
     }
     // Nothing has changed; one by one it shows whose rows are the matter.
@@ -140,7 +140,7 @@ fn run_batch(
             match result {
                 Ok(outputs) => {
                     let text = outputs.into_iter().next().unwrap_or_default();
-                    Ok(finish(blocks, store, prefixes, one, text))
+                    Ok(finish(compute, store, prefixes, one, text))
                 }
                 Err(error) => {
                     lock(store).abandon(key);
@@ -158,20 +158,21 @@ fn failed() -> Refusal {
 
 /// Opens or finds the session, and brings its sequences to where the step begins.
 fn prepare(
-    blocks: &BlockStack,
+    compute: &Compute,
     store: &Mutex<SessionStore>,
     prefixes: &mut Prefixes,
     number: usize,
     step: Step,
 ) -> Result<Ready, Refusal> {
+    let blocks = &compute.blocks;
     let Step { key, peer, layout, inputs, starts, order, open } = step;
     let Inputs { text, prefix, tables } = inputs;
     if let Some(mut limits) = open {
         // Nobody needs more, and the rest would be memory that nobody can use.
         let most = u32::try_from(blocks.config().max_position_embeddings).unwrap_or(u32::MAX);
         limits.max_positions = limits.max_positions.min(most);
-        let of_sequence = blocks.kv_bytes(layout.span, u64::from(limits.max_positions));
-        let memory = SessionMemory { of_sequence, fixed: blocks.lasting_table_bytes(&layout) };
+        let of_sequence = compute.sequence_bytes(layout.span, u64::from(limits.max_positions));
+        let memory = SessionMemory { of_sequence, fixed: compute.lasting_table_bytes(&layout) };
         let mut session = lock(store).admit(key, peer, layout.span, limits, memory)?;
         let values = tables.as_ref().map(Tables::values);
         let longest = limits.max_positions as usize;
@@ -182,7 +183,7 @@ fn prepare(
         let begun = if layout.prefix_len > 0 {
             let (rows, injection) = (layout.prefix_rows(), layout.injection);
             let prefix = CachedPrefix { rows, injection, hidden: prefix, tables: tables.as_deref() };
-            prefixes.get(blocks, (layout.span, longest), text_key, prefix)
+            prefixes.get(compute, (layout.span, longest), text_key, prefix)
         } else {
             blocks.cache(layout.span, longest, prefixes.meter()).map(|cache| (cache, None))
         };
@@ -317,7 +318,7 @@ fn step(blocks: &BlockStack, ready: &mut [Ready]) -> Result<Vec<Vec<f32>>, Optio
 }
 
 fn finish(
-    blocks: &BlockStack,
+    compute: &Compute,
     store: &Mutex<SessionStore>,
     prefixes: &mut Prefixes,
     ready: Ready,
@@ -325,7 +326,7 @@ fn finish(
 ) -> Stepped {
     let Ready { key, session, prefix, opening, .. } = ready;
     let text = match opening {
-        Some(opened) => opened.outputs(blocks, prefixes, &session, computed),
+        Some(opened) => opened.outputs(compute, prefixes, &session, computed),
         None => computed,
     };
     lock(store).put(key, session, Instant::now());
@@ -334,10 +335,10 @@ fn finish(
 
 impl Opened {
     /// The outputs of all rows that are read, those that were known included. What was computed is kept for others.
-    fn outputs(self, blocks: &BlockStack, prefixes: &mut Prefixes, session: &Session, computed: Vec<f32>) -> Vec<f32> {
+    fn outputs(self, compute: &Compute, prefixes: &mut Prefixes, session: &Session, computed: Vec<f32>) -> Vec<f32> {
         let Self { key, text, read, rows, behind } = self;
-        let hidden = blocks.config().hidden_size;
-        let page_bytes = blocks.kv_page_bytes(session.span.len());
+        let hidden = compute.blocks.config().hidden_size;
+        let page_bytes = compute.page_bytes(session.span);
         let known = |row: usize| {
             let page = behind.get(row / PAGE_TOKENS)?.as_ref()?;
             page.get(row % PAGE_TOKENS * hidden..(row % PAGE_TOKENS + 1) * hidden)

@@ -1,5 +1,8 @@
 //! What the executor tells of itself: how busy it is, and what it did.
 
+use std::sync::Arc;
+
+use petals_model::BlockStack;
 use petals_protocol::{InUse, Refusal};
 use petals_swarm::PeerId;
 
@@ -56,7 +59,8 @@ impl ExecutorHandle {
 
     /// Tokens of sessions over all blocks for which there is room, and what sessions have taken, in bytes.
     pub(crate) fn session_room(&self) -> (u64, u64) {
-        let page = self.blocks().map_or(0, |blocks| blocks.kv_page_bytes(blocks.span().len()));
+        let of_page = |blocks: Arc<BlockStack>| self.0.rooms.kept(&blocks, |place| place.kv_page_bytes(blocks.span()));
+        let page = self.blocks().map_or(0, of_page);
         let sessions = lock(&self.0.sessions);
         (sessions.tokens_left(page), sessions.bytes())
     }

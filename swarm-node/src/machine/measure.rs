@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use petals_model::{BlockStack, ForwardPass, Keep};
+use petals_model::{BlockStack, ForwardPass, Keep, Place};
 use petals_protocol::{Fingerprint, Injection, PassLayout, Span};
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, System};
@@ -47,7 +47,7 @@ struct Entry {
     rates: Rates,
 }
 
-/// Compiles the kernels of `blocks`, and gives their rates, from an earlier measurement or a new one. A cache that cannot be read or written costs the time
+/// Compiles the kernels of `blocks`, and gives their rates, from an earlier measurement or a new one, of each part by itself. A cache that cannot be read or written costs the time
 /// of measuring, no more.
 pub(crate) fn rates(
     config: &MeasureConfig,
@@ -55,42 +55,77 @@ pub(crate) fn rates(
     blocks: &BlockStack,
     hidden: usize,
 ) -> anyhow::Result<Rates> {
-    if blocks.device().compiles_ahead() {
+    let division = blocks.division();
+    let mut parts = Vec::with_capacity(division.parts().len());
+    for (span, place) in division.parts() {
+        let part = blocks.part(*span).context("a part of the blocks is not there")?;
+        parts.push((span.len(), rates_of_part(config, fingerprint, (&part, place), hidden)?));
+    }
+    Ok(one_after_the_other(&parts))
+}
+
+/// The rates of parts through which everything goes, given how many blocks each has.
+fn one_after_the_other(parts: &[(usize, Rates)]) -> Rates {
+    if let [(_, only)] = parts {
+        return *only;
+    }
+    let blocks = parts.iter().map(|(count, _)| *count).sum::<usize>() as f64;
+    let rate =
+        |of: fn(&Rates) -> f64| blocks / parts.iter().map(|(count, rates)| *count as f64 / of(rates)).sum::<f64>();
+    Rates { forward: rate(|rates| rates.forward), decode: rate(|rates| rates.decode) }
+}
+
+fn rates_of_part(
+    config: &MeasureConfig,
+    fingerprint: Fingerprint,
+    (part, place): (&BlockStack, &Place),
+    hidden: usize,
+) -> anyhow::Result<Rates> {
+    // What a software device compiles takes longer than the passes of a test or a demo.
+    if place.device.is_gpu() {
         let started = Instant::now();
-        blocks.warm_up()?;
+        part.warm_up()?;
         tracing::info!(seconds = started.elapsed().as_secs_f32(), "kernels are compiled");
     }
-    let of = description(fingerprint, blocks);
+    let of = description(fingerprint, Some(part.span().len()), place);
     let file = config.cache_dir.as_deref().map(|directory| file(directory, &of));
     let known = file.as_deref().filter(|_| !config.again).and_then(|file| read(file, &of));
     if let Some(rates) = known {
-        tracing::debug!(?rates, "speed known from an earlier start");
+        tracing::debug!(device = %place.device, ?rates, "speed known from an earlier start");
         return Ok(rates);
     }
-    let rates = measure(blocks, hidden)?;
-    if let Some(file) = file
-        && let Err(error) = write(&file, &Entry { of, rates })
-    {
-        tracing::warn!("the measured speed is not kept: {error:#}");
+    let rates = measure(part, hidden)?;
+    for of in [of, description(fingerprint, None, place)] {
+        let Some(directory) = &config.cache_dir else { break };
+        if let Err(error) = write(&self::file(directory, &of), &Entry { of, rates }) {
+            tracing::warn!("the measured speed is not kept: {error:#}");
+        }
     }
     Ok(rates)
 }
 
-/// Everything that a measurement depends on.
-fn description(fingerprint: Fingerprint, blocks: &BlockStack) -> String {
-    let (count, device, dtype) = (blocks.span().len(), blocks.device(), (blocks.dtype(), blocks.kv_dtype()));
-    let (dtype, kv_dtype) = dtype;
+/// What was measured last of blocks of a model on a device, however many they were.
+pub(crate) fn known(config: &MeasureConfig, fingerprint: Fingerprint, place: &Place) -> Option<Rates> {
+    let of = description(fingerprint, None, place);
+    read(&file(config.cache_dir.as_deref()?, &of), &of)
+}
+
+/// Everything that a measurement depends on. Without a number of blocks it is the last one of any number.
+fn description(fingerprint: Fingerprint, blocks: Option<usize>, place: &Place) -> String {
+    let Place { device, dtype, kv_dtype } = place;
+    let count = blocks.map_or_else(|| "any".to_owned(), |count| count.to_string());
     let version = env!("CARGO_PKG_VERSION");
     let threads = std::thread::available_parallelism().map_or(0, usize::from);
     let machine = match device.hardware() {
         Some(name) => name.to_owned(),
         None if device.to_string().starts_with("cuda") => gpu_names(),
-        None => format!("{threads} x {}", cpu_name()),
+        None => format!("{threads} x {}", processor_name()),
     };
     format!("{fingerprint} {count} blocks {device} {dtype} kv {kv_dtype} version {version} {machine}")
 }
 
-fn cpu_name() -> String {
+/// What the processor is called.
+pub(crate) fn processor_name() -> String {
     let mut system = System::new();
     system.refresh_cpu_list(CpuRefreshKind::nothing());
     let name = system.cpus().first().map(|cpu| cpu.brand().trim()).filter(|name| !name.is_empty());
@@ -190,7 +225,10 @@ mod tests {
         // Two measurements never agree so closely: the second is the one that was kept (and printed as text on the way).
         let second = rates(&config, print, &blocks, hidden).unwrap();
         assert!((second.forward / first.forward - 1.0).abs() < 1e-12, "{second:?} for {first:?}");
-        let of = description(print, &blocks);
+        let place = blocks.division().parts()[0].1.clone();
+        let of = description(print, Some(blocks.span().len()), &place);
+        assert_eq!(known(&config, print, &place), Some(first), "of any number of blocks");
+        assert_eq!(known(&config, Fingerprint([2; 8]), &place), None);
         assert_eq!(read(&file(&directory, &of), "something else"), None);
         let stored = Rates { forward: 7.0, decode: 8.0 };
         write(&file(&directory, &of), &Entry { of: of.clone(), rates: stored }).unwrap();
@@ -202,5 +240,16 @@ mod tests {
             assert!(rates(&config, print, &blocks, hidden).unwrap().forward > 0.0);
         }
         std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn what_goes_through_several_parts_takes_the_time_of_all() {
+        let rates = |forward, decode| Rates { forward, decode };
+        assert_eq!(one_after_the_other(&[(3, rates(7.0, 8.0))]), rates(7.0, 8.0));
+        // Three blocks in 0.1 s each and one in a whole second.
+        assert!(
+            (one_after_the_other(&[(3, rates(10.0, 4.0)), (1, rates(1.0, 4.0))]).forward - 4.0 / 1.3).abs() < 1e-12
+        );
+        assert_eq!(one_after_the_other(&[(3, rates(10.0, 4.0)), (1, rates(1.0, 4.0))]).decode, 4.0);
     }
 }

@@ -3,6 +3,8 @@
 use petals_model::Device;
 use sysinfo::{Process, ProcessRefreshKind, ProcessesToUpdate, System};
 
+use super::rooms::Rooms;
+
 /// Share of the free memory that weights may take; the rest is for stashes, activations and the system.
 const WEIGHT_SHARE: f64 = 0.7;
 /// Assumed free memory where the system does not tell.
@@ -12,41 +14,101 @@ const UNKNOWN_MEMORY: u64 = 4 << 30;
 const LEAST_LEFT: u64 = 8;
 
 /// Free memory before the weights are loaded, in bytes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Free {
     host: u64,
-    /// Of a device with memory of its own.
-    device: Option<u64>,
+    /// The devices that blocks may be on, each once by its name, with what they have of their own.
+    devices: Vec<(String, Option<u64>)>,
 }
 
-/// What is done with the memory beside the weights, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is done with the memory beside the weights, in bytes: on all devices together.
+#[derive(Debug, Clone)]
 pub(crate) struct Budgets {
     pub(crate) stash: u64,
     /// Keys and values of inference sessions.
     pub(crate) kv: u64,
     pub(crate) pass: u64,
     pub(crate) requests: u64,
+    /// What of the first three is on which device.
+    pub(crate) rooms: Rooms,
 }
 
 impl Free {
-    /// What is free now for blocks on `device`.
-    pub(crate) fn on(device: &Device) -> Self {
-        Self { host: available().unwrap_or(UNKNOWN_MEMORY), device: device.free_bytes() }
+    /// What is free now for blocks on these devices.
+    pub(crate) fn on<'a>(devices: impl IntoIterator<Item = &'a Device>) -> Self {
+        let mut own: Vec<(String, Option<u64>)> = Vec::new();
+        for device in devices {
+            let name = device.to_string();
+            if own.iter().all(|(known, _)| *known != name) {
+                own.push((name, device.free_bytes()));
+            }
+        }
+        Self { host: available().unwrap_or(UNKNOWN_MEMORY), devices: own }
     }
 
-    /// What weights may take.
-    pub(crate) fn for_weights(self) -> u64 {
-        (self.device.unwrap_or(self.host) as f64 * WEIGHT_SHARE) as u64
+    /// Memory of a device's own, if it has any.
+    fn own(&self, device: &str) -> Option<u64> {
+        self.devices.iter().find(|(known, _)| known == device).and_then(|(_, own)| *own)
     }
 
-    /// Divides what `weights` bytes of weights leave. Requests and replies always are in the host's memory.
-    pub(crate) fn divide(self, weights: u64) -> Budgets {
-        let left = |free: u64| free.saturating_sub(weights).max(free / LEAST_LEFT);
-        let near = left(self.device.unwrap_or(self.host));
-        let host = self.device.map_or(near, |_| self.host);
-        Budgets { stash: near / 8, kv: near / 4, pass: near / 4, requests: host / 8 }
+    /// Whether two devices compute in the same memory.
+    pub(crate) fn is_shared(&self, one: &str, other: &str) -> bool {
+        one == other || (self.own(one).is_none() && self.own(other).is_none())
     }
+
+    /// What weights may take in the memory of a device.
+    pub(crate) fn for_weights_on(&self, device: &str) -> u64 {
+        weights_of(self.own(device).unwrap_or(self.host))
+    }
+
+    /// What weights may take in all.
+    pub(crate) fn for_weights(&self) -> u64 {
+        self.memories().iter().map(|(bytes, _)| weights_of(*bytes)).fold(0, u64::saturating_add)
+    }
+
+    /// Whether there is room for so many bytes of weights on each of these devices.
+    pub(crate) fn holds(&self, weights: &[(String, u64)]) -> bool {
+        self.memories().iter().all(|(bytes, devices)| sum_on(devices, weights) <= weights_of(*bytes))
+    }
+
+    /// Each memory, and who computes in it.
+    fn memories(&self) -> Vec<(u64, Vec<String>)> {
+        let on_host = |own: &Option<u64>| own.is_none();
+        let named = |(device, own): &(String, Option<u64>)| own.map(|own| (own, vec![device.clone()]));
+        let mut memories: Vec<_> = self.devices.iter().filter_map(named).collect();
+        if self.devices.is_empty() || self.devices.iter().any(|(_, own)| on_host(own)) {
+            let here = self.devices.iter().filter(|(_, own)| on_host(own)).map(|(device, _)| device.clone());
+            memories.push((self.host, here.collect()));
+        }
+        memories
+    }
+
+    /// Divides what so many bytes of weights on each device leave. Requests and replies always are in the host's memory.
+    pub(crate) fn divide(&self, weights: &[(String, u64)]) -> Budgets {
+        let mut memories = self.memories();
+        // Where there are no blocks there is nothing to keep either.
+        if memories.len() > 1 {
+            memories.retain(|(_, devices)| sum_on(devices, weights) > 0);
+        }
+        let left =
+            |(free, devices): &(u64, Vec<String>)| free.saturating_sub(sum_on(devices, weights)).max(free / LEAST_LEFT);
+        let near: Vec<u64> = memories.iter().map(left).collect();
+        let is_host = |(_, devices): &(u64, Vec<String>)| devices.iter().all(|device| self.own(device).is_none());
+        let host = memories.iter().position(is_host).map_or(self.host, |at| near[at]);
+        let all = near.iter().copied().fold(0, u64::saturating_add);
+        let rooms = Rooms::new(memories.into_iter().zip(near).map(|((_, devices), left)| (devices, left)));
+        Budgets { stash: all / 8, kv: all / 4, pass: all / 4, requests: host / 8, rooms }
+    }
+}
+
+fn weights_of(free: u64) -> u64 {
+    (free as f64 * WEIGHT_SHARE) as u64
+}
+
+/// Bytes on some of the devices.
+fn sum_on(devices: &[String], weights: &[(String, u64)]) -> u64 {
+    let here = weights.iter().filter(|(device, _)| devices.contains(device));
+    here.map(|(_, bytes)| *bytes).fold(0, u64::saturating_add)
 }
 
 /// Memory that programs may still take without swapping, in bytes; `None` where the system does not tell.
@@ -62,6 +124,13 @@ fn available() -> Option<u64> {
     Some(limit.map_or(machine, |limits| limits.free_memory.min(machine)))
 }
 
+/// Memory of this machine, free and in all, in bytes, as far as the system tells.
+pub(crate) fn of_machine() -> (Option<u64>, Option<u64>) {
+    let mut system = System::new();
+    system.refresh_memory();
+    (available(), Some(system.total_memory()).filter(|bytes| *bytes > 0))
+}
+
 /// Resident memory of this process, in bytes; `None` where the system does not tell. (On Linux the first call lets the process open as many files as it is
 /// allowed to.)
 pub(crate) fn resident() -> Option<u64> {
@@ -75,13 +144,38 @@ pub(crate) fn resident() -> Option<u64> {
 mod tests {
     use super::*;
 
+    /// Stash, keys and values, pass, and requests.
+    fn divided(free: &Free, weights: &[(String, u64)]) -> [u64; 4] {
+        let Budgets { stash, kv, pass, requests, .. } = free.divide(weights);
+        [stash, kv, pass, requests]
+    }
+
     #[test]
     fn weights_are_taken_from_the_memory_they_are_in() {
-        let shared = Free { host: 800, device: None };
-        assert_eq!(shared.divide(400), Budgets { stash: 50, kv: 100, pass: 100, requests: 50 });
-        let own = Free { host: 800, device: Some(1600) };
-        assert_eq!(own.divide(800), Budgets { stash: 100, kv: 200, pass: 200, requests: 100 });
-        assert_eq!(shared.divide(9999), Budgets { stash: 12, kv: 25, pass: 25, requests: 12 }, "never nothing");
+        let cpu = || "cpu".to_owned();
+        let shared = Free { host: 800, devices: vec![(cpu(), None)] };
+        assert_eq!(divided(&shared, &[(cpu(), 400)]), [50, 100, 100, 50]);
+        assert_eq!(divided(&shared, &[(cpu(), 100), (cpu(), 300)]), [50, 100, 100, 50], "two parts in one memory");
+        let own = Free { host: 800, devices: vec![(cpu(), Some(1600))] };
+        assert_eq!(divided(&own, &[(cpu(), 800)]), [100, 200, 200, 100]);
+        assert_eq!(divided(&shared, &[(cpu(), 9999)]), [12, 25, 25, 12], "never nothing");
+        assert_eq!((shared.for_weights(), own.for_weights()), (560, 1120));
+        assert!(shared.holds(&[(cpu(), 500), (cpu(), 60)]) && !shared.holds(&[(cpu(), 500), (cpu(), 61)]));
+    }
+
+    #[test]
+    fn each_device_has_what_its_own_weights_leave() {
+        let [cpu, card] = ["cpu", "cuda:0"].map(str::to_owned);
+        let free = Free { host: 800, devices: vec![(card.clone(), Some(1600)), (cpu.clone(), None)] };
+        assert_eq!((free.for_weights(), free.for_weights_on(&card), free.for_weights_on(&cpu)), (1680, 1120, 560));
+        assert!(!free.is_shared(&card, &cpu) && free.is_shared(&cpu, &cpu));
+        assert!(free.holds(&[(card.clone(), 1120), (cpu.clone(), 560)]));
+        assert!(!free.holds(&[(card.clone(), 1121), (cpu.clone(), 1)]), "on the one there is room, on the other not");
+        let both = [(card.clone(), 800), (cpu.clone(), 400)];
+        assert_eq!(divided(&free, &both), [150, 300, 300, 50]);
+        // Nothing is kept where no blocks are.
+        assert_eq!(divided(&free, &[(card, 800)]), [100, 200, 200, 100]);
+        assert_eq!(divided(&free, &[(cpu, 400)]), [50, 100, 100, 50]);
     }
 
     #[test]

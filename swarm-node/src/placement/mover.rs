@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use petals_model::{BlockStack, Checkpoint};
+use petals_model::{BlockStack, Checkpoint, Division};
 use petals_protocol::{ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, PeerId, SwarmHandle};
 
@@ -17,6 +17,7 @@ use super::coverage::{Coverage, rate};
 use super::figures::put_speed;
 use super::hosted::Hosted;
 use crate::executor::ExecutorHandle;
+use crate::machine::division;
 use crate::machine::memory::Free;
 use crate::machine::speed::Speed;
 
@@ -104,9 +105,10 @@ impl Mover {
         // What has to come from elsewhere comes while the old span is served.
         let files = self.checkpoint.clone();
         tokio::task::spawn_blocking(move || files.supply(there)).await.context("fetching was interrupted")??;
-        let more = there.len() - there.intersect(here).map_or(0, Span::len);
-        let needed = old.weight_bytes() / old.span().len() as u64 * more as u64;
-        let moved = if needed <= Free::on(old.device()).for_weights() {
+        let (held, division) = (old.division(), old.division().moved(there));
+        let needed = division::weights_beside(&self.checkpoint, &division, &held);
+        let free = Free::on(division.parts().iter().map(|(_, place)| &place.device));
+        let moved = if free.holds(&needed) {
             self.load_beside(&old, there).await?
         } else {
             self.load_instead(old, there).await?
@@ -120,7 +122,7 @@ impl Mover {
     /// Loads while the old span is served, then switches from one request to the next. `false` if it has to stay.
     async fn load_beside(&self, old: &Arc<BlockStack>, there: Span) -> anyhow::Result<bool> {
         let here = old.span();
-        let blocks = self.load(old.clone(), there).await?;
+        let blocks = self.load(Some(old.clone()), old.division().moved(there)).await?;
         if !self.may_leave(here, there).await {
             self.stay(here).await;
             return Ok(false);
@@ -156,24 +158,15 @@ impl Mover {
         }
         // What both spans have stays; of the rest not even a share is held here.
         let kept = old.part(there).map(Arc::new);
-        let (device, dtype, kv_dtype) = (old.device().clone(), old.dtype(), old.kv_dtype());
+        let held = old.division();
         drop(old);
         self.executor.replace(kept.clone());
-        let load = async |span: Span| match &kept {
-            Some(kept) => self.load(kept.clone(), span).await,
-            None => {
-                let (checkpoint, device) = (self.checkpoint.clone(), device.clone());
-                let load = move || -> anyhow::Result<_> {
-                    Ok(checkpoint.load_span(span, &device, dtype)?.with_kv_dtype(kv_dtype)?)
-                };
-                Ok(Arc::new(tokio::task::spawn_blocking(load).await.context("loading was interrupted")??))
-            }
-        };
-        let loaded = load(there).await;
+        let load = async |division: Division| self.load(kept.clone(), division).await;
+        let loaded = load(held.moved(there)).await;
         let failed = loaded.as_ref().err().map(|error| format!("{error:#}"));
         let blocks = match loaded {
             Ok(blocks) => blocks,
-            Err(_) => load(here).await.context("neither the new nor the old blocks can be loaded")?,
+            Err(_) => load(held).await.context("neither the new nor the old blocks can be loaded")?,
         };
         self.hosted.change(|now| now.info.span = blocks.span());
         self.executor.replace(Some(blocks));
@@ -189,9 +182,11 @@ impl Mover {
         }
     }
 
-    async fn load(&self, loaded: Arc<BlockStack>, span: Span) -> anyhow::Result<Arc<BlockStack>> {
+    /// Loads blocks to where a division says, sharing those that are there.
+    async fn load(&self, there: Option<Arc<BlockStack>>, division: Division) -> anyhow::Result<Arc<BlockStack>> {
         let checkpoint = self.checkpoint.clone();
-        let load = move || checkpoint.load_span_beside(span, &loaded);
+        tracing::info!(blocks = %division.span(), devices = division::words(&division), "loading");
+        let load = move || checkpoint.load_division(&division, there.as_deref());
         Ok(Arc::new(tokio::task::spawn_blocking(load).await.context("loading was interrupted")??))
     }
 

@@ -86,9 +86,19 @@ fn now(registry: &mut Registry, view: &ServerView) {
     if let Some(bytes) = resident() {
         gauge(registry, "resident_bytes", "Memory of this process", bytes as f64);
     }
-    if let Some(bytes) = view.device.free_bytes() {
-        gauge(registry, "device_free_bytes", "Memory that the device has free; by Vulkan: has in all", bytes as f64);
+    let division = view.executor.blocks().map(|blocks| blocks.division());
+    let of_devices = Family::<[(&str, String); 1], Now>::default();
+    let of_parts = Family::<[(&str, String); 1], Now>::default();
+    for (span, place) in division.iter().flat_map(|division| division.parts()) {
+        let device = || [("device", place.device.to_string())];
+        of_parts.get_or_create(&device()).inc_by(span.len() as f64);
+        if let Some(bytes) = place.device.free_bytes() {
+            of_devices.get_or_create(&device()).set(bytes as f64);
+        }
     }
+    registry.register("device_blocks", "Blocks on each device", of_parts);
+    let help = "Memory that each device with its own has free; by Vulkan: has in all";
+    registry.register("device_free_bytes", help, of_devices);
     for (name, help, rate) in [
         (
             "forward_tokens_per_second",

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use petals_model::Device;
 use petals_protocol::{ServerInfo, ServerState};
 use petals_swarm::SwarmHandle;
 
@@ -16,7 +15,6 @@ pub(crate) struct ServerView {
     pub(super) swarm: SwarmHandle,
     pub(super) hosted: Arc<Hosted>,
     pub(super) executor: ExecutorHandle,
-    pub(super) device: Device,
 }
 
 impl ServerView {

@@ -12,6 +12,7 @@ mod chat;
 mod command_line;
 mod curves;
 mod decoding;
+mod devices;
 mod distill;
 mod encoders;
 mod exports;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use petals_e2e::{Goldens, LocalSwarm, Node, ProcessSwarm, assert_curves_close};
+use petals_model::Division;
 use petals_node::{ExecutorConfig, RebalanceConfig, ServerConfig};
 use petals_protocol::{ServerInfo, Span};
 
@@ -57,11 +58,26 @@ async fn the_last_holder_of_a_block_stays() -> anyhow::Result<()> {
 /// A stash that a client left on a server is used up although the server moves in between.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backward_ends_where_its_forward_began_although_the_server_moved() -> anyhow::Result<()> {
+    moves_between_forward_and_backward(|division| division).await
+}
+
+/// The same with a server whose blocks are divided: all of them take the places of those that leave.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_divided_server_moves_on_all_of_its_devices() -> anyhow::Result<()> {
+    moves_between_forward_and_backward(|division| {
+        let (span, place) = division.parts()[0].clone();
+        Division::new(span, [(1, place.clone()), (span.len() - 1, place)]).expect("at least two blocks")
+    })
+    .await
+}
+
+async fn moves_between_forward_and_backward(divided: fn(Division) -> Division) -> anyhow::Result<()> {
     use petals_client::{RelayMode, SequenceConfig};
     let goldens = Goldens::load("qwen3")?;
     let moving = |config: ServerConfig| {
-        let rebalance = (config.span.start() == 0).then_some(OFTEN);
-        ServerConfig { rebalance, executor: ExecutorConfig::default(), ..config }
+        let rebalance = (config.division.span().start() == 0).then_some(OFTEN);
+        let division = divided(config.division);
+        ServerConfig { rebalance, division, executor: ExecutorConfig::default(), ..config }
     };
     let mut swarm = LocalSwarm::start_with(&goldens.model(), &["0..2", "2..4"], moving).await?;
     let input = crate::misbehaving::input(&goldens, &swarm)?;

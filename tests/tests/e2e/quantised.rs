@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use petals_client::{AdamW, PromptTuner, SequenceConfig, Table, TextSession, TunerConfig};
 use petals_e2e::{Goldens, LocalSwarm};
-use petals_model::{Dtype, KvDtype};
+use petals_model::{Device, Division, Dtype, KvDtype, Place};
 use petals_node::ServerConfig;
 
 use crate::gradients::{examples, tables};
@@ -19,7 +19,12 @@ fn apart(got: &[f32], expected: &[f32]) -> f64 {
 }
 
 async fn swarm(goldens: &Goldens, spans: &[&str], dtype: Dtype, kv_dtype: KvDtype) -> anyhow::Result<LocalSwarm> {
-    LocalSwarm::start_with(&goldens.model(), spans, |config| ServerConfig { dtype, kv_dtype, ..config }).await
+    let place = Place { device: Device::cpu(), dtype, kv_dtype };
+    let narrow = |config: ServerConfig| {
+        let division = Division::whole(config.division.span(), place.clone());
+        ServerConfig { division, ..config }
+    };
+    LocalSwarm::start_with(&goldens.model(), spans, narrow).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

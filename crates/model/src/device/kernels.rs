@@ -36,12 +36,13 @@ fn compiled(directory: &Path, build: &str) -> PathBuf {
 
 /// The names of the GPUs, which decide about what is fast.
 fn gpus() -> String {
+    let mut names = Vec::new();
     #[cfg(feature = "cuda")]
-    let mut names = super::probe::names();
-    #[cfg(not(feature = "cuda"))]
-    let mut names = Vec::<String>::new();
+    names.extend(
+        (0..super::probe::device_count().unwrap_or_default()).filter_map(|index| super::cards::card(index).hardware),
+    );
     #[cfg(feature = "vulkan")]
-    names.extend(super::vulkan::names());
+    names.extend(super::vulkan::all().iter().map(|adapter| adapter.name().to_owned()));
     names.join(", ")
 }
 

@@ -1,12 +1,12 @@
 //! Finds out whether CUDA can be used, before cubecl tries and panics.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_int, c_void};
 
 use libloading::{Library, Symbol};
 
 use super::DeviceError;
 
-const DRIVERS: [&str; 3] = ["libcuda.so.1", "libcuda.so", "nvcuda.dll"];
+pub(super) const DRIVERS: [&str; 3] = ["libcuda.so.1", "libcuda.so", "nvcuda.dll"];
 const NVRTC: [&str; 5] = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"];
 
 /// Checks driver, GPU number and NVRTC, in this order.
@@ -21,36 +21,14 @@ pub(super) fn cuda(index: usize) -> Result<(), DeviceError> {
     Ok(())
 }
 
-/// What the driver calls its GPUs.
 #[allow(unsafe_code)]
-pub(super) fn names() -> Vec<String> {
-    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
-    type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
-    let (count, Some(library)) = (device_count().unwrap_or_default(), open(&DRIVERS)) else { return Vec::new() };
-    let name = |index: usize| {
-        let (mut device, mut text) = (0, [0u8; 256]);
-        // SAFETY: the signatures are those of cuda.h, and what is written to outlives the calls.
-        unsafe {
-            let get: Symbol<'_, Get> = library.get(b"cuDeviceGet\0").ok()?;
-            let name: Symbol<'_, Name> = library.get(b"cuDeviceGetName\0").ok()?;
-            let ordinal = c_int::try_from(index).ok()?;
-            if get(&raw mut device, ordinal) != 0 || name(text.as_mut_ptr().cast(), text.len() as c_int, device) != 0 {
-                return None;
-            }
-        }
-        Some(CStr::from_bytes_until_nul(&text).ok()?.to_string_lossy().into_owned())
-    };
-    (0..count).filter_map(name).collect()
-}
-
-#[allow(unsafe_code)]
-fn open(names: &[&str]) -> Option<Library> {
+pub(super) fn open(names: &[&str]) -> Option<Library> {
     // SAFETY: these are NVIDIA's own libraries, which cubecl loads under the same names; their initialisers are sound.
     names.iter().find_map(|name| unsafe { Library::new(*name) }.ok())
 }
 
 #[allow(unsafe_code)]
-fn device_count() -> Result<usize, DeviceError> {
+pub(super) fn device_count() -> Result<usize, DeviceError> {
     type Init = unsafe extern "C" fn(u32) -> c_int;
     type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
     let missing = |e: libloading::Error| DeviceError::Driver(e.to_string());

@@ -52,15 +52,11 @@ impl Adapter {
     }
 }
 
-/// All devices. Asking takes a while, and some drivers write to stderr each time.
-fn all() -> &'static [Adapter] {
+/// All devices.
+pub(super) fn all() -> &'static [Adapter] {
+    // Asking takes a while, and some drivers write to stderr each time.
     static ALL: OnceLock<Vec<Adapter>> = OnceLock::new();
     ALL.get_or_init(adapters)
-}
-
-/// What their drivers call them.
-pub(super) fn names() -> impl Iterator<Item = String> {
-    all().iter().map(|adapter| adapter.name.clone())
 }
 
 /// Device `index`, or the fastest kind of device that is there.

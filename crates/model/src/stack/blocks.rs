@@ -8,10 +8,10 @@ use super::block::{Attended, Block, Keep, KeptBlock, Needed};
 use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, finite};
 use super::plan::{PassPlan, Variety};
 use super::rows::ActiveRows;
-use super::stash::{Kept, Stash};
+use super::stash::{Kept, Stashes};
 use super::tables::{self, Adapted, BlockTables, Given};
 use crate::config::{LayerDesign, ModelConfig};
-use crate::engine::{Engine, Listed};
+use crate::engine::{Engine, Listed, OnEngine};
 
 /// The blocks of a span.
 #[derive(Debug)]
@@ -47,14 +47,17 @@ impl<E: Engine> Blocks<E> {
         &self.blocks[first..first + span.len()]
     }
 
-    /// See [`super::BlockStack::forward`]; the pass has been checked.
-    pub(super) fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError>
+    /// See [`super::BlockStack::forward`]; the pass has been checked. What the backward needs is beside the output.
+    pub(super) fn forward(
+        &self,
+        pass: ForwardPass<'_>,
+        keep: Keep,
+    ) -> Result<(ForwardOutput, Option<OnEngine<Stashes>>), PassError>
     where
         E: Listed,
     {
-        let layout = pass.layout;
         let (output, kept) = self.engine.install(|| self.run_forward(pass, keep, None))?;
-        Ok(ForwardOutput { stash: kept.map(|kept| Stash::new(layout.clone(), E::wrap(kept))), ..output })
+        Ok((output, kept.map(E::wrap)))
     }
 
     /// See [`super::BlockStack::forward_with_keys_values`]; the pass has been checked.
@@ -121,13 +124,18 @@ impl<E: Engine> Blocks<E> {
     }
 
     /// See [`super::BlockStack::backward`]; the gradients have been checked.
-    pub(super) fn backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError>
+    pub(super) fn backward(
+        &self,
+        layout: &PassLayout,
+        kept: OnEngine<Stashes>,
+        grads: OutputGrads,
+        text_grad: bool,
+    ) -> Result<InputGrads, PassError>
     where
         E: Listed,
     {
-        let (layout, kept) = stash.into_parts();
         let kept = E::unwrap(kept).ok_or(PassError::ForeignStash)?;
-        self.engine.install(|| self.run_backward(&layout, kept, grads, text_grad))
+        self.engine.install(|| self.run_backward(layout, kept, grads, text_grad))
     }
 
     fn run_backward(
@@ -141,9 +149,6 @@ impl<E: Engine> Blocks<E> {
         let slots = layout.block_tables(self.config.block_widths());
         let of_block: usize = slots.iter().map(BlockTable::values).sum();
         let mut of_tables = layout.has_tables().then(|| vec![0.0; layout.span.len() * of_block]);
-        if m == 0 && of_tables.is_none() && !text_grad {
-            return Ok(InputGrads { text: None, prefix: None, tables: None });
-        }
         let mut dy = engine.upload(join(grads.prefix, grads.text), d);
         for (number, block) in self.of(layout.span).iter().enumerate().rev() {
             let kept: KeptBlock<E> = kept.pop().ok_or(PassError::ForeignStash)?;

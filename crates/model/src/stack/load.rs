@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use petals_protocol::Span;
 
-use super::BlockStack;
 use super::block::{Block, BlockNetwork as Network, Experts, HeadNorms, Mlp, Shared};
 use super::blocks::Blocks;
+use super::{BlockStack, Division, Part as StackPart, Place};
 use crate::checkpoint::blocks::{Bits, Column, WeightColumns};
 use crate::checkpoint::{Checkpoint, CheckpointError, Matrix};
 use crate::config::{AttentionDesign, ExpertsDesign, HeadNorms as HeadNormsDesign, MlpDesign, ModelConfig, Part};
@@ -79,36 +79,49 @@ impl Checkpoint {
     /// # Errors
     /// If the model has no such blocks, or a tensor is missing, misshapen or of a dtype that is not read.
     pub fn load_span(&self, span: Span, device: &Device, dtype: Dtype) -> Result<BlockStack, CheckpointError> {
-        self.load(span, device, dtype, None)
+        let place = Place { device: device.clone(), dtype, kv_dtype: KvDtype::F32 };
+        self.load_division(&Division::whole(span, place), None)
     }
 
-    /// Loads the blocks of `span` to where `loaded` has its own, in the same dtype. Those that both have are shared, not
-    /// loaded again. `loaded` must come from this checkpoint.
+    /// Loads the blocks of `span` to where `loaded` has its own, in the same dtypes (see [`Division::moved`]). Those that both have are
+    /// shared, not loaded again. `loaded` must come from this checkpoint.
     ///
     /// # Errors
     /// As [`Self::load_span`].
     pub fn load_span_beside(&self, span: Span, loaded: &BlockStack) -> Result<BlockStack, CheckpointError> {
-        self.load(span, loaded.device(), loaded.dtype(), Some(loaded))
+        self.load_division(&loaded.division().moved(span), Some(loaded))
     }
 
-    fn load(
+    /// Loads blocks onto the devices that a division names. What `loaded` has on the same device in the same dtype is shared, not loaded
+    /// again; it must come from this checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::load_span`].
+    pub fn load_division(
         &self,
-        span: Span,
-        device: &Device,
-        dtype: Dtype,
+        division: &Division,
         loaded: Option<&BlockStack>,
     ) -> Result<BlockStack, CheckpointError> {
-        let count = self.config().num_hidden_layers;
+        let (span, count) = (division.span(), self.config().num_hidden_layers);
         if span.end() as usize > count {
             return Err(CheckpointError::Span { span, blocks: count });
         }
         self.supply(span)?;
-        let dtype = self.dtype_on(dtype, device)?;
+        let parts = division.parts().iter().map(|(span, place)| self.load_part(*span, place, loaded));
+        let (parts, experts_in_files) = (parts.collect::<Result<_, _>>()?, self.experts_stay_in_files());
+        Ok(BlockStack { config: self.config().clone(), span, experts_in_files, parts })
+    }
+
+    fn load_part(&self, span: Span, place: &Place, loaded: Option<&BlockStack>) -> Result<StackPart, CheckpointError> {
+        let device = &place.device;
+        let dtype = self.dtype_on(place.dtype, device)?;
+        let kv_dtype = place.kv_dtype.on(device, dtype)?;
         self.check_device(device, dtype)?;
+        let place = Place { device: device.clone(), dtype, kv_dtype };
         let blocks = match device.kind() {
-            Kind::Host => OnEngine::Host(self.load_blocks(Host, span, dtype, loaded)?),
+            Kind::Host => OnEngine::Host(self.load_blocks(Host, span, &place, loaded)?),
             #[cfg(feature = "burn")]
-            Kind::Reference => OnEngine::Burn(self.load_blocks(Burn::new(), span, dtype, loaded)?),
+            Kind::Reference => OnEngine::Burn(self.load_blocks(Burn::new(), span, &place, loaded)?),
             #[cfg(feature = "cuda")]
             Kind::Cuda(index) => {
                 let engine = Cuda::new(&cubecl::cuda::CudaDevice::new(*index));
@@ -116,17 +129,14 @@ impl Checkpoint {
                     let petals_kernels::Halves { x, weight, out, shape, back } = halves;
                     petals_products::on_cuda(client, device, petals_products::Product { x, weight, out, shape, back })
                 });
-                OnEngine::Cuda(self.load_blocks(engine, span, dtype, loaded)?)
+                OnEngine::Cuda(self.load_blocks(engine, span, &place, loaded)?)
             }
             #[cfg(feature = "vulkan")]
             Kind::Vulkan(adapter) => {
-                OnEngine::Vulkan(self.load_blocks(Vulkan::new(&adapter.raw()), span, dtype, loaded)?)
+                OnEngine::Vulkan(self.load_blocks(Vulkan::new(&adapter.raw()), span, &place, loaded)?)
             }
         };
-        let experts_in_files = self.experts_stay_in_files();
-        let (config, device) = (self.config().clone(), device.clone());
-        let kv_dtype = loaded.map_or(KvDtype::F32, BlockStack::kv_dtype);
-        Ok(BlockStack { config, span, device, dtype, kv_dtype, experts_in_files, blocks })
+        Ok(StackPart { span, place, blocks })
     }
 
     /// Refuses what the device would fail at later, without saying why.
@@ -142,12 +152,14 @@ impl Checkpoint {
         &self,
         engine: E,
         span: Span,
-        dtype: Dtype,
+        place: &Place,
         loaded: Option<&BlockStack>,
     ) -> Result<Blocks<E>, CheckpointError> {
-        let loader = Loader { checkpoint: self, config: self.config(), engine: &engine, dtype };
-        let loaded = loaded.and_then(|loaded| E::borrow(&loaded.blocks));
-        let block = |number| match loaded.and_then(|loaded: &Blocks<E>| loaded.block(number)) {
+        let loader = Loader { checkpoint: self, config: self.config(), engine: &engine, dtype: place.dtype };
+        let here = |part: &&StackPart| (&part.place.device, part.place.dtype) == (&place.device, place.dtype);
+        let loaded: Vec<&StackPart> = loaded.iter().flat_map(|loaded| loaded.parts.iter().filter(here)).collect();
+        let loaded: Vec<&Blocks<E>> = loaded.into_iter().filter_map(|part| E::borrow(&part.blocks)).collect();
+        let block = |number| match loaded.iter().find_map(|loaded| loaded.block(number)) {
             Some(block) => Ok(Arc::clone(block)),
             None => loader.block(number).map(Arc::new),
         };

@@ -4,7 +4,7 @@ use std::ops::Add;
 
 use petals_protocol::{Injection, Module, PassLayout, Span, WeightChange};
 
-use super::{BlockStack, tables};
+use super::{BlockStack, OnePlace, tables};
 use crate::config::{
     AttentionDesign, BlockDesign, ExpertWeights, ExpertsDesign, HeadNorms, LayerDesign, MlpReads, ModelConfig,
     NormKind, Part,
@@ -170,12 +170,50 @@ impl BlockStack {
     ///
     /// Saturates for layouts that no memory could hold.
     pub fn stash_bytes_estimate(&self, layout: &PassLayout) -> u64 {
+        self.places().map(|place| place.stash_bytes_estimate(layout)).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of a stash that has only what enters each block: exactly what [`super::Stash::bytes`] will say.
+    ///
+    /// Saturates for layouts that no memory could hold.
+    pub fn input_bytes_estimate(&self, layout: &PassLayout) -> u64 {
+        self.places().map(|place| place.input_bytes_estimate(layout)).fold(0, u64::saturating_add)
+    }
+
+    /// An upper bound on the bytes of one block's part of the whole stash: what a backward from inputs alone takes beside
+    /// [`Self::activation_bytes_estimate`].
+    ///
+    /// Saturates for layouts that no memory could hold.
+    pub fn block_stash_bytes_estimate(&self, layout: &PassLayout) -> u64 {
+        self.places().map(|place| place.block_stash_bytes_estimate(layout)).max().unwrap_or_default()
+    }
+
+    /// An upper bound on the bytes that a pass, forward or backward, takes beside weights, stash and the vectors that it
+    /// is given; without what an allocator loses to fragments. One device computes after the other.
+    ///
+    /// Saturates for layouts that no memory could hold.
+    pub fn activation_bytes_estimate(&self, layout: &PassLayout) -> u64 {
+        self.places().map(|place| place.activation_bytes_estimate(layout)).max().unwrap_or_default()
+    }
+
+    /// An upper bound on the bytes that [`Self::step`] takes beside weights, tables and caches.
+    ///
+    /// Saturates for sizes that no memory could hold.
+    pub fn step_bytes_estimate(&self, sequences: &[StepSize]) -> u64 {
+        self.places().map(|place| place.step_bytes_estimate(sequences)).max().unwrap_or_default()
+    }
+}
+
+/// What passes take where some of a stack's blocks are: nothing where there are none of the pass.
+impl OnePlace<'_> {
+    /// As [`BlockStack::stash_bytes_estimate`].
+    pub fn stash_bytes_estimate(&self, layout: &PassLayout) -> u64 {
         let [_, usual, last] = row_counts(layout);
         let of_block = |(block, active): (&LayerDesign, u64)| self.block_stash_values(layout, *block, active);
-        let layers = self.layers_of(layout.span);
-        let active = (1..=layers.len()).map(|number| if number == layers.len() { last } else { usual });
-        let values = layers.iter().zip(active).map(of_block).fold(0, u64::saturating_add);
-        values.saturating_mul(F32).saturating_add(self.table_bytes(layout))
+        let Some(own) = self.part.span.intersect(layout.span) else { return 0 };
+        let active = own.blocks().map(|number| if number + 1 == layout.span.end() { last } else { usual });
+        let values = self.layers_of(own).iter().zip(active).map(of_block).fold(0, u64::saturating_add);
+        values.saturating_mul(F32).saturating_add(self.table_bytes(layout, own))
     }
 
     fn layers_of(&self, span: Span) -> &[LayerDesign] {
@@ -190,24 +228,21 @@ impl BlockStack {
         rows.saturating_add(active.saturating_mul(per_active))
     }
 
-    /// Bytes of a stash that has only what enters each block: exactly what [`super::Stash::bytes`] will say.
-    ///
-    /// Saturates for layouts that no memory could hold.
+    /// As [`BlockStack::input_bytes_estimate`].
     pub fn input_bytes_estimate(&self, layout: &PassLayout) -> u64 {
         let [d, ..] = self.config.widths();
         let [all, ..] = row_counts(layout);
-        let values = all.saturating_mul(d).saturating_mul(layout.span.len() as u64).saturating_mul(F32);
-        values.saturating_add(self.table_bytes(layout))
+        let Some(own) = self.part.span.intersect(layout.span) else { return 0 };
+        let values = all.saturating_mul(d).saturating_mul(own.len() as u64).saturating_mul(F32);
+        values.saturating_add(self.table_bytes(layout, own))
     }
 
-    /// An upper bound on the bytes of one block's part of the whole stash: what a backward from inputs alone takes beside
-    /// [`Self::activation_bytes_estimate`].
-    ///
-    /// Saturates for layouts that no memory could hold.
+    /// As [`BlockStack::block_stash_bytes_estimate`].
     pub fn block_stash_bytes_estimate(&self, layout: &PassLayout) -> u64 {
         let [_, usual, _] = row_counts(layout);
         let of_block = |layer: &LayerDesign| self.block_stash_values(layout, *layer, usual);
-        self.layers_of(layout.span).iter().map(of_block).max().unwrap_or_default().saturating_mul(F32)
+        let Some(own) = self.part.span.intersect(layout.span) else { return 0 };
+        self.layers_of(own).iter().map(of_block).max().unwrap_or_default().saturating_mul(F32)
     }
 
     /// Values that a block's stash has of each row, and of each active row beside those.
@@ -235,16 +270,14 @@ impl BlockStack {
     }
 
     /// Bytes of tables that a backward needs again.
-    fn table_bytes(&self, layout: &PassLayout) -> u64 {
+    fn table_bytes(&self, layout: &PassLayout, own: Span) -> u64 {
         let of_block = tables::lasting_bytes(&layout.block_tables(self.config.block_widths()));
-        of_block.saturating_mul(layout.span.len() as u64)
+        of_block.saturating_mul(own.len() as u64)
     }
 
-    /// An upper bound on the bytes that a pass, forward or backward, takes beside weights, stash and the vectors that it
-    /// is given; without what an allocator loses to fragments.
-    ///
-    /// Saturates for layouts that no memory could hold.
+    /// As [`BlockStack::activation_bytes_estimate`].
     pub fn activation_bytes_estimate(&self, layout: &PassLayout) -> u64 {
+        let Some(own) = self.part.span.intersect(layout.span) else { return 0 };
         let f = self.config.inside_width();
         let [all, usual, _] = row_counts(layout);
         let active = f.saturating_mul(self.mlp_values());
@@ -252,16 +285,16 @@ impl BlockStack {
         let rows = rows.saturating_add(all.saturating_mul(self.adapted_values_per_row(layout.weights)));
         // As they are given, on the device, and their gradients.
         let of_block = layout.block_values(self.config.block_widths()) as u64;
-        let tables = of_block.saturating_mul(3 * layout.span.len() as u64).saturating_add(self.given_values(layout));
+        let tables = of_block.saturating_mul(3 * own.len() as u64).saturating_add(self.given_values(layout));
         let sizes = AttentionSizes {
             longest: u64::from(layout.lengths.iter().copied().max().unwrap_or_default()),
             prefix: u64::from(layout.prefix_len),
             examples: layout.lengths.len() as u64,
             heads: self.config.heads(),
         };
-        let attention = on_engine!(&self.blocks, blocks => blocks.engine.attention_values(sizes));
-        let largest = self.config.largest_weight();
-        let weight = on_engine!(&self.blocks, blocks => blocks.engine.weight_values(self.dtype, largest));
+        let attention = on_engine!(&self.part.blocks, blocks => blocks.engine.attention_values(sizes));
+        let (dtype, largest) = (self.part.place.dtype, self.config.largest_weight());
+        let weight = on_engine!(&self.part.blocks, blocks => blocks.engine.weight_values(dtype, largest));
         [tables, attention, weight].iter().fold(rows, |sum, part| sum.saturating_add(*part)).saturating_mul(F32)
     }
 
@@ -292,12 +325,10 @@ impl BlockStack {
         fn of<E: Engine>(_: &super::Blocks<E>) -> u64 {
             E::MLP_VALUES
         }
-        on_engine!(&self.blocks, blocks => of(blocks))
+        on_engine!(&self.part.blocks, blocks => of(blocks))
     }
 
-    /// An upper bound on the bytes that [`Self::step`] takes beside weights, tables and caches.
-    ///
-    /// Saturates for sizes that no memory could hold.
+    /// As [`BlockStack::step_bytes_estimate`], for a step that goes through these blocks.
     pub fn step_bytes_estimate(&self, sequences: &[StepSize]) -> u64 {
         let f = self.config.inside_width();
         let usual = self.values_per_row().saturating_add(f.saturating_mul(self.mlp_values()));
@@ -306,9 +337,9 @@ impl BlockStack {
         let rows = sequences.iter().map(of_sequence).fold(0, u64::saturating_add);
         let (heads, lengths) = (self.config.heads(), sequences.iter().map(|size| (size.new, size.kept)));
         let lengths: Vec<(u64, u64)> = lengths.collect();
-        let attention = on_engine!(&self.blocks, blocks => blocks.engine.cached_attention_values(heads, &lengths));
-        let largest = self.config.largest_weight();
-        let weight = on_engine!(&self.blocks, blocks => blocks.engine.weight_values(self.dtype, largest));
+        let attention = on_engine!(&self.part.blocks, blocks => blocks.engine.cached_attention_values(heads, &lengths));
+        let (dtype, largest) = (self.part.place.dtype, self.config.largest_weight());
+        let weight = on_engine!(&self.part.blocks, blocks => blocks.engine.weight_values(dtype, largest));
         rows.saturating_add(attention).saturating_add(weight).saturating_mul(F32)
     }
 }

@@ -2,20 +2,30 @@
 
 use std::sync::Arc;
 
-use petals_protocol::PassLayout;
+use petals_protocol::{PassLayout, Span};
 
 use super::block::KeptBlock;
 use super::plan::PassPlan;
 use super::tables::BlockTables;
+use crate::device::Device;
 use crate::engine::{Engine, OnEngine, PerEngine, map_engine, on_engine};
 
-/// Saved tensors of a forward on the stack's device; dropping it frees them.
+/// Saved tensors of a forward on the stack's devices; dropping it frees them.
 ///
 /// Attention probabilities, normed rows and activations are not saved but recomputed.
 #[derive(Debug)]
 pub struct Stash {
     layout: PassLayout,
-    kept: OnEngine<Stashes>,
+    /// In the order of their blocks.
+    parts: Vec<StashPart>,
+}
+
+/// What one device has of it.
+#[derive(Debug)]
+pub(super) struct StashPart {
+    pub(super) span: Span,
+    pub(super) device: Device,
+    pub(super) kept: OnEngine<Stashes>,
 }
 
 /// What is saved: [`Kept`].
@@ -51,17 +61,17 @@ impl<E: Engine> Kept<E> {
 }
 
 impl Stash {
-    pub(super) fn new(layout: PassLayout, kept: OnEngine<Stashes>) -> Self {
-        Self { layout, kept }
+    pub(super) fn new(layout: PassLayout, parts: Vec<StashPart>) -> Self {
+        Self { layout, parts }
     }
 
-    pub(super) fn into_parts(self) -> (PassLayout, OnEngine<Stashes>) {
-        (self.layout, self.kept)
+    pub(super) fn into_parts(self) -> (PassLayout, Vec<StashPart>) {
+        (self.layout, self.parts)
     }
 
     /// Bytes of the saved tensors.
     pub fn bytes(&self) -> u64 {
-        on_engine!(&self.kept, kept => kept.bytes())
+        self.parts.iter().map(|part| on_engine!(&part.kept, kept => kept.bytes())).sum()
     }
 
     /// The layout of the forward.
@@ -71,12 +81,13 @@ impl Stash {
 
     /// Whether the backward repeats the forward because only what enters each block is saved.
     pub fn has_inputs_only(&self) -> bool {
-        on_engine!(&self.kept, kept => kept.has_inputs_only())
+        self.parts.iter().all(|part| on_engine!(&part.kept, kept => kept.has_inputs_only()))
     }
 
     /// Frees everything but what enters each block.
     #[must_use]
     pub fn reduce(self) -> Self {
-        Self { layout: self.layout, kept: map_engine!(self.kept, kept => kept.reduce()) }
+        let reduce = |part: StashPart| StashPart { kept: map_engine!(part.kept, kept => kept.reduce()), ..part };
+        Self { layout: self.layout, parts: self.parts.into_iter().map(reduce).collect() }
     }
 }

@@ -4,17 +4,17 @@ use std::ops::Range;
 
 use petals_protocol::{Injection, Span};
 
-use super::BlockStack;
 use super::blocks::Blocks;
 use super::pass::{PassError, finite};
 use super::plan::{ByWindow, StepPlan};
 use super::rows::ActiveRows;
 use super::span_tables::SpanTables;
 use super::tables::{Adapted, BlockTables, Given, WeightTables};
+use super::{BlockStack, Part};
 use crate::engine::rotary::Place;
 use crate::engine::shapes::{Grown, Growth};
 use crate::engine::{Cache, Engine, KvMeter, Listed, NewRows, map_engine, on_engine, write};
-use crate::kv::KvCache;
+use crate::kv::{CachePart, KvCache};
 
 /// A sequence and how many rows a step adds to it.
 #[derive(Debug)]
@@ -50,9 +50,13 @@ impl BlockStack {
         if !self.span.covers(span) {
             return Err(PassError::Span { asked: span, held: self.span });
         }
-        let (windows, heads) = (self.config.windows_of(span), self.config.heads());
-        let storage = map_engine!(&self.blocks, blocks => blocks.engine.cache(&windows, heads, self.kv_dtype, meter));
-        Ok(KvCache::new(span, self.config.is_long(longest), storage))
+        let heads = self.config.heads();
+        let parts = self.parts_of(span).map(|(own, Part { place, blocks, .. })| {
+            let windows = self.config.windows_of(own);
+            let storage = map_engine!(blocks, blocks => blocks.engine.cache(&windows, heads, place.kv_dtype, meter));
+            CachePart { span: own, device: place.device.clone(), storage }
+        });
+        Ok(KvCache::new(span, self.config.is_long(longest), parts.collect()))
     }
 
     /// Runs the new rows of several sequences, which may be of different sessions, through the span of their caches as one
@@ -93,11 +97,33 @@ impl BlockStack {
             return Ok(Vec::new());
         }
         let work = Work { span, text, read_rows, prefix: None };
-        let output = on_engine!(&self.blocks, blocks => blocks.step(sequences, work, "the span's text output"))?;
+        self.run_step(sequences, work, "the span's text output")
+    }
+
+    /// Runs a step through each part that has blocks of it.
+    fn run_step(
+        &self,
+        sequences: &mut [CachedRows<'_>],
+        work: Work<'_>,
+        what: &'static str,
+    ) -> Result<Vec<f32>, PassError> {
+        let Work { span, mut text, read_rows, prefix } = work;
+        for (number, (own, part)) in self.parts_of(span).enumerate() {
+            // Rows are read of the last block alone.
+            let read_rows = read_rows.filter(|_| own.end() == span.end());
+            let work = Work { span: own, text, read_rows, prefix };
+            match on_engine!(&part.blocks, blocks => blocks.step((number, part), sequences, work, what)) {
+                Ok(rows) => text = rows,
+                Err(error) => {
+                    sequences.iter_mut().for_each(|sequence| sequence.cache.abandon());
+                    return Err(error);
+                }
+            }
+        }
         for CachedRows { cache, rows, .. } in sequences {
             cache.commit(*rows);
         }
-        Ok(output)
+        Ok(text)
     }
 
     /// Computes the prefix of a sequence into its empty cache. Returns the prefix's hidden states behind the span, `[m, d]`, unless
@@ -123,8 +149,7 @@ impl BlockStack {
         let text = hidden.unwrap_or_else(|| vec![0.0; rows * d]);
         let work = Work { span: cache.span(), text, read_rows: None, prefix: Some(injection) };
         let sequences = &mut [CachedRows { cache: &mut *cache, rows, tables }];
-        let output = on_engine!(&self.blocks, blocks => blocks.step(sequences, work, "the span's prefix output"))?;
-        cache.commit(rows);
+        let output = self.run_step(sequences, work, "the span's prefix output")?;
         Ok(has_hidden.then_some(output))
     }
 
@@ -138,6 +163,9 @@ impl BlockStack {
     fn check_cache(&self, cache: &KvCache, span: Span, rows: usize) -> Result<(), PassError> {
         if cache.span() != span || !self.span.covers(span) {
             return Err(PassError::Span { asked: cache.span(), held: self.span });
+        }
+        if !cache.lies(self.parts_of(span).map(|(own, part)| (own, &part.place.device))) {
+            return Err(PassError::ForeignCache);
         }
         let (length, max) = (cache.len() + rows, self.config.max_position_embeddings);
         if length > max { Err(PassError::TooLong { length, max }) } else { Ok(()) }
@@ -156,26 +184,28 @@ struct Work<'a> {
 }
 
 impl<E: Listed> Blocks<E> {
+    /// A step through these blocks, which are all of the part with this number that the step goes through.
     fn step(
         &self,
+        part: (usize, &Part),
         sequences: &mut [CachedRows<'_>],
         work: Work<'_>,
         what: &'static str,
     ) -> Result<Vec<f32>, PassError> {
         let growth = |s: &CachedRows<'_>| Growth { len: s.cache.len(), rows: s.rows, long: s.cache.is_long() };
         let grown: Vec<Growth> = sequences.iter().map(growth).collect();
-        let tables = of_sequences::<E>(sequences).ok_or(PassError::ForeignCache)?;
-        let caches = sequences.iter_mut().map(|sequence| E::borrow_mut(sequence.cache.storage()));
-        let mut caches = caches.collect::<Option<Vec<_>>>().ok_or(PassError::ForeignCache)?;
+        let tables = of_sequences::<E>(sequences, part, work.span).ok_or(PassError::ForeignCache)?;
+        let mut caches = Vec::with_capacity(sequences.len());
+        for sequence in sequences.iter_mut() {
+            let storage = sequence.cache.part(part.0).and_then(|own| E::borrow_mut(&mut own.storage));
+            caches.push(storage.ok_or(PassError::ForeignCache)?);
+        }
         for (cache, growth) in caches.iter_mut().zip(&grown) {
             cache.grow(growth.len, growth.rows);
         }
-        let output = self.engine.install(|| self.engine.download(self.run_step(&grown, &tables, &mut caches, work)));
-        let output = output.map_err(PassError::from).and_then(|output| finite(what, &output).map(|()| output));
-        if output.is_err() {
-            caches.iter_mut().zip(&grown).for_each(|(cache, growth)| cache.abandon(growth.len));
-        }
-        output
+        let output = self.engine.install(|| self.engine.download(self.run_step(&grown, &tables, &mut caches, work)))?;
+        finite(what, &output)?;
+        Ok(output)
     }
 }
 
@@ -268,11 +298,15 @@ impl<E: Engine> Group<'_, E> {
     }
 }
 
-/// The tables of each sequence; `None` if any are on another engine.
-fn of_sequences<'t, E: Listed>(sequences: &[CachedRows<'t>]) -> Option<Vec<SequenceTables<'t, E>>> {
+/// The tables of each sequence for the blocks `own` of a part; `None` if any are elsewhere.
+fn of_sequences<'t, E: Listed>(
+    sequences: &[CachedRows<'t>],
+    (number, part): (usize, &Part),
+    own: Span,
+) -> Option<Vec<SequenceTables<'t, E>>> {
     let of_sequence = |sequence: &CachedRows<'t>| match sequence.tables {
         None => Some(None),
-        Some(tables) => E::borrow(tables.blocks()).map(Some),
+        Some(tables) => E::borrow(tables.of_part(number, own, part)?).map(Some),
     };
     sequences.iter().map(of_sequence).collect()
 }

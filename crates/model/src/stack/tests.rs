@@ -19,9 +19,13 @@ fn stack() -> BlockStack {
     stack_on(&Device::cpu(), Dtype::F32)
 }
 
-/// One on every engine.
+/// One on every engine, and some that are divided.
 fn stacks() -> Vec<BlockStack> {
-    fixture::devices().iter().map(|device| stack_on(device, Dtype::F32)).collect()
+    fixture::divisions().iter().map(divided).collect()
+}
+
+fn divided(division: &Division) -> BlockStack {
+    Checkpoint::open(fixture::single().path()).unwrap().load_division(division, None).unwrap()
 }
 
 fn layout(injection: Injection, prefix_len: usize) -> PassLayout {
@@ -257,9 +261,8 @@ fn inputs_alone_give_the_same_gradients() {
 
 #[test]
 fn a_stash_is_as_large_as_estimated() {
-    let stack = stack();
-    for layout in layouts() {
-        let stash = forward(&stack, &layout, inputs(&layout)).stash.unwrap();
+    for (stack, layout) in stacks().iter().flat_map(|stack| layouts().into_iter().map(move |layout| (stack, layout))) {
+        let stash = forward(stack, &layout, inputs(&layout)).stash.unwrap();
         assert_eq!(stash.bytes(), stack.stash_bytes_estimate(&layout));
         let blocks = layout.span.len() as u64;
         assert!(stash.bytes() <= blocks * stack.block_stash_bytes_estimate(&layout));
@@ -307,10 +310,10 @@ fn wrong_inputs_are_refused_by_name() {
 
 /// A block on the host engine.
 fn block(stack: &BlockStack, number: u32) -> Option<&Arc<block::Block<Host>>> {
-    match &stack.blocks {
+    stack.parts.iter().find_map(|part| match &part.blocks {
         OnEngine::Host(blocks) => blocks.block(number),
         _ => None,
-    }
+    })
 }
 
 #[test]

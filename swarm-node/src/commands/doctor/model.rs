@@ -1,9 +1,10 @@
 //! What a model needs, and how much of it this machine can serve.
 
-use petals_model::{Checkpoint, Device, Dtype, KvDtype, LayerDesign, ModelConfig, PAGE_TOKENS};
+use petals_model::{Checkpoint, Dtype, KvDtype, LayerDesign, ModelConfig, PAGE_TOKENS, Place};
 use petals_protocol::Span;
 
 use crate::commands::events::{BlockBytes, BlockKind, BlocksThatFit, Check, ModelNeeds, size};
+use crate::machine::division;
 use crate::machine::memory::Free;
 
 /// The version that families were compared with (`tests/oracle/requirements.txt`).
@@ -88,24 +89,43 @@ fn kind(
     })
 }
 
+/// What keys and values are kept in, by the place that keeps them in the fewest bits.
+pub(super) fn kv_dtype(places: &[Place]) -> Option<KvDtype> {
+    places.iter().map(|place| place.kv_dtype).max_by_key(|dtype| KvDtype::KEPT.iter().position(|kept| kept == dtype))
+}
+
 /// What `serve` would make of this machine's memory, without `--blocks` and other limits.
-pub(super) fn fit(checkpoint: &Checkpoint, device: &Device, dtype: Dtype, kv_dtype: KvDtype) -> BlocksThatFit {
-    let (free, all) = (Free::on(device), checkpoint.blocks());
-    let (room, of) = (free.for_weights(), all.len() as u64);
-    let of_one = |dtype| (checkpoint.span_bytes(all, dtype) / of).max(1);
-    let (block_bytes, blocks) = (of_one(dtype), fitting(room, of_one(dtype), of));
-    let budgets = free.divide(blocks * block_bytes);
+pub(super) fn fit(checkpoint: &Checkpoint, places: &[Place], free: &Free) -> BlocksThatFit {
+    let (all, config) = (checkpoint.blocks(), checkpoint.config());
+    let fitting = |places: &[Place]| division::fitting(checkpoint, places, free).min(all.len());
+    let blocks = fitting(places);
+    // The first blocks stand for any: all are about as large.
+    let first = Span::new(all.start(), all.start() + blocks.max(1) as u32).unwrap_or(all);
+    let division = division::divide(checkpoint, first, places, free, |_| None);
+    let parts = division.as_ref().map_or(&[][..], |division| division.parts());
+    let weights = division.as_ref().map_or_else(Vec::new, |division| division::weights(checkpoint, division));
+    let bytes = weights.iter().map(|(_, bytes)| *bytes).fold(0, u64::saturating_add);
+    let budgets = free.divide(if blocks > 0 { &weights } else { &[] });
+    let page = |(span, place): &(Span, Place)| {
+        (place.device.to_string(), config.kv_page_bytes(span.len().min(blocks), place.kv_dtype))
+    };
+    let dtype = division.as_ref().map_or(Dtype::F32, petals_model::Division::dtype);
+    let less = |dtype: Dtype| {
+        let narrower = places.iter().map(|place| Place { dtype, ..place.clone() }).collect::<Vec<_>>();
+        (dtype.to_string(), fitting(&narrower) as u64)
+    };
     BlocksThatFit {
-        device: device.to_string(),
+        device: division::names(places.iter().map(|place| &place.device)),
         dtype: dtype.to_string(),
-        of,
-        blocks,
-        blocks_in_less: narrower(dtype).map(|less| (less.to_string(), fitting(room, of_one(less), of))).collect(),
-        experts_may_stay_in_files: checkpoint.config().block.experts.is_some() && device.reads_in_place(),
-        block_bytes,
-        weight_room: room,
+        of: all.len() as u64,
+        blocks: blocks as u64,
+        blocks_in_less: narrower(dtype).map(less).collect(),
+        experts_may_stay_in_files: config.block.experts.is_some()
+            && places.iter().all(|place| place.device.reads_in_place()),
+        block_bytes: bytes / first.len() as u64,
+        weight_room: free.for_weights(),
         kv_bytes: budgets.kv,
-        kv_tokens: tokens(budgets.kv, checkpoint.config().kv_page_bytes(blocks as usize, kv_dtype)),
+        kv_tokens: tokens(budgets.kv, budgets.rooms.of_all(&parts.iter().map(page).collect::<Vec<_>>())),
         stash_bytes: budgets.stash,
         pass_bytes: budgets.pass,
         request_bytes: budgets.requests,
@@ -116,11 +136,6 @@ pub(super) fn fit(checkpoint: &Checkpoint, device: &Device, dtype: Dtype, kv_dty
 fn narrower(dtype: Dtype) -> impl Iterator<Item = Dtype> {
     let less = move |other: &Dtype| *other != Dtype::F16 && other.bytes(1 << 10) < dtype.bytes(1 << 10);
     Dtype::KEPT.into_iter().filter(less)
-}
-
-/// How many of `count` blocks of `one` byte each fit into `room`.
-fn fitting(room: u64, one: u64, count: u64) -> u64 {
-    (room / one.max(1)).min(count)
 }
 
 /// Tokens whose keys and values fit into `bytes`, at `page` bytes for [`PAGE_TOKENS`] of them. No blocks keep nothing.

@@ -30,7 +30,7 @@ impl Server {
     fn new(stash_bytes: u64, pass_bytes: u64, policy: StashPolicy) -> Self {
         let mut store = StashStore::new(stash_bytes, Duration::from_secs(60), Stash::reduce);
         store.open_stream(STREAM, PeerId::random());
-        let compute = Compute { blocks: Arc::new(fixture::stack()), pass_bytes, policy };
+        let compute = Compute { blocks: Arc::new(fixture::stack()), rooms: Rooms::default(), pass_bytes, policy };
         Self { compute, stashes: Mutex::new(store) }
     }
 

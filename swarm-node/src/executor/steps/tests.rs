@@ -7,6 +7,7 @@ use super::*;
 use crate::executor::Tables;
 use crate::executor::stash::StashPolicy;
 use crate::fixture;
+use crate::machine::rooms::Rooms;
 
 const STREAM: u64 = 3;
 
@@ -23,7 +24,7 @@ impl Server {
         let mut store = SessionStore::new(1 << 30, Duration::from_secs(60));
         store.open_stream(STREAM);
         let blocks = Arc::new(fixture::stack());
-        let compute = Compute { blocks, pass_bytes: 1 << 30, policy: StashPolicy::Auto };
+        let compute = Compute { blocks, rooms: Rooms::default(), pass_bytes: 1 << 30, policy: StashPolicy::Auto };
         Self { compute, store: Mutex::new(store), prefixes: Prefixes::new(budget), next: 0 }
     }
 
@@ -154,7 +155,7 @@ fn a_small_budget_keeps_the_newest() {
     let mut server = Server::new(0);
     let d = server.hidden();
     let blocks = server.compute.blocks.clone();
-    let page = blocks.kv_page_bytes(blocks.span().len());
+    let page = blocks.kv_page_bytes(blocks.span());
     server.prefixes = Prefixes::new(3 * (page + 4 * (PAGE_TOKENS * d) as u64));
     for seed in 0..10 {
         server.open(Injection::Replace, &values(seed, 140 * d), None);

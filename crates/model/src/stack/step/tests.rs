@@ -18,8 +18,10 @@ fn stack_on(device: &Device) -> BlockStack {
     Checkpoint::open(dir.path()).unwrap().load_span(span(), device, Dtype::F32).unwrap()
 }
 
+/// One on every engine, and some that are divided.
 fn stacks() -> Vec<BlockStack> {
-    fixture::devices().iter().map(stack_on).collect()
+    let checkpoint = Checkpoint::open(fixture::single().path()).unwrap();
+    fixture::divisions().iter().map(|division| checkpoint.load_division(division, None).unwrap()).collect()
 }
 
 fn span() -> Span {
@@ -242,7 +244,7 @@ fn rolled_back_positions_and_failed_steps_leave_no_trace() {
 #[test]
 fn memory_is_counted_by_pages_and_given_back() {
     let stack = stack_on(&Device::cpu());
-    let (meter, page) = (KvMeter::default(), stack.kv_page_bytes(3));
+    let (meter, page) = (KvMeter::default(), stack.kv_page_bytes(span()));
     let mut cache = stack.cache(span(), 64, &meter).unwrap();
     assert_eq!(meter.bytes(), 0);
     add(&stack, &mut cache, &text(9, PAGE_TOKENS));
@@ -261,7 +263,7 @@ fn memory_is_counted_by_pages_and_given_back() {
 #[test]
 fn memory_of_the_reference_is_counted_by_pages_and_shared_as_a_whole() {
     let stack = stack_on(&Device::reference());
-    let (meter, page) = (KvMeter::default(), stack.kv_page_bytes(3));
+    let (meter, page) = (KvMeter::default(), stack.kv_page_bytes(span()));
     let mut cache = stack.cache(span(), 64, &meter).unwrap();
     add(&stack, &mut cache, &text(9, PAGE_TOKENS + 1));
     assert_eq!(meter.bytes(), 2 * page);

@@ -112,7 +112,6 @@ fn what_a_model_needs_is_told_to_people_and_to_scripts() {
 
 #[test]
 fn blocks_fit_as_serve_counts_them() {
-    assert_eq!([fitting(100, 30, 8), fitting(100, 10, 8), fitting(100, 101, 8)], [3, 8, 0]);
     assert_eq!([tokens(1000, 100), tokens(1000, 0)], [10 * PAGE_TOKENS as u64, 0]);
     let fits = |fit: BlocksThatFit, changes: Value| memory(&needs(&config(changes), fit, KvDtype::F32));
     let told = fits(some_fit(), json!({})).to_string();

@@ -69,7 +69,7 @@ fn a_step_has_ten_launches_a_block_waits_once_and_reads_weights_and_caches_once(
             // Rows, angles, and what attention needs to know, however many blocks there are.
             assert_eq!(uploads, 3);
             assert!(uploaded <= (batch * (D + 16 + 40) * 4 + 2048) as u64, "{uploaded} bytes up");
-            let caches = batch as u64 * 101 * stack.kv_page_bytes(BLOCKS) / crate::PAGE_TOKENS as u64;
+            let caches = batch as u64 * 101 * stack.kv_page_bytes(stack.span()) / crate::PAGE_TOKENS as u64;
             let needed = stack.weight_bytes() + caches;
             assert!(read as f64 <= 1.15 * needed as f64, "{dtype}, {batch}: {read} bytes read, {needed} needed");
         }

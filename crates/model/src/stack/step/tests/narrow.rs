@@ -21,8 +21,8 @@ fn narrow_keys_and_values_change_results_by_their_rounding_only() {
                 println!("{device} has no {dtype}");
                 continue;
             };
-            let (meter, page) = (KvMeter::default(), stack.kv_page_bytes(3));
-            assert!(page < stack_on(&device).kv_page_bytes(3));
+            let (meter, page) = (KvMeter::default(), stack.kv_page_bytes(span()));
+            assert!(page < stack_on(&device).kv_page_bytes(span()));
             // Token by token takes minutes on a Vulkan device in software.
             let token_by_token = if device == Device::cpu() { vec![vec![1; 165]] } else { Vec::new() };
             let of_all = [vec![165], vec![70, 1, 1, 0, 62, 30, 1]];

@@ -1,13 +1,14 @@
 //! Sequences of models in which some blocks see no further than a window.
 
 use super::*;
-use crate::fixture::{config, model, tensors};
+use crate::fixture::{config, divided_as, divisions, model, tensors};
+use crate::stack::Division;
 
 const WINDOW: usize = 20;
 const LONGEST: usize = 290;
 
 /// The fixture's model with a window in the blocks 0 and 2.
-fn sliding(device: &Device) -> BlockStack {
+fn sliding(division: &Division) -> BlockStack {
     let mut config = config();
     let layers = ["sliding_attention", "full_attention", "sliding_attention"];
     for (key, value) in [
@@ -18,7 +19,11 @@ fn sliding(device: &Device) -> BlockStack {
         config[key] = value;
     }
     let dir = model(&config, &tensors());
-    Checkpoint::open(dir.path()).unwrap().load_span(span(), device, Dtype::F32).unwrap()
+    Checkpoint::open(dir.path()).unwrap().load_division(division, None).unwrap()
+}
+
+fn on_the_cpu() -> BlockStack {
+    sliding(&divided_as(&[(3, Device::cpu())]))
 }
 
 fn cache(stack: &BlockStack, meter: &KvMeter) -> KvCache {
@@ -27,8 +32,8 @@ fn cache(stack: &BlockStack, meter: &KvMeter) -> KvCache {
 
 #[test]
 fn steps_go_back_across_the_edge_of_a_window_and_equal_one_forward() {
-    for device in fixture::devices() {
-        let stack = sliding(&device);
+    for division in divisions() {
+        let stack = sliding(&division);
         for beginning in [bare(), prefix(Injection::None), prefix(Injection::Replace), prefix(Injection::KeysValues)] {
             let text = text(5, LONGEST - M);
             let (expected, _) = one_shot(&stack, Some(beginning), &text);
@@ -49,14 +54,14 @@ fn steps_go_back_across_the_edge_of_a_window_and_equal_one_forward() {
                 }
             }
             assert_eq!(cache.len() - front, LONGEST - M);
-            assert_close(&format!("{device}, {:?}", beginning.injection), &got, &expected);
+            assert_close(&format!("{stack:?}, {:?}", beginning.injection), &got, &expected);
         }
     }
 }
 
 #[test]
 fn what_is_far_behind_a_window_is_given_back() {
-    let (stack, meter) = (sliding(&Device::cpu()), KvMeter::default());
+    let (stack, meter) = (on_the_cpu(), KvMeter::default());
     let mut cache = cache(&stack, &meter);
     let most = stack.kv_bytes(span(), LONGEST as u64);
     let mut seen = 0;
@@ -64,7 +69,7 @@ fn what_is_far_behind_a_window_is_given_back() {
         add(&stack, &mut cache, row);
         seen = seen.max(meter.bytes());
     }
-    let page = stack.kv_page_bytes(1);
+    let page = stack.kv_page_bytes(Span::new(0, 1).unwrap());
     // Five pages of the block without a window, and of each other one those that reach over the window and what is kept behind it.
     assert_eq!(meter.bytes(), (5 + 2 * 3) * page);
     assert!(seen <= most);
@@ -77,9 +82,9 @@ fn what_is_far_behind_a_window_is_given_back() {
 
 #[test]
 fn a_sequence_of_a_huge_model_takes_little_more_than_its_windows() {
-    let stack = sliding(&Device::cpu());
+    let stack = on_the_cpu();
     let (short, long) = (stack.kv_bytes(span(), 10_000), stack.kv_bytes(span(), 1_000_000));
-    let page = stack.kv_page_bytes(1);
+    let page = stack.kv_page_bytes(Span::new(0, 1).unwrap());
     assert_eq!(
         long - short,
         (1_000_000u64.div_ceil(64) - 10_000u64.div_ceil(64)) * page,
