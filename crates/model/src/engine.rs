@@ -42,6 +42,14 @@ pub(crate) use on_engine::{Listed, OnEngine, PerEngine, map_engine, on_engine};
 #[error("the device failed: {0}")]
 pub struct DeviceFailure(pub(crate) String);
 
+impl DeviceFailure {
+    /// Whether it had no memory left. Drivers and runtimes have different words for that, and no code that survives.
+    pub fn is_out_of_memory(&self) -> bool {
+        let words = self.0.to_ascii_lowercase().replace(['_', ' '], "");
+        ["outofmemory", "buffertoobig", "toolarge", "notenoughmemory"].iter().any(|said| words.contains(said))
+    }
+}
+
 /// The operations of a block on one kind of device. `R` rows, `A` of them active; matrices are `[rows, width]`.
 pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// A matrix of f32.
@@ -354,4 +362,19 @@ pub(crate) trait Cache: fmt::Debug + Clone + Send + Sync {
 
     /// Forgets what a step that failed has written behind `len`: it may be anything, NaN included.
     fn abandon(&mut self, len: usize);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DeviceFailure;
+
+    #[test]
+    fn words_for_no_memory_are_known() {
+        for said in
+            ["CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\"", "OutOfMemory", "BufferTooBig(17)", "Not enough memory left"]
+        {
+            assert!(DeviceFailure(said.to_owned()).is_out_of_memory(), "{said}");
+        }
+        assert!(!DeviceFailure("an illegal memory access was encountered".to_owned()).is_out_of_memory());
+    }
 }

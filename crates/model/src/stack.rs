@@ -110,6 +110,12 @@ impl BlockStack {
         self.parts.iter().map(move |part| OnePlace { config, experts_in_files, part })
     }
 
+    /// Bytes of the largest buffer of its first device, if there is a limit.
+    #[cfg(all(test, feature = "vulkan"))]
+    pub(crate) fn largest_buffer(&self) -> Option<u64> {
+        self.parts.first()?.place.device.largest_buffer()
+    }
+
     /// What its Vulkan device has been asked to do.
     #[cfg(all(test, feature = "vulkan"))]
     pub(crate) fn counts(&self) -> Option<petals_kernels::Counted> {

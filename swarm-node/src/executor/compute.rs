@@ -188,10 +188,21 @@ fn passes_of_forward(layout: &PassLayout) -> BlockPasses {
     BlockPasses { forward: layout.span.len() as u32, backward: 0 }
 }
 
+/// How long a client waits that was refused because a device had no memory.
+const OUT_OF_MEMORY_PAUSE_MS: u32 = 1000;
+
 pub(crate) fn refusal(error: PassError) -> Refusal {
     tracing::debug!(%error, "pass refused");
     match error {
         PassError::NotFinite(_) => Refusal::NotFinite { what: error.to_string() },
+        PassError::Buffer { ref device, bytes, limit } => {
+            Refusal::TooLarge { what: format!("a matrix of the pass on {device}"), got: bytes, limit }
+        }
+        // Estimates keep passes within the memory there is, but others may use the same card.
+        PassError::Device(ref failure) if failure.is_out_of_memory() => {
+            tracing::error!(%failure, "the device has no memory left: is anything else computing on it? Serve fewer blocks, or give less to --kv-bytes");
+            Refusal::Busy { retry_after_ms: OUT_OF_MEMORY_PAUSE_MS }
+        }
         PassError::Device(_) => {
             tracing::error!(%error, "the device failed");
             Refusal::Internal { what: error.to_string() }

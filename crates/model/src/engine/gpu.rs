@@ -119,7 +119,12 @@ impl<R: Runtime> Engine for Gpu<R> {
 
     fn download(&self, rows: GpuRows) -> Result<Vec<f32>, DeviceFailure> {
         let len = rows.len();
-        self.gpu.download(&rows.values.first(len)).map_err(|e| DeviceFailure(e.to_string()))
+        let values = self.gpu.download(&rows.values.first(len)).map_err(|e| DeviceFailure(e.to_string()));
+        if values.is_err() {
+            // What pools hold for other sizes may be what the next pass lacks.
+            self.gpu.clean_up();
+        }
+        values
     }
 
     fn pick(&self, rows: &[u32]) -> kernels::Buffer {

@@ -16,6 +16,7 @@ impl BlockStack {
     /// the wrong size, if a device fails, or if an output is not finite.
     pub fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
+        self.check_layout(pass.layout)?;
         let layout = pass.layout;
         let mut kept = Vec::new();
         let output = self.run_forward(pass, |part, own, pass| {
@@ -33,6 +34,7 @@ impl BlockStack {
     /// As [`Self::forward`], and [`PassError::NoPrefix`].
     pub fn forward_with_keys_values(&self, pass: ForwardPass<'_>) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
+        self.check_layout(pass.layout)?;
         if pass.layout.prefix_len == 0 {
             return Err(PassError::NoPrefix);
         }

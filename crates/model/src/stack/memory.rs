@@ -4,6 +4,7 @@ use std::ops::Add;
 
 use petals_protocol::{Injection, Module, PassLayout, Span, WeightChange};
 
+use super::pass::PassError;
 use super::{BlockStack, OnePlace, tables};
 use crate::config::{
     AttentionDesign, BlockDesign, ExpertWeights, ExpertsDesign, HeadNorms, LayerDesign, MlpReads, ModelConfig,
@@ -124,6 +125,16 @@ impl ModelConfig {
     /// Values of the matrices of one expert.
     fn expert_values(&self, experts: ExpertsDesign) -> u64 {
         self.hidden_size as u64 * (self.block.mlp.sides() as u64 + 1) * experts.width as u64
+    }
+
+    /// Values of a row where it is widest.
+    fn widest_row(&self) -> u64 {
+        let [d, q, k, f] = self.widths();
+        let experts = self
+            .block
+            .experts
+            .map_or(0, |experts| experts.width.max(experts.shared.map_or(0, |shared| shared.width)) as u64);
+        (self.block.mlp.sides() as u64 * f.max(experts)).max(q).max(2 * k).max(d)
     }
 
     /// Values of the largest matrix of a block.
@@ -341,6 +352,24 @@ impl OnePlace<'_> {
         let (dtype, largest) = (self.part.place.dtype, self.config.largest_weight());
         let weight = on_engine!(&self.part.blocks, blocks => blocks.engine.weight_values(dtype, largest));
         rows.saturating_add(attention).saturating_add(weight).saturating_mul(F32)
+    }
+}
+
+impl BlockStack {
+    /// Refuses so many rows if a device of these blocks has no place for a matrix of them.
+    pub(super) fn check_rows(&self, rows: u64) -> Result<(), PassError> {
+        let bytes = rows.saturating_mul(self.config.widest_row()).saturating_mul(F32);
+        let refuses = |part: &super::Part| {
+            let limit = part.place.device.largest_buffer().filter(|limit| bytes > *limit)?;
+            Some(PassError::Buffer { device: part.place.device.to_string(), bytes, limit })
+        };
+        self.parts.iter().find_map(refuses).map_or(Ok(()), Err)
+    }
+
+    /// As [`Self::check_rows`], for all rows of a pass.
+    pub(super) fn check_layout(&self, layout: &PassLayout) -> Result<(), PassError> {
+        let [all, ..] = row_counts(layout);
+        self.check_rows(all.saturating_add(u64::from(layout.prefix_len)))
     }
 }
 

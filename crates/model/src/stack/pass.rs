@@ -122,6 +122,18 @@ pub enum PassError {
     /// Rows to read that are not ascending or not there, or a prefix where there can be none.
     #[error("the rows of the step make no sense")]
     Rows,
+    /// A matrix that a device has no place for, however much memory is free.
+    #[error(
+        "a matrix of the pass has {bytes} bytes, and {device} holds at most {limit} in one piece: send fewer rows at a time"
+    )]
+    Buffer {
+        /// Which device.
+        device: String,
+        /// Bytes of the matrix.
+        bytes: u64,
+        /// The largest buffer of the device.
+        limit: u64,
+    },
     /// The device failed.
     #[error("the pass could not be computed")]
     Device(#[from] DeviceFailure),

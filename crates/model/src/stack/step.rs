@@ -84,6 +84,7 @@ impl BlockStack {
         }) {
             return Err(PassError::Rows);
         }
+        self.check_rows(total as u64)?;
         let Some(span) = sequences.first().map(|sequence| sequence.cache.span()) else { return Ok(Vec::new()) };
         let max = self.config.longest_step(span);
         for sequence in sequences.iter() {

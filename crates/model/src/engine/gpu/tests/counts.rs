@@ -77,6 +77,29 @@ fn a_step_has_ten_launches_a_block_waits_once_and_reads_weights_and_caches_once(
 }
 
 #[test]
+fn a_pass_with_a_matrix_that_no_buffer_holds_is_refused_and_the_next_one_is_computed() {
+    let Some(stack) = llama(Dtype::F32) else { return };
+    // What a card holds in one piece may be more than this machine has.
+    let Some(limit) = stack.largest_buffer().filter(|limit| *limit <= 1 << 28) else { return };
+    let rows = (limit / (2 * 96 * 4) + 1) as u32;
+    let layout = |lengths| PassLayout {
+        span: stack.span(),
+        lengths,
+        prefix_len: 0,
+        injection: Injection::None,
+        weights: Default::default(),
+        read_rows: None,
+    };
+    let forward = |layout: &PassLayout| {
+        let text = vec![0.1; layout.tokens() * D];
+        stack.forward(ForwardPass { layout, text, prefix: None, tables: None }, Keep::Nothing)
+    };
+    let refused = forward(&layout(vec![512; rows as usize / 512 + 1])).unwrap_err().to_string();
+    assert!(refused.contains("fewer rows"), "{refused}");
+    forward(&layout(vec![3])).unwrap();
+}
+
+#[test]
 fn training_waits_once_a_pass_and_its_launches_do_not_depend_on_rows() {
     let Some(stack) = llama(Dtype::F32) else { return };
     let pass = |lengths: Vec<u32>| {
