@@ -8,6 +8,8 @@
 //!
 //! A kernel here is trusted by its callers to be given matrices of the sizes that it is told, and checks none.
 
+#![cfg(any(feature = "cuda", feature = "vulkan"))]
+
 use cubecl::prelude::*;
 
 mod activation;

@@ -2,6 +2,8 @@
 //!
 //! They take minutes to compile, so they are in a crate that is seldom touched, behind one function that is compiled for one runtime.
 
+#![cfg(any(feature = "cuda", all(test, feature = "vulkan")))]
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
