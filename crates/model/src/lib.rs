@@ -27,6 +27,6 @@ pub use engine::shapes::PAGE_TOKENS;
 pub use engine::{DeviceFailure, KvMeter};
 pub use kv::KvCache;
 pub use stack::{
-    BlockStack, CachedPrefix, CachedRows, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError,
+    BlockStack, CachedPrefix, CachedRows, ForwardOutput, ForwardPass, InputGrads, Keep, OutputGrads, PassError, Pause,
     SpanTables, Stash, StepSize,
 };

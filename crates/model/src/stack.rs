@@ -25,7 +25,7 @@ mod tables;
 pub use block::Keep;
 use blocks::Blocks;
 pub use memory::StepSize;
-pub use pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError};
+pub use pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Pause};
 pub use span_tables::SpanTables;
 pub use stash::Stash;
 pub use step::{CachedPrefix, CachedRows};
@@ -124,8 +124,21 @@ impl BlockStack {
     /// [`PassError`] if the layout makes no sense or is not for these blocks, if an input is missing, superfluous or of
     /// the wrong size, if the device fails, or if an output is not finite.
     pub fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
+        self.forward_with_pauses(pass, keep, &|| ())
+    }
+
+    /// As [`Self::forward`]; `pause` is called between blocks, and may run others' rows through these blocks meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_with_pauses(
+        &self,
+        pass: ForwardPass<'_>,
+        keep: Keep,
+        pause: Pause<'_>,
+    ) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
-        on_engine!(&self.blocks, blocks => blocks.forward(pass, keep))
+        on_engine!(&self.blocks, blocks => blocks.forward(pass, keep, pause))
     }
 
     /// As [`Self::forward`], keeping nothing, with the prefix's keys and values in each block.
@@ -149,8 +162,22 @@ impl BlockStack {
     /// [`PassError`] if the stash is another stack's, if a gradient is missing, superfluous or of the wrong size, if the
     /// device fails, or if a result is not finite.
     pub fn backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError> {
+        self.backward_with_pauses(stash, grads, text_grad, &|| ())
+    }
+
+    /// As [`Self::backward`]; `pause` is called between blocks, and may run others' rows through these blocks meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::backward`].
+    pub fn backward_with_pauses(
+        &self,
+        stash: Stash,
+        grads: OutputGrads,
+        text_grad: bool,
+        pause: Pause<'_>,
+    ) -> Result<InputGrads, PassError> {
         grads.check(stash.layout(), self.span, &self.config)?;
-        on_engine!(&self.blocks, blocks => blocks.backward(stash, grads, text_grad))
+        on_engine!(&self.blocks, blocks => blocks.backward(stash, grads, text_grad, pause))
     }
 }
 

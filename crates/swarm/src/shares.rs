@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use libp2p::PeerId;
 use libp2p::multiaddr::{Multiaddr, Protocol};
@@ -52,12 +52,17 @@ impl Origin {
     /// What an address that leads somewhere directly counts as.
     pub(crate) fn of_address(address: &Multiaddr) -> Self {
         match address.iter().next() {
-            Some(Protocol::Ip4(ip)) => Self::Ip4(ip),
-            Some(Protocol::Ip6(ip)) => match ip.to_ipv4_mapped() {
-                Some(ip) => Self::Ip4(ip),
-                None => Self::Ip6((u128::from(ip) >> 64) as u64),
-            },
+            Some(Protocol::Ip4(ip)) => Self::of_ip(ip.into()),
+            Some(Protocol::Ip6(ip)) => Self::of_ip(ip.into()),
             _ => Self::Unknown,
+        }
+    }
+
+    /// What an address counts as.
+    pub fn of_ip(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(ip) => Self::Ip4(ip),
+            IpAddr::V6(ip) => Self::Ip6((u128::from(ip) >> 64) as u64),
         }
     }
 }
@@ -208,11 +213,23 @@ impl Shares {
         }
     }
 
-    /// How far ahead of its part a party is, to say who gives way first: who is at an address that holds most, and there whoever holds most. `None` if its
-    /// address and it itself hold no more than their parts.
-    pub fn ahead(&self, party: Party) -> Option<(u64, u64)> {
-        let (held, own) = (self.held_at(party.origin), self.held_by(party));
+    /// Whether the party holds no more than its [`Self::portion`] with `amount` more, and its address no more than its own.
+    pub fn is_portion(&self, party: Party, amount: u64) -> bool {
         let (origins, peers) = self.company(party);
+        let of_origin = self.capacity / origins;
+        let within = |held: u64, most: u64| held.saturating_add(amount) <= most;
+        within(self.held_at(party.origin), of_origin) && within(self.held_by(party), of_origin / peers)
+    }
+
+    /// How far ahead of its part a party is once `newcomer` is there too, to say who gives way first: who is at the address that holds most, and there
+    /// whoever holds most. `None` if its address and it itself hold no more than their parts.
+    pub fn ahead(&self, party: Party, newcomer: Party) -> Option<(u64, u64)> {
+        let (held, own) = (self.held_at(party.origin), self.held_by(party));
+        let (origins, _) = self.company(newcomer);
+        let (_, mut peers) = self.company(party);
+        if newcomer.origin == party.origin && newcomer.peer != party.peer && self.held_by(newcomer) == 0 {
+            peers += 1;
+        }
         let of_origin = self.capacity / origins;
         (held > of_origin || own > of_origin / peers).then_some((held.saturating_sub(of_origin), own))
     }

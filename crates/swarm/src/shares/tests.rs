@@ -61,7 +61,6 @@ fn a_thousand_ids_of_one_address_get_what_one_address_gets() {
     assert!(shares.held_at(first.origin) <= 12_000);
     let honest = at(2);
     assert_eq!(shares.portion(honest), 8_000);
-    assert_eq!(shares.portion(crowd[0]), 16_000 / crowd.len() as u64);
     assert!(shares.may_take(honest, 3_000), "{} free", shares.free());
     assert!(!shares.may_take(crowd[0], 1_000));
 }
@@ -83,15 +82,19 @@ fn who_holds_most_gives_way_first() {
     let mut shares = Shares::new(100);
     let (one, two) = (at(1), at(2));
     let other = beside(one);
-    shares.take(one, 50);
-    shares.take(other, 20);
-    assert_eq!(shares.ahead(two), None);
-    shares.take(two, 30);
-    assert_eq!(shares.ahead(two), None, "it has less than its half");
-    let (most, less) = (shares.ahead(one).unwrap(), shares.ahead(other).unwrap());
-    assert!(most > less, "{most:?} {less:?}");
-    shares.give(one, 30);
-    assert_eq!(shares.ahead(one), None);
+    shares.take(one, 60);
+    shares.take(other, 40);
+    assert_eq!(shares.ahead(other, one), None, "there are two of them");
+    assert!(shares.is_portion(two, 50) && !shares.is_portion(two, 51));
+    assert!(shares.ahead(one, two) > shares.ahead(other, two), "with another address there they have half together");
+    assert!(shares.ahead(other, two).is_some());
+    shares.give(one, 40);
+    shares.give(other, 15);
+    shares.take(two, 50);
+    assert_eq!((shares.ahead(one, two), shares.ahead(other, two), shares.ahead(two, one)), (None, None, None));
+    let third = beside(one);
+    assert!(shares.is_portion(third, 5), "50 for three of them, of which 45 are taken");
+    assert!(shares.ahead(one, third).is_some() && shares.ahead(other, third).is_some());
 }
 
 #[test]

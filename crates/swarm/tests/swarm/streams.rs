@@ -212,3 +212,33 @@ async fn a_peer_that_falls_silent_is_noticed_even_while_sending() {
     let mut stream = client.open_stream(server.local_peer(), &server.listen_addresses(), CAP).await.unwrap();
     within("an echo", echo(&mut stream, 16)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_address_with_many_ids_leaves_streams_to_others() {
+    let server = echo_server(SwarmConfig { max_streams: 32, ..server_config(&[]) }).await;
+    // Connections are made from where a node listens.
+    let at = async |ip: &str| {
+        let listen = vec![format!("/ip4/{ip}/tcp/0").parse().unwrap()];
+        start(SwarmConfig { listen, ..client_config(&[]) }).await.0
+    };
+    let (mut attackers, mut held) = (Vec::new(), Vec::new());
+    for _ in 0..8 {
+        let attacker = at("127.0.0.2").await;
+        for _ in 0..8 {
+            held.push(open(&attacker, &server).await);
+        }
+        attackers.push(attacker);
+    }
+    let traffic = eventually("all of them", async || {
+        let traffic = server.traffic();
+        (traffic.streams_accepted + traffic.streams_refused == 64).then_some(traffic)
+    })
+    .await;
+    assert!((16..=24).contains(&traffic.streams_accepted), "{traffic:?}");
+    let honest = at("127.0.0.3").await;
+    for _ in 0..4 {
+        let mut stream = open(&honest, &server).await;
+        within("an echo", echo(&mut stream, 16)).await.unwrap();
+        held.push(stream);
+    }
+}

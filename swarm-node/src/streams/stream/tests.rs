@@ -9,13 +9,17 @@ use petals_protocol::{
     TableSource, WireDtype,
 };
 
+use petals_swarm::PeerId;
+
 use super::*;
 use crate::executor::{Executor, ExecutorConfig};
 use crate::fixture;
+use crate::machine::budget::NoRoom;
 use crate::machine::measure::Rates;
 use crate::machine::speed::Speed;
 use crate::placement::hosted::Hosted;
 use crate::streams::Bounds;
+use crate::streams::service::RETRY_WITHOUT_MEMORY_MS;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The pipe holds no more than a few pieces of this size: nobody can write far ahead of the reader.
@@ -60,7 +64,7 @@ struct Client {
     writer: FrameWriter<futures::io::WriteHalf<Pipe>>,
     hidden: usize,
     service: Arc<StreamService>,
-    peer: PeerId,
+    party: Party,
     _executor: Executor,
 }
 
@@ -81,12 +85,12 @@ impl Client {
             Bounds { rows: 1000, memory: memory_bytes, adapter: None },
         ));
         let (near, far) = pipe();
-        let peer = PeerId::random();
-        tokio::spawn(service.clone().serve(peer, far, CancellationToken::new()));
+        let party = Party::unplaced(PeerId::random());
+        tokio::spawn(service.clone().serve(party, far, CancellationToken::new()));
         let (read, write) = near.split();
         let reader = FrameReader::new(read, FrameKind::Response, FrameLimits::default());
         let writer = FrameWriter::new(write, FrameKind::Request);
-        Self { reader, writer, hidden, service, peer, _executor: executor }
+        Self { reader, writer, hidden, service, party, _executor: executor }
     }
 
     async fn hello(&mut self) {
@@ -143,7 +147,7 @@ async fn memory_is_held_until_the_reply_is_written() {
     client.hello().await;
     client.forward(10).await;
     timeout(PATIENCE, client.reader.next_body_len()).await.unwrap().unwrap();
-    let (all, memory) = (client.service.memory.peer_bytes(), client.service.memory.of(client.peer));
+    let (all, memory) = (client.service.memory.most(), client.service.memory.of(client.party));
     assert_eq!(memory.try_reserve(all, 0).unwrap_err(), NoRoom::Now);
     assert!(matches!(client.response().await.unwrap(), Response::Forward(_)));
     timeout(PATIENCE, memory.reserve(all)).await.expect("it is given back").unwrap();
@@ -153,10 +157,10 @@ async fn memory_is_held_until_the_reply_is_written() {
 async fn no_room_for_a_reply_is_a_refusal_and_the_stream_goes_on() {
     let mut client = Client::connect(1 << 20, ExecutorConfig::default());
     client.hello().await;
-    let memory = client.service.memory.of(client.peer);
+    let memory = client.service.memory.of(client.party);
     // Room for the request of 10 rows and not for its reply.
     let request = (4 * 10 * client.hidden as u64).next_multiple_of(1024);
-    let taken = memory.reserve(client.service.memory.peer_bytes() - request).await.unwrap();
+    let taken = memory.reserve(client.service.memory.most() - request).await.unwrap();
     client.forward(10).await;
     let busy = Response::Refused(Refusal::Busy { retry_after_ms: RETRY_WITHOUT_MEMORY_MS });
     assert_eq!(client.response().await.unwrap(), busy);

@@ -1,0 +1,106 @@
+//! Peers that take what they can get, from addresses of their own.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use futures::{AsyncWriteExt, io::AsyncReadExt};
+use petals_protocol::{
+    Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, Request, Response, Tensor,
+};
+use petals_swarm::{Identity, Multiaddr, PeerId, PeerStream, SwarmConfig, SwarmHandle, SwarmNode};
+
+/// Longest wait for what a server does at once.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node of its own, and whom it is after.
+#[derive(Debug)]
+pub struct Attacker {
+    node: SwarmHandle,
+    server: PeerId,
+    addresses: Vec<Multiaddr>,
+    model: ModelId,
+}
+
+/// A stream whose greeting is over.
+#[derive(Debug)]
+pub struct AttackStream {
+    stream: PeerStream,
+    /// What the server says it takes.
+    pub limits: Limits,
+}
+
+impl Attacker {
+    /// One more id at `ip`, an address of this machine: connections are made from where a node listens.
+    ///
+    /// # Errors
+    /// If the node does not start.
+    pub async fn at(ip: &str, server: &SwarmHandle, model: &ModelId) -> anyhow::Result<Self> {
+        let listen = vec![format!("/ip4/{ip}/tcp/0").parse()?];
+        let (node, _) = SwarmNode::start(Identity::generate(), SwarmConfig { listen, ..SwarmConfig::client() }).await?;
+        let (server, addresses) = (server.local_peer(), server.listen_addresses());
+        Ok(Self { node, server, addresses, model: model.clone() })
+    }
+
+    /// Opens a stream and greets.
+    ///
+    /// # Errors
+    /// If the server has none left for it.
+    pub async fn greeted(&self) -> anyhow::Result<AttackStream> {
+        let mut stream = self.node.open_stream(self.server, &self.addresses, PATIENCE).await?;
+        FrameWriter::new(&mut stream, FrameKind::Request)
+            .write(0, &Request::Hello { model: self.model.clone() }, &[])
+            .await?;
+        let answer: Frame<Response> = read(&mut stream).await?;
+        let Response::Welcome(welcome) = answer.message else { anyhow::bail!("no greeting: {:?}", answer.message) };
+        Ok(AttackStream { stream, limits: welcome.limits })
+    }
+}
+
+impl AttackStream {
+    /// Says that a request of this many bytes comes, and sends `bytes` of it.
+    ///
+    /// # Errors
+    /// If the server has ended the stream.
+    pub async fn claim(&mut self, request: &Request, tensor: Tensor, bytes: usize) -> anyhow::Result<()> {
+        let mut whole = Vec::new();
+        FrameWriter::new(&mut whole, FrameKind::Request).write(1, request, &[tensor]).await?;
+        ensure!(bytes < whole.len(), "that is all of it");
+        self.send_raw(&whole[..bytes]).await
+    }
+
+    /// Sends bytes, whatever they are.
+    ///
+    /// # Errors
+    /// If the server has ended the stream.
+    pub async fn send_raw(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.stream.write_all(bytes).await?;
+        Ok(self.stream.flush().await?)
+    }
+
+    /// Sends a request and waits for nothing.
+    ///
+    /// # Errors
+    /// If the server has ended the stream.
+    pub async fn send(&mut self, id: u64, request: &Request, tensors: &[Tensor]) -> anyhow::Result<()> {
+        Ok(FrameWriter::new(&mut self.stream, FrameKind::Request).write(id, request, tensors).await?)
+    }
+
+    /// Sends a request and waits for an answer, which may be another's.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn ask(&mut self, request: &Request, tensors: &[Tensor]) -> anyhow::Result<Response> {
+        self.send(7, request, tensors).await?;
+        Ok(read(&mut self.stream).await?.message)
+    }
+
+    /// Returns once the server has ended the stream.
+    pub async fn ended(&mut self) {
+        while let Ok(1..) = self.stream.read(&mut [0; 1024]).await {}
+    }
+}
+
+async fn read(stream: &mut PeerStream) -> anyhow::Result<Frame<Response>> {
+    let mut reader = FrameReader::new(stream, FrameKind::Response, FrameLimits::default());
+    Ok(tokio::time::timeout(PATIENCE, reader.read()).await??)
+}
