@@ -35,9 +35,20 @@ impl Attacker {
     /// # Errors
     /// If the node does not start.
     pub async fn at(ip: &str, server: &SwarmHandle, model: &ModelId) -> anyhow::Result<Self> {
+        Self::after(ip, (server.local_peer(), server.listen_addresses()), model).await
+    }
+
+    /// As [`Self::at`], by the server's id and addresses.
+    ///
+    /// # Errors
+    /// If the node does not start.
+    pub async fn after(
+        ip: &str,
+        (server, addresses): (PeerId, Vec<Multiaddr>),
+        model: &ModelId,
+    ) -> anyhow::Result<Self> {
         let listen = vec![format!("/ip4/{ip}/tcp/0").parse()?];
         let (node, _) = SwarmNode::start(Identity::generate(), SwarmConfig { listen, ..SwarmConfig::client() }).await?;
-        let (server, addresses) = (server.local_peer(), server.listen_addresses());
         Ok(Self { node, server, addresses, model: model.clone() })
     }
 

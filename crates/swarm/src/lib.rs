@@ -9,6 +9,7 @@
 
 mod addresses;
 mod behaviour;
+mod carried;
 mod clock;
 mod config;
 mod directory;

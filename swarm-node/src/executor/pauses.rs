@@ -78,3 +78,6 @@ impl<'a> Pauses<'a> {
         Some((batch, stacks.get(number)?.clone(), span))
     }
 }
+
+#[cfg(test)]
+mod tests;
