@@ -300,7 +300,6 @@ impl Worker {
                 Err(Refusal::Internal { what: "the computation failed".into() })
             });
             let paused = lock(&pauses).spent;
-            drop(pauses);
             // What others' tokens took is not this pass's, which waited meanwhile.
             let (computed, queued) = (started.elapsed().saturating_sub(paused), queued + paused);
             self.record(computed);

@@ -1,13 +1,16 @@
 //! Peers that take what they can get, from addresses of their own.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use futures::{AsyncWriteExt, io::AsyncReadExt};
 use petals_protocol::{
     Frame, FrameKind, FrameLimits, FrameReader, FrameWriter, Limits, ModelId, Request, Response, Tensor,
 };
 use petals_swarm::{Identity, Multiaddr, PeerId, PeerStream, SwarmConfig, SwarmHandle, SwarmNode};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::JoinSet;
 
 /// Longest wait for what a server does at once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -19,6 +22,7 @@ pub struct Attacker {
     server: PeerId,
     addresses: Vec<Multiaddr>,
     model: ModelId,
+    _detour: JoinSet<()>,
 }
 
 /// A stream whose greeting is over.
@@ -30,7 +34,7 @@ pub struct AttackStream {
 }
 
 impl Attacker {
-    /// One more id at `ip`, an address of this machine: connections are made from where a node listens.
+    /// One more id at `ip`, an address of this machine.
     ///
     /// # Errors
     /// If the node does not start.
@@ -47,9 +51,13 @@ impl Attacker {
         (server, addresses): (PeerId, Vec<Multiaddr>),
         model: &ModelId,
     ) -> anyhow::Result<Self> {
-        let listen = vec![format!("/ip4/{ip}/tcp/0").parse()?];
-        let (node, _) = SwarmNode::start(Identity::generate(), SwarmConfig { listen, ..SwarmConfig::client() }).await?;
-        Ok(Self { node, server, addresses, model: model.clone() })
+        let address = addresses.first().context("the server listens nowhere")?.to_string();
+        let parts: Vec<&str> = address.split('/').collect();
+        let [_, "ip4", host, "tcp", port, ..] = parts.as_slice() else { anyhow::bail!("{address} is no socket") };
+        let (way, detour) = detour(ip.parse()?, format!("{host}:{port}").parse()?).await?;
+        let addresses = vec![format!("/ip4/{}/tcp/{}/p2p/{server}", way.ip(), way.port()).parse()?];
+        let (node, _) = SwarmNode::start(Identity::generate(), SwarmConfig::client()).await?;
+        Ok(Self { node, server, addresses, model: model.clone(), _detour: detour })
     }
 
     /// Opens a stream and greets.
@@ -109,6 +117,28 @@ impl AttackStream {
     pub async fn ended(&mut self) {
         while let Ok(1..) = self.stream.read(&mut [0; 1024]).await {}
     }
+}
+
+/// A socket whose connections go on to `target` from `ip`: nodes do not choose where they come from.
+async fn detour(ip: Ipv4Addr, target: SocketAddr) -> anyhow::Result<(SocketAddr, JoinSet<()>)> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let way = listener.local_addr()?;
+    let mut forwards = JoinSet::new();
+    forwards.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut from, _)) = listener.accept().await {
+            while connections.try_join_next().is_some() {}
+            connections.spawn(async move {
+                let socket = TcpSocket::new_v4()?;
+                socket.bind((ip, 0).into())?;
+                let mut to = socket.connect(target).await?;
+                from.set_nodelay(true)?;
+                to.set_nodelay(true)?;
+                tokio::io::copy_bidirectional(&mut from, &mut to).await
+            });
+        }
+    });
+    Ok((way, forwards))
 }
 
 async fn read(stream: &mut PeerStream) -> anyhow::Result<Frame<Response>> {

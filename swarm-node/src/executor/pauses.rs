@@ -19,6 +19,9 @@ const QUANTUM: Duration = Duration::from_millis(20);
 const MOST_ROWS_OF_ONE: usize = 16;
 const MOST_ROWS: usize = 64;
 
+/// Steps of one span, and the blocks for them.
+type Batch = (Vec<(Pass, Reply)>, Arc<BlockStack>, Span);
+
 /// The pauses of one pass.
 pub(super) struct Pauses<'a> {
     worker: &'a mut Worker,
@@ -54,7 +57,7 @@ impl<'a> Pauses<'a> {
     }
 
     /// Tokens that wait, all of one span, and the blocks for them.
-    fn waiting(&self) -> Option<(Vec<(Pass, Reply)>, Arc<BlockStack>, Span)> {
+    fn waiting(&self) -> Option<Batch> {
         let mut state = lock(&self.worker.shared.state);
         if state.queue.len() == 0 || state.stopping {
             return None;

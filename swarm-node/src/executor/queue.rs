@@ -157,7 +157,7 @@ impl<K: Owner, T> FairQueue<K, T> {
         }) {
             let place = self.places.get_mut(&at);
             let lane = place.and_then(|place| Some((place.lanes.get_mut(&key)?, &mut place.len, &mut place.done)));
-            let Some((lane, len, done)) = lane.filter(|(lane, ..)| lane.front().is_some_and(|item| fits(item))) else {
+            let Some((lane, len, done)) = lane.filter(|(lane, ..)| lane.front().is_some_and(&mut *fits)) else {
                 candidates.swap_remove(number);
                 continue;
             };

@@ -99,23 +99,7 @@ impl Client {
     }
 
     async fn forward(&mut self, rows: u32) {
-        let layout = PassLayout {
-            span: Span::new(0, 1).unwrap(),
-            lengths: vec![rows],
-            prefix_len: 0,
-            injection: Injection::None,
-            weights: Default::default(),
-            read_rows: None,
-        };
-        let request = ForwardRequest {
-            layout,
-            tables: TableSource::Inline,
-            stash: None,
-            input: RowSource::Inline,
-            output: RowTarget::Reply,
-            reply_dtype: WireDtype::F32,
-            deadline_ms: 10_000,
-        };
+        let request = forward_request(forward_layout(rows));
         let shape = [rows as usize, self.hidden];
         let text = Tensor::from_f32(WireDtype::F32, &shape, &vec![0.1; shape[0] * shape[1]]);
         let (message, tensors) = (Request::Forward(request), [text]);
@@ -126,6 +110,29 @@ impl Client {
     async fn response(&mut self) -> Result<Response, FrameError> {
         let frame: Frame<Response> = timeout(PATIENCE, self.reader.read()).await.expect("an answer in time")?;
         Ok(frame.message)
+    }
+}
+
+fn forward_layout(rows: u32) -> PassLayout {
+    PassLayout {
+        span: Span::new(0, 1).unwrap(),
+        lengths: vec![rows],
+        prefix_len: 0,
+        injection: Injection::None,
+        weights: Default::default(),
+        read_rows: None,
+    }
+}
+
+fn forward_request(layout: PassLayout) -> ForwardRequest {
+    ForwardRequest {
+        layout,
+        tables: TableSource::Inline,
+        stash: None,
+        input: RowSource::Inline,
+        output: RowTarget::Reply,
+        reply_dtype: WireDtype::F32,
+        deadline_ms: 10_000,
     }
 }
 
@@ -176,4 +183,35 @@ async fn a_pass_that_needs_too_much_memory_is_refused() {
     client.forward(1).await;
     let response = client.response().await.unwrap();
     assert!(matches!(&response, Response::Refused(Refusal::TooLarge { limit: 1, .. })), "{response:?}");
+}
+
+#[tokio::test]
+async fn a_long_header_before_the_greeting_ends_the_stream() {
+    let mut client = Client::connect(1 << 20, ExecutorConfig::default());
+    let name = "x".repeat(HELLO_BYTES as usize);
+    let _ =
+        timeout(PATIENCE, client.writer.write(0, &Response::Refused(Refusal::BadRequest { what: name }), &[])).await;
+    assert!(client.response().await.is_err(), "what is so long is not even refused");
+}
+
+#[tokio::test]
+async fn rows_are_counted_as_they_wait_and_not_as_they_travel() {
+    let mut client = Client::connect(1 << 20, ExecutorConfig::default());
+    client.hello().await;
+    let memory = client.service.memory.of(client.party);
+    // Room for the bytes of 100 rows on the wire, and not for the rows.
+    let rows = 100 * client.hidden;
+    let taken = memory.reserve(client.service.memory.most() - 2 * rows as u64).await.unwrap();
+    let mut layout = forward_layout(100);
+    layout.read_rows = Some(vec![0]);
+    let request = forward_request(layout);
+    let text = Tensor::from_f32(WireDtype::Int8, &[100, client.hidden], &vec![0.1; rows]);
+    timeout(PATIENCE, client.writer.write(1, &Request::Forward(request.clone()), std::slice::from_ref(&text)))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(matches!(client.response().await.unwrap(), Response::Refused(Refusal::Busy { .. })));
+    drop(taken);
+    timeout(PATIENCE, client.writer.write(1, &Request::Forward(request), &[text])).await.unwrap().unwrap();
+    assert!(matches!(client.response().await.unwrap(), Response::Forward(_)));
 }
