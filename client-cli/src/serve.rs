@@ -44,6 +44,7 @@ mod router;
 mod tokens;
 mod tools;
 mod unpack;
+mod weight;
 
 pub(crate) use app::App;
 pub(crate) use engine::Engine;

@@ -9,8 +9,8 @@
 //! | `executor.rs` | the thread, and the handle that submits to it |
 //! | `pass` | what is submitted, and what comes of it |
 //! | `queue`, `crowd`, `batch` | what runs next, and what runs together |
-//! | `compute`, `steps` | a pass of training, a step of sessions |
-//! | `stash`, `sessions`, `prefixes` | what they leave behind for the next one |
+//! | `compute`, `steps`, `pauses` | a pass of training, a step of sessions, and steps between the blocks of a pass |
+//! | `stash`, `sessions`, `memory`, `prefixes` | what they leave behind for the next one |
 //! | `work`, `told` | how much it was, and what is told of it |
 //!
 //! Apart from streams because nothing here is asynchronous or knows of frames: what arrives was checked and has its memory.
@@ -21,9 +21,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use petals_model::{BlockStack, Stash};
+use petals_model::{BlockStack, Pause, Stash};
 use petals_protocol::{Refusal, SessionId, Span, StashId};
-use petals_swarm::PeerId;
+use petals_swarm::Party;
 use tokio::sync::oneshot;
 
 use crate::lock::lock;
@@ -33,7 +33,9 @@ use crate::machine::speed::Speed;
 mod batch;
 mod compute;
 mod crowd;
+mod memory;
 mod pass;
+mod pauses;
 mod prefixes;
 mod queue;
 mod sessions;
@@ -44,6 +46,7 @@ mod work;
 
 use compute::Compute;
 pub(crate) use pass::{Done, Inputs, Output, Pass, Tables, Work};
+use pauses::Pauses;
 use prefixes::Prefixes;
 use queue::FairQueue;
 use sessions::SessionStore;
@@ -100,7 +103,7 @@ type Reply = oneshot::Sender<Result<Done, Refusal>>;
 
 #[derive(Debug)]
 struct State {
-    queue: FairQueue<PeerId, (Pass, Reply)>,
+    queue: FairQueue<Party, (Pass, Reply)>,
     /// The span of the pass that is being computed.
     running: Option<Span>,
     stopping: bool,
@@ -182,11 +185,15 @@ impl ExecutorHandle {
         }
         let waiting = state.queue.len() as u64 + 1;
         let share = Share::of(&pass);
-        let (peer, cost, urgent) =
-            (pass.peer, cost(&pass), !matches!(pass.work, Work::Forward { .. } | Work::KeysValues { .. }));
+        let hidden = state.stacks.first().map_or(1, |blocks| blocks.config().hidden_size);
+        let (party, cost, urgent) = (
+            pass.party,
+            work::cost(&pass, hidden),
+            !matches!(pass.work, Work::Forward { .. } | Work::KeysValues { .. }),
+        );
         let wait_ms = waiting * self.0.mean_us.load(Ordering::Relaxed) / 1000 / 2;
         let busy = Refusal::Busy { retry_after_ms: wait_ms.clamp(10, 5_000) as u32 };
-        match state.queue.push(peer, (pass, reply), cost, urgent) {
+        match state.queue.push(party, (pass, reply), cost, urgent) {
             Ok(None) => {}
             Ok(Some((_, displaced))) => drop(displaced.send(Err(busy))),
             Err(_) => return Err(busy),
@@ -247,9 +254,9 @@ impl ExecutorHandle {
         lock(&self.0.sessions).end((stream, session));
     }
 
-    /// Lets a stream of `peer` leave stashes and have sessions.
-    pub(crate) fn open_stream(&self, stream: u64, peer: PeerId) {
-        lock(&self.0.stashes).open_stream(stream, peer);
+    /// Lets a stream of `party` leave stashes and have sessions.
+    pub(crate) fn open_stream(&self, stream: u64, party: Party) {
+        lock(&self.0.stashes).open_stream(stream, party);
         lock(&self.0.sessions).open_stream(stream);
     }
 
@@ -289,12 +296,18 @@ impl Worker {
             let (left, work) = (left_stash(&pass), work_of_forward(&pass));
             // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
             // and must cost this request only.
-            let run = || self.compute(blocks).run(pass, &self.shared.stashes);
+            let (shared, pass_bytes, policy) = (self.shared.clone(), self.config.pass_bytes, self.config.stash_policy);
+            let pauses = Mutex::new(Pauses::new(&mut self));
+            let pause = || lock(&pauses).pause();
+            let compute = Compute { blocks, pass_bytes, policy, pause: &pause };
+            let run = || compute.run(pass, &shared.stashes);
             let output = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
                 tracing::error!("a pass panicked");
                 Err(Refusal::Internal { what: "the computation failed".into() })
             });
-            let computed = started.elapsed();
+            let paused = lock(&pauses).spent;
+            // What others' tokens took is not this pass's, which waited meanwhile.
+            let (computed, queued) = (started.elapsed().saturating_sub(paused), queued + paused);
             self.record(computed);
             if let Some((rows, blocks)) = work.filter(|_| output.is_ok()) {
                 self.shared.speed.ran(rows, blocks, computed);
@@ -308,9 +321,9 @@ impl Worker {
         }
     }
 
-    fn compute(&self, blocks: Arc<BlockStack>) -> Compute {
+    fn compute<'a>(&self, blocks: Arc<BlockStack>, pause: Pause<'a>) -> Compute<'a> {
         let ExecutorConfig { pass_bytes, stash_policy: policy, .. } = self.config;
-        Compute { blocks, rooms: self.config.rooms.clone(), pass_bytes, policy }
+        Compute { blocks, rooms: self.config.rooms.clone(), pass_bytes, policy, pause }
     }
 
     /// The next pass, and the blocks to run it on.
@@ -348,13 +361,6 @@ impl Worker {
         let old = self.shared.mean_us.load(Ordering::Relaxed);
         self.shared.mean_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);
     }
-}
-
-/// What a pass takes of this node, in rows times blocks of a forward. A backward costs about as much as a forward.
-fn cost(pass: &Pass) -> u64 {
-    let layout = &pass.layout;
-    let passes = if matches!(pass.work, Work::Backward { stash: None, .. }) { 2 } else { 1 };
-    passes * (layout.tokens() + layout.prefix_rows()) as u64 * layout.span.len() as u64
 }
 
 /// Rows and blocks of a forward.

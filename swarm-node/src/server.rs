@@ -26,6 +26,10 @@ mod view;
 pub(crate) use metrics::metrics;
 pub(crate) use view::ServerView;
 
+/// Longest time that one block of a pass should take: between two blocks the tokens of others go on.
+const LONGEST_BLOCK: Duration = Duration::from_secs(1);
+/// Rows that are taken however slow a node is: clients send texts in parts of this size.
+const LEAST_ROWS: u32 = 512;
 /// How often stashes are looked through for expired ones, so that an idle node frees memory too.
 const EXPIRY_TICK: Duration = Duration::from_secs(10);
 
@@ -109,7 +113,14 @@ impl Server {
         put_load(&mut info, &executor.handle());
         let links = RelayLinks::new(swarm.clone(), info.model.clone());
         let hosted = Arc::new(Hosted::new(info, widths));
-        let bounds = Bounds { rows: config.max_rows, memory: config.request_bytes, adapter: config.max_adapter_bytes };
+        let rows = rows_within(LONGEST_BLOCK, rates.forward, config.max_rows);
+        if rows < config.max_rows {
+            tracing::info!(
+                rows,
+                "larger passes would keep others waiting: a block of one would take more than {LONGEST_BLOCK:?}"
+            );
+        }
+        let bounds = Bounds { rows, memory: config.request_bytes, adapter: config.max_adapter_bytes };
         let service = StreamService::new(hosted.clone(), executor.handle(), speed.clone(), Some(links), bounds);
         let service = Arc::new(service);
         let (streams, cancel) = (TaskTracker::new(), CancellationToken::new());
@@ -228,11 +239,29 @@ async fn accept(mut incoming: Incoming, service: Arc<StreamService>, streams: Ta
             }
             inbound = incoming.next() => inbound,
         };
-        let Some(IncomingStream { peer, stream }) = inbound else { return };
-        streams.spawn(service.clone().serve(peer, stream, cancel.clone()));
+        let Some(IncomingStream { party, stream }) = inbound else { return };
+        streams.spawn(service.clone().serve(party, stream, cancel.clone()));
     }
+}
+
+/// Rows of a pass of which a block takes no longer than `time` at a measured rate of rows times blocks a second; at most `most`.
+fn rows_within(time: Duration, rate: f64, most: u32) -> u32 {
+    let rows = (rate * time.as_secs_f64()).max(f64::from(LEAST_ROWS));
+    most.min(rows as u32)
 }
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_are_as_large_as_their_blocks_are_quick() {
+        let rows = |rate, most| rows_within(LONGEST_BLOCK, rate, most);
+        assert_eq!((rows(1e6, 8192), rows(2000.0, 8192), rows(3.0, 8192)), (8192, 2000, LEAST_ROWS));
+        assert_eq!((rows(3.0, 100), rows(f64::NAN, 8192)), (100, LEAST_ROWS));
+    }
 }

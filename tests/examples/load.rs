@@ -1,8 +1,8 @@
 //! One small server and many clients that ask for more than it can do.
 //!
-//! usage: cargo run --release --workspace --example load -- [CLIENTS] [SECONDS]
+//! usage: cargo run --release --workspace --example load -- [CLIENTS] [SECONDS] [LEECHES]
 //!
-//! Clients differ in how much they ask for, a quarter of them is greedy. Prints what each kind got, what the busiest got
+//! Clients differ in how much they ask for, a quarter of them is greedy. Leeches, at an address of their own, claim memory, wait, reserve and hand over for nobody. Prints what each kind got, what the busiest got
 //! beside the least, and the server's memory over time. `petals-node` must have been built.
 
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ fn main() -> anyhow::Result<()> {
     let mut numbers = std::env::args().skip(1).map(|argument| argument.parse::<usize>());
     let clients = numbers.next().transpose()?.unwrap_or(64);
     let seconds = numbers.next().transpose()?.unwrap_or(60) as u64;
+    let leeches = numbers.next().transpose()?.unwrap_or(0);
     let parent = tempfile::tempdir()?;
     let directory = parent.path().join("random");
     let model = RandomModel::MEDIUM;
@@ -42,7 +43,7 @@ fn main() -> anyhow::Result<()> {
     };
     let habits: Vec<Habit> = (0..clients).map(|client| HABITS[client % HABITS.len()]).collect();
     println!(
-        "{clients} clients, {seconds} s, hidden {}, {} blocks, {REQUEST_MEMORY} for requests\n",
+        "{clients} clients, {leeches} leeches, {seconds} s, hidden {}, {} blocks, {REQUEST_MEMORY} for requests\n",
         model.hidden, model.blocks
     );
     let started = Instant::now();
@@ -57,7 +58,7 @@ fn main() -> anyhow::Result<()> {
             }
         };
         let shares = tokio::select! {
-            shares = load(&target, &habits, WARM_UP, Duration::from_secs(seconds)) => shares?,
+            shares = load(&target, &habits, leeches, WARM_UP, Duration::from_secs(seconds)) => shares?,
             () = sample => Vec::new(),
         };
         anyhow::Ok((shares, memory))

@@ -2,6 +2,7 @@
 //! misbehaving servers, comparisons.
 
 mod api;
+mod attacker;
 mod compare;
 mod giver;
 mod goldens;
@@ -19,6 +20,7 @@ mod relay;
 mod wide_area;
 
 pub use api::ApiServer;
+pub use attacker::{AttackStream, Attacker};
 pub use compare::{assert_close, assert_curves_close, largest_difference};
 pub use giver::{Giver, Giving};
 pub use goldens::{FAMILIES, Goldens};

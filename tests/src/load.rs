@@ -12,6 +12,8 @@ use petals_protocol::{
 use petals_swarm::{Identity, PeerId, RequestStream, SwarmConfig, SwarmNode};
 use tokio::task::JoinSet;
 
+mod leech;
+
 /// Longest wait for an answer: a queue of large passes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -57,13 +59,14 @@ struct Counts {
 }
 
 /// Loads a server with a client for each of `habits`, every one a node of its own, for `warm_up` and then for `counted`,
-/// of which it returns what each client got.
+/// of which it returns what each client got. Beside them so many `leeches`, at an address of their own, take what they can get.
 ///
 /// # Errors
 /// Any answer but a result or `Busy`, and any lost connection.
 pub async fn load(
     target: &Target,
     habits: &[Habit],
+    leeches: usize,
     warm_up: Duration,
     counted: Duration,
 ) -> anyhow::Result<Vec<Share>> {
@@ -95,6 +98,7 @@ pub async fn load(
         counts.push(count);
         nodes.push(node);
     }
+    let _leeches = leech::start(target, (peer, addresses.to_vec()), leeches, &stop);
     let ended = async {
         while let Some(ended) = clients.join_next().await {
             ended??;

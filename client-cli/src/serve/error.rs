@@ -91,6 +91,16 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the request has more than {limit} bytes"))
     }
 
+    /// A request that becomes more than is there for one once it is read.
+    pub(super) fn too_many_parts(bytes: usize, limit: usize) -> Self {
+        let message = format!(
+            "the request has too many fields and entries: it would take {} MiB in memory, {} MiB are allowed",
+            bytes >> 20,
+            limit >> 20
+        );
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    }
+
     /// Not JSON, by its own account. Browsers send other types to foreign servers without asking.
     pub(super) fn not_json() -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the request with `Content-Type: application/json`")

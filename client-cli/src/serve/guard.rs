@@ -17,6 +17,7 @@ use petals_page::{Key, is_meant};
 
 use super::error::ApiError;
 use super::unpack::unpack;
+use super::weight::{Weight, Weights};
 
 /// Where Anthropic's clients have the key.
 const KEY_HEADER: &str = "x-api-key";
@@ -31,6 +32,7 @@ pub(crate) struct Guard {
     key: Option<Key>,
     origins: Vec<String>,
     request_bytes: usize,
+    weights: Weights,
     /// Names under which proxies and containers reach a server that listens on this machine alone; nothing if it does not.
     hosts: Option<Vec<String>>,
 }
@@ -44,7 +46,7 @@ impl Guard {
         request_bytes: usize,
         hosts: Option<Vec<String>>,
     ) -> Self {
-        Self { key: key.map(Key::new), origins, request_bytes, hosts }
+        Self { key: key.map(Key::new), origins, request_bytes, weights: Weights::new(request_bytes), hosts }
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {
@@ -115,11 +117,11 @@ fn preflight(asked: &HeaderMap, allowed: bool) -> Response {
     response
 }
 
-/// The body of a request, as JSON.
+/// The body of a request, as JSON, and the memory for what is read of it.
 ///
 /// # Errors
-/// 400, 408, 413 and 415.
-pub(super) async fn body(guard: &Guard, request: Request) -> Result<Bytes, ApiError> {
+/// 400, 408, 413, 415 and 503.
+pub(super) async fn body(guard: &Guard, request: Request) -> Result<(Bytes, Weight), ApiError> {
     let limit = guard.request_bytes;
     let (head, body) = request.into_parts();
     let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
@@ -128,7 +130,11 @@ pub(super) async fn body(guard: &Guard, request: Request) -> Result<Bytes, ApiEr
         return Err(ApiError::not_json());
     }
     match tokio::time::timeout(BODY_TIMEOUT, collect(body, limit)).await {
-        Ok(bytes) => unpack(bytes?, header(CONTENT_ENCODING), limit),
+        Ok(bytes) => {
+            let body = unpack(bytes?, header(CONTENT_ENCODING), limit)?;
+            let weight = guard.weights.take(&body).await?;
+            Ok((body, weight))
+        }
         Err(_) => Err(ApiError::too_slow()),
     }
 }

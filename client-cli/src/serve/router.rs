@@ -72,7 +72,10 @@ async fn model(
 
 async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "completions");
-    let answer = async { completions::complete(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = async {
+        let (body, _weight) = guard::body(&app.guard, request).await?;
+        completions::complete(&app, body, &mut count.model).await
+    };
     let answer = answer.await;
     count.answered(&answer);
     answer
@@ -80,7 +83,10 @@ async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Respo
 
 async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "chat");
-    let answer = async { chats::complete(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = async {
+        let (body, _weight) = guard::body(&app.guard, request).await?;
+        chats::complete(&app, body, &mut count.model).await
+    };
     let answer = answer.await;
     count.answered(&answer);
     answer
@@ -88,7 +94,10 @@ async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response,
 
 async fn respond(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "responses");
-    let answer = async { responses::create(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = async {
+        let (body, _weight) = guard::body(&app.guard, request).await?;
+        responses::create(&app, body, &mut count.model).await
+    };
     let answer = answer.await;
     count.answered(&answer);
     answer
@@ -96,7 +105,10 @@ async fn respond(State(app): State<Arc<App>>, request: Request) -> Result<Respon
 
 async fn count_response(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "input_tokens");
-    let answer = async { responses::count(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = async {
+        let (body, _weight) = guard::body(&app.guard, request).await?;
+        responses::count(&app, body, &mut count.model).await
+    };
     let answer = answer.await;
     count.answered(&answer);
     answer
@@ -119,7 +131,10 @@ async fn forget(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<R
 
 async fn message(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "messages");
-    let answer = async { messages::create(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = async {
+        let (body, _weight) = guard::body(&app.guard, request).await?;
+        messages::create(&app, body, &mut count.model).await
+    };
     let answer = answer.await;
     count.answered(&answer);
     answer
@@ -127,7 +142,10 @@ async fn message(State(app): State<Arc<App>>, request: Request) -> Result<Respon
 
 async fn count_message(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "count_tokens");
-    let answer = async { messages::count(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = async {
+        let (body, _weight) = guard::body(&app.guard, request).await?;
+        messages::count(&app, body, &mut count.model).await
+    };
     let answer = answer.await;
     count.answered(&answer);
     answer
@@ -135,19 +153,22 @@ async fn count_message(State(app): State<Arc<App>>, request: Request) -> Result<
 
 async fn embed(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "embeddings");
-    let answer = async { embeddings::embed(&app, guard::body(&app.guard, request).await?, &mut count.model).await };
+    let answer = async {
+        let (body, _weight) = guard::body(&app.guard, request).await?;
+        embeddings::embed(&app, body, &mut count.model).await
+    };
     let answer = answer.await;
     count.answered(&answer);
     answer
 }
 
 async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let body = guard::body(&app.guard, request).await?;
+    let (body, _weight) = guard::body(&app.guard, request).await?;
     tokens::tokenize(&app, body).await
 }
 
 async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let body = guard::body(&app.guard, request).await?;
+    let (body, _weight) = guard::body(&app.guard, request).await?;
     tokens::detokenize(&app, body).await
 }
 

@@ -28,5 +28,5 @@ pub use engine::{DeviceFailure, KvMeter};
 pub use kv::KvCache;
 pub use stack::{
     BlockStack, CachedPrefix, CachedRows, Division, ForwardOutput, ForwardPass, InputGrads, Keep, OnePlace,
-    OutputGrads, PassError, Place, SpanTables, Stash, StepSize,
+    OutputGrads, PassError, Pause, Place, SpanTables, Stash, StepSize,
 };

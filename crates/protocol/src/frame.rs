@@ -26,7 +26,8 @@ pub const FRAME_VERSION: u16 = 2;
 /// Bytes before the header.
 pub const PREAMBLE_LEN: usize = 28;
 
-/// Memory is taken in steps of this size as bytes arrive, so that a claimed length alone costs nothing.
+/// Memory is taken as bytes arrive, as much again as is there, within these bounds: a claimed length alone costs next to nothing.
+const FIRST_READ_STEP: usize = 16 << 10;
 const READ_STEP: usize = 1 << 20;
 /// Tensors of one message; the largest message has five.
 const MAX_TENSORS: usize = 8;
@@ -142,6 +143,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(self.pending.insert(preamble).body_len)
     }
 
+    /// Bytes of the header of the frame whose body's length was told last.
+    pub fn header_len(&self) -> u64 {
+        self.pending.as_ref().map_or(0, |preamble| preamble.header_len.into())
+    }
+
     /// Reads the next frame. Not cancel-safe: a dropped future leaves the stream inside of a frame.
     ///
     /// # Errors
@@ -183,7 +189,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let mut bytes = Vec::new();
         while bytes.len() < length {
             let filled = bytes.len();
-            bytes.resize(length.min(filled + READ_STEP), 0);
+            let step = filled.clamp(FIRST_READ_STEP, READ_STEP);
+            bytes.resize(length.min(filled + step), 0);
             self.stream.read_exact(&mut bytes[filled..]).await?;
         }
         self.bytes += length as u64;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ModelId, Span};
+use crate::printable::printable;
 
 /// Why a server refused a request. Ordinary traffic, not a fault of the connection: the stream stays usable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -35,7 +36,7 @@ pub enum Refusal {
     #[error("the stash of this pass is gone")]
     StashGone,
     /// The request exceeds a limit that [`crate::Welcome`] announced.
-    #[error("{what} is {got}, above the server's limit of {limit}")]
+    #[error("{} is {got}, above the server's limit of {limit}", shown(what))]
     TooLarge {
         /// Which quantity.
         what: String,
@@ -45,25 +46,25 @@ pub enum Refusal {
         limit: u64,
     },
     /// A tensor has the wrong shape or dtype, or is missing.
-    #[error("bad shape: {what}")]
+    #[error("bad shape: {}", shown(what))]
     BadShape {
         /// What was wrong.
         what: String,
     },
     /// A value is NaN or infinite.
-    #[error("not finite: {what}")]
+    #[error("not finite: {}", shown(what))]
     NotFinite {
         /// Which tensor, and where.
         what: String,
     },
     /// The request makes no sense or cannot be read.
-    #[error("bad request: {what}")]
+    #[error("bad request: {}", shown(what))]
     BadRequest {
         /// What was wrong.
         what: String,
     },
     /// Something failed in the server through no fault of the request.
-    #[error("internal error of the server: {what}")]
+    #[error("internal error of the server: {}", shown(what))]
     Internal {
         /// A short description without details of the host.
         what: String,
@@ -72,13 +73,13 @@ pub enum Refusal {
     #[error("the prompts of this pass are gone")]
     TablesGone,
     /// The pass was computed, but the server it was to be passed on to did not take its output.
-    #[error("the output cannot be passed on: {what}")]
+    #[error("the output cannot be passed on: {}", shown(what))]
     NextUnreachable {
         /// What happened.
         what: String,
     },
     /// What another server sent for this request cannot be used.
-    #[error("the rows passed on to this request cannot be used: {what}")]
+    #[error("the rows passed on to this request cannot be used: {}", shown(what))]
     BadRelay {
         /// What is wrong with it.
         what: String,
@@ -89,6 +90,14 @@ pub enum Refusal {
     /// The session is gone: never opened on this stream, ended, or idle for too long. Open it again, with all rows.
     #[error("the session is gone")]
     SessionGone,
+}
+
+/// Longest words of a refusal that are shown, in characters.
+const MAX_WORDS: usize = 300;
+
+/// A server's own words, as far as a terminal or a log may show them.
+fn shown(what: &str) -> String {
+    printable(what, MAX_WORDS)
 }
 
 /// What a client does about a [`Refusal`].
@@ -165,5 +174,20 @@ mod tests {
         assert!(Refusal::Internal { what: String::new() }.is_retryable());
         assert!(!Refusal::BadShape { what: String::new() }.is_retryable());
         assert!(!Refusal::TooLarge { what: String::new(), got: 2, limit: 1 }.is_retryable());
+    }
+
+    #[test]
+    fn words_of_strangers_do_nothing_to_a_terminal() {
+        let what = format!("\u{1b}[2J\u{202e}gone{}", "x".repeat(1 << 20));
+        for refusal in [
+            Refusal::BadRequest { what: what.clone() },
+            Refusal::Internal { what: what.clone() },
+            Refusal::NextUnreachable { what: what.clone() },
+            Refusal::TooLarge { what, got: 2, limit: 1 },
+        ] {
+            let shown = refusal.to_string();
+            assert!(shown.contains("[2Jgone") && shown.len() < 500, "{} bytes", shown.len());
+            assert!(shown.chars().all(crate::is_printable), "{shown:?}");
+        }
     }
 }

@@ -172,6 +172,12 @@ impl Tensor {
         &self.meta
     }
 
+    /// Bytes that [`Self::to_f32`] takes.
+    pub fn f32_bytes(&self) -> u64 {
+        // The shape was held against the data, so the product is that of a real number of values.
+        4 * self.meta.shape.iter().map(|&n| u64::from(n)).product::<u64>()
+    }
+
     /// The raw data, little-endian, row-major.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -7,6 +7,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{PeerId, StreamProtocol, autonat, connection_limits, dcutr, identify, kad, ping, relay, upnp};
 
+use crate::carried::Carried;
 use crate::config::{RelayLimits, SwarmConfig, SwarmMode};
 use crate::guard;
 use crate::identity::Identity;
@@ -60,6 +61,7 @@ impl Behaviour {
         identity: &Identity,
         config: &SwarmConfig,
         (streams, contents): (streams::Behaviour, streams::Behaviour),
+        carried: &Carried,
         relay_client: relay::client::Behaviour,
     ) -> Self {
         let local = identity.peer_id();
@@ -90,7 +92,7 @@ impl Behaviour {
             contents,
             relay_client,
             relay_server: on(is_server && config.relay_server)
-                .map(|()| relay::Behaviour::new(local, relay_config(&config.relay_limits)))
+                .map(|()| relay::Behaviour::new(local, relay_config(&config.relay_limits, carried)))
                 .into(),
             hole_punching: dcutr::Behaviour::new(local),
             probes: on(config.probes() || config.probes_announced())
@@ -112,7 +114,7 @@ impl Behaviour {
     }
 }
 
-fn relay_config(limits: &RelayLimits) -> relay::Config {
+fn relay_config(limits: &RelayLimits, carried: &Carried) -> relay::Config {
     // One request is refilled each `interval`.
     let interval = Duration::from_secs(60) / limits.requests_per_minute.get();
     let per_peer = limits.requests_per_minute;
@@ -128,11 +130,15 @@ fn relay_config(limits: &RelayLimits) -> relay::Config {
         circuit_src_rate_limiters: Vec::new(),
         ..relay::Config::default()
     };
-    config
+    let mut config = config
         .reservation_rate_per_peer(per_peer, interval)
         .reservation_rate_per_ip(per_address, interval / 4)
         .circuit_src_per_peer(per_peer, interval)
-        .circuit_src_per_ip(per_address, interval / 4)
+        .circuit_src_per_ip(per_address, interval / 4);
+    // Behind the others: what is asked here counts.
+    config.reservation_rate_limiters.push(carried.ask_reservation());
+    config.circuit_src_rate_limiters.push(carried.ask_circuit());
+    config
 }
 
 fn kademlia(local: PeerId, mode: SwarmMode) -> kad::Behaviour<DirectoryStore> {

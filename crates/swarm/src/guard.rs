@@ -5,12 +5,10 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::task::{Context, Poll};
 
 use libp2p::core::Endpoint;
 use libp2p::core::transport::PortUse;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{
     ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
     dummy,
@@ -18,10 +16,11 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId, core};
 use tokio::time::Instant;
 
-use crate::addresses::is_circuit;
+use crate::addresses::{is_circuit, is_loopback};
 use crate::rates::Rates;
+use crate::shares::Origin;
 
-/// Connections from one address, those in their handshake included. 64: a whole institute behind one router.
+/// Connections from one address (of IPv6 from one net of 64 bits), those in their handshake included. 64: a whole institute behind one router.
 const MAX_PER_ADDRESS: usize = 64;
 /// New connections from one address: at once, and per second afterwards.
 const BURST: u32 = 128;
@@ -30,18 +29,18 @@ const PER_SECOND: u32 = 8;
 /// Counts inbound connections by address.
 #[derive(Debug)]
 pub(crate) struct Behaviour {
-    connections: HashMap<ConnectionId, IpAddr>,
-    counts: HashMap<IpAddr, usize>,
-    rates: Rates<IpAddr>,
+    connections: HashMap<ConnectionId, Origin>,
+    counts: HashMap<Origin, usize>,
+    rates: Rates<Origin>,
 }
 
 /// Why a connection is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
     #[error("{0} has {MAX_PER_ADDRESS} connections already")]
-    TooMany(IpAddr),
+    TooMany(Origin),
     #[error("{0} connects too often")]
-    TooOften(IpAddr),
+    TooOften(Origin),
 }
 
 impl Behaviour {
@@ -49,24 +48,24 @@ impl Behaviour {
         Self { connections: HashMap::new(), counts: HashMap::new(), rates: Rates::new(BURST, PER_SECOND) }
     }
 
-    fn admit(&mut self, connection: ConnectionId, ip: IpAddr, now: Instant) -> Result<(), Refused> {
-        if self.counts.get(&ip).is_some_and(|count| *count >= MAX_PER_ADDRESS) {
-            return Err(Refused::TooMany(ip));
+    fn admit(&mut self, connection: ConnectionId, origin: Origin, now: Instant) -> Result<(), Refused> {
+        if self.counts.get(&origin).is_some_and(|count| *count >= MAX_PER_ADDRESS) {
+            return Err(Refused::TooMany(origin));
         }
-        if !self.rates.take(ip, now) {
-            return Err(Refused::TooOften(ip));
+        if !self.rates.take(origin, now) {
+            return Err(Refused::TooOften(origin));
         }
-        *self.counts.entry(ip).or_default() += 1;
-        self.connections.insert(connection, ip);
+        *self.counts.entry(origin).or_default() += 1;
+        self.connections.insert(connection, origin);
         Ok(())
     }
 
     fn release(&mut self, connection: ConnectionId) {
-        let Some(ip) = self.connections.remove(&connection) else { return };
-        if let Some(count) = self.counts.get_mut(&ip) {
+        let Some(origin) = self.connections.remove(&connection) else { return };
+        if let Some(count) = self.counts.get_mut(&origin) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.counts.remove(&ip);
+                self.counts.remove(&origin);
             }
         }
     }
@@ -74,13 +73,9 @@ impl Behaviour {
 
 /// The address behind a direct connection. Those of one's own machine are not bounded, and those that come through a relay
 /// are the relay's business.
-fn foreign_ip(address: &Multiaddr) -> Option<IpAddr> {
-    let ip: IpAddr = match address.iter().next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    (!ip.is_loopback() && !is_circuit(address)).then_some(ip)
+fn foreign(address: &Multiaddr) -> Option<Origin> {
+    let origin = Origin::of_address(address);
+    (origin != Origin::Unknown && !is_loopback(address) && !is_circuit(address)).then_some(origin)
 }
 
 impl NetworkBehaviour for Behaviour {
@@ -93,8 +88,8 @@ impl NetworkBehaviour for Behaviour {
         local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<(), ConnectionDenied> {
-        match foreign_ip(remote).filter(|_| !is_circuit(local)) {
-            Some(ip) => self.admit(connection, ip, Instant::now()).map_err(ConnectionDenied::new),
+        match foreign(remote).filter(|_| !is_circuit(local)) {
+            Some(origin) => self.admit(connection, origin, Instant::now()).map_err(ConnectionDenied::new),
             None => Ok(()),
         }
     }
@@ -164,5 +159,13 @@ mod tests {
         assert!(!connect(&mut guard, 1, "/ip4/10.0.0.2/tcp/5"), "too often");
         assert!(guard.connections.len() <= 3);
         assert!((0..1000).all(|n| connect(&mut guard, 1_000_000 + n, "/ip4/127.0.0.1/tcp/5")));
+    }
+
+    #[test]
+    fn a_net_of_ipv6_counts_as_one_address() {
+        let mut guard = Behaviour::new();
+        let address = |n: usize| format!("/ip6/2001:db8::{n:x}/tcp/5");
+        assert_eq!((0..100).filter(|n| connect(&mut guard, *n, &address(*n))).count(), MAX_PER_ADDRESS);
+        assert!(connect(&mut guard, 1000, "/ip6/2001:db8:0:1::1/tcp/5"), "another net");
     }
 }

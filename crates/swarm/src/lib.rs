@@ -9,6 +9,7 @@
 
 mod addresses;
 mod behaviour;
+mod carried;
 mod clock;
 mod config;
 mod directory;
@@ -26,6 +27,7 @@ mod node;
 mod rates;
 mod record;
 mod requests;
+mod shares;
 mod status;
 mod store;
 mod streams;
@@ -43,6 +45,7 @@ pub use member_file::MemberFile;
 pub use namesake::Namesake;
 pub use node::{AnnounceError, ConnectError, DirectoryTraffic, Reachability, StartError, SwarmHandle, SwarmNode};
 pub use requests::{Exchange, RequestError, RequestStream};
+pub use shares::{Origin, Party, Shares};
 pub use status::{BlockCount, ModelStatus, SwarmStatus, swarm_status};
 pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, StreamPath, Traffic};
 pub use swarm_key::{SwarmKey, SwarmKeyError};

@@ -30,6 +30,7 @@ pub use view::DirectoryTraffic;
 
 use crate::addresses::{AddressError, is_tcp, tcp_socket};
 use crate::behaviour::Behaviour;
+use crate::carried::Carried;
 use crate::config::{SwarmConfig, SwarmMode};
 use crate::identity::Identity;
 use crate::streams::{self, Admission, AllowList, INCOMING_CAPACITY, Incoming, Spoken};
@@ -103,7 +104,9 @@ impl SwarmNode {
             content_admission,
             allowed.clone(),
         );
-        let swarm = build_swarm(&identity, &config, (streams, content_streams))?;
+        let carried = Carried::new(&config.relay_limits);
+        let swarm = build_swarm(&identity, &config, (streams, content_streams), &carried)?;
+        let swarm = (swarm, carried);
 
         let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
         let (view_sender, view) = watch::channel(View::default());
@@ -128,10 +131,11 @@ fn build_swarm(
     identity: &Identity,
     config: &SwarmConfig,
     streams: (streams::Behaviour, streams::Behaviour),
+    carried: &Carried,
 ) -> Result<Swarm<Behaviour>, StartError> {
     let (transport, relay_client) =
         transport::build(identity, config.dial_timeout, config.swarm_key).map_err(StartError::Transport)?;
-    let behaviour = Behaviour::new(identity, config, streams, relay_client);
+    let behaviour = Behaviour::new(identity, config, streams, carried, relay_client);
     let swarm_config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(config.idle_timeout);
     Ok(Swarm::new(transport, behaviour, identity.peer_id(), swarm_config))
 }

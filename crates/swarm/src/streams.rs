@@ -30,6 +30,8 @@ pub(crate) use behaviour::Behaviour;
 pub(crate) use dial_error::describe_dial_error;
 pub(crate) use handler::Spoken;
 
+use crate::shares::{Origin, Party};
+
 /// Inbound streams waiting for [`Incoming::next`]. Whoever takes them only spawns, so a few suffice; a burst of clients
 /// that reconnect at once should fit.
 pub(crate) const INCOMING_CAPACITY: usize = 256;
@@ -136,14 +138,16 @@ pub(crate) enum OpenFailure {
 pub(crate) struct Link {
     /// Ends the streams.
     closed: CancellationToken,
+    /// Where the peer is.
+    origin: Origin,
     relayed: bool,
     /// Whether the peer is connected directly as well.
     outdated: AtomicBool,
 }
 
 impl Link {
-    fn new(relayed: bool) -> Arc<Self> {
-        Arc::new(Self { closed: CancellationToken::new(), relayed, outdated: AtomicBool::new(false) })
+    fn new(origin: Origin, relayed: bool) -> Arc<Self> {
+        Arc::new(Self { closed: CancellationToken::new(), origin, relayed, outdated: AtomicBool::new(false) })
     }
 }
 
@@ -180,8 +184,8 @@ pub struct PeerStream {
 /// A stream that a peer opened to this node.
 #[derive(Debug)]
 pub struct IncomingStream {
-    /// Who opened it.
-    pub peer: PeerId,
+    /// Who opened it, and from where.
+    pub party: Party,
     /// The stream.
     pub stream: PeerStream,
 }

@@ -41,6 +41,16 @@ pub enum SwarmKeyError {
          `petals-node keygen --swarm-key FILE`"
     )]
     NotAKey(PathBuf),
+    /// Others of this machine may read the file.
+    #[error(
+        "the swarm key {path} can be read by everybody on this machine (mode {mode:o}): make it private with `chmod o-rwx`"
+    )]
+    Permissions {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
 }
 
 impl SwarmKey {
@@ -63,12 +73,13 @@ impl SwarmKey {
     /// Reads a key file.
     ///
     /// # Errors
-    /// [`SwarmKeyError`] if it cannot be read or is no key.
+    /// [`SwarmKeyError`] if it cannot be read, is no key, or can be read by everybody on this machine.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, SwarmKeyError> {
         let path = path.as_ref();
         let unreadable = |source| SwarmKeyError::Read { path: path.into(), source };
         let mut text = String::new();
         let file = fs::File::open(path).map_err(unreadable)?;
+        let mode = mode(&file.metadata().map_err(unreadable)?);
         match file.take(MAX_FILE_LEN).read_to_string(&mut text) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -86,7 +97,12 @@ impl SwarmKey {
         let file = key.to_key_file();
         let digits = file.lines().nth(2).unwrap_or_default();
         let bytes = HEXLOWER_PERMISSIVE.decode(digits.trim().as_bytes()).map_err(|_| not_a_key())?;
-        Ok(Self(bytes.try_into().map_err(|_| not_a_key())?))
+        let key = Self(bytes.try_into().map_err(|_| not_a_key())?);
+        // A group may be meant to have it, such as that of a service.
+        if mode & 0o007 != 0 {
+            return Err(SwarmKeyError::Permissions { path: path.into(), mode });
+        }
+        Ok(key)
     }
 
     /// Writes a key file that only its owner can read. Never overwrites one.
@@ -124,6 +140,17 @@ impl std::fmt::Debug for SwarmKey {
     }
 }
 
+#[cfg(unix)]
+fn mode(metadata: &fs::Metadata) -> u32 {
+    use std::os::unix::fs::PermissionsExt;
+    metadata.permissions().mode() & 0o777
+}
+
+#[cfg(not(unix))]
+fn mode(_: &fs::Metadata) -> u32 {
+    0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +169,12 @@ mod tests {
         {
             use std::os::unix::fs::PermissionsExt;
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            for (mode, taken) in [(0o640, true), (0o644, false), (0o604, false), (0o600, true)] {
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+                let loaded = SwarmKey::load(&path);
+                assert_eq!(loaded.is_ok(), taken, "{mode:o}: {loaded:?}");
+                assert!(taken || loaded.unwrap_err().to_string().contains("chmod o-rwx"));
+            }
         }
     }
 

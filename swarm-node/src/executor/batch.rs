@@ -26,8 +26,12 @@ fn comer(pass: &Pass) -> Option<Comer> {
     }
 }
 
+fn rows_of(pass: &Pass) -> usize {
+    pass.layout.tokens() + pass.layout.prefix_rows()
+}
+
 impl Worker {
-    fn came(&mut self, pass: &Pass) {
+    pub(super) fn came(&mut self, pass: &Pass) {
         if let Some(who) = comer(pass) {
             self.crowd.came(who, pass.arrived);
         }
@@ -36,7 +40,6 @@ impl Worker {
     /// Runs a step and those of others that would come next in their lanes.
     pub(super) fn run_steps(&mut self, first: (Pass, Reply), blocks: Arc<BlockStack>) {
         let span = first.0.layout.span;
-        let rows_of = |pass: &Pass| pass.layout.tokens() + pass.layout.prefix_rows();
         let mut rows = rows_of(&first.0);
         let mut batch = vec![first];
         let mut fits = |(pass, _): &(Pass, Reply)| {
@@ -59,19 +62,31 @@ impl Worker {
         drop(state);
         others.iter().for_each(|(pass, _)| self.came(pass));
         batch.extend(others);
+        self.compute_steps(batch, blocks, span, began);
+    }
+
+    /// Runs steps of one span that have been taken out of the queue, and answers them.
+    pub(super) fn compute_steps(
+        &mut self,
+        batch: Vec<(Pass, Reply)>,
+        blocks: Arc<BlockStack>,
+        span: Span,
+        began: Instant,
+    ) {
         let started = Instant::now();
+        let rows: usize = batch.iter().map(|(pass, _)| rows_of(pass)).sum();
         let (mut steps, mut waiting) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for (pass, reply) in batch {
             let queued = started.saturating_duration_since(pass.arrived);
-            let Pass { peer, stream, layout, work, deadline, .. } = pass;
+            let Pass { party, stream, layout, work, deadline, .. } = pass;
             let Work::Step { inputs, session, starts, order, open } = work else { continue };
             if reply.is_closed() || started > deadline {
                 continue;
             }
             waiting.push((reply, queued, (stream, session)));
-            steps.push(Step { key: (stream, session), peer, layout, inputs, starts, order, open });
+            steps.push(Step { key: (stream, session), party, layout, inputs, starts, order, open });
         }
-        let compute = self.compute(blocks);
+        let compute = self.compute(blocks, &|| ());
         let run = || steps::run(&compute, &self.shared.sessions, &mut self.prefixes, steps);
         let results = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
             tracing::error!("a step panicked");

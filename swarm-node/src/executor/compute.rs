@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use petals_model::{BlockStack, ForwardOutput, ForwardPass, Keep, OnePlace, OutputGrads, PassError, Stash, StepSize};
+use petals_model::{
+    BlockStack, ForwardOutput, ForwardPass, Keep, OnePlace, OutputGrads, PassError, Pause, Stash, StepSize,
+};
 use petals_protocol::{BlockPasses, PassLayout, Refusal, Span, StashId, StashLevel};
 
 use super::pass::{Inputs, Output, Pass, Work};
@@ -12,17 +14,18 @@ use crate::lock::lock;
 use crate::machine::rooms::Rooms;
 
 /// The blocks, and what a pass may take.
-#[derive(Debug)]
-pub(crate) struct Compute {
+pub(crate) struct Compute<'a> {
     pub(crate) blocks: Arc<BlockStack>,
     /// What a budget has on each of their devices.
     pub(crate) rooms: Rooms,
     /// Bytes that one pass may take beside weights and stashes.
     pub(crate) pass_bytes: u64,
     pub(crate) policy: StashPolicy,
+    /// What is done between blocks.
+    pub(crate) pause: Pause<'a>,
 }
 
-impl Compute {
+impl Compute<'_> {
     /// Runs a pass whose request was checked. Memory is weighed before anything is allocated.
     pub(crate) fn run(&self, pass: Pass, stashes: &Mutex<StashStore<Stash>>) -> Result<(Output, BlockPasses), Refusal> {
         let Pass { stream, layout, work, .. } = pass;
@@ -119,14 +122,14 @@ impl Compute {
         let backward =
             if layout.prefix_len > 0 || layout.has_tables() || text_grad { layout.span.len() as u32 } else { 0 };
         let forward = forward + if repeats { backward } else { 0 };
-        let grads = self.blocks.backward(stash, grads, text_grad).map_err(refusal)?;
+        let grads = self.blocks.backward_with_pauses(stash, grads, text_grad, self.pause).map_err(refusal)?;
         Ok((Output::Backward(grads), BlockPasses { forward, backward }))
     }
 
     fn run_forward(&self, layout: &PassLayout, inputs: Inputs, keep: Keep) -> Result<ForwardOutput, Refusal> {
         let Inputs { text, prefix, tables } = inputs;
         let tables = tables.map(|tables| tables.into_values());
-        self.blocks.forward(ForwardPass { layout, text, prefix, tables }, keep).map_err(refusal)
+        self.blocks.forward_with_pauses(ForwardPass { layout, text, prefix, tables }, keep, self.pause).map_err(refusal)
     }
 
     /// What stashes of such a pass take. Inputs alone are no choice if their backward would not fit into a pass.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use petals_model::{InputGrads, OutputGrads};
 use petals_protocol::{BlockPasses, PassLayout, SessionId, SessionOpen, StashId, StashLevel};
-use petals_swarm::PeerId;
+use petals_swarm::Party;
 
 use crate::machine::budget::Reserved;
 
@@ -59,7 +59,7 @@ pub(crate) enum Work {
 /// A pass with everything that decides where and when it runs.
 #[derive(Debug)]
 pub(crate) struct Pass {
-    pub(crate) peer: PeerId,
+    pub(crate) party: Party,
     pub(crate) stream: u64,
     pub(crate) layout: PassLayout,
     pub(crate) work: Work,

@@ -1,24 +1,56 @@
-//! A bounded queue that shares work among its peers, and finishes what each of them began.
+//! A bounded queue that shares work among its addresses and peers, and finishes what each of them began.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt::Debug;
 use std::hash::Hash;
 
-/// Each peer has a lane, and the lane for which least was done comes next, so that peers get equal shares of the work
-/// however large their items are. What a lane was given before it was empty does not count for long: who comes (back)
+use petals_swarm::{Origin, Party};
+
+/// Who has a lane, and where that is.
+pub(crate) trait Owner: Copy + Eq + Hash + Debug {
+    /// Where.
+    type Place: Copy + Eq + Hash + Debug;
+
+    /// Where it is.
+    fn place(&self) -> Self::Place;
+}
+
+impl Owner for Party {
+    type Place = Origin;
+
+    fn place(&self) -> Origin {
+        self.origin
+    }
+}
+
+/// Each peer has a lane, and lanes of one address lie together. The address for which least was done comes next, and there the lane for which
+/// least was done: addresses get equal shares of the work, and so do the peers of each, however large their items are. What a lane was given before it
+/// was empty does not count for long: who comes (back)
 /// starts level with those that wait. Within a lane urgent items go before others, each in the order of their arrival: a
 /// backward before the forwards behind it, so that few stashes are held at a time.
 ///
 /// A full queue is shared as well: who has less waiting than another displaces that other's newest item.
 #[derive(Debug)]
-pub(crate) struct FairQueue<K, T> {
-    lanes: HashMap<K, Lane<T>>,
-    /// What was done for the lane that was served last, before that: nobody who waits has less.
+pub(crate) struct FairQueue<K: Owner, T> {
+    places: HashMap<K::Place, Place<K, T>>,
+    /// What was done for the place that was served last, before that: nobody who waits has less.
     level: u64,
-    /// Numbers turns, so that of equal lanes the one comes first that waited longer.
+    /// Numbers turns, so that of equals the one comes first that waited longer.
     turn: u64,
     len: usize,
     capacity: usize,
     lane_capacity: usize,
+}
+
+/// The lanes of one address.
+#[derive(Debug)]
+struct Place<K, T> {
+    lanes: HashMap<K, Lane<T>>,
+    /// As that of the queue, among these lanes.
+    level: u64,
+    len: usize,
+    done: u64,
+    turn: u64,
 }
 
 #[derive(Debug)]
@@ -33,11 +65,19 @@ impl<T> Lane<T> {
     fn len(&self) -> usize {
         self.urgent.len() + self.others.len()
     }
+
+    fn front(&self) -> Option<&T> {
+        self.urgent.front().or(self.others.front()).map(|(_, item)| item)
+    }
+
+    fn pop(&mut self) -> Option<(u64, T)> {
+        self.urgent.pop_front().or_else(|| self.others.pop_front())
+    }
 }
 
-impl<K: Eq + Hash + Copy, T> FairQueue<K, T> {
+impl<K: Owner, T> FairQueue<K, T> {
     pub(crate) fn new(capacity: usize, lane_capacity: usize) -> Self {
-        Self { lanes: HashMap::new(), level: 0, turn: 0, len: 0, capacity, lane_capacity }
+        Self { places: HashMap::new(), level: 0, turn: 0, len: 0, capacity, lane_capacity }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -46,164 +86,114 @@ impl<K: Eq + Hash + Copy, T> FairQueue<K, T> {
 
     /// Everything that waits, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.lanes.values().flat_map(|lane| lane.urgent.iter().chain(&lane.others)).map(|(_, item)| item)
+        let lanes = self.places.values().flat_map(|place| place.lanes.values());
+        lanes.flat_map(|lane| lane.urgent.iter().chain(&lane.others)).map(|(_, item)| item)
     }
 
     /// Appends an item of `cost` to the lane of `key`, and gives back the item that it displaced, if any. An error is the
     /// item itself, for which there is no room.
     pub(crate) fn push(&mut self, key: K, item: T, cost: u64, urgent: bool) -> Result<Option<T>, T> {
-        let waiting = self.lanes.get(&key).map_or(0, Lane::len);
+        let place = self.places.get(&key.place());
+        let waiting = place.and_then(|place| place.lanes.get(&key)).map_or(0, Lane::len);
+        let waiting_there = place.map_or(0, |place| place.len);
         if waiting >= self.lane_capacity {
             return Err(item);
         }
         let mut displaced = None;
         if self.len >= self.capacity {
-            let longest = self.lanes.values_mut().max_by_key(|lane| lane.len());
-            let Some(longest) = longest.filter(|lane| lane.len() > waiting + 1) else { return Err(item) };
-            displaced = longest.others.pop_back().or_else(|| longest.urgent.pop_back());
-            self.len -= usize::from(displaced.is_some());
+            let Some(other) = self.displace(key, waiting, waiting_there) else { return Err(item) };
+            displaced = Some(other);
         }
         let (level, turn) = (self.level, self.turn);
+        let empty = || Place { lanes: HashMap::new(), level: 0, len: 0, done: level, turn };
+        let place = self.places.entry(key.place()).or_insert_with(empty);
+        if place.len == 0 {
+            place.done = place.done.max(level);
+            place.turn = turn;
+        }
+        let level = place.level;
         let empty = || Lane { urgent: VecDeque::new(), others: VecDeque::new(), done: level, turn };
-        let lane = self.lanes.entry(key).or_insert_with(empty);
-        if waiting == 0 {
+        let lane = place.lanes.entry(key).or_insert_with(empty);
+        if lane.len() == 0 {
             lane.done = lane.done.max(level);
             lane.turn = turn;
             self.turn += 1;
         }
         if urgent { &mut lane.urgent } else { &mut lane.others }.push_back((cost.max(1), item));
+        place.len += 1;
         self.len += 1;
-        Ok(displaced.map(|(_, item)| item))
+        Ok(displaced)
     }
 
-    /// Takes all that fits of the items that are next in their lanes; they count as the lanes' shares like others.
+    /// Takes out the newest item of the longest lane at the place with most, if that has more than the place of `key` will have, or else of the longest lane at
+    /// its own place.
+    fn displace(&mut self, key: K, waiting: usize, waiting_there: usize) -> Option<T> {
+        let (most_at, most) =
+            self.places.iter().max_by_key(|(_, place)| place.len).map(|(at, place)| (*at, place.len))?;
+        let elsewhere = most_at != key.place() && most > waiting_there + 1;
+        let place = self.places.get_mut(&if elsewhere { most_at } else { key.place() })?;
+        let longest = place.lanes.values_mut().max_by_key(|lane| lane.len())?;
+        if !elsewhere && longest.len() <= waiting + 1 {
+            return None;
+        }
+        let (_, item) = longest.others.pop_back().or_else(|| longest.urgent.pop_back())?;
+        place.len -= 1;
+        self.len -= 1;
+        Some(item)
+    }
+
+    /// Takes all that fits of the items that are next in their lanes, those first for whom least was done; they count as the lanes' shares like others.
     pub(crate) fn pop_those(&mut self, fits: &mut impl FnMut(&T) -> bool) -> Vec<T> {
         let mut taken = Vec::new();
-        for lane in self.lanes.values_mut() {
-            while lane.urgent.front().or(lane.others.front()).is_some_and(|(_, item)| fits(item)) {
-                let Some((cost, item)) = lane.urgent.pop_front().or_else(|| lane.others.pop_front()) else { break };
-                lane.done = lane.done.saturating_add(cost);
-                taken.push(item);
-            }
+        let waiting = |(at, place): (&K::Place, &Place<K, T>)| {
+            let lanes = place.lanes.iter().filter(|(_, lane)| lane.len() > 0);
+            lanes.map(|(key, _)| (*at, *key)).collect::<Vec<_>>()
+        };
+        let mut candidates: Vec<(K::Place, K)> = self.places.iter().flat_map(waiting).collect();
+        while let Some((number, (at, key))) = candidates.iter().copied().enumerate().min_by_key(|(_, (at, key))| {
+            let place = self.places.get(at);
+            let lane = place.and_then(|place| place.lanes.get(key));
+            (place.map(|place| (place.done, place.turn)), lane.map(|lane| (lane.done, lane.turn)))
+        }) {
+            let place = self.places.get_mut(&at);
+            let lane = place.and_then(|place| Some((place.lanes.get_mut(&key)?, &mut place.len, &mut place.done)));
+            let Some((lane, len, done)) = lane.filter(|(lane, ..)| lane.front().is_some_and(&mut *fits)) else {
+                candidates.swap_remove(number);
+                continue;
+            };
+            let Some((cost, item)) = lane.pop() else { continue };
+            lane.done = lane.done.saturating_add(cost);
+            *done = done.saturating_add(cost);
+            *len -= 1;
+            self.len -= 1;
+            taken.push(item);
         }
-        self.len -= taken.len();
         taken
     }
 
-    /// Takes the next item of the lane for which least was done.
+    /// Takes the next item of the lane for which least was done, at the place for which least was done.
     pub(crate) fn pop(&mut self) -> Option<T> {
-        let waiting = self.lanes.values_mut().filter(|lane| lane.len() > 0);
+        let waiting = self.places.values_mut().filter(|place| place.len > 0);
+        let place = waiting.min_by_key(|place| (place.done, place.turn))?;
+        let waiting = place.lanes.values_mut().filter(|lane| lane.len() > 0);
         let lane = waiting.min_by_key(|lane| (lane.done, lane.turn))?;
-        let (cost, item) = lane.urgent.pop_front().or_else(|| lane.others.pop_front())?;
-        self.level = lane.done;
+        let (cost, item) = lane.pop()?;
+        place.level = lane.done;
         lane.done = lane.done.saturating_add(cost);
         lane.turn = self.turn;
+        self.level = place.done;
+        place.done = place.done.saturating_add(cost);
+        place.turn = self.turn;
+        place.len -= 1;
         self.turn += 1;
         self.len -= 1;
+        let level = place.level;
+        place.lanes.retain(|_, lane| lane.len() > 0 || lane.done > level);
         let level = self.level;
-        self.lanes.retain(|_, lane| lane.len() > 0 || lane.done > level);
+        self.places.retain(|_, place| place.len > 0 || place.done > level);
         Some(item)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn push<T>(queue: &mut FairQueue<char, T>, key: char, item: T, urgent: bool) {
-        assert!(matches!(queue.push(key, item, 1, urgent), Ok(None)));
-    }
-
-    #[test]
-    fn lanes_take_turns() {
-        let mut queue = FairQueue::new(10, 10);
-        for n in 0..3 {
-            push(&mut queue, 'a', ('a', n), false);
-        }
-        push(&mut queue, 'b', ('b', 0), false);
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        assert_eq!(order, [('a', 0), ('b', 0), ('a', 1), ('a', 2)]);
-        assert_eq!(queue.len(), 0);
-    }
-
-    #[test]
-    fn urgent_items_go_first_in_their_lane_and_no_further() {
-        let mut queue = FairQueue::new(10, 10);
-        for (item, urgent) in [(0, false), (1, false), (2, true), (3, false), (4, true)] {
-            push(&mut queue, 'a', ('a', item), urgent);
-        }
-        push(&mut queue, 'b', ('b', 0), false);
-        push(&mut queue, 'b', ('b', 1), false);
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        assert_eq!(order, [('a', 2), ('b', 0), ('a', 4), ('b', 1), ('a', 0), ('a', 1), ('a', 3)]);
-        assert_eq!(queue.len(), 0);
-    }
-
-    #[test]
-    fn work_is_shared_and_not_the_number_of_items() {
-        let mut queue = FairQueue::new(1000, 1000);
-        for n in 0..100 {
-            assert_eq!(queue.push('a', ('a', 40), 40, n % 2 == 0), Ok(None));
-            assert_eq!(queue.push('b', ('b', 1), 1, false), Ok(None));
-            assert_eq!(queue.push('c', ('c', 7), 7, false), Ok(None));
-        }
-        let mut work = HashMap::from([('a', 0), ('b', 0), ('c', 0)]);
-        for _ in 0..120 {
-            let (lane, cost) = queue.pop().unwrap();
-            *work.get_mut(&lane).unwrap() += cost;
-            let [least, most] = [work.values().min(), work.values().max()].map(|work| *work.unwrap());
-            assert!(most - least <= 40, "nobody is ahead by more than one item: {work:?}");
-        }
-    }
-
-    #[test]
-    fn who_comes_late_or_back_is_neither_owed_nor_ahead() {
-        let mut queue = FairQueue::new(100, 100);
-        for _ in 0..10 {
-            push(&mut queue, 'a', 'a', false);
-        }
-        for _ in 0..4 {
-            queue.pop();
-        }
-        for _ in 0..10 {
-            push(&mut queue, 'b', 'b', false);
-        }
-        let next: String = (0..6).filter_map(|_| queue.pop()).collect();
-        assert_eq!(next.matches('b').count(), 3, "not four to catch up with: {next}");
-        // One item at a time, again and again: still no more than a share.
-        let mut queue = FairQueue::new(100, 100);
-        for _ in 0..10 {
-            assert_eq!(queue.push('a', 'a', 5, false), Ok(None));
-        }
-        let mut order = String::new();
-        for _ in 0..8 {
-            assert_eq!(queue.push('c', 'c', 5, false), Ok(None));
-            order.extend([queue.pop(), queue.pop()].into_iter().flatten());
-        }
-        assert_eq!(order.matches('c').count(), 8, "{order}");
-        assert_eq!(order.matches('a').count(), 8, "{order}");
-    }
-
-    #[test]
-    fn a_full_lane_leaves_room_for_others() {
-        let mut queue = FairQueue::new(3, 2);
-        assert_eq!([queue.push(1, 'a', 1, false), queue.push(1, 'b', 1, true)], [Ok(None); 2]);
-        assert_eq!(queue.push(1, 'c', 1, true), Err('c'));
-        assert_eq!(queue.push(2, 'd', 1, false), Ok(None));
-        assert_eq!(queue.push(2, 'e', 1, false), Err('e'), "the queue as a whole is full");
-    }
-
-    #[test]
-    fn a_full_queue_is_taken_from_who_has_most_of_it() {
-        let mut queue = FairQueue::new(4, 4);
-        for (item, urgent) in [(0, false), (1, true), (2, false), (3, true)] {
-            assert_eq!(queue.push(1, (1, item), 1, urgent), Ok(None));
-        }
-        assert_eq!(queue.push(2, (2, 0), 1, false), Ok(Some((1, 2))), "the newest that is not urgent");
-        assert_eq!(queue.push(2, (2, 1), 1, false), Ok(Some((1, 0))));
-        assert_eq!(queue.push(2, (2, 2), 1, false), Err((2, 2)), "both have two now");
-        assert!(matches!(queue.push(3, (3, 0), 1, false), Ok(Some((1 | 2, _)))));
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        assert_eq!((order.len(), queue.len()), (4, 0));
-    }
-}
+mod tests;

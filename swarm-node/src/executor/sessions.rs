@@ -1,7 +1,8 @@
 //! Inference sessions: whose keys and values are kept, and how much memory they may take.
 //!
-//! Memory is taken when a session opens, for all that it may grow to, so that a session that was let in is never stopped by
-//! others. A page that sequences share is counted for each of them.
+//! Memory is taken when a session opens, for all that it may grow to. What of it is filled stays with the session as long as its address and its peer
+//! have no more than their parts; what is reserved and unfilled gives way first, when somebody comes who has less than its part. A page that
+//! sequences share is counted for each of them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -9,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use petals_model::{KvCache, PAGE_TOKENS, SpanTables};
 use petals_protocol::{Refusal, SessionId, SessionOpen, Span, WeightChange};
-use petals_swarm::PeerId;
+use petals_swarm::{Party, Shares};
 
+use super::memory::SessionMemory;
 use crate::lock::lock;
 
 /// A session is only ever used on the stream that opened it.
@@ -35,43 +37,55 @@ pub(crate) struct Session {
     /// What those tables are.
     pub(crate) weights: WeightChange,
     used: Instant,
-    _memory: Taken,
+    /// What it takes by its length, and for which length it has taken that.
+    memory: SessionMemory,
+    reserved: u64,
+    taken: Taken,
 }
 
-/// What a session's memory follows from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct SessionMemory {
-    /// Most bytes of a sequence.
-    pub(crate) of_sequence: u64,
-    /// Bytes of its tables.
-    pub(crate) fixed: u64,
-}
+impl Session {
+    /// Bytes for sequences of so many positions.
+    fn bytes(&self, positions: u64) -> u64 {
+        self.memory.bytes(positions, self.limits.max_sequences)
+    }
 
-/// Who has taken how much.
-#[derive(Debug, Default)]
-struct Accounts {
-    bytes: u64,
-    of_peer: HashMap<PeerId, u64>,
+    /// Bytes that it has taken and does not need yet.
+    fn unfilled(&self) -> u64 {
+        self.taken.bytes.saturating_sub(self.bytes(self.filled()))
+    }
+
+    /// Positions of its longest sequence.
+    fn filled(&self) -> u64 {
+        self.sequences.iter().map(|cache| cache.len() as u64).max().unwrap_or(0)
+    }
+
+    /// Gives back what is not needed yet.
+    fn give_way(&mut self) {
+        self.reserved = self.filled();
+        let bytes = self.bytes(self.reserved);
+        self.taken.shrink_to(bytes);
+    }
 }
 
 /// Memory that a session has taken, until this is dropped.
 #[derive(Debug)]
 struct Taken {
-    accounts: Arc<Mutex<Accounts>>,
-    peer: PeerId,
+    shares: Arc<Mutex<Shares>>,
+    party: Party,
     bytes: u64,
+}
+
+impl Taken {
+    fn shrink_to(&mut self, bytes: u64) {
+        let excess = self.bytes.saturating_sub(bytes);
+        lock(&self.shares).give(self.party, excess);
+        self.bytes -= excess;
+    }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let mut accounts = lock(&self.accounts);
-        accounts.bytes -= self.bytes;
-        if let Some(of_peer) = accounts.of_peer.get_mut(&self.peer) {
-            *of_peer -= self.bytes;
-            if *of_peer == 0 {
-                accounts.of_peer.remove(&self.peer);
-            }
-        }
+        self.shrink_to(0);
     }
 }
 
@@ -84,7 +98,7 @@ pub(crate) struct SessionStore {
     /// Streams whose sessions are kept.
     open: HashSet<u64>,
     /// Those that compute at the moment are included.
-    accounts: Arc<Mutex<Accounts>>,
+    shares: Arc<Mutex<Shares>>,
     budget: u64,
     lifetime: Duration,
 }
@@ -93,12 +107,12 @@ impl SessionStore {
     /// Sessions that nobody used for `lifetime` are dropped.
     pub(crate) fn new(budget: u64, lifetime: Duration) -> Self {
         let (sessions, computing, open) = (HashMap::new(), HashMap::new(), HashSet::new());
-        Self { sessions, computing, open, accounts: Arc::default(), budget, lifetime }
+        Self { sessions, computing, open, shares: Arc::new(Mutex::new(Shares::new(budget))), budget, lifetime }
     }
 
     /// Bytes taken.
     pub(crate) fn bytes(&self) -> u64 {
-        lock(&self.accounts).bytes
+        lock(&self.shares).held()
     }
 
     /// Bytes that may be taken.
@@ -121,52 +135,98 @@ impl SessionStore {
         self.open.insert(stream);
     }
 
-    /// Takes the memory of a new session, which is to be [`Self::put`] or dropped.
+    /// Takes the memory of a new session, which is to be [`Self::put`] or dropped and [`Self::abandon`]ed.
     pub(crate) fn admit(
         &mut self,
         key: SessionKey,
-        peer: PeerId,
+        party: Party,
         span: Span,
         limits: SessionOpen,
         memory: SessionMemory,
     ) -> Result<Session, Refusal> {
         self.end(key);
-        let bytes = memory.of_sequence.saturating_mul(u64::from(limits.max_sequences));
-        let bytes = bytes.saturating_add(memory.fixed);
+        let positions = u64::from(limits.max_positions);
+        let bytes = memory.bytes(positions, limits.max_sequences);
         let share = self.budget / PEER_PART;
         if bytes > share {
             return Err(Refusal::TooLarge { what: "the memory of the session".into(), got: bytes, limit: share });
         }
-        let of_peer = lock(&self.accounts).of_peer.get(&peer).copied().unwrap_or_default();
-        // Only for a peer that may have it: others' sessions do not go for nothing.
-        let allowed = of_peer + bytes <= share;
-        if allowed {
-            self.make_room(bytes, Instant::now());
+        self.take_memory(party, bytes, Instant::now())?;
+        self.computing.insert(key, (span, false));
+        let taken = Taken { shares: self.shares.clone(), party, bytes };
+        let (tables, weights) = (None, WeightChange::None);
+        let (sequences, used, reserved) = (Vec::new(), Instant::now(), positions);
+        Ok(Session { span, prefix_rows: 0, sequences, limits, tables, weights, used, memory, reserved, taken })
+    }
+
+    /// Takes the memory that a session gave back and needs now, for sequences of so many positions.
+    pub(crate) fn grow(&mut self, session: &mut Session, positions: u64) -> Result<(), Refusal> {
+        if positions <= session.reserved {
+            return Ok(());
         }
-        let mut accounts = lock(&self.accounts);
-        let of_peer = accounts.of_peer.get(&peer).copied().unwrap_or_default();
-        if !allowed || accounts.bytes + bytes > self.budget {
+        let more = session.bytes(positions).saturating_sub(session.taken.bytes);
+        self.take_memory(session.taken.party, more, Instant::now())?;
+        session.taken.bytes += more;
+        session.reserved = positions;
+        Ok(())
+    }
+
+    fn take_memory(&mut self, party: Party, bytes: u64, now: Instant) -> Result<(), Refusal> {
+        // Only for a peer that may have it: others' sessions do not go for nothing.
+        let allowed = lock(&self.shares).held_by(party).saturating_add(bytes) <= self.budget / PEER_PART;
+        if allowed {
+            self.make_room(party, bytes, now);
+        }
+        let mut shares = lock(&self.shares);
+        if !allowed || shares.free() < bytes {
             return Err(Refusal::Busy { retry_after_ms: RETRY_WITHOUT_MEMORY_MS });
         }
-        accounts.bytes += bytes;
-        accounts.of_peer.insert(peer, of_peer + bytes);
-        self.computing.insert(key, (span, false));
-        let memory = Taken { accounts: self.accounts.clone(), peer, bytes };
-        let (tables, weights) = (None, WeightChange::None);
-        let (sequences, used) = (Vec::new(), Instant::now());
-        Ok(Session { span, prefix_rows: 0, sequences, limits, tables, weights, used, _memory: memory })
+        shares.take(party, bytes);
+        Ok(())
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        lock(&self.shares).free() >= bytes
     }
 
     /// Ends sessions that were idle for a while, the one that was so for longest first, until there are `bytes`: who reserves and
-    /// does nothing keeps nobody out. Their clients can open them again.
-    fn make_room(&mut self, bytes: u64, now: Instant) {
-        while self.bytes() + bytes > self.budget {
+    /// does nothing keeps nobody out. Their clients can open them again. If that is not enough for a party that has no more than its part, those that have
+    /// more give way: first what they have reserved and not filled, then the sessions that were not used for longest.
+    fn make_room(&mut self, party: Party, bytes: u64, now: Instant) {
+        while !self.has_room(bytes) {
             let oldest = self.sessions.iter().min_by_key(|(_, session)| session.used);
             let Some((&key, session)) = oldest else { return };
             if now.saturating_duration_since(session.used) < IDLE {
-                return;
+                break;
             }
             self.sessions.remove(&key);
+        }
+        if self.has_room(bytes) || !lock(&self.shares).is_portion(party, bytes) {
+            return;
+        }
+        let ahead = |store: &Self, of: Party| lock(&store.shares).ahead(of, party);
+        let candidates = self.sessions.iter().filter_map(|(key, session)| {
+            let ahead = ahead(self, session.taken.party)?;
+            Some((*key, session.taken.party, ahead, session.unfilled(), session.used))
+        });
+        let mut candidates: Vec<_> = candidates.collect();
+        candidates.sort_by_key(|(_, _, ahead, unfilled, _)| std::cmp::Reverse((*ahead, *unfilled)));
+        for (key, _, _, unfilled, _) in &candidates {
+            if self.has_room(bytes) {
+                return;
+            }
+            if let Some(session) = self.sessions.get_mut(key).filter(|_| *unfilled > 0) {
+                session.give_way();
+            }
+        }
+        candidates.sort_by_key(|(.., used)| *used);
+        for (key, of, ..) in candidates {
+            if self.has_room(bytes) {
+                return;
+            }
+            if ahead(self, of).is_some() {
+                self.sessions.remove(&key);
+            }
         }
     }
 
@@ -218,126 +278,4 @@ impl SessionStore {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::{Rng, SeedableRng};
-
-    /// 100 bytes a page.
-    fn memory(positions: u32) -> SessionMemory {
-        SessionMemory { of_sequence: 100 * u64::from(positions).div_ceil(PAGE_TOKENS as u64), fixed: 0 }
-    }
-
-    fn span() -> Span {
-        Span::new(0, 2).unwrap()
-    }
-
-    fn limits(max_sequences: u32, max_positions: u32) -> SessionOpen {
-        SessionOpen { max_sequences, max_positions }
-    }
-
-    #[test]
-    fn memory_is_taken_at_once_and_given_back_once() {
-        let (mut store, peer, now) =
-            (SessionStore::new(1000, Duration::from_secs(60)), PeerId::random(), Instant::now());
-        store.open_stream(1);
-        let key = (1, SessionId(5));
-        let session = store.admit(key, peer, span(), limits(2, 65), memory(65)).unwrap();
-        assert_eq!((store.bytes(), store.tokens_left(100)), (400, 6 * PAGE_TOKENS as u64));
-        assert!(matches!(store.take(key), Err(Refusal::SessionGone)), "not there while it computes");
-        store.end(key);
-        store.put(key, session, now);
-        assert!(matches!(store.take(key), Err(Refusal::SessionGone)), "it ended meanwhile");
-        assert_eq!(store.bytes(), 0);
-        let session = store.admit(key, peer, span(), limits(2, 65), memory(65)).unwrap();
-        store.put(key, session, now);
-        assert!(matches!(
-            store.admit((1, SessionId(6)), peer, span(), limits(1, 128), memory(128)),
-            Err(Refusal::Busy { .. })
-        ));
-        assert!(store.admit((1, SessionId(6)), PeerId::random(), span(), limits(1, 128), memory(128)).is_ok());
-        assert!(matches!(
-            store.admit((1, SessionId(7)), peer, span(), limits(6, 1), memory(1)),
-            Err(Refusal::TooLarge { got: 600, limit: 500, .. })
-        ));
-        assert!(store.admit(key, peer, span(), limits(1, 1), memory(1)).is_ok(), "a session replaces its namesake");
-        let with_tables = SessionMemory { fixed: 450, ..memory(1) };
-        assert!(matches!(
-            store.admit((1, SessionId(8)), PeerId::random(), span(), limits(1, 1), with_tables),
-            Err(Refusal::TooLarge { got: 550, limit: 500, .. })
-        ));
-    }
-
-    #[test]
-    fn idle_sessions_make_room() {
-        let (mut store, now) = (SessionStore::new(1000, Duration::from_secs(600)), Instant::now());
-        store.open_stream(1);
-        let long_ago = now.checked_sub(2 * IDLE).unwrap();
-        for (id, used) in [(1, long_ago), (2, now)] {
-            let key = (1, SessionId(id));
-            let session = store.admit(key, PeerId::random(), span(), limits(1, 5 * 64), memory(5 * 64)).unwrap();
-            store.put(key, session, used);
-        }
-        let third = store.admit((1, SessionId(3)), PeerId::random(), span(), limits(1, 64), memory(64));
-        assert!(third.is_ok(), "the first one has gone");
-        assert!(matches!(store.take((1, SessionId(1))), Err(Refusal::SessionGone)));
-        let fourth = store.admit((1, SessionId(4)), PeerId::random(), span(), limits(1, 5 * 64), memory(5 * 64));
-        assert!(matches!(fourth, Err(Refusal::Busy { .. })), "the second one was just used");
-        assert!(store.take((1, SessionId(2))).is_ok());
-    }
-
-    #[test]
-    fn who_has_its_share_takes_no_room_of_others() {
-        let (mut store, now, peer) =
-            (SessionStore::new(1000, Duration::from_secs(600)), Instant::now(), PeerId::random());
-        store.open_stream(1);
-        for (id, of) in [(1, PeerId::random()), (2, peer)] {
-            let session = store.admit((1, SessionId(id)), of, span(), limits(1, 5 * 64), memory(5 * 64)).unwrap();
-            store.put((1, SessionId(id)), session, now.checked_sub(2 * IDLE).unwrap());
-        }
-        let more = store.admit((1, SessionId(3)), peer, span(), limits(1, 64), memory(64));
-        assert!(matches!(more, Err(Refusal::Busy { .. })));
-        assert!(store.take((1, SessionId(1))).is_ok(), "it was idle, but nothing was gained by its end");
-    }
-
-    #[test]
-    fn accounts_are_exact_after_a_thousand_sessions_of_every_fate() {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
-        let mut store = SessionStore::new(20_000, Duration::from_secs(60));
-        let peers: Vec<PeerId> = (0..5).map(|_| PeerId::random()).collect();
-        let mut now = Instant::now();
-        let mut computing: Vec<(SessionKey, Session)> = Vec::new();
-        for n in 0..1000u64 {
-            let key = (rng.random_range(0..8), SessionId(n % 50));
-            store.open_stream(key.0);
-            let limits = limits(rng.random_range(1..4), rng.random_range(1..300));
-            if let Ok(session) =
-                store.admit(key, peers[(key.0 % 5) as usize], span(), limits, memory(limits.max_positions))
-            {
-                computing.push((key, session));
-            }
-            now += Duration::from_millis(rng.random_range(0..2000));
-            match rng.random_range(0..6) {
-                0 => store.forget_stream(rng.random_range(0..8)),
-                1 => store.expire(now),
-                2 => store.end((rng.random_range(0..8), SessionId(rng.random_range(0..50)))),
-                3 => computing.extend(store.take(key).map(|session| (key, session))),
-                _ => {
-                    while let Some((key, session)) = computing.pop() {
-                        if rng.random_bool(0.2) {
-                            drop(session);
-                        } else {
-                            store.put(key, session, now);
-                        }
-                    }
-                }
-            }
-            let held = store.sessions.values().chain(computing.iter().map(|(_, session)| session));
-            assert_eq!(store.bytes(), held.map(|session| session._memory.bytes).sum::<u64>());
-            assert_eq!(store.bytes(), lock(&store.accounts).of_peer.values().sum::<u64>());
-            assert!(store.bytes() <= 20_000);
-        }
-        computing.into_iter().for_each(|(key, session)| store.put(key, session, now));
-        (0..8).for_each(|stream| store.forget_stream(stream));
-        assert_eq!((store.bytes(), lock(&store.accounts).of_peer.len()), (0, 0));
-    }
-}
+mod tests;

@@ -1,17 +1,19 @@
 //! What training forwards leave behind for their backwards.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use petals_protocol::{PassLayout, StashId, StashLevel};
-use petals_swarm::PeerId;
+use petals_swarm::{Party, Shares};
 
 /// A stash is only ever used on the stream that left it, so nobody can name another client's.
 pub(crate) type StashKey = (u64, StashId);
 
 /// A stash that waited for this part of its lifetime may be dropped for a new one; its backward is likely never to come.
 const STALE_PART: u32 = 10;
+/// Stashes that are looked at for one new one, at most: others wait meanwhile.
+const MOST_LOOKED_AT: usize = 1024;
 
 /// Which levels a server uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,20 +65,44 @@ pub(crate) struct StashStore<S> {
     kept: HashMap<StashKey, Kept<S>>,
     /// By age.
     order: BTreeMap<u64, StashKey>,
-    /// Streams that may still take what they left, and whose they are.
-    open: HashMap<u64, PeerId>,
-    /// Bytes of each peer that has any.
-    by_peer: HashMap<PeerId, u64>,
+    /// Streams that may still take what they left.
+    open: HashMap<u64, Open>,
+    /// What each party holds, by age.
+    of_party: HashMap<Party, Held>,
+    shares: Shares,
     next: u64,
-    bytes: u64,
-    budget: u64,
     lifetime: Duration,
     reduce: fn(S) -> S,
 }
 
+/// Whose a stream is, and what it left.
+#[derive(Debug)]
+struct Open {
+    party: Party,
+    stashes: HashSet<StashId>,
+}
+
+/// Stashes of a party, by age: those that can be reduced, and those that cannot.
+#[derive(Debug, Default)]
+struct Held {
+    whole: BTreeMap<u64, StashKey>,
+    reduced: BTreeMap<u64, StashKey>,
+}
+
+impl Held {
+    fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.reduced.is_empty()
+    }
+
+    fn oldest(&self) -> Option<StashKey> {
+        let firsts = [self.whole.first_key_value(), self.reduced.first_key_value()];
+        firsts.into_iter().flatten().min_by_key(|(number, _)| **number).map(|(_, key)| *key)
+    }
+}
+
 #[derive(Debug)]
 struct Kept<S> {
-    peer: PeerId,
+    party: Party,
     layout: PassLayout,
     value: S,
     size: Size,
@@ -87,29 +113,29 @@ struct Kept<S> {
 impl<S> StashStore<S> {
     /// An empty store; `reduce` frees everything of a value but what enters each block.
     pub(crate) fn new(budget: u64, lifetime: Duration, reduce: fn(S) -> S) -> Self {
-        let (kept, order, open, by_peer) = (HashMap::new(), BTreeMap::new(), HashMap::new(), HashMap::new());
-        Self { kept, order, open, by_peer, next: 0, bytes: 0, budget, lifetime, reduce }
+        let (kept, order, open, of_party) = (HashMap::new(), BTreeMap::new(), HashMap::new(), HashMap::new());
+        Self { kept, order, open, of_party, shares: Shares::new(budget), next: 0, lifetime, reduce }
     }
 
-    /// Lets a stream of `peer` leave stashes until [`Self::forget_stream`].
-    pub(crate) fn open_stream(&mut self, stream: u64, peer: PeerId) {
-        self.open.insert(stream, peer);
+    /// Lets a stream of `party` leave stashes until [`Self::forget_stream`].
+    pub(crate) fn open_stream(&mut self, stream: u64, party: Party) {
+        self.open.insert(stream, Open { party, stashes: HashSet::new() });
     }
 
     /// Bytes held now.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.shares.held()
     }
 
     /// Bytes that may be held.
     pub(crate) fn budget(&self) -> u64 {
-        self.budget
+        self.shares.capacity()
     }
 
     /// Chooses the level of a new stash of `stream` and makes room for it; call it before computing the stash.
     ///
-    /// Beside what is held it gets the highest level that fits. If none does, peers that hold more than their share give way:
-    /// of each peer as much as the budget divided by those that hold something is its own. What is beyond that, oldest
+    /// Beside what is held it gets the highest level that fits. If none does, those that hold more than their share give way:
+    /// each address has the same part of the budget, and each peer of it the same part of that. What is beyond, oldest
     /// first, is reduced to what enters each block, and dropped if that is not enough. A peer that has its share gives
     /// way to itself alone: a new stash at a lower level costs one forward more, and so does an old one that is reduced,
     /// so nobody can spoil what others were promised. Only what has waited long is dropped for everybody. None that is fresh and
@@ -117,7 +143,7 @@ impl<S> StashStore<S> {
     pub(crate) fn make_room(&mut self, stream: u64, policy: StashPolicy, sizes: Sizes, now: Instant) -> StashLevel {
         self.expire(now);
         // Of a stream that has ended nothing will be kept.
-        let Some(peer) = self.open.get(&stream).copied() else { return StashLevel::None };
+        let Some(party) = self.open.get(&stream).map(|open| open.party) else { return StashLevel::None };
         let full = Some((StashLevel::Full, sizes.full));
         let inputs = sizes.inputs.map(|bytes| (StashLevel::Inputs, bytes));
         let wanted = match policy {
@@ -129,11 +155,11 @@ impl<S> StashStore<S> {
         let wanted = || wanted.iter().copied().flatten();
         let may_reduce = policy == StashPolicy::Auto;
         if let Some((level, _)) =
-            wanted().find(|&(_, bytes)| self.has_room(bytes) || self.reclaim(peer, bytes, may_reduce))
+            wanted().find(|&(_, bytes)| self.has_room(bytes) || self.reclaim(party, bytes, may_reduce))
         {
             return level;
         }
-        let least = wanted().last().filter(|&(_, bytes)| self.push_back(peer, bytes, may_reduce, now));
+        let least = wanted().last().filter(|&(_, bytes)| self.push_back(party, bytes, may_reduce, now));
         least.map_or(StashLevel::None, |(level, _)| level)
     }
 
@@ -148,14 +174,21 @@ impl<S> StashStore<S> {
     /// nothing is kept, if the stream ended while it was computed: nobody would ever take it.
     pub(crate) fn insert(&mut self, key: StashKey, layout: PassLayout, value: S, size: Size, now: Instant) -> bool {
         self.remove(key);
-        let Some(peer) = self.open.get(&key.0).copied() else { return false };
-        let number = self.next;
+        let Some(open) = self.open.get_mut(&key.0) else { return false };
+        open.stashes.insert(key.1);
+        let (party, number) = (open.party, self.next);
         self.next += 1;
-        self.bytes += size.bytes;
-        *self.by_peer.entry(peer).or_default() += size.bytes;
         self.order.insert(number, key);
-        self.kept.insert(key, Kept { peer, layout, value, size, number, since: now });
+        self.add(key, Kept { party, layout, value, size, number, since: now });
         true
+    }
+
+    fn add(&mut self, key: StashKey, kept: Kept<S>) {
+        self.shares.take(kept.party, kept.size.bytes);
+        let held = self.of_party.entry(kept.party).or_default();
+        let of_kind = if kept.size.reduced.is_some() { &mut held.whole } else { &mut held.reduced };
+        of_kind.insert(kept.number, key);
+        self.kept.insert(key, kept);
     }
 
     /// The value, if it is still there and was made under the same layout.
@@ -171,10 +204,9 @@ impl<S> StashStore<S> {
 
     /// Drops all of a stream that ended, now and from now on.
     pub(crate) fn forget_stream(&mut self, stream: u64) {
-        self.open.remove(&stream);
-        let keys: Vec<StashKey> = self.kept.keys().filter(|key| key.0 == stream).copied().collect();
-        for key in keys {
-            self.remove(key);
+        let Some(open) = self.open.remove(&stream) else { return };
+        for stash in open.stashes {
+            self.remove((stream, stash));
         }
     }
 
@@ -193,80 +225,66 @@ impl<S> StashStore<S> {
     }
 
     fn has_room(&self, bytes: u64) -> bool {
-        self.bytes.saturating_add(bytes) <= self.budget
+        bytes <= self.shares.free()
     }
 
-    /// Takes back what peers hold beyond their shares until `bytes` more fit. `false`, and nothing has changed, if `peer`
+    /// Takes back what others hold beyond their shares until `bytes` more fit. `false`, and nothing has changed, if `party`
     /// would then hold more than its own share.
-    fn reclaim(&mut self, peer: PeerId, bytes: u64, may_reduce: bool) -> bool {
-        let held = self.by_peer.get(&peer).copied();
-        let peers = self.by_peer.len() as u64 + u64::from(held.is_none());
-        let share = self.budget / peers;
-        if held.unwrap_or(0).saturating_add(bytes) > share {
+    fn reclaim(&mut self, party: Party, bytes: u64, may_reduce: bool) -> bool {
+        if !self.shares.is_portion(party, bytes) {
             return false;
         }
         while !self.has_room(bytes) {
             // Were nobody above the share, there would be room.
-            let Some((&most, _)) =
-                self.by_peer.iter().filter(|(_, held)| **held > share).max_by_key(|(_, held)| **held)
-            else {
+            let ahead = |of: &Party| Some((self.shares.ahead(*of, party)?, *of));
+            let Some((_, most)) = self.of_party.keys().filter_map(ahead).max_by_key(|(ahead, _)| *ahead) else {
                 return false;
             };
-            let oldest = |store: &Self, reducible: bool| {
-                let wanted =
-                    |kept: &Kept<S>| kept.peer == most && (!reducible || (may_reduce && kept.size.reduced.is_some()));
-                store.order.values().find(|key| store.kept.get(key).is_some_and(wanted)).copied()
-            };
-            if let Some(key) = oldest(self, true) {
-                self.reduce(key);
-            } else if let Some(key) = oldest(self, false) {
-                self.remove(key);
-            } else {
-                return false;
+            let Some(held) = self.of_party.get(&most) else { return false };
+            let whole = held.whole.first_key_value().filter(|_| may_reduce).map(|(_, key)| *key);
+            match (whole, held.oldest()) {
+                (Some(key), _) => self.reduce(key),
+                (None, Some(key)) => drop(self.remove(key)),
+                (None, None) => return false,
             }
         }
         true
     }
 
-    /// Drops stale stashes and, if allowed, reduces others of `peer` until `bytes` more fit. `false`, and nothing has
+    /// Drops stale stashes and, if allowed, reduces others of `party` until `bytes` more fit. `false`, and nothing has
     /// changed, if they would not.
-    fn push_back(&mut self, peer: PeerId, bytes: u64, may_reduce: bool, now: Instant) -> bool {
+    fn push_back(&mut self, party: Party, bytes: u64, may_reduce: bool, now: Instant) -> bool {
         let stale_after = self.lifetime / STALE_PART;
-        let after = |kept: &Kept<S>| {
-            let stale = now.duration_since(kept.since) > stale_after;
-            let reduced = kept.size.reduced.filter(|_| may_reduce && kept.peer == peer);
-            if stale { 0 } else { reduced.unwrap_or(kept.size.bytes) }
-        };
-        let least: u64 = self.kept.values().map(after).sum();
-        if least.saturating_add(bytes) > self.budget {
-            return false;
+        let missing = bytes.saturating_sub(self.shares.free());
+        let is_stale = |kept: &Kept<S>| now.duration_since(kept.since) > stale_after;
+        let (mut gained, mut drop_those, mut reduce_those) = (0, Vec::new(), Vec::new());
+        for key in self.order.values().take(MOST_LOOKED_AT) {
+            let Some(kept) = self.kept.get(key).filter(|kept| gained < missing && is_stale(kept)) else { break };
+            gained += kept.size.bytes;
+            drop_those.push(*key);
         }
-        let size = |key: &StashKey| self.kept.get(key).map(|kept| (kept.size.bytes, after(kept)));
-        let sizes = self.order.values().filter_map(|key| Some((*key, size(key)?)));
-        let oldest_first: Vec<(StashKey, (u64, u64))> = sizes.collect();
-        for (key, (before, after)) in oldest_first {
-            if self.has_room(bytes) {
+        let own = self.of_party.get(&party).filter(|_| may_reduce);
+        for key in own.into_iter().flat_map(|held| held.whole.values()).take(MOST_LOOKED_AT) {
+            if gained >= missing {
                 break;
             }
-            if after == 0 {
-                self.remove(key);
-            } else if after < before {
-                self.reduce(key);
-            }
+            let Some(kept) = self.kept.get(key).filter(|kept| !is_stale(kept)) else { continue };
+            gained += kept.size.bytes - kept.size.reduced.unwrap_or(kept.size.bytes);
+            reduce_those.push(*key);
         }
+        if gained < missing {
+            return false;
+        }
+        drop_those.into_iter().for_each(|key| drop(self.remove(key)));
+        reduce_those.into_iter().for_each(|key| self.reduce(key));
         true
     }
 
     fn reduce(&mut self, key: StashKey) {
-        let Some(kept) = self.kept.remove(&key) else { return };
-        let Some(reduced) = kept.size.reduced else {
-            self.kept.insert(key, kept);
-            return;
-        };
-        self.bytes = self.bytes - kept.size.bytes + reduced;
-        self.give_back(kept.peer, kept.size.bytes - reduced);
+        let Some(reduced) = self.kept.get(&key).and_then(|kept| kept.size.reduced) else { return };
+        let Some(kept) = self.subtract(key) else { return };
         let (value, size) = ((self.reduce)(kept.value), Size { bytes: reduced, reduced: None });
-        self.kept.insert(key, Kept { value, size, ..kept });
+        self.add(key, Kept { value, size, ..kept });
     }
 
     fn oldest(&self, wanted: impl Fn(&Kept<S>) -> bool) -> Option<StashKey> {
@@ -275,20 +293,26 @@ impl<S> StashStore<S> {
     }
 
     fn remove(&mut self, key: StashKey) -> Option<Kept<S>> {
-        let kept = self.kept.remove(&key)?;
+        let kept = self.subtract(key)?;
         self.order.remove(&kept.number);
-        self.bytes -= kept.size.bytes;
-        self.give_back(kept.peer, kept.size.bytes);
+        if let Some(open) = self.open.get_mut(&key.0) {
+            open.stashes.remove(&key.1);
+        }
         Some(kept)
     }
 
-    fn give_back(&mut self, peer: PeerId, bytes: u64) {
-        if let Some(held) = self.by_peer.get_mut(&peer) {
-            *held -= bytes;
-            if *held == 0 {
-                self.by_peer.remove(&peer);
+    /// Takes one out of what its party holds.
+    fn subtract(&mut self, key: StashKey) -> Option<Kept<S>> {
+        let kept = self.kept.remove(&key)?;
+        self.shares.give(kept.party, kept.size.bytes);
+        if let Some(held) = self.of_party.get_mut(&kept.party) {
+            held.whole.remove(&kept.number);
+            held.reduced.remove(&kept.number);
+            if held.is_empty() {
+                self.of_party.remove(&kept.party);
             }
         }
+        Some(kept)
     }
 }
 

@@ -5,19 +5,20 @@ use std::time::Instant;
 
 use petals_model::{BlockStack, CachedPrefix, CachedRows, PAGE_TOKENS, PassError, SpanTables, StepSize};
 use petals_protocol::{PassLayout, Refusal, SessionOpen, WeightChange};
-use petals_swarm::PeerId;
+use petals_swarm::Party;
 
 use super::compute::{Compute, refusal};
+use super::memory::SessionMemory;
 use super::pass::{Inputs, Tables};
 use super::prefixes::{Opening, PrefixKey, Prefixes};
-use super::sessions::{Session, SessionKey, SessionMemory, SessionStore};
+use super::sessions::{Session, SessionKey, SessionStore};
 use crate::lock::lock;
 
 /// New rows of one session; see [`petals_protocol::StepRequest`].
 #[derive(Debug)]
 pub(crate) struct Step {
     pub(crate) key: SessionKey,
-    pub(crate) peer: PeerId,
+    pub(crate) party: Party,
     pub(crate) layout: PassLayout,
     pub(crate) inputs: Inputs,
     pub(crate) starts: Vec<u32>,
@@ -59,7 +60,7 @@ struct Opened {
 /// Runs `steps`, all of one span, and answers each. The rows of all go through the blocks together; whoever's rows fail, fails
 /// alone.
 pub(crate) fn run(
-    compute: &Compute,
+    compute: &Compute<'_>,
     store: &Mutex<SessionStore>,
     prefixes: &mut Prefixes,
     steps: Vec<Step>,
@@ -76,7 +77,10 @@ pub(crate) fn run(
             match alone {
                 Ok(()) => Ok(ready),
                 Err(refusal) => {
-                    lock(store).put(key, ready.session, Instant::now());
+                    // One that was to be opened was not.
+                    if !opening {
+                        lock(store).put(key, ready.session, Instant::now());
+                    }
                     Err(refusal)
                 }
             }
@@ -165,15 +169,16 @@ fn prepare(
     step: Step,
 ) -> Result<Ready, Refusal> {
     let blocks = &compute.blocks;
-    let Step { key, peer, layout, inputs, starts, order, open } = step;
+    let Step { key, party, layout, inputs, starts, order, open } = step;
     let Inputs { text, prefix, tables } = inputs;
     if let Some(mut limits) = open {
         // Nobody needs more, and the rest would be memory that nobody can use.
         let most = u32::try_from(blocks.config().max_position_embeddings).unwrap_or(u32::MAX);
         limits.max_positions = limits.max_positions.min(most);
-        let of_sequence = compute.sequence_bytes(layout.span, u64::from(limits.max_positions));
-        let memory = SessionMemory { of_sequence, fixed: compute.lasting_table_bytes(&layout) };
-        let mut session = lock(store).admit(key, peer, layout.span, limits, memory)?;
+        let (longest, tables_bytes) = (u64::from(limits.max_positions), compute.lasting_table_bytes(&layout));
+        let of_sequence = |positions| compute.sequence_bytes(layout.span, positions);
+        let memory = SessionMemory::new(longest, tables_bytes, of_sequence);
+        let mut session = lock(store).admit(key, party, layout.span, limits, memory)?;
         let values = tables.as_ref().map(Tables::values);
         let longest = limits.max_positions as usize;
         let is_long = blocks.config().is_long(longest);
@@ -207,6 +212,14 @@ fn prepare(
         lock(store).put(key, session, Instant::now());
         return Err(Refusal::BadRequest { what: what.into() });
     }
+    let ends = starts.iter().zip(&layout.lengths).map(|(start, rows)| u64::from(*start) + u64::from(*rows));
+    let longest = session.prefix_rows as u64 + ends.max().unwrap_or(0);
+    let mut sessions = lock(store);
+    if let Err(refusal) = sessions.grow(&mut session, longest) {
+        sessions.put(key, session, Instant::now());
+        return Err(refusal);
+    }
+    drop(sessions);
     let from = |number: usize| order.as_ref().map_or(number, |order| order[number] as usize);
     let begin = |start: &u32| session.prefix_rows + *start as usize;
     if starts.iter().enumerate().any(|(number, start)| begin(start) < session.sequences[from(number)].shortest()) {

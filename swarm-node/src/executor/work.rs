@@ -20,6 +20,25 @@ const KINDS: [&str; 4] = ["forward", "keys_values", "backward", "step"];
 /// Refusals that are remembered one by one.
 const MOST_REFUSALS: usize = 32;
 
+/// What a pass takes of a node whose hidden states are so wide, in rows times blocks of a forward. A backward costs about as much as a forward. Attention is
+/// counted: a row that attends to six times as many positions as the hidden states are wide costs twice as much as one that attends to none.
+pub(super) fn cost(pass: &Pass, hidden: usize) -> u64 {
+    let layout = &pass.layout;
+    let (passes, starts) = match &pass.work {
+        Work::Backward { stash: None, .. } => (2, None),
+        Work::Step { starts, .. } => (1, Some(starts)),
+        _ => (1, None),
+    };
+    let prefix = layout.prefix_rows() as u64;
+    let attended = layout.lengths.iter().enumerate().map(|(number, &length)| {
+        let start = starts.and_then(|starts| starts.get(number)).copied().unwrap_or(0);
+        u64::from(length).saturating_mul(prefix + u64::from(start) + u64::from(length) / 2)
+    });
+    let attention = attended.fold(0, u64::saturating_add) / (6 * hidden.max(1)) as u64;
+    let rows = layout.tokens() as u64 + prefix;
+    rows.saturating_add(attention).saturating_mul(passes * layout.span.len() as u64)
+}
+
 /// Work since it was last asked for, and since the start.
 #[derive(Debug, Default)]
 pub(super) struct WorkDone {
@@ -91,7 +110,7 @@ impl Share {
             Work::Step { .. } => "step",
         };
         let forward = !matches!(pass.work, Work::Backward { .. });
-        Self { peer: pass.peer, tokens: if forward { pass.layout.tokens() as u64 } else { 0 }, kind }
+        Self { peer: pass.party.peer, tokens: if forward { pass.layout.tokens() as u64 } else { 0 }, kind }
     }
 }
 
@@ -149,6 +168,9 @@ impl WorkDone {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::executor::pass::Inputs;
+    use petals_protocol::SessionId;
+    use petals_swarm::Party;
 
     #[test]
     fn each_period_counts_for_itself() {
@@ -178,5 +200,37 @@ mod tests {
             done.refused(peer, &Refusal::Draining);
         }
         assert_eq!(done.refusals().len(), MOST_REFUSALS);
+    }
+
+    #[test]
+    fn attention_and_repeated_forwards_cost_too() {
+        let layout = |lengths: &[u32]| petals_protocol::PassLayout {
+            span: petals_protocol::Span::new(0, 4).unwrap(),
+            lengths: lengths.to_vec(),
+            prefix_len: 0,
+            injection: petals_protocol::Injection::None,
+            weights: Default::default(),
+            read_rows: None,
+        };
+        let inputs = || Inputs { text: Vec::new(), prefix: None, tables: None };
+        let cost = |lengths: &[u32], work: Work| {
+            let (party, now) = (Party::unplaced(PeerId::random()), std::time::Instant::now());
+            cost(&Pass { party, stream: 1, layout: layout(lengths), work, arrived: now, deadline: now }, 100)
+        };
+        let forward = || Work::Forward { inputs: inputs(), stash: None };
+        assert_eq!(cost(&[10, 20], forward()), 4 * 30);
+        // 1200 rows attend to 600 each, in 600 to a row's worth.
+        assert_eq!(cost(&[1200], forward()), 4 * (1200 + 1200));
+        let step = |start| Work::Step {
+            inputs: inputs(),
+            session: SessionId(1),
+            starts: vec![start],
+            order: None,
+            open: None,
+        };
+        assert_eq!((cost(&[1], step(0)), cost(&[1], step(6000))), (4, 4 * 11));
+        let grads = petals_model::OutputGrads { text: Vec::new(), prefix: None };
+        let replay = Work::Backward { inputs: Some(inputs()), stash: None, grads, text_grad: true };
+        assert_eq!(cost(&[10], replay), 2 * 4 * 10);
     }
 }

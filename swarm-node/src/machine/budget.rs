@@ -1,137 +1,201 @@
-//! How many bytes of requests and replies may be in memory.
+//! How many bytes of requests and replies may be in memory, and who waits for some.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use petals_swarm::PeerId;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use petals_swarm::{Party, Shares};
+use tokio::sync::oneshot;
 
-/// Semaphores count in units of this many bytes: their counters are 32 bits wide.
-const UNIT: u64 = 1024;
-/// A peer may hold this part of the memory, so that one alone cannot keep all others waiting.
-const PEER_SHARE: u32 = 4;
+use crate::lock::lock;
 
-/// The memory of all streams together, and each peer's share of it.
+/// A request may be as large as this part of the memory, its reply included, so that a few of them find room side by side.
+const LARGEST_PART: u64 = 4;
+/// Who holds nothing and has waited for so long comes before those that want more than a modest part: large requests would else wait for ever
+/// beside many small ones.
+const OVERDUE: Duration = Duration::from_secs(1);
+
+/// The memory of all streams together.
+#[derive(Debug, Clone)]
+pub(crate) struct Budget(Arc<Mutex<State>>);
+
 #[derive(Debug)]
-pub(crate) struct Budget {
-    all: Arc<Semaphore>,
-    peer_units: u32,
-    /// Shares of the peers that have a stream or hold memory.
-    peers: Mutex<HashMap<PeerId, Weak<Semaphore>>>,
+struct State {
+    shares: Shares,
+    /// In the order of their coming.
+    waiting: VecDeque<Waiting>,
 }
 
-/// One peer's access to the memory, shared by its streams.
+#[derive(Debug)]
+struct Waiting {
+    party: Party,
+    bytes: u64,
+    since: Instant,
+    granted: oneshot::Sender<Reserved>,
+}
+
+/// One party's access to the memory, the same for all of its streams.
 #[derive(Debug, Clone)]
-pub(crate) struct PeerBudget {
-    all: Arc<Semaphore>,
-    own: Arc<Semaphore>,
-    units: u32,
+pub(crate) struct PartyBudget {
+    budget: Budget,
+    party: Party,
 }
 
 /// Memory that is taken until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reserved {
-    _own: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
+    budget: Budget,
+    party: Party,
+    bytes: u64,
 }
 
-/// Why a reply's memory was not reserved.
+/// Why memory was not reserved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoRoom {
-    /// Others are using it.
+    /// Others are using it, or it is kept for others.
     Now,
-    /// A peer never gets so much.
+    /// Nobody ever gets so much.
     Ever,
 }
 
 impl Budget {
     pub(crate) fn new(bytes: u64) -> Self {
-        let units = u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(PEER_SHARE);
-        let all = Arc::new(Semaphore::new(units as usize));
-        Self { all, peer_units: units / PEER_SHARE, peers: Mutex::default() }
+        Self(Arc::new(Mutex::new(State { shares: Shares::new(bytes.max(LARGEST_PART)), waiting: VecDeque::new() })))
     }
 
-    /// Bytes that one peer may hold.
-    pub(crate) fn peer_bytes(&self) -> u64 {
-        u64::from(self.peer_units) * UNIT
+    /// Bytes that a request and its reply may take together.
+    pub(crate) fn request_bytes(&self) -> u64 {
+        lock(&self.0).shares.capacity() / LARGEST_PART
     }
 
-    /// The share of `peer`, the same for all of its streams.
-    pub(crate) fn of(&self, peer: PeerId) -> PeerBudget {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = peers.get(&peer).and_then(Weak::upgrade).unwrap_or_else(|| {
-            peers.retain(|_, own| own.strong_count() > 0);
-            let own = Arc::new(Semaphore::new(self.peer_units as usize));
-            peers.insert(peer, Arc::downgrade(&own));
-            own
-        });
-        PeerBudget { all: self.all.clone(), own, units: self.peer_units }
+    /// The most that one party ever gets: everything but what is kept for others, when there is nobody else.
+    pub(crate) fn most(&self) -> u64 {
+        lock(&self.0).shares.most()
+    }
+
+    /// The access of `party`.
+    pub(crate) fn of(&self, party: Party) -> PartyBudget {
+        PartyBudget { budget: self.clone(), party }
+    }
+
+    /// Bytes that nobody holds.
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> u64 {
+        lock(&self.0).shares.free()
+    }
+
+    /// Gives those their memory that wait for it, as far as there is some.
+    fn serve(&self) {
+        let granted = {
+            let mut state = lock(&self.0);
+            if state.waiting.is_empty() {
+                return;
+            }
+            state.grant(self)
+        };
+        // Not under the lock: what nobody waits for any more is given back at once.
+        for (waiting, reserved) in granted {
+            let _ = waiting.send(reserved);
+        }
     }
 }
 
-impl PeerBudget {
-    /// Waits for room; no more than the peer's whole share is demanded. The peer's share comes first: who waits for the
-    /// others' memory must not keep a part of it.
-    pub(crate) async fn reserve(&self, bytes: u64) -> Result<Reserved, AcquireError> {
-        let units = units(bytes).min(self.units);
-        let own = self.own.clone().acquire_many_owned(units).await?;
-        let all = self.all.clone().acquire_many_owned(units).await?;
-        Ok(Reserved { _own: own, _all: all })
+impl State {
+    /// Whether a party may take so much while those before it wait.
+    fn may_take(&self, party: Party, bytes: u64, before: Option<usize>, now: Instant) -> bool {
+        if !self.shares.may_take(party, bytes) {
+            return false;
+        }
+        let overdue = |waiting: &Waiting| {
+            now.saturating_duration_since(waiting.since) >= OVERDUE
+                && self.shares.held_by(waiting.party) == 0
+                && !waiting.granted.is_closed()
+        };
+        let before = self.waiting.iter().take(before.unwrap_or(usize::MAX));
+        self.waiting.is_empty() || self.shares.is_modest(party, bytes) || !before.into_iter().any(overdue)
+    }
+
+    fn grant(&mut self, budget: &Budget) -> Vec<(oneshot::Sender<Reserved>, Reserved)> {
+        let (now, mut granted, mut at) = (Instant::now(), Vec::new(), 0);
+        while let Some(waiting) = self.waiting.get(at) {
+            let (party, bytes) = (waiting.party, waiting.bytes);
+            let closed = waiting.granted.is_closed();
+            if !closed && !self.may_take(party, bytes, Some(at), now) {
+                at += 1;
+                continue;
+            }
+            let Some(waiting) = self.waiting.remove(at) else { break };
+            if !closed {
+                self.shares.take(party, bytes);
+                granted.push((waiting.granted, Reserved { budget: budget.clone(), party, bytes }));
+            }
+        }
+        granted
+    }
+}
+
+impl PartyBudget {
+    /// Waits for room; no more than what a party ever gets is demanded. `None` never comes as long as this is held.
+    pub(crate) async fn reserve(&self, bytes: u64) -> Option<Reserved> {
+        let answer = {
+            let mut state = lock(&self.budget.0);
+            let (now, bytes) = (Instant::now(), bytes.min(state.shares.most()));
+            if state.may_take(self.party, bytes, None, now) {
+                state.shares.take(self.party, bytes);
+                return Some(Reserved { budget: self.budget.clone(), party: self.party, bytes });
+            }
+            let (granted, answer) = oneshot::channel();
+            state.waiting.push_back(Waiting { party: self.party, bytes, since: now, granted });
+            answer
+        };
+        answer.await.ok()
     }
 
     /// Reserves `bytes` beside the `held` ones without waiting.
     pub(crate) fn try_reserve(&self, bytes: u64, held: u64) -> Result<Reserved, NoRoom> {
-        let units = units(bytes);
-        if units.saturating_add(self::units(held)) > self.units {
-            return Err(NoRoom::Ever);
-        }
-        let own = self.own.clone().try_acquire_many_owned(units).map_err(|_| NoRoom::Now)?;
-        let all = self.all.clone().try_acquire_many_owned(units).map_err(|_| NoRoom::Now)?;
-        Ok(Reserved { _own: own, _all: all })
+        let mut reserved = Reserved { budget: self.budget.clone(), party: self.party, bytes: 0 };
+        reserved.grow(bytes, held)?;
+        Ok(reserved)
     }
 }
 
-fn units(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
+impl Reserved {
+    /// Bytes that are taken.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes `more` beside these and the `held` ones without waiting; on failure nothing has changed.
+    pub(crate) fn grow(&mut self, more: u64, held: u64) -> Result<(), NoRoom> {
+        let mut state = lock(&self.budget.0);
+        if self.bytes.saturating_add(more).saturating_add(held) > state.shares.most() {
+            return Err(NoRoom::Ever);
+        }
+        // Whoever waits wants to begin something; this is to complete what has begun.
+        if !state.shares.may_take(self.party, more) {
+            return Err(NoRoom::Now);
+        }
+        state.shares.take(self.party, more);
+        self.bytes += more;
+        Ok(())
+    }
+
+    /// Gives back what is beyond so many bytes.
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
+        let excess = self.bytes.saturating_sub(bytes);
+        if excess > 0 {
+            lock(&self.budget.0).shares.give(self.party, excess);
+            self.bytes -= excess;
+            self.budget.serve();
+        }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.shrink_to(0);
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use futures::FutureExt;
-
-    #[test]
-    fn a_peer_gets_its_share_over_all_streams_and_leaves_the_rest_to_others() {
-        let budget = Budget::new(16 * UNIT);
-        let (one, other) = (PeerId::random(), PeerId::random());
-        let first = budget.of(one).reserve(3 * UNIT).now_or_never().unwrap().unwrap();
-        let stream = budget.of(one);
-        assert!(stream.reserve(2 * UNIT).now_or_never().is_none(), "the share is used up");
-        assert_eq!(stream.try_reserve(2 * UNIT, UNIT).unwrap_err(), NoRoom::Now);
-        assert_eq!(stream.try_reserve(2 * UNIT, 3 * UNIT).unwrap_err(), NoRoom::Ever);
-        assert!(budget.of(other).reserve(4 * UNIT).now_or_never().is_some());
-        drop(first);
-        assert!(stream.reserve(4 * UNIT).now_or_never().is_some());
-    }
-
-    #[test]
-    fn peers_together_stay_within_the_memory() {
-        let budget = Budget::new(4 * UNIT);
-        let held: Vec<_> =
-            (0..4).map(|_| budget.of(PeerId::random()).reserve(UNIT).now_or_never().unwrap().unwrap()).collect();
-        let late = budget.of(PeerId::random());
-        assert!(late.reserve(1).now_or_never().is_none());
-        assert_eq!(late.try_reserve(1, 0).unwrap_err(), NoRoom::Now);
-        drop(held);
-        assert!(late.try_reserve(1, 0).is_ok());
-    }
-
-    #[test]
-    fn peers_that_left_are_forgotten() {
-        let budget = Budget::new(1 << 20);
-        for _ in 0..100 {
-            budget.of(PeerId::random());
-        }
-        assert!(budget.peers.lock().unwrap().len() <= 1);
-    }
-}
+mod tests;

@@ -1,5 +1,6 @@
 //! How fast the blocks are on this machine: measured once, and kept on disk for the next start.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -159,10 +160,14 @@ fn read(file: &Path, of: &str) -> Option<Rates> {
 fn write(file: &Path, entry: &Entry) -> anyhow::Result<()> {
     let directory = file.parent().context("a file without a directory")?;
     std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let beside = file.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&beside, serde_json::to_vec(entry)?)
-        .with_context(|| format!("cannot write {}", beside.display()))?;
-    std::fs::rename(&beside, file).with_context(|| format!("cannot write {}", file.display()))
+    // A name that nobody can foresee: where others may write too, a link could lie in wait under one that they can.
+    let mut beside = tempfile::NamedTempFile::new_in(directory)
+        .with_context(|| format!("cannot write in {}", directory.display()))?;
+    beside
+        .write_all(&serde_json::to_vec(entry)?)
+        .with_context(|| format!("cannot write in {}", directory.display()))?;
+    beside.persist(file).with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(())
 }
 
 fn measure(blocks: &BlockStack, hidden: usize) -> anyhow::Result<Rates> {

@@ -13,7 +13,7 @@ use petals_hub::{ModelSource, SharedContent};
 use petals_protocol::{
     ContentAnswer, ContentError, ContentHash, ContentRequest, read_content_message, write_content_message,
 };
-use petals_swarm::{Incoming, IncomingStream, PeerId};
+use petals_swarm::{Incoming, IncomingStream, Party};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -80,16 +80,16 @@ impl Giver {
         // Ends a check that is under way, also if this is dropped.
         let _end = End(self.checks.clone());
         let mut streams = JoinSet::new();
-        while let Some(IncomingStream { peer, stream }) = incoming.next().await {
+        while let Some(IncomingStream { party, stream }) = incoming.next().await {
             while streams.try_join_next().is_some() {}
             let giver = self.clone();
             streams.spawn(async move {
                 let mut given = 0;
-                if let Err(ended) = giver.serve(peer, stream, &mut given).await {
-                    tracing::debug!(%peer, given, %ended, "a stream for files of the model is over");
+                if let Err(ended) = giver.serve(party, stream, &mut given).await {
+                    tracing::debug!(peer = %party.peer, given, %ended, "a stream for files of the model is over");
                 }
                 if given > 0 {
-                    tracing::info!(%peer, bytes = given, "gave files of the model");
+                    tracing::info!(peer = %party.peer, bytes = given, "gave files of the model");
                 }
             });
         }
@@ -98,7 +98,7 @@ impl Giver {
     /// Answers the requests of one stream, whose end is always an error.
     async fn serve(
         &self,
-        peer: PeerId,
+        party: Party,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
         given: &mut u64,
     ) -> Result<(), Ended> {
@@ -107,7 +107,7 @@ impl Giver {
             let wait = if place.is_some() { PAUSE } else { SILENCE };
             let request = timeout(wait, read_content_message::<ContentRequest>(&mut stream)).await;
             let request = request.map_err(|_| Ended::Silence(wait))??;
-            place = place.or_else(|| self.places.take(peer));
+            place = place.or_else(|| self.places.take(party));
             let found = if place.is_some() { self.find(request).await? } else { Found::Answer(ContentAnswer::Busy) };
             match found {
                 Found::Answer(answer) => {

@@ -47,10 +47,10 @@ impl Job {
         Ok(Self { service, asker, stage, reply, next })
     }
 
-    /// The answer; `None` if nobody waits for one any more. `closing` ends the wait for rows.
-    pub(crate) async fn answer(self, closing: CancellationToken) -> Option<Answer> {
+    /// The answer, and its memory where that was not known before; `None` if nobody waits for one any more. `closing` ends the wait for rows.
+    pub(crate) async fn answer(self, closing: CancellationToken) -> Option<(Answer, Option<Reserved>)> {
         let Self { service, asker, stage, reply, next } = self;
-        let mut rows_of_another = None;
+        let (mut rows_of_another, mut room) = (None, None);
         let computed = match stage {
             Stage::Queued(computed) => computed,
             Stage::Waiting(waiting) => {
@@ -60,11 +60,11 @@ impl Job {
                     delivery = timeout_at(asker.deadline.into(), expected.delivery()) => delivery.ok()??,
                 };
                 match fill_and_submit(&service, asker, asked, delivery) {
-                    Ok((computed, memory)) => {
-                        rows_of_another = Some(memory);
+                    Ok((computed, memory, of_reply)) => {
+                        (rows_of_another, room) = (Some(memory), Some(of_reply));
                         computed
                     }
-                    Err(refusal) => return Some(refused(refusal)),
+                    Err(refusal) => return Some((refused(refusal), None)),
                 }
             }
         };
@@ -74,26 +74,38 @@ impl Job {
         drop(rows_of_another);
         let encoded = match done {
             Ok(done) => reply.encode(done),
-            Err(refusal) => return Some(refused(refusal)),
+            Err(refusal) => return Some((refused(refusal), room)),
         };
-        Some(match next {
+        let answer = match next {
             None => {
                 let Encoded { response, mut rows, rest } = encoded;
                 rows.extend(rest);
                 (response, rows)
             }
-            Some(next) => pass_on(&service, &next, encoded, asker.deadline).await,
-        })
+            Some(next) => pass_on(&service, asker, &next, encoded).await,
+        };
+        Some((answer, room))
     }
 }
 
-/// Takes rows that arrived, if they are what the request needs. Their memory is the sender's until the pass is done.
+/// Takes rows that arrived, if they are what the request needs. Their memory is the sender's until the pass is done; that of the reply is taken now.
 fn fill_and_submit(
     service: &StreamService,
     asker: Asker,
     mut asked: Asked,
-    delivery: Delivery,
-) -> Result<(Computed, Reserved), Refusal> {
+    mut delivery: Delivery,
+) -> Result<(Computed, Reserved, Reserved), Refusal> {
+    let (held, decoded) = (delivery.memory.bytes(), delivery.tensors.iter().map(Tensor::f32_bytes).sum::<u64>());
+    let grown = delivery.memory.grow(decoded.saturating_sub(held), 0);
+    let room = grown.map_err(|no_room| service.no_room(no_room, decoded));
+    let room = room.and_then(|()| service.room_for_reply(asker.party, asked.reply_bytes(), 0));
+    let room = match room {
+        Ok(room) => room,
+        Err(refusal) => {
+            delivery.refuse(refusal.clone());
+            return Err(refusal);
+        }
+    };
     if let Err(refusal) = asked.fill(&delivery.tensors, service.hosted.widths) {
         // The client did nothing wrong, and the sender should know what it did.
         let what = refusal.to_string();
@@ -103,7 +115,7 @@ fn fill_and_submit(
     // The time before is not this server's.
     let asker = Asker { arrived: Instant::now(), ..asker };
     match service.executor.submit(asked.into_pass(asker)) {
-        Ok(computed) => Ok((computed, delivery.accept())),
+        Ok(computed) => Ok((computed, delivery.accept(), room)),
         Err(refusal) => {
             delivery.refuse(refusal.clone());
             Err(refusal)
@@ -111,13 +123,13 @@ fn fill_and_submit(
     }
 }
 
-async fn pass_on(service: &StreamService, next: &Next, mut encoded: Encoded, deadline: Instant) -> Answer {
+async fn pass_on(service: &StreamService, asker: Asker, next: &Next, mut encoded: Encoded) -> Answer {
     let started = Instant::now();
     let Some(links) = &service.links else {
         return refused(Refusal::NextUnreachable { what: "this server passes nothing on".into() });
     };
-    let patience = deadline.saturating_duration_since(started);
-    match links.pass_on(next, std::mem::take(&mut encoded.rows), patience).await {
+    let patience = asker.deadline.saturating_duration_since(started);
+    match links.pass_on(asker.party, next, std::mem::take(&mut encoded.rows), patience).await {
         Ok(bytes) => {
             service.speed.handed_over(bytes, started.elapsed());
             encoded.passed_on(Handover { us: micros(started.elapsed()), bytes });

@@ -8,7 +8,7 @@ use petals_protocol::{
     NextServer, PassLayout, Refusal, RelayToken, Request, Response, RowSource, RowTarget, StepRequest, TableSource,
     Tensor, TensorError, WireDtype,
 };
-use petals_swarm::PeerId;
+use petals_swarm::{Party, PeerId};
 
 use super::relay::Next;
 use super::tables::TableCache;
@@ -21,7 +21,7 @@ const MAX_PATIENCE: Duration = Duration::from_secs(600);
 /// What a pass needs to know of the request it belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asker {
-    pub(crate) peer: PeerId,
+    pub(crate) party: Party,
     pub(crate) stream: u64,
     pub(crate) arrived: Instant,
     pub(crate) deadline: Instant,
@@ -88,8 +88,8 @@ impl Asked {
     }
 
     pub(crate) fn into_pass(self, asker: Asker) -> Pass {
-        let Asker { peer, stream, arrived, deadline } = asker;
-        Pass { peer, stream, layout: self.layout, work: self.work, arrived, deadline }
+        let Asker { party, stream, arrived, deadline } = asker;
+        Pass { party, stream, layout: self.layout, work: self.work, arrived, deadline }
     }
 
     /// Bytes of the reply's tensors before they are narrowed to its dtype.

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use petals_protocol::{FrameLimits, Limits};
+use petals_protocol::{FrameLimits, Limits, Refusal};
+use petals_swarm::Party;
 
 use super::relay::{RelayLinks, Rendezvous};
 use crate::executor::ExecutorHandle;
-use crate::machine::budget::Budget;
+use crate::machine::budget::{Budget, NoRoom, Reserved};
 use crate::machine::speed::Speed;
 use crate::placement::hosted::Hosted;
 
 /// Unanswered requests of one stream; then reading pauses, which is backpressure to the client.
 pub(super) const MAX_IN_FLIGHT: u32 = 32;
+/// When to ask again if there is no memory for a reply.
+pub(super) const RETRY_WITHOUT_MEMORY_MS: u32 = 100;
 /// This part of the memory for requests is for tables that streams keep.
 const TABLES_PART: u64 = 8;
 
@@ -59,8 +62,8 @@ impl StreamService {
         let hidden_bytes = 4 * hosted.widths.hidden as u64;
         // The largest honest frame: text, prefix and their gradients, and tables for each block.
         let frame = u64::from(max_rows) * hidden_bytes * (3 + hosted.span().len() as u64);
-        // Half of what one peer may hold: a reply is about as large as its request and needs room beside it.
-        let max_body = frame.min(FrameLimits::default().max_body).min(memory.peer_bytes() / 2);
+        // Half of what a request may take: a reply is about as large as its request and needs room beside it.
+        let max_body = frame.min(FrameLimits::default().max_body).min(memory.request_bytes() / 2);
         Self {
             hosted,
             executor,
@@ -76,6 +79,22 @@ impl StreamService {
                 max_adapter: adapter.unwrap_or(max_body),
             },
             next_stream: AtomicU64::new(0),
+        }
+    }
+    /// Memory for a reply of `party` beside the `held` bytes of its request. Never waits: who waited here would keep its request's memory from others that
+    /// wait too.
+    pub(super) fn room_for_reply(&self, party: Party, bytes: u64, held: u64) -> Result<Reserved, Refusal> {
+        let reserved = self.memory.of(party).try_reserve(bytes, held);
+        reserved.map_err(|no_room| self.no_room(no_room, held.saturating_add(bytes)))
+    }
+
+    /// What is said to who wanted so much memory in all.
+    pub(super) fn no_room(&self, no_room: NoRoom, got: u64) -> Refusal {
+        match no_room {
+            NoRoom::Now => Refusal::Busy { retry_after_ms: RETRY_WITHOUT_MEMORY_MS },
+            NoRoom::Ever => {
+                Refusal::TooLarge { what: "the memory of request and reply".into(), got, limit: self.memory.most() }
+            }
         }
     }
 }

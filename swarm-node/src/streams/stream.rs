@@ -10,19 +10,24 @@ use petals_protocol::{
     Frame, FrameError, FrameKind, FrameLimits, FrameReader, FrameWriter, Refusal, RelayToken, Request, Response,
     Tensor, Welcome,
 };
-use petals_swarm::PeerId;
+use petals_swarm::Party;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, Job, refused};
-use super::idle_reader::{FrameBoundary, IdleReader};
+use super::arriving::{self, NotArrived};
+use super::idle_reader::{Gauge, IdleReader};
 use super::request::{self, Asker};
 use super::service::{MAX_IN_FLIGHT, StreamService};
 use super::tables::TableCache;
-use crate::machine::budget::{NoRoom, PeerBudget, Reserved};
+use crate::machine::budget::{PartyBudget, Reserved};
 
+/// Bytes of a greeting, which is the name of a model.
+const HELLO_BYTES: u64 = 4 << 10;
+/// Headers up to this size are not counted in memory: a request that gives something up must not wait for any.
+const SMALL_HEADER: u64 = 4 << 10;
 /// A new stream must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A stream without a request for this long is closed; its client opens another when it needs one.
@@ -32,31 +37,29 @@ const FRAME_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time for a reply to leave, plus its size at the slowest link served (100 kB/s).
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_S: u64 = 100_000;
-/// When to ask again if there is no memory for a reply.
-const RETRY_WITHOUT_MEMORY_MS: u32 = 100;
 
 impl StreamService {
     /// Serves one stream until it ends, fails, falls silent or `cancel` fires.
-    pub(crate) async fn serve<S>(self: Arc<Self>, peer: PeerId, stream: S, cancel: CancellationToken)
+    pub(crate) async fn serve<S>(self: Arc<Self>, party: Party, stream: S, cancel: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let number = self.next_stream.fetch_add(1, Ordering::Relaxed);
-        self.executor.open_stream(number, peer);
+        self.executor.open_stream(number, party);
         let (read, write) = stream.split();
-        let (read, boundary) = IdleReader::new(read, IDLE_TIMEOUT, FRAME_IDLE_TIMEOUT);
+        let (read, gauge) = IdleReader::new(read, IDLE_TIMEOUT, FRAME_IDLE_TIMEOUT);
         let (replies, outbox) = mpsc::channel(MAX_IN_FLIGHT as usize);
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_replies(write, outbox, self.clone(), peer));
+        tasks.spawn(write_replies(write, outbox, self.clone(), party));
         let limits = FrameLimits { max_body: self.limits.max_body };
         let mut pump = Pump {
             service: self.clone(),
-            peer,
+            party,
             stream: number,
             reader: FrameReader::new(read, FrameKind::Request, limits),
-            boundary,
-            memory: self.memory.of(peer),
-            tables: TableCache::new(self.tables.of(peer)),
+            gauge,
+            memory: self.memory.of(party),
+            tables: TableCache::new(self.tables.of(party)),
             replies,
             in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT as usize)),
             tasks,
@@ -72,7 +75,7 @@ impl StreamService {
             Ok(()) | Err(StreamEnd::Frame(FrameError::Closed)) => {
                 pump.drain(&cancel).await;
             }
-            Err(end) => tracing::debug!(%peer, stream = number, error = %end, "stream ended"),
+            Err(end) => tracing::debug!(peer = %party.peer, stream = number, error = %end, "stream ended"),
         }
         self.executor.forget_stream(number);
     }
@@ -83,6 +86,8 @@ impl StreamService {
 enum StreamEnd {
     #[error(transparent)]
     Frame(#[from] FrameError),
+    #[error(transparent)]
+    NotArrived(#[from] NotArrived),
     #[error("nothing arrived in time")]
     Timeout(#[from] tokio::time::error::Elapsed),
     #[error("the first request was not a greeting")]
@@ -116,11 +121,11 @@ struct Arrival {
 
 struct Pump<R> {
     service: Arc<StreamService>,
-    peer: PeerId,
+    party: Party,
     stream: u64,
     reader: FrameReader<R>,
-    boundary: FrameBoundary,
-    memory: PeerBudget,
+    gauge: Gauge,
+    memory: PartyBudget,
     tables: TableCache,
     replies: mpsc::Sender<OutFrame>,
     in_flight: Arc<Semaphore>,
@@ -136,14 +141,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
         self.hello().await?;
         loop {
             let slot = self.in_flight.clone().acquire_owned().await.map_err(|_| StreamEnd::WriterGone)?;
-            self.boundary.reached();
+            self.gauge.frame_ended();
             let body = self.reader.next_body_len().await?;
+            let header = self.reader.header_len();
+            let counted = body + if header > SMALL_HEADER { header } else { 0 };
             // While it waits for memory the client's bytes stay in its own send buffer.
-            let request = timeout(IDLE_TIMEOUT, self.memory.reserve(body)).await?;
-            let request = request.map_err(|_| StreamEnd::WriterGone)?;
+            let memory = timeout(IDLE_TIMEOUT, self.memory.reserve(counted)).await?.ok_or(StreamEnd::WriterGone)?;
             let arrived = Instant::now();
-            let frame: Frame<Request> = self.reader.read().await?;
-            self.handle(frame, Arrival { at: arrived, body, slot, memory: request }).await?;
+            self.gauge.count_from_here();
+            let (gauge, read) = (self.gauge.clone(), self.reader.read());
+            let (frame, memory) = arriving::whole::<Frame<Request>>(read, &gauge, memory, header + body).await?;
+            self.handle(frame, Arrival { at: arrived, body, slot, memory }).await?;
             while self.tasks.try_join_next().is_some() {}
             self.under_way.retain(|_, task| !task.is_finished());
         }
@@ -152,7 +160,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
     async fn hello(&mut self) -> Result<(), StreamEnd> {
         let frame: Frame<Request> = timeout(HELLO_TIMEOUT, async {
             // A greeting has no tensors; whatever brings some is not one, and no memory is reserved for it.
-            if self.reader.next_body_len().await? > 0 {
+            if self.reader.next_body_len().await? > 0 || self.reader.header_len() > HELLO_BYTES {
                 return Err(StreamEnd::NoHello);
             }
             Ok(self.reader.read().await?)
@@ -201,16 +209,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
         }
     }
 
-    /// Takes rows that another server passes on.
+    /// Takes rows that another server passes on. While nobody asks for them they take no place of the stream's: others' rows come on it too.
     fn take_relay(&mut self, id: u64, token: RelayToken, tensors: Vec<Tensor>, arrival: Arrival) {
-        let (service, peer, replies) = (self.service.clone(), self.peer, self.replies.clone());
+        let (service, party, replies) = (self.service.clone(), self.party, self.replies.clone());
         let Arrival { slot, memory, .. } = arrival;
         let task = self.tasks.spawn(async move {
-            let (response, tensors) = match service.rendezvous.deliver(peer, token, tensors, memory).await {
+            let mut slot = Some(slot);
+            let delivered = service.rendezvous.deliver(party, token, tensors, memory, || slot = None).await;
+            let (response, tensors) = match delivered {
                 Ok(()) => (Response::Relayed, Vec::new()),
                 Err(refusal) => refused(refusal),
             };
-            let held = Some(Held { _slot: slot, _memory: Vec::new() });
+            let held = slot.map(|slot| Held { _slot: slot, _memory: Vec::new() });
             let _ = replies.send(OutFrame { id, response, tensors, held }).await;
         });
         self.under_way.insert(id, task);
@@ -218,13 +228,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
 
     /// Checks a pass and sets it going.
     async fn begin(&mut self, id: u64, pass: Request, tensors: Vec<Tensor>, arrival: Arrival) -> Result<(), StreamEnd> {
-        let Arrival { at: arrived, body, slot, memory } = arrival;
+        let Arrival { at: arrived, body, slot, mut memory } = arrival;
+        // Whatever is narrow on the wire waits for its turn in f32.
+        let decoded: u64 = tensors.iter().map(Tensor::f32_bytes).sum();
+        let grown =
+            memory.grow(decoded.saturating_sub(body), 0).map_err(|no_room| self.service.no_room(no_room, decoded));
         let service = &self.service;
-        let asked = request::pass(&service.hosted, &service.limits, &mut self.tables, pass, tensors);
-        let begun = asked.and_then(|asked| {
-            let room = self.room_for_reply(asked.reply_bytes(), body)?;
+        let begun = grown.and_then(|()| {
+            let asked = request::pass(&service.hosted, &service.limits, &mut self.tables, pass, tensors)?;
+            // Of rows that come from elsewhere nobody knows whether they come at all: their reply's memory is taken when they do.
+            let room = match asked.awaits {
+                None => Some(service.room_for_reply(self.party, asked.reply_bytes(), memory.bytes())?),
+                Some(_) => None,
+            };
             let deadline = arrived + asked.patience;
-            let asker = Asker { peer: self.peer, stream: self.stream, arrived, deadline };
+            let asker = Asker { party: self.party, stream: self.stream, arrived, deadline };
             Ok((Job::begin(service.clone(), asker, asked)?, room))
         });
         let (job, room) = match begun {
@@ -234,26 +252,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
                 return self.reply(id, refused(refusal), Some(held)).await;
             }
         };
-        let held = Some(Held { _slot: slot, _memory: vec![memory, room] });
+        let held = Some(Held { _slot: slot, _memory: [Some(memory), room].into_iter().flatten().collect() });
         let (replies, closing) = (self.replies.clone(), self.closing.clone());
         let task = self.tasks.spawn(async move {
-            let Some((response, tensors)) = job.answer(closing).await else { return };
+            let Some(((response, tensors), room)) = job.answer(closing).await else { return };
+            let held = held.map(|mut held| {
+                held._memory.extend(room);
+                held
+            });
             let _ = replies.send(OutFrame { id, response, tensors, held }).await;
         });
         self.under_way.insert(id, task);
         Ok(())
-    }
-
-    /// Never waits: who waited here would keep its request's memory from others that wait too.
-    fn room_for_reply(&self, bytes: u64, request: u64) -> Result<Reserved, Refusal> {
-        self.memory.try_reserve(bytes, request).map_err(|no_room| match no_room {
-            NoRoom::Now => Refusal::Busy { retry_after_ms: RETRY_WITHOUT_MEMORY_MS },
-            NoRoom::Ever => Refusal::TooLarge {
-                what: "the memory of request and reply".into(),
-                got: request + bytes,
-                limit: self.service.memory.peer_bytes(),
-            },
-        })
     }
 
     async fn reply(&self, id: u64, (response, tensors): Answer, held: Option<Held>) -> Result<(), StreamEnd> {
@@ -277,12 +287,12 @@ async fn write_replies<W: AsyncWrite + Unpin>(
     write: W,
     mut outbox: mpsc::Receiver<OutFrame>,
     service: Arc<StreamService>,
-    peer: PeerId,
+    party: Party,
 ) {
     let mut writer = FrameWriter::new(write, FrameKind::Response);
     while let Some(OutFrame { id, response, tensors, held }) = outbox.recv().await {
         if let Response::Refused(refusal) = &response {
-            service.executor.note_refusal(peer, refusal);
+            service.executor.note_refusal(party.peer, refusal);
         }
         let bytes: u64 = tensors.iter().map(|t| t.bytes().len() as u64).sum();
         let patience = REPLY_TIMEOUT + Duration::from_secs(bytes / SLOWEST_BYTES_PER_S);

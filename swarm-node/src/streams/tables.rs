@@ -3,12 +3,12 @@
 use petals_protocol::{Injection, PassLayout, Refusal, Span, TablesId, WeightChange};
 
 use crate::executor::Tables;
-use crate::machine::budget::PeerBudget;
+use crate::machine::budget::PartyBudget;
 
 /// What one stream has kept: tables under one name, for one or several spans.
 #[derive(Debug)]
 pub(crate) struct TableCache {
-    memory: PeerBudget,
+    memory: PartyBudget,
     id: Option<TablesId>,
     kept: Vec<(Shape, Tables)>,
 }
@@ -22,7 +22,7 @@ fn shape(layout: &PassLayout) -> Shape {
 
 impl TableCache {
     /// An empty cache that takes its memory from `memory`.
-    pub(crate) fn new(memory: PeerBudget) -> Self {
+    pub(crate) fn new(memory: PartyBudget) -> Self {
         Self { memory, id: None, kept: Vec::new() }
     }
 
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
     use crate::machine::budget::Budget;
     use petals_protocol::Injection;
-    use petals_swarm::PeerId;
+    use petals_swarm::{Party, PeerId};
 
     fn layout(start: u32) -> PassLayout {
         let span = Span::new(start, 4).unwrap();
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn prompts_are_found_under_their_name_and_span_until_another_name_comes() {
-        let mut cache = TableCache::new(Budget::new(1 << 20).of(PeerId::random()));
+        let mut cache = TableCache::new(Budget::new(1 << 20).of(Party::unplaced(PeerId::random())));
         assert_eq!(cache.get(TablesId(1), &layout(0)).unwrap_err(), Refusal::TablesGone);
         cache.keep(TablesId(1), &layout(0), vec![1.0]);
         cache.keep(TablesId(1), &layout(1), vec![2.0]);
@@ -82,8 +82,8 @@ mod tests {
 
     #[test]
     fn kept_prompts_take_memory_until_nobody_needs_them() {
-        let budget = Budget::new(16 << 10);
-        let peer = PeerId::random();
+        let budget = Budget::new(8 << 10);
+        let peer = Party::unplaced(PeerId::random());
         let (mut cache, share) = (TableCache::new(budget.of(peer)), budget.of(peer));
         let kept = cache.keep(TablesId(1), &layout(0), vec![1.0; 1024]);
         assert!(share.try_reserve(4 << 10, 0).is_err(), "the share is used up");

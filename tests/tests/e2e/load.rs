@@ -28,7 +28,7 @@ async fn greedy_clients_get_no_more_than_others_and_memory_stays_bounded() -> an
     // Two ask for many large passes at a time, and would fill the queue.
     let (greedy, modest) = (Habit { in_flight: 24, rows: 512 }, Habit { in_flight: 4, rows: 128 });
     let habits: Vec<Habit> = (0..8).map(|client| if client < 2 { greedy } else { modest }).collect();
-    let shares = load(&target, &habits, Duration::from_secs(2), Duration::from_secs(5)).await?;
+    let shares = load(&target, &habits, 0, Duration::from_secs(2), Duration::from_secs(5)).await?;
     assert!(shares.iter().all(|share| share.passes > 0), "{shares:?}");
     assert!(shares[..2].iter().all(|share| share.busy > 0), "there was too little to do: {shares:?}");
     assert!(unfairness(&shares) < 2.5, "{shares:?}");

@@ -48,6 +48,7 @@ mod selection;
 mod serve;
 mod sessions;
 mod shaping;
+mod shares;
 mod sharing;
 mod sharing_hostile;
 mod stashes;

@@ -81,7 +81,8 @@ async fn tokens_are_good_for_one_request_and_one_delivery() -> anyhow::Result<()
     let (first, again) = sender.receive().await?;
     assert!(matches!(again, Response::Refused(Refusal::BadRequest { .. })), "{again:?}");
     assert_eq!(sender.receive().await?, (8 + 9 - first, Response::Refused(Refusal::UnknownRelay)));
-    assert!(started.elapsed() >= Duration::from_secs(5), "it was parked for a while");
+    assert!(started.elapsed() >= Duration::from_secs(1), "it was parked for a while");
+    assert!(started.elapsed() < Duration::from_secs(10), "and not for long");
     Ok(())
 }
 
@@ -146,13 +147,13 @@ async fn a_flood_of_rows_for_nobody_is_bounded_and_disturbs_nobody() -> anyhow::
     let swarm = swarm().await?;
     let d = swarm.hidden;
     let (mut flood, mut more) = (Stranger::greeted(&swarm).await?, Stranger::greeted(&swarm).await?);
-    for n in 0..32u8 {
+    for n in 0..=u8::MAX {
         flood.send(u64::from(n), &relay(n), &[rows(1, d, 0.1)]).await?;
     }
-    // Long enough to read them all, and much shorter than they are kept.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let full = more.refusal(&relay(99), &[rows(1, d, 0.1)]).await?;
-    assert!(matches!(full, Refusal::Busy { .. }), "{full}");
+    // Those that were not kept are refused at once, though the stream may have no more than 32 requests under way.
+    let (_, full) = flood.receive().await?;
+    assert!(matches!(full, Response::Refused(Refusal::Busy { .. })), "{full:?}");
+    assert!(matches!(flood.receive().await?, (_, Response::Refused(Refusal::Busy { .. }))));
     assert!(matches!(more.ask(&forward(layout((1, 2), &[1])), &[rows(1, d, 0.1)]).await?, Response::Forward(_)));
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use petals_protocol::{BlockTable, Injection, PassLayout, Span, TableKind};
 
 use super::block::{Attended, Block, Keep, KeptBlock, Needed};
-use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, finite};
+use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Pause, finite};
 use super::plan::{PassPlan, Variety};
 use super::rows::ActiveRows;
 use super::stash::{Kept, Stashes};
@@ -52,11 +52,12 @@ impl<E: Engine> Blocks<E> {
         &self,
         pass: ForwardPass<'_>,
         keep: Keep,
+        pause: Pause<'_>,
     ) -> Result<(ForwardOutput, Option<OnEngine<Stashes>>), PassError>
     where
         E: Listed,
     {
-        let (output, kept) = self.engine.install(|| self.run_forward(pass, keep, None))?;
+        let (output, kept) = self.engine.install(|| self.run_forward(pass, keep, None, pause))?;
         Ok((output, kept.map(E::wrap)))
     }
 
@@ -64,7 +65,7 @@ impl<E: Engine> Blocks<E> {
     pub(super) fn forward_with_keys_values(&self, pass: ForwardPass<'_>) -> Result<ForwardOutput, PassError> {
         self.engine.install(|| {
             let mut of_prefix = Vec::with_capacity(pass.layout.span.len());
-            let (output, _) = self.run_forward(pass, Keep::Nothing, Some(&mut of_prefix))?;
+            let (output, _) = self.run_forward(pass, Keep::Nothing, Some(&mut of_prefix), &|| ())?;
             let mut keys_values = Vec::new();
             for rows in of_prefix {
                 keys_values.extend(self.engine.download(rows)?);
@@ -80,6 +81,7 @@ impl<E: Engine> Blocks<E> {
         pass: ForwardPass<'_>,
         keep: Keep,
         mut of_prefix: Option<&mut Vec<E::Rows>>,
+        pause: Pause<'_>,
     ) -> Result<(ForwardOutput, Option<Kept<E>>), PassError> {
         let ForwardPass { layout, text, prefix, tables } = pass;
         let (engine, d) = (&self.engine, self.config.hidden_size);
@@ -90,6 +92,9 @@ impl<E: Engine> Blocks<E> {
         let mut x = engine.upload(join(prefix, text), d);
         let mut kept = Vec::new();
         for (number, block) in self.of(layout.span).iter().enumerate() {
+            if number > 0 {
+                pause();
+            }
             let mut own = tables.get_mut(number);
             if let Some(prompts) = own.as_mut().and_then(|own| own.prompts.take()) {
                 x = self.inject(layout, x, &prompts);
@@ -128,22 +133,22 @@ impl<E: Engine> Blocks<E> {
         &self,
         layout: &PassLayout,
         kept: OnEngine<Stashes>,
-        grads: OutputGrads,
-        text_grad: bool,
+        (grads, text_grad): (OutputGrads, bool),
+        pause: Pause<'_>,
     ) -> Result<InputGrads, PassError>
     where
         E: Listed,
     {
         let kept = E::unwrap(kept).ok_or(PassError::ForeignStash)?;
-        self.engine.install(|| self.run_backward(layout, kept, grads, text_grad))
+        self.engine.install(|| self.run_backward(layout, kept, (grads, text_grad), pause))
     }
 
     fn run_backward(
         &self,
         layout: &PassLayout,
         Kept { plan, blocks: mut kept, tables }: Kept<E>,
-        grads: OutputGrads,
-        text_grad: bool,
+        (grads, text_grad): (OutputGrads, bool),
+        pause: Pause<'_>,
     ) -> Result<InputGrads, PassError> {
         let (engine, m, d) = (&self.engine, layout.hidden_prefix_rows(), self.config.hidden_size);
         let slots = layout.block_tables(self.config.block_widths());
@@ -151,6 +156,9 @@ impl<E: Engine> Blocks<E> {
         let mut of_tables = layout.has_tables().then(|| vec![0.0; layout.span.len() * of_block]);
         let mut dy = engine.upload(join(grads.prefix, grads.text), d);
         for (number, block) in self.of(layout.span).iter().enumerate().rev() {
+            if number + 1 < layout.span.len() {
+                pause();
+            }
             let kept: KeptBlock<E> = kept.pop().ok_or(PassError::ForeignStash)?;
             let needed = match (number > 0 || text_grad, m) {
                 (true, _) => Needed::All,

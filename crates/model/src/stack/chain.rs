@@ -4,7 +4,7 @@ use petals_protocol::{PassLayout, Span};
 
 use super::BlockStack;
 use super::block::Keep;
-use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError};
+use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Pause};
 use super::stash::{Stash, StashPart};
 use crate::engine::on_engine;
 
@@ -15,12 +15,25 @@ impl BlockStack {
     /// [`PassError`] if the layout makes no sense or is not for these blocks, if an input is missing, superfluous or of
     /// the wrong size, if a device fails, or if an output is not finite.
     pub fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
+        self.forward_with_pauses(pass, keep, &|| ())
+    }
+
+    /// As [`Self::forward`]; `pause` is called between blocks, and may run others' rows through these blocks meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_with_pauses(
+        &self,
+        pass: ForwardPass<'_>,
+        keep: Keep,
+        pause: Pause<'_>,
+    ) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
         self.check_layout(pass.layout)?;
         let layout = pass.layout;
         let mut kept = Vec::new();
         let output = self.run_forward(pass, |part, own, pass| {
-            let (output, of_part) = on_engine!(&part.blocks, blocks => blocks.forward(pass, keep))?;
+            let (output, of_part) = on_engine!(&part.blocks, blocks => blocks.forward(pass, keep, pause))?;
             kept.extend(of_part.map(|kept| StashPart { span: own, device: part.place.device.clone(), kept }));
             Ok(output)
         })?;
@@ -78,6 +91,20 @@ impl BlockStack {
     /// [`PassError`] if the stash is another stack's, if a gradient is missing, superfluous or of the wrong size, if a
     /// device fails, or if a result is not finite.
     pub fn backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError> {
+        self.backward_with_pauses(stash, grads, text_grad, &|| ())
+    }
+
+    /// As [`Self::backward`]; `pause` is called between blocks, and may run others' rows through these blocks meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::backward`].
+    pub fn backward_with_pauses(
+        &self,
+        stash: Stash,
+        grads: OutputGrads,
+        text_grad: bool,
+        pause: Pause<'_>,
+    ) -> Result<InputGrads, PassError> {
         grads.check(stash.layout(), self.span, &self.config)?;
         let (layout, mut kept) = stash.into_parts();
         let mut result = InputGrads { text: None, prefix: None, tables: None };
@@ -93,7 +120,7 @@ impl BlockStack {
             let own_layout = layout_of(&layout, own);
             let Some(own_grads) = grads.take() else { return Err(PassError::ForeignStash) };
             result = on_engine!(&part.blocks, blocks => {
-                blocks.backward(&own_layout, kept, own_grads, number > 0 || text_grad)
+                blocks.backward(&own_layout, kept, (own_grads, number > 0 || text_grad), pause)
             })?;
             of_tables.extend(result.tables.take());
             if number > 0 {

@@ -6,6 +6,9 @@ use super::stash::Stash;
 use crate::config::ModelConfig;
 use crate::engine::DeviceFailure;
 
+/// Called by a pass between two blocks, on the thread that computes.
+pub type Pause<'a> = &'a (dyn Fn() + Sync);
+
 /// Inputs of a forward. `T` text rows, `m` prefix rows, `n` blocks in the span, `d` hidden size; all row-major.
 #[derive(Debug)]
 pub struct ForwardPass<'a> {

@@ -27,6 +27,7 @@ use super::queries::{Queries, Query};
 use super::reach::Reach;
 use super::view::{DirectoryTraffic, View};
 use crate::behaviour::Behaviour;
+use crate::carried::Carried;
 use crate::config::SwarmConfig;
 use crate::identity::Identity;
 use crate::keys::{MAX_BLOCKS, block_key, clock_key, models_key, server_key};
@@ -58,6 +59,8 @@ pub(super) struct EventLoop {
     dialler: Dialler,
     members: Members,
     reach: Reach,
+    /// Whose traffic is carried.
+    carried: Carried,
     /// How much others may ask this node to keep.
     keeping: Rates<PeerId>,
     publisher: Publisher,
@@ -84,7 +87,7 @@ struct Remote {
 
 impl EventLoop {
     pub(super) fn new(
-        swarm: Swarm<Behaviour>,
+        (swarm, carried): (Swarm<Behaviour>, Carried),
         identity: Identity,
         config: SwarmConfig,
         allowed: AllowList,
@@ -106,6 +109,7 @@ impl EventLoop {
         }
         let mut event_loop = Self {
             swarm,
+            carried,
             identity,
             allowed,
             commands,

@@ -1,6 +1,5 @@
 //! How many streams others may have open to this node, and what has passed through all of them.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,11 +7,14 @@ use libp2p::PeerId;
 use tokio::time::Instant;
 
 use crate::rates::Rates;
+use crate::shares::{Origin, Party, Shares};
 
 /// Streams that one peer may open at once, and per second afterwards. A client opens one to each server of a route and keeps it;
 /// each costs a task and a greeting.
 const OPEN_BURST: u32 = 256;
 const OPENS_PER_SECOND: u32 = 16;
+/// An address may open as fast as so many peers.
+const PEERS_OF_AN_ADDRESS: u32 = 16;
 
 /// Totals since the node started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,55 +40,50 @@ pub(crate) struct Counters {
     pub(crate) refused: AtomicU64,
 }
 
-/// Counts the inbound streams of each peer. Shared by all connections.
+/// Counts the inbound streams of each peer and address. Shared by all connections.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    per_peer: usize,
-    total: usize,
+    /// No peer needs more, however much there is.
+    per_peer: u64,
     open: Mutex<Open>,
-    rates: Mutex<Rates<PeerId>>,
     pub(crate) counters: Counters,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Open {
-    total: usize,
-    peers: HashMap<PeerId, usize>,
+    streams: Shares,
+    of_peers: Rates<PeerId>,
+    of_addresses: Rates<Origin>,
 }
 
 /// One inbound stream's place; given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     admission: Arc<Admission>,
-    peer: PeerId,
+    party: Party,
 }
 
 impl Admission {
     pub(crate) fn new(per_peer: usize, total: usize) -> Arc<Self> {
-        Arc::new(Self {
-            per_peer,
-            total,
-            open: Mutex::default(),
-            rates: Mutex::new(Rates::new(OPEN_BURST, OPENS_PER_SECOND)),
-            counters: Counters::default(),
-        })
+        let open = Open {
+            streams: Shares::new(total as u64),
+            of_peers: Rates::new(OPEN_BURST, OPENS_PER_SECOND),
+            of_addresses: Rates::new(PEERS_OF_AN_ADDRESS * OPEN_BURST, PEERS_OF_AN_ADDRESS * OPENS_PER_SECOND),
+        };
+        Arc::new(Self { per_peer: per_peer as u64, open: Mutex::new(open), counters: Counters::default() })
     }
 
-    /// A place for one more stream of `peer`, if there is one.
-    pub(crate) fn admit(self: &Arc<Self>, peer: PeerId) -> Option<Permit> {
-        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        if !rates.take(peer, Instant::now()) {
+    /// A place for one more stream of `party`, if there is one.
+    pub(crate) fn admit(self: &Arc<Self>, party: Party) -> Option<Permit> {
+        let (now, mut open) = (Instant::now(), self.lock());
+        if !open.of_peers.take(party.peer, now) || !open.of_addresses.take(party.origin, now) {
             return None;
         }
-        drop(rates);
-        let mut open = self.lock();
-        let of_peer = open.peers.get(&peer).copied().unwrap_or(0);
-        if of_peer >= self.per_peer || open.total >= self.total {
+        if open.streams.held_by(party) >= self.per_peer || !open.streams.may_take(party, 1) {
             return None;
         }
-        open.peers.insert(peer, of_peer + 1);
-        open.total += 1;
-        Some(Permit { admission: Arc::clone(self), peer })
+        open.streams.take(party, 1);
+        Some(Permit { admission: Arc::clone(self), party })
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -108,14 +105,7 @@ impl Admission {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut open = self.admission.lock();
-        open.total = open.total.saturating_sub(1);
-        if let Some(count) = open.peers.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                open.peers.remove(&self.peer);
-            }
-        }
+        self.admission.lock().streams.give(self.party, 1);
     }
 }
 
@@ -123,23 +113,42 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    fn at(number: u8) -> Party {
+        Party { peer: PeerId::random(), origin: Origin::Ip4([10, 0, 0, number].into()) }
+    }
+
     #[test]
     fn streams_are_limited_per_peer_and_in_all() {
-        let admission = Admission::new(2, 3);
-        let (a, b) = (PeerId::random(), PeerId::random());
+        let admission = Admission::new(2, 4);
+        let (a, b) = (at(1), at(2));
         let held = [admission.admit(a).unwrap(), admission.admit(a).unwrap()];
         assert!(admission.admit(a).is_none(), "a has two");
+        let beside = || Party { peer: PeerId::random(), ..a };
+        let _beside = admission.admit(beside()).unwrap();
+        assert!(admission.admit(beside()).is_none(), "its address has enough");
         let _b = admission.admit(b).unwrap();
-        assert!(admission.admit(b).is_none(), "all three are taken");
+        assert!(admission.admit(at(3)).is_none(), "all four are taken");
         drop(held);
         assert!(admission.admit(a).is_some());
-        assert!(!admission.lock().peers.contains_key(&a), "nothing is kept of a peer without streams");
+        assert_eq!(admission.lock().streams.held_by(a), 0, "nothing is kept of a peer without streams");
+    }
+
+    #[test]
+    fn many_peers_of_one_address_leave_streams_for_others() {
+        let admission = Admission::new(16, 1024);
+        let attacker = at(1);
+        let peers: Vec<Party> = (0..64).map(|_| Party { peer: PeerId::random(), ..attacker }).collect();
+        let held: Vec<Permit> = peers.iter().flat_map(|peer| (0..16).filter_map(|_| admission.admit(*peer))).collect();
+        assert!(held.len() >= 700, "an address that is alone has most of them: {}", held.len());
+        let honest: Vec<Permit> =
+            (2..18).flat_map(|n| (0..4).filter_map(move |_| Some(n))).filter_map(|n| admission.admit(at(n))).collect();
+        assert_eq!(honest.len(), 64, "beside {}", held.len());
     }
 
     #[test]
     fn a_peer_that_opens_stream_after_stream_is_slowed_down() {
         let admission = Admission::new(16, 1024);
-        let (greedy, other) = (PeerId::random(), PeerId::random());
+        let (greedy, other) = (at(1), at(2));
         let admitted = (0..10_000).filter(|_| admission.admit(greedy).is_some()).count();
         // What is refilled meanwhile depends on the machine.
         assert!(admitted >= OPEN_BURST as usize && admitted < 5_000, "{admitted}");

@@ -22,6 +22,7 @@ use super::dial_error::describe_dial_error;
 use super::handler::{Handler, Spoken};
 use super::{Admission, AllowList, IncomingStream, Link, OpenFailure, OpenRequest};
 use crate::addresses::{is_circuit, is_tcp};
+use crate::shares::Origin;
 use dialling::Dialling;
 
 /// References to a link that are held by no stream: the behaviour's and the handler's.
@@ -197,8 +198,8 @@ impl Behaviour {
         self.alarm = due.map(|due| Box::pin(tokio::time::sleep_until(due)));
     }
 
-    fn handler(&mut self, peer: PeerId, connection: ConnectionId, relayed: bool) -> Handler {
-        let link = Link::new(relayed);
+    fn handler(&mut self, peer: PeerId, connection: ConnectionId, origin: Origin, relayed: bool) -> Handler {
+        let link = Link::new(origin, relayed);
         self.links.insert(connection, link.clone());
         let allowed = self.allowed.clone();
         Handler::new(peer, self.spoken.clone(), self.incoming.clone(), allowed, Arc::clone(&self.admission), link)
@@ -220,9 +221,9 @@ impl NetworkBehaviour for Behaviour {
         connection: ConnectionId,
         peer: PeerId,
         local: &Multiaddr,
-        _: &Multiaddr,
+        remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(peer, connection, is_circuit(local)))
+        Ok(self.handler(peer, connection, Origin::of(local, remote), is_circuit(local)))
     }
 
     fn handle_established_outbound_connection(
@@ -233,7 +234,7 @@ impl NetworkBehaviour for Behaviour {
         _: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(peer, connection, is_circuit(address)))
+        Ok(self.handler(peer, connection, Origin::of(address, address), is_circuit(address)))
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{Admission, AllowList, IncomingStream, Link, NOT_ALLOWED, OpenFailure, OpenRequest, PeerStream};
 use crate::addresses::short;
+use crate::shares::Party;
 
 /// What a node speaks on streams of one kind, the preferred one first. Clones are one list.
 #[derive(Debug, Clone)]
@@ -109,11 +110,11 @@ impl Handler {
 
     /// Never waits: what cannot be taken now is refused by closing the stream.
     fn accept(&self, stream: Stream, protocol: &StreamProtocol) {
-        let delivered =
-            self.incoming.as_ref().zip(self.admission.admit(self.peer)).is_some_and(|(incoming, permit)| {
-                let stream = PeerStream::new((stream, protocol), &self.admission, &self.link, Some(permit));
-                incoming.try_send(IncomingStream { peer: self.peer, stream }).is_ok()
-            });
+        let party = Party { peer: self.peer, origin: self.link.origin };
+        let delivered = self.incoming.as_ref().zip(self.admission.admit(party)).is_some_and(|(incoming, permit)| {
+            let stream = PeerStream::new((stream, protocol), &self.admission, &self.link, Some(permit));
+            incoming.try_send(IncomingStream { party, stream }).is_ok()
+        });
         let counter = if delivered { &self.admission.counters.accepted } else { &self.admission.counters.refused };
         counter.fetch_add(1, Ordering::Relaxed);
         if !delivered {

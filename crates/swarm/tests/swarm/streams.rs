@@ -212,3 +212,54 @@ async fn a_peer_that_falls_silent_is_noticed_even_while_sending() {
     let mut stream = client.open_stream(server.local_peer(), &server.listen_addresses(), CAP).await.unwrap();
     within("an echo", echo(&mut stream, 16)).await.unwrap();
 }
+
+/// A socket whose connections go on to `target` from `ip`: nodes do not choose where they come from.
+async fn way_from(ip: std::net::Ipv4Addr, target: std::net::SocketAddr) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let socket = tokio::net::TcpSocket::new_v4()?;
+                socket.bind((ip, 0).into())?;
+                let mut to = socket.connect(target).await?;
+                tokio::io::copy_bidirectional(&mut from, &mut to).await
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_address_with_many_ids_leaves_streams_to_others() {
+    let server = echo_server(SwarmConfig { max_streams: 32, ..server_config(&[]) }).await;
+    let target: std::net::SocketAddr = ([127, 0, 0, 1], port_of(&server)).into();
+    let from = async |ip: [u8; 4]| {
+        let way = way_from(ip.into(), target).await;
+        let address: Multiaddr = format!("/ip4/127.0.0.1/tcp/{}", way.port()).parse().unwrap();
+        (start(client_config(&[])).await.0, address)
+    };
+    let open_by = async |(node, address): &(SwarmHandle, Multiaddr)| {
+        node.open_stream(server.local_peer(), std::slice::from_ref(address), CAP).await.unwrap()
+    };
+    let (mut attackers, mut held) = (Vec::new(), Vec::new());
+    for _ in 0..8 {
+        let attacker = from([127, 0, 0, 2]).await;
+        for _ in 0..8 {
+            held.push(open_by(&attacker).await);
+        }
+        attackers.push(attacker);
+    }
+    let traffic = eventually("all of them", async || {
+        let traffic = server.traffic();
+        (traffic.streams_accepted + traffic.streams_refused == 64).then_some(traffic)
+    })
+    .await;
+    assert!((16..=24).contains(&traffic.streams_accepted), "{traffic:?}");
+    let honest = from([127, 0, 0, 3]).await;
+    for _ in 0..4 {
+        let mut stream = open_by(&honest).await;
+        within("an echo", echo(&mut stream, 16)).await.unwrap();
+        held.push(stream);
+    }
+}

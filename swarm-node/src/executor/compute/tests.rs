@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use petals_model::InputGrads;
 use petals_protocol::Injection;
-use petals_swarm::PeerId;
+use petals_swarm::{Party, PeerId};
 
 use super::*;
 use crate::executor::Tables;
@@ -22,21 +22,22 @@ fn layout(injection: Injection, prefix_len: u32, read_rows: Option<Vec<u32>>) ->
 }
 
 struct Server {
-    compute: Compute,
+    compute: Compute<'static>,
     stashes: Mutex<StashStore<Stash>>,
 }
 
 impl Server {
     fn new(stash_bytes: u64, pass_bytes: u64, policy: StashPolicy) -> Self {
         let mut store = StashStore::new(stash_bytes, Duration::from_secs(60), Stash::reduce);
-        store.open_stream(STREAM, PeerId::random());
-        let compute = Compute { blocks: Arc::new(fixture::stack()), rooms: Rooms::default(), pass_bytes, policy };
+        store.open_stream(STREAM, Party::unplaced(PeerId::random()));
+        let (blocks, rooms) = (Arc::new(fixture::stack()), Rooms::default());
+        let compute = Compute { blocks, rooms, pass_bytes, policy, pause: &|| () };
         Self { compute, stashes: Mutex::new(store) }
     }
 
     fn run(&self, layout: &PassLayout, work: Work) -> Result<(Output, BlockPasses), Refusal> {
-        let (peer, now) = (PeerId::random(), Instant::now());
-        let pass = Pass { peer, stream: STREAM, layout: layout.clone(), work, arrived: now, deadline: now };
+        let (party, now) = (Party::unplaced(PeerId::random()), Instant::now());
+        let pass = Pass { party, stream: STREAM, layout: layout.clone(), work, arrived: now, deadline: now };
         self.compute.run(pass, &self.stashes)
     }
 

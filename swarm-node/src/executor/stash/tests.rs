@@ -1,4 +1,5 @@
 use petals_protocol::{Injection, Span};
+use petals_swarm::{Origin, PeerId};
 
 use super::*;
 
@@ -19,10 +20,10 @@ fn layout(tokens: u32) -> PassLayout {
 /// A store of texts that become lower case when they are reduced.
 fn store(budget: u64) -> StashStore<String> {
     let mut store = StashStore::new(budget, MINUTE, |text: String| text.to_lowercase());
-    let peer = PeerId::random();
-    store.open_stream(1, peer);
-    store.open_stream(2, peer);
-    store.open_stream(3, PeerId::random());
+    let party = Party::unplaced(PeerId::random());
+    store.open_stream(1, party);
+    store.open_stream(2, party);
+    store.open_stream(3, Party::unplaced(PeerId::random()));
     store
 }
 
@@ -46,7 +47,7 @@ fn leave_on(store: &mut StashStore<String>, stream: u64, id: u64, now: Instant) 
         StashLevel::None => return level,
     };
     assert!(store.insert(key(stream, id), layout(1), format!("S{id}"), size, now));
-    assert!(store.bytes() <= store.budget);
+    assert!(store.bytes() <= store.budget());
     level
 }
 
@@ -180,4 +181,46 @@ fn what_comes_after_the_end_of_its_stream_is_not_kept() {
     store.forget_stream(1);
     assert!(!store.insert(key(1, 1), layout(1), String::new(), FULL, Instant::now()));
     assert_eq!(store.bytes(), 0);
+}
+
+#[test]
+fn ids_of_one_address_give_way_together_to_another_address() {
+    let now = Instant::now();
+    let mut store = store(100);
+    let at = |number: u8| Party { peer: PeerId::random(), origin: Origin::Ip4([10, 0, 0, number].into()) };
+    let attacker = at(1);
+    for stream in 10..20 {
+        store.open_stream(stream, Party { peer: PeerId::random(), ..attacker });
+        assert_eq!(leave_on(&mut store, stream, 1, now), StashLevel::Full);
+    }
+    let honest = at(2);
+    store.open_stream(20, honest);
+    for id in 1..=5 {
+        assert_eq!(leave_on(&mut store, 20, id, now), StashLevel::Full, "half of it is the other address's");
+    }
+    assert!(store.take(key(20, 1), &layout(1)).is_some() && store.bytes() <= 100);
+}
+
+#[test]
+fn a_full_store_takes_a_new_stash_in_a_time_that_does_not_depend_on_how_much_it_holds() {
+    let now = Instant::now();
+    let time = |count: u64| {
+        let mut store = StashStore::new(count, MINUTE, |text: String| text);
+        store.open_stream(1, Party::unplaced(PeerId::random()));
+        let size = Size { bytes: 1, reduced: None };
+        for id in 0..count {
+            assert!(store.insert(key(1, id), layout(1), String::new(), size, now));
+        }
+        let started = Instant::now();
+        for _ in 0..1000 {
+            let sizes = Sizes { full: 1, inputs: Some(1) };
+            assert_eq!(store.make_room(1, StashPolicy::Auto, sizes, now), StashLevel::None);
+        }
+        let full = started.elapsed();
+        (0..100).for_each(|stream| store.forget_stream(100 + stream));
+        full
+    };
+    // A hundred times as much would take a hundred times as long.
+    let (few, many) = (time(1_000).max(Duration::from_micros(100)), time(100_000));
+    assert!(many < 20 * few, "{few:?} with 1,000 and {many:?} with 100,000");
 }

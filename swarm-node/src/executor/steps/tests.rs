@@ -11,8 +11,12 @@ use crate::machine::rooms::Rooms;
 
 const STREAM: u64 = 3;
 
+fn someone() -> Party {
+    Party::unplaced(petals_swarm::PeerId::random())
+}
+
 struct Server {
-    compute: Compute,
+    compute: Compute<'static>,
     store: Mutex<SessionStore>,
     prefixes: Prefixes,
     next: u64,
@@ -24,7 +28,8 @@ impl Server {
         let mut store = SessionStore::new(1 << 30, Duration::from_secs(60));
         store.open_stream(STREAM);
         let blocks = Arc::new(fixture::stack());
-        let compute = Compute { blocks, rooms: Rooms::default(), pass_bytes: 1 << 30, policy: StashPolicy::Auto };
+        let (rooms, policy) = (Rooms::default(), StashPolicy::Auto);
+        let compute = Compute { blocks, rooms, pass_bytes: 1 << 30, policy, pause: &|| () };
         Self { compute, store: Mutex::new(store), prefixes: Prefixes::new(budget), next: 0 }
     }
 
@@ -51,7 +56,7 @@ impl Server {
         let limits = SessionOpen { max_sequences: 1, max_positions: 400 };
         let inputs = Inputs { text: text.to_vec(), prefix, tables };
         let starts = vec![0];
-        (key, self.step(Step { key, peer: PeerId::random(), layout, inputs, starts, order: None, open: Some(limits) }))
+        (key, self.step(Step { key, party: someone(), layout, inputs, starts, order: None, open: Some(limits) }))
     }
 
     /// A row behind the first `start`.
@@ -66,8 +71,8 @@ impl Server {
             read_rows: None,
         };
         let inputs = Inputs { text: row.to_vec(), prefix: None, tables: None };
-        let (peer, starts) = (PeerId::random(), vec![start]);
-        self.step(Step { key, peer, layout, inputs, starts, order: None, open: None }).text
+        let (party, starts) = (someone(), vec![start]);
+        self.step(Step { key, party, layout, inputs, starts, order: None, open: None }).text
     }
 
     fn step(&mut self, step: Step) -> Stepped {
@@ -162,4 +167,30 @@ fn a_small_budget_keeps_the_newest() {
     }
     assert!(server.prefixes.bytes() <= 3 * (page + 4 * (PAGE_TOKENS * d) as u64));
     assert!((1..=4).contains(&server.prefixes.len()), "{}", server.prefixes.len());
+}
+
+#[test]
+fn an_opening_that_is_refused_for_memory_leaves_no_session() {
+    let mut server = Server::new(0);
+    let d = server.hidden();
+    // Enough for the rows of the step, and not for what they attend to.
+    let layout = |tokens: u32| PassLayout {
+        span: server.compute.blocks.span(),
+        lengths: vec![tokens],
+        prefix_len: 0,
+        injection: Injection::None,
+        weights: Default::default(),
+        read_rows: None,
+    };
+    let (asked, size) = (layout(200), StepSize { new: 200, kept: 0, weights: WeightChange::None });
+    let rows = server.compute.blocks.activation_bytes_estimate(&asked);
+    let step = server.compute.blocks.step_bytes_estimate(&[size]);
+    server.compute.pass_bytes = rows.max(step - 1).min(step - 1);
+    let key = (STREAM, SessionId(1));
+    let inputs = Inputs { text: values(1, 200 * d), prefix: None, tables: None };
+    let open = Some(SessionOpen { max_sequences: 1, max_positions: 400 });
+    let step = Step { key, party: someone(), layout: asked, inputs, starts: vec![0], order: None, open };
+    let refused = run(&server.compute, &server.store, &mut server.prefixes, vec![step]).remove(0);
+    assert!(matches!(refused, Err(Refusal::TooLarge { .. })), "{refused:?}");
+    assert_eq!((lock(&server.store).len(), lock(&server.store).bytes()), (0, 0));
 }

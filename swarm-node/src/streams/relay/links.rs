@@ -4,14 +4,17 @@
 //! reads from the directory's signed records: it dials nobody because a client says so.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, Refusal, RelayToken, Request, Response, Span, Tensor};
 use petals_swarm::{
-    DirectoryEntry, LookupError, OpenError, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle,
+    DirectoryEntry, LookupError, OpenError, Party, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle,
 };
 use tokio::time::timeout;
+
+use crate::lock::lock;
+use crate::machine::budget::Budget;
 
 /// Longest search for a server, its connection and its greeting. Then the client lets the rows travel through itself.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(4);
@@ -20,6 +23,8 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_secs(5);
 /// What the directory said of a block is believed for this long.
 const MAX_AGE: Duration = Duration::from_secs(60);
+/// Hand-overs under way to one server, of all who ask for them; further ones wait for their turn. No more than may wait there for requests that never come.
+const MOST_UNDER_WAY: u64 = 64;
 /// Streams kept open. Beyond, the one that was not used for longest goes.
 const MAX_LINKS: usize = 64;
 
@@ -76,6 +81,8 @@ struct Slot {
 #[derive(Debug)]
 struct Used {
     slot: Arc<tokio::sync::Mutex<Slot>>,
+    /// Hand-overs under way, by who asked for them.
+    places: Budget,
     last: Instant,
 }
 
@@ -92,27 +99,33 @@ pub(crate) struct RelayLinks {
     swarm: SwarmHandle,
     model: ModelId,
     links: Mutex<HashMap<PeerId, Used>>,
-    /// By block; only those within and next to the span that is served here are ever asked for.
-    found: tokio::sync::Mutex<HashMap<u32, Found>>,
+    /// By block; only those within and next to the span that is served here are ever asked for. Each is locked while the directory is asked for it, so that
+    /// it is asked once.
+    found: Mutex<HashMap<u32, Arc<tokio::sync::Mutex<Option<Found>>>>>,
 }
 
 impl RelayLinks {
     pub(crate) fn new(swarm: SwarmHandle, model: ModelId) -> Self {
-        Self { swarm, model, links: Mutex::default(), found: tokio::sync::Mutex::default() }
+        Self { swarm, model, links: Mutex::default(), found: Mutex::default() }
     }
 
-    /// Sends rows and waits until the request on the other side has them; returns their number of bytes.
+    /// Sends rows that `asker` wants to go on, and waits until the request on the other side has them; returns their number of bytes.
     pub(crate) async fn pass_on(
         &self,
+        asker: Party,
         next: &Next,
         tensors: Vec<Tensor>,
         patience: Duration,
     ) -> Result<u64, RelayError> {
-        let link = timeout(CONNECT_PATIENCE, self.link(next)).await.map_err(|_| RelayError::TooSlow)??;
+        let started = Instant::now();
+        let (link, places) = timeout(CONNECT_PATIENCE, self.link(next)).await.map_err(|_| RelayError::TooSlow)??;
         let bytes = tensors.iter().map(|tensor| tensor.bytes().len() as u64).sum();
         if bytes > link.max_body {
             return Err(RelayError::TooLarge { got: bytes, limit: link.max_body });
         }
+        let place = timeout(patience, places.of(asker).reserve(1)).await;
+        let _place = place.map_err(|_| RequestError::Timeout(patience))?.ok_or(RequestError::Lost)?;
+        let patience = patience.saturating_sub(started.elapsed());
         match link.stream.request(Request::Relay { token: next.token }, tensors, patience).await?.0 {
             Response::Relayed => Ok(bytes),
             Response::Refused(refusal) => Err(RelayError::Refused(refusal)),
@@ -120,10 +133,10 @@ impl RelayLinks {
         }
     }
 
-    /// The stream to the next server, opened if there is none.
-    async fn link(&self, next: &Next) -> Result<Arc<Link>, RelayError> {
+    /// The stream to the next server, opened if there is none, and the places on it.
+    async fn link(&self, next: &Next) -> Result<(Arc<Link>, Budget), RelayError> {
         let peer = next.peer;
-        let slot = match self.used(peer) {
+        let (slot, places) = match self.used(peer) {
             Some(slot) => slot,
             // Only who is announced gets a place in the table.
             None => {
@@ -133,7 +146,7 @@ impl RelayLinks {
         };
         let mut slot = slot.lock().await;
         if let Some(link) = slot.link.as_ref().filter(|link| link.stream.is_open() && !link.path.is_outdated()) {
-            return Ok(link.clone());
+            return Ok((link.clone(), places));
         }
         if slot.failed.is_some_and(|at| at.elapsed() < PAUSE) {
             return Err(RelayError::JustFailed);
@@ -145,12 +158,12 @@ impl RelayLinks {
             Ok(link) => Arc::new(link),
             Err(error) => {
                 // It may have moved.
-                self.found.lock().await.remove(&next.block);
+                self.found(next.block).lock().await.take();
                 return Err(error);
             }
         };
         *slot = Slot { link: Some(link.clone()), failed: None };
-        Ok(link)
+        Ok((link, places))
     }
 
     async fn open(&self, server: &DirectoryEntry) -> Result<Link, RelayError> {
@@ -173,9 +186,10 @@ impl RelayLinks {
             return Err(unknown());
         }
         let span = Span::new(block, block.saturating_add(1)).map_err(|_| unknown())?;
-        let mut found = self.found.lock().await;
+        let found = self.found(block);
+        let mut found = found.lock().await;
         let is_peer = |server: &&DirectoryEntry| server.peer == peer;
-        if let Some(known) = found.get(&block) {
+        if let Some(known) = found.as_ref() {
             let server = known.servers.iter().find(is_peer).cloned();
             match server {
                 Some(server) if known.at.elapsed() < MAX_AGE => return Ok(server),
@@ -185,23 +199,30 @@ impl RelayLinks {
         }
         let looked_up = self.swarm.lookup(&self.model, span).await;
         let servers = looked_up.as_ref().map(Vec::clone).unwrap_or_default();
-        found.insert(block, Found { at: Instant::now(), servers });
+        *found = Some(Found { at: Instant::now(), servers });
         looked_up?.into_iter().find(|server| is_peer(&server)).ok_or_else(unknown)
     }
 
-    fn used(&self, peer: PeerId) -> Option<Arc<tokio::sync::Mutex<Slot>>> {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let used = links.get_mut(&peer)?;
-        used.last = Instant::now();
-        Some(used.slot.clone())
+    /// What is known of a block. Nobody else's is locked.
+    fn found(&self, block: u32) -> Arc<tokio::sync::Mutex<Option<Found>>> {
+        lock(&self.found).entry(block).or_default().clone()
     }
 
-    fn insert(&self, peer: PeerId) -> Arc<tokio::sync::Mutex<Slot>> {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+    fn used(&self, peer: PeerId) -> Option<(Arc<tokio::sync::Mutex<Slot>>, Budget)> {
+        let mut links = lock(&self.links);
+        let used = links.get_mut(&peer)?;
+        used.last = Instant::now();
+        Some((used.slot.clone(), used.places.clone()))
+    }
+
+    fn insert(&self, peer: PeerId) -> (Arc<tokio::sync::Mutex<Slot>>, Budget) {
+        let mut links = lock(&self.links);
         if !links.contains_key(&peer) && links.len() >= MAX_LINKS {
             let oldest = links.iter().min_by_key(|(_, used)| used.last).map(|(peer, _)| *peer);
             oldest.and_then(|oldest| links.remove(&oldest));
         }
-        links.entry(peer).or_insert_with(|| Used { slot: Arc::default(), last: Instant::now() }).slot.clone()
+        let new = || Used { slot: Arc::default(), places: Budget::new(MOST_UNDER_WAY), last: Instant::now() };
+        let used = links.entry(peer).or_insert_with(new);
+        (used.slot.clone(), used.places.clone())
     }
 }

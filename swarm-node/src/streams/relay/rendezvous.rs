@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use petals_protocol::{Refusal, RelayToken, Tensor};
-use petals_swarm::PeerId;
+use petals_swarm::{Party, Shares};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -13,10 +13,9 @@ use crate::machine::budget::Reserved;
 
 /// Rows whose request has not come yet are kept for this long. The client sends a micro-batch's requests to all servers at
 /// once, so one that is not here by then got stuck or was given up.
-const PARKING_TIME: Duration = Duration::from_secs(10);
-/// Deliveries of one peer, and of all, that may be parked. Their memory is the sender's share of it in any case.
-const MAX_PARKED_PER_PEER: usize = 32;
-const MAX_PARKED: usize = 256;
+const PARKING_TIME: Duration = Duration::from_secs(2);
+/// Deliveries that may be parked, of all senders. Their memory is the sender's share of it in any case.
+const MAX_PARKED: u64 = 128;
 /// When to ask again if there is no room for one more.
 const RETRY_WHEN_FULL_MS: u32 = 500;
 
@@ -29,20 +28,23 @@ pub(crate) struct Rendezvous {
 
 impl Default for Rendezvous {
     fn default() -> Self {
-        Self { state: Mutex::default(), parking_time: PARKING_TIME }
+        let (waiting, parked, places) = (HashMap::new(), HashMap::new(), Shares::new(MAX_PARKED));
+        Self { state: Mutex::new(State { waiting, parked, places, next: 0 }), parking_time: PARKING_TIME }
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     waiting: HashMap<RelayToken, oneshot::Sender<Delivery>>,
     parked: HashMap<RelayToken, Parked>,
+    /// Who has parked how many.
+    places: Shares,
     next: u64,
 }
 
 #[derive(Debug)]
 struct Parked {
-    peer: PeerId,
+    party: Party,
     delivery: Delivery,
     number: u64,
 }
@@ -72,24 +74,28 @@ impl Rendezvous {
         if state.waiting.contains_key(&token) {
             return Err(Refusal::BadRequest { what: "another request waits for the same rows".into() });
         }
-        match state.parked.remove(&token) {
+        match state.take_parked(token, None) {
             Some(parked) => drop(sender.send(parked.delivery)),
             None => drop(state.waiting.insert(token, sender)),
         }
         Ok(Expected { rendezvous: self.clone(), token, delivery })
     }
 
-    /// Hands rows of `peer` to the request that waits for them, now or within [`PARKING_TIME`]; returns once that has
-    /// looked at them.
+    /// Hands rows of `party` to the request that waits for them, now or within [`PARKING_TIME`]; returns once that has
+    /// looked at them. `parked` is called if they have to wait.
     pub(crate) async fn deliver(
         &self,
-        peer: PeerId,
+        party: Party,
         token: RelayToken,
         tensors: Vec<Tensor>,
         memory: Reserved,
+        parked: impl FnOnce(),
     ) -> Result<(), Refusal> {
         let (verdict, answer) = oneshot::channel();
-        let _parking = self.offer(peer, token, Delivery { tensors, memory, verdict })?;
+        let parking = self.offer(party, token, Delivery { tensors, memory, verdict })?;
+        if parking.is_some() {
+            parked();
+        }
         match timeout(self.parking_time, answer).await {
             Ok(Ok(verdict)) => verdict,
             Ok(Err(_)) | Err(_) => Err(Refusal::UnknownRelay),
@@ -97,7 +103,7 @@ impl Rendezvous {
     }
 
     /// Hands the delivery over, or parks it until the guard is dropped.
-    fn offer(&self, peer: PeerId, token: RelayToken, delivery: Delivery) -> Result<Option<Parking<'_>>, Refusal> {
+    fn offer(&self, party: Party, token: RelayToken, delivery: Delivery) -> Result<Option<Parking<'_>>, Refusal> {
         let mut state = self.lock();
         if let Some(waiting) = state.waiting.remove(&token) {
             return waiting.send(delivery).map(|()| None).map_err(|_| Refusal::UnknownRelay);
@@ -105,19 +111,31 @@ impl Rendezvous {
         if state.parked.contains_key(&token) {
             return Err(Refusal::BadRequest { what: "rows were sent under this token before".into() });
         }
-        let of_peer = state.parked.values().filter(|parked| parked.peer == peer).count();
-        if of_peer >= MAX_PARKED_PER_PEER || state.parked.len() >= MAX_PARKED {
+        if !state.places.may_take(party, 1) {
             return Err(Refusal::Busy { retry_after_ms: RETRY_WHEN_FULL_MS });
         }
         let number = state.next;
         state.next += 1;
-        state.parked.insert(token, Parked { peer, delivery, number });
+        state.places.take(party, 1);
+        state.parked.insert(token, Parked { party, delivery, number });
         Ok(Some(Parking { rendezvous: self, token, number }))
     }
 
     /// Every change is a single step, so a panic elsewhere leaves the maps whole and poison is ignored.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What is parked under a token, if it is the one of this number.
+    fn take_parked(&mut self, token: RelayToken, number: Option<u64>) -> Option<Parked> {
+        let parked = self.parked.get(&token)?;
+        if number.is_some_and(|number| number != parked.number) {
+            return None;
+        }
+        self.places.give(parked.party, 1);
+        self.parked.remove(&token)
     }
 }
 
@@ -130,10 +148,7 @@ struct Parking<'a> {
 
 impl Drop for Parking<'_> {
     fn drop(&mut self) {
-        let mut state = self.rendezvous.lock();
-        if state.parked.get(&self.token).is_some_and(|parked| parked.number == self.number) {
-            state.parked.remove(&self.token);
-        }
+        self.rendezvous.lock().take_parked(self.token, Some(self.number));
     }
 }
 

@@ -9,13 +9,17 @@ use petals_protocol::{
     TableSource, WireDtype,
 };
 
+use petals_swarm::PeerId;
+
 use super::*;
 use crate::executor::{Executor, ExecutorConfig};
 use crate::fixture;
+use crate::machine::budget::NoRoom;
 use crate::machine::measure::Rates;
 use crate::machine::speed::Speed;
 use crate::placement::hosted::Hosted;
 use crate::streams::Bounds;
+use crate::streams::service::RETRY_WITHOUT_MEMORY_MS;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The pipe holds no more than a few pieces of this size: nobody can write far ahead of the reader.
@@ -60,7 +64,7 @@ struct Client {
     writer: FrameWriter<futures::io::WriteHalf<Pipe>>,
     hidden: usize,
     service: Arc<StreamService>,
-    peer: PeerId,
+    party: Party,
     _executor: Executor,
 }
 
@@ -81,12 +85,12 @@ impl Client {
             Bounds { rows: 1000, memory: memory_bytes, adapter: None },
         ));
         let (near, far) = pipe();
-        let peer = PeerId::random();
-        tokio::spawn(service.clone().serve(peer, far, CancellationToken::new()));
+        let party = Party::unplaced(PeerId::random());
+        tokio::spawn(service.clone().serve(party, far, CancellationToken::new()));
         let (read, write) = near.split();
         let reader = FrameReader::new(read, FrameKind::Response, FrameLimits::default());
         let writer = FrameWriter::new(write, FrameKind::Request);
-        Self { reader, writer, hidden, service, peer, _executor: executor }
+        Self { reader, writer, hidden, service, party, _executor: executor }
     }
 
     async fn hello(&mut self) {
@@ -95,23 +99,7 @@ impl Client {
     }
 
     async fn forward(&mut self, rows: u32) {
-        let layout = PassLayout {
-            span: Span::new(0, 1).unwrap(),
-            lengths: vec![rows],
-            prefix_len: 0,
-            injection: Injection::None,
-            weights: Default::default(),
-            read_rows: None,
-        };
-        let request = ForwardRequest {
-            layout,
-            tables: TableSource::Inline,
-            stash: None,
-            input: RowSource::Inline,
-            output: RowTarget::Reply,
-            reply_dtype: WireDtype::F32,
-            deadline_ms: 10_000,
-        };
+        let request = forward_request(forward_layout(rows));
         let shape = [rows as usize, self.hidden];
         let text = Tensor::from_f32(WireDtype::F32, &shape, &vec![0.1; shape[0] * shape[1]]);
         let (message, tensors) = (Request::Forward(request), [text]);
@@ -122,6 +110,29 @@ impl Client {
     async fn response(&mut self) -> Result<Response, FrameError> {
         let frame: Frame<Response> = timeout(PATIENCE, self.reader.read()).await.expect("an answer in time")?;
         Ok(frame.message)
+    }
+}
+
+fn forward_layout(rows: u32) -> PassLayout {
+    PassLayout {
+        span: Span::new(0, 1).unwrap(),
+        lengths: vec![rows],
+        prefix_len: 0,
+        injection: Injection::None,
+        weights: Default::default(),
+        read_rows: None,
+    }
+}
+
+fn forward_request(layout: PassLayout) -> ForwardRequest {
+    ForwardRequest {
+        layout,
+        tables: TableSource::Inline,
+        stash: None,
+        input: RowSource::Inline,
+        output: RowTarget::Reply,
+        reply_dtype: WireDtype::F32,
+        deadline_ms: 10_000,
     }
 }
 
@@ -143,7 +154,7 @@ async fn memory_is_held_until_the_reply_is_written() {
     client.hello().await;
     client.forward(10).await;
     timeout(PATIENCE, client.reader.next_body_len()).await.unwrap().unwrap();
-    let (all, memory) = (client.service.memory.peer_bytes(), client.service.memory.of(client.peer));
+    let (all, memory) = (client.service.memory.most(), client.service.memory.of(client.party));
     assert_eq!(memory.try_reserve(all, 0).unwrap_err(), NoRoom::Now);
     assert!(matches!(client.response().await.unwrap(), Response::Forward(_)));
     timeout(PATIENCE, memory.reserve(all)).await.expect("it is given back").unwrap();
@@ -153,10 +164,10 @@ async fn memory_is_held_until_the_reply_is_written() {
 async fn no_room_for_a_reply_is_a_refusal_and_the_stream_goes_on() {
     let mut client = Client::connect(1 << 20, ExecutorConfig::default());
     client.hello().await;
-    let memory = client.service.memory.of(client.peer);
+    let memory = client.service.memory.of(client.party);
     // Room for the request of 10 rows and not for its reply.
     let request = (4 * 10 * client.hidden as u64).next_multiple_of(1024);
-    let taken = memory.reserve(client.service.memory.peer_bytes() - request).await.unwrap();
+    let taken = memory.reserve(client.service.memory.most() - request).await.unwrap();
     client.forward(10).await;
     let busy = Response::Refused(Refusal::Busy { retry_after_ms: RETRY_WITHOUT_MEMORY_MS });
     assert_eq!(client.response().await.unwrap(), busy);
@@ -172,4 +183,35 @@ async fn a_pass_that_needs_too_much_memory_is_refused() {
     client.forward(1).await;
     let response = client.response().await.unwrap();
     assert!(matches!(&response, Response::Refused(Refusal::TooLarge { limit: 1, .. })), "{response:?}");
+}
+
+#[tokio::test]
+async fn a_long_header_before_the_greeting_ends_the_stream() {
+    let mut client = Client::connect(1 << 20, ExecutorConfig::default());
+    let name = "x".repeat(HELLO_BYTES as usize);
+    let _ =
+        timeout(PATIENCE, client.writer.write(0, &Response::Refused(Refusal::BadRequest { what: name }), &[])).await;
+    assert!(client.response().await.is_err(), "what is so long is not even refused");
+}
+
+#[tokio::test]
+async fn rows_are_counted_as_they_wait_and_not_as_they_travel() {
+    let mut client = Client::connect(1 << 20, ExecutorConfig::default());
+    client.hello().await;
+    let memory = client.service.memory.of(client.party);
+    // Room for the bytes of 100 rows on the wire, and not for the rows.
+    let rows = 100 * client.hidden;
+    let taken = memory.reserve(client.service.memory.most() - 2 * rows as u64).await.unwrap();
+    let mut layout = forward_layout(100);
+    layout.read_rows = Some(vec![0]);
+    let request = forward_request(layout);
+    let text = Tensor::from_f32(WireDtype::Int8, &[100, client.hidden], &vec![0.1; rows]);
+    timeout(PATIENCE, client.writer.write(1, &Request::Forward(request.clone()), std::slice::from_ref(&text)))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(matches!(client.response().await.unwrap(), Response::Refused(Refusal::Busy { .. })));
+    drop(taken);
+    timeout(PATIENCE, client.writer.write(1, &Request::Forward(request), &[text])).await.unwrap().unwrap();
+    assert!(matches!(client.response().await.unwrap(), Response::Forward(_)));
 }

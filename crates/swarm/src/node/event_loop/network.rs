@@ -23,6 +23,7 @@ impl EventLoop {
             SwarmEvent::Behaviour(BehaviourEvent::Ping(event)) => self.on_ping(event),
             SwarmEvent::Behaviour(BehaviourEvent::Probes(event)) => self.on_probe(&event),
             SwarmEvent::Behaviour(BehaviourEvent::RelayClient(event)) => self.on_relay_client(&event),
+            SwarmEvent::Behaviour(BehaviourEvent::RelayServer(event)) => self.carried.on_event(&event),
             SwarmEvent::Behaviour(BehaviourEvent::HolePunching(event)) => on_hole_punching(&event),
             SwarmEvent::Behaviour(BehaviourEvent::Upnp(event)) => on_upnp(&event),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(event)) => self.on_mdns(event),

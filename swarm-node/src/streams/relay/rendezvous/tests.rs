@@ -1,5 +1,6 @@
 use futures::FutureExt;
 use petals_protocol::WireDtype;
+use petals_swarm::{Origin, PeerId};
 
 use super::*;
 use crate::machine::budget::Budget;
@@ -8,10 +9,14 @@ fn token(n: u8) -> RelayToken {
     RelayToken([n; 16])
 }
 
+fn at(number: u8) -> Party {
+    Party { peer: PeerId::random(), origin: Origin::Ip4([10, 0, 0, number].into()) }
+}
+
 struct Sender {
     rendezvous: Arc<Rendezvous>,
     budget: Budget,
-    peer: PeerId,
+    peer: Party,
 }
 
 impl Sender {
@@ -20,18 +25,18 @@ impl Sender {
     }
 
     fn with_parking_time(parking_time: Duration) -> Self {
-        let rendezvous = Arc::new(Rendezvous { state: Mutex::default(), parking_time });
-        Self { rendezvous, budget: Budget::new(1 << 20), peer: PeerId::random() }
+        let rendezvous = Arc::new(Rendezvous { parking_time, ..Rendezvous::default() });
+        Self { rendezvous, budget: Budget::new(1 << 20), peer: at(1) }
     }
 
     fn deliver(&self, n: u8) -> impl Future<Output = Result<(), Refusal>> {
         self.deliver_from(self.peer, n)
     }
 
-    fn deliver_from(&self, peer: PeerId, n: u8) -> impl Future<Output = Result<(), Refusal>> {
+    fn deliver_from(&self, peer: Party, n: u8) -> impl Future<Output = Result<(), Refusal>> {
         let memory = self.budget.of(peer).try_reserve(1024, 0).unwrap();
         let rows = Tensor::from_f32(WireDtype::F32, &[1], &[f32::from(n)]);
-        self.rendezvous.deliver(peer, token(n), vec![rows], memory)
+        self.rendezvous.deliver(peer, token(n), vec![rows], memory, || ())
     }
 
     fn is_empty(&self) -> bool {
@@ -84,7 +89,7 @@ async fn what_nobody_comes_for_is_given_up_with_its_memory() {
     let abandoned = sender.rendezvous.expect(token(2)).unwrap();
     drop(abandoned);
     assert_eq!(sender.deliver(2).await, Err(Refusal::UnknownRelay));
-    let all = sender.budget.peer_bytes();
+    let all = sender.budget.most();
     assert!(sender.budget.of(sender.peer).try_reserve(all, 0).is_ok(), "all of the memory is free again");
 }
 
@@ -92,14 +97,34 @@ async fn what_nobody_comes_for_is_given_up_with_its_memory() {
 async fn a_flood_of_rows_that_nobody_waits_for_is_bounded() {
     let sender = Sender::new();
     let mut parked = Vec::new();
-    for n in 0..MAX_PARKED_PER_PEER as u8 {
+    for n in 0..=u8::MAX {
         let mut one = Box::pin(sender.deliver(n));
-        assert!(one.as_mut().now_or_never().is_none());
-        parked.push(one);
+        match one.as_mut().now_or_never() {
+            None => parked.push(one),
+            Some(answer) => {
+                assert!(matches!(answer, Err(Refusal::Busy { .. })), "{answer:?}");
+                break;
+            }
+        }
     }
-    assert!(matches!(sender.deliver(200).await, Err(Refusal::Busy { .. })));
-    let mut other = Box::pin(sender.deliver_from(PeerId::random(), 201));
-    assert!(other.as_mut().now_or_never().is_none(), "another peer has room");
+    assert!((8..100).contains(&parked.len()), "{}", parked.len());
+    let mut other = Box::pin(sender.deliver_from(at(2), 255));
+    assert!(other.as_mut().now_or_never().is_none(), "another address has room");
     drop((parked, other));
     assert!(sender.is_empty(), "a stream that ends takes its deliveries along");
+    assert!(sender.rendezvous.lock().places.is_empty());
+}
+
+#[tokio::test]
+async fn who_has_to_wait_is_told_so_and_who_has_not_is_not() {
+    let sender = Sender::with_parking_time(Duration::from_millis(10));
+    let deliver = async |n: u8| {
+        let (memory, mut parked) = (sender.budget.of(sender.peer).try_reserve(1024, 0).unwrap(), false);
+        let answer = sender.rendezvous.deliver(sender.peer, token(n), vec![], memory, || parked = true).await;
+        (answer, parked)
+    };
+    assert_eq!(deliver(1).await, (Err(Refusal::UnknownRelay), true));
+    let mut expected = sender.rendezvous.expect(token(2)).unwrap();
+    let (answer, ()) = tokio::join!(deliver(2), async { drop(expected.delivery().await.unwrap().accept()) });
+    assert_eq!(answer, (Ok(()), false));
 }
