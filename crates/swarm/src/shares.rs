@@ -213,12 +213,9 @@ impl Shares {
         }
     }
 
-    /// Whether the party holds no more than its [`Self::portion`] with `amount` more, and its address no more than its own.
+    /// Whether the party holds no more than its [`Self::portion`] with `amount` more. Whatever its neighbours hold: those with more give way.
     pub fn is_portion(&self, party: Party, amount: u64) -> bool {
-        let (origins, peers) = self.company(party);
-        let of_origin = self.capacity / origins;
-        let within = |held: u64, most: u64| held.saturating_add(amount) <= most;
-        within(self.held_at(party.origin), of_origin) && within(self.held_by(party), of_origin / peers)
+        self.held_by(party).saturating_add(amount) <= self.portion(party)
     }
 
     /// How far ahead of its part a party is once `newcomer` is there too, to say who gives way first: who is at the address that holds most, and there

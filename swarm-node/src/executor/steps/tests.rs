@@ -192,5 +192,6 @@ fn an_opening_that_is_refused_for_memory_leaves_no_session() {
     let step = Step { key, party: someone(), layout: asked, inputs, starts: vec![0], order: None, open };
     let refused = run(&server.compute, &server.store, &mut server.prefixes, vec![step]).remove(0);
     assert!(matches!(refused, Err(Refusal::TooLarge { .. })), "{refused:?}");
-    assert_eq!((lock(&server.store).len(), lock(&server.store).bytes()), (0, 0));
+    let store = lock(&server.store);
+    assert_eq!((store.len(), store.bytes()), (0, 0));
 }
