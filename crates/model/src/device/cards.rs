@@ -15,34 +15,29 @@ pub(super) struct Card {
     pub(super) total_bytes: Option<u64>,
 }
 
-/// Name and memory of a card.
+/// Name and memory of a card, as far as the driver tells.
 #[allow(unsafe_code)]
-pub(super) fn card(index: usize) -> Card {
+pub(super) fn card(index: usize) -> Option<Card> {
     type Init = unsafe extern "C" fn(u32) -> c_int;
     type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
     type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
     type Total = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
-    let (Some(library), Ok(ordinal)) = (open(&DRIVERS), c_int::try_from(index)) else { return Card::default() };
+    let (library, ordinal) = (open(&DRIVERS)?, c_int::try_from(index).ok()?);
     let (mut device, mut total, mut name) = (0, 0usize, [0 as c_char; 256]);
     // SAFETY: the signatures are those of cuda.h, and results outlive the calls that write to them; the last byte of the name
     // is not given to the driver, so that it always ends.
     unsafe {
-        let found = || -> Option<(Symbol<'_, Init>, Symbol<'_, Get>, Symbol<'_, Name>, Symbol<'_, Total>)> {
-            Some((
-                library.get(b"cuInit\0").ok()?,
-                library.get(b"cuDeviceGet\0").ok()?,
-                library.get(b"cuDeviceGetName\0").ok()?,
-                library.get(b"cuDeviceTotalMem_v2\0").ok()?,
-            ))
-        };
-        let Some((init, get, get_name, get_total)) = found() else { return Card::default() };
+        let init: Symbol<'_, Init> = library.get(b"cuInit\0").ok()?;
+        let get: Symbol<'_, Get> = library.get(b"cuDeviceGet\0").ok()?;
+        let get_name: Symbol<'_, Name> = library.get(b"cuDeviceGetName\0").ok()?;
+        let get_total: Symbol<'_, Total> = library.get(b"cuDeviceTotalMem_v2\0").ok()?;
         if init(0) != 0 || get(&raw mut device, ordinal) != 0 {
-            return Card::default();
+            return None;
         }
         let named = get_name(name.as_mut_ptr(), 255, device) == 0;
         let counted = get_total(&raw mut total, device) == 0;
         let hardware = named.then(|| CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned());
-        Card { hardware, total_bytes: counted.then_some(total as u64) }
+        Some(Card { hardware, total_bytes: counted.then_some(total as u64) })
     }
 }
 

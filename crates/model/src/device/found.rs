@@ -71,7 +71,7 @@ fn processor() -> FoundDevice {
 fn cuda() -> Result<Vec<FoundDevice>, DeviceError> {
     let count = super::probe::device_count()?;
     let card = |index| {
-        let super::cards::Card { hardware, total_bytes } = super::cards::card(index);
+        let super::cards::Card { hardware, total_bytes } = super::cards::card(index).unwrap_or_default();
         FoundDevice {
             name: Device { kind: Kind::Cuda(index) }.to_string(),
             kind: DeviceKind::Gpu,
