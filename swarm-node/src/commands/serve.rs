@@ -51,7 +51,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
         Sharing::check(&source).map_err(NodeError::input)?;
     }
     let checkpoint = match args.cache_dir.clone().or_else(petals_settings::cache_dir) {
-        Some(directory) => checkpoint.with_rounded_in(directory.join("weights")),
+        Some(directory) => checkpoint.with_cache_in(directory.join("weights")),
         None => checkpoint,
     };
     let name = network::model_name(&args.network, args.model_name.as_deref());

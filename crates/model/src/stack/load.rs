@@ -139,7 +139,11 @@ impl Checkpoint {
         let loaded = loaded.and_then(|loaded| E::borrow(&loaded.blocks));
         let block = |number| match loaded.and_then(|loaded: &Blocks<E>| loaded.block(number)) {
             Some(block) => Ok(Arc::clone(block)),
-            None => loader.block(number).map(Arc::new),
+            None => {
+                // First, so that whatever it reads from the disk is in the system's cache when the block is made of it.
+                self.weights_of_block(number)?;
+                loader.block(number).map(Arc::new)
+            }
         };
         let blocks = span.blocks().map(block).collect::<Result<_, _>>()?;
         Ok(Blocks::new(engine, self.config().clone(), span, blocks))
