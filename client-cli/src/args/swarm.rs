@@ -122,6 +122,10 @@ pub(crate) struct RoutingArgs {
     #[arg(long, value_name = "PEER", num_args = 1.., value_parser = peer_id)]
     pub(crate) trusted: Vec<PeerId>,
 
+    /// Use only servers whose weights are these, a file as `petals-tune fingerprint` writes it [default: those that most servers have].
+    #[arg(long, value_name = "HASHFILE")]
+    pub(crate) weights: Option<PathBuf>,
+
     /// Routes that the micro-batches of a step are spread over at most.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least(1))]
     pub(crate) routes: usize,

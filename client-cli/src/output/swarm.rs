@@ -66,6 +66,13 @@ pub(crate) struct Disagreement {
     pub(crate) reason: String,
 }
 
+/// Servers that are not used because their weights are others, though their model has the name.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct OtherWeights {
+    /// Peer ids.
+    pub(crate) peers: Vec<String>,
+}
+
 /// What verification found.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Verified(pub(crate) Verification);
@@ -172,6 +179,10 @@ impl Event for Disagreement {
     const NAME: &'static str = "disagreement";
 }
 
+impl Event for OtherWeights {
+    const NAME: &'static str = "other_weights";
+}
+
 impl Event for Verified {
     const NAME: &'static str = "verification";
 }
@@ -218,6 +229,19 @@ impl Display for Disagreement {
         let Self { peer, other, blocks, reason } = self;
         let (peer, other) = (short(peer), short(other));
         write!(f, "servers {peer} and {other} disagree on blocks {blocks} ({reason}), and nobody else holds them")
+    }
+}
+
+impl Display for OtherWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named: Vec<String> = self.peers.iter().take(8).map(|peer| short(peer)).collect();
+        let (count, more) = (self.peers.len(), if self.peers.len() > 8 { ", …" } else { "" });
+        let servers = if count == 1 { "server has" } else { "servers have" };
+        write!(
+            f,
+            "{count} {servers} other weights than those in use ({}{more}), which are not mixed with them: `petals-tune fingerprint --served` shows who              has what",
+            named.join(", ")
+        )
     }
 }
 

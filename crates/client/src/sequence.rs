@@ -19,9 +19,11 @@ use crate::servers::exchange::{Ends, Flow, HopInput};
 use crate::servers::hop::{HopConnection, HopError, ServerWork, TrafficCount};
 use crate::servers::peers::{Measurement, PassSize};
 use crate::servers::view::SwarmView;
+use crate::servers::weights::KnownWeights;
 
 mod backward;
 pub(crate) mod chain;
+mod copies;
 mod error;
 mod event;
 mod explain;
@@ -34,6 +36,7 @@ mod routes;
 mod trace;
 mod verify;
 
+pub use copies::ServedWeights;
 pub use error::SequenceError;
 pub use event::SwarmEvent;
 pub use explain::{ExplainedRoute, ExplainedServer, Explanation, Verdict};
@@ -57,6 +60,8 @@ pub struct SequenceConfig {
     pub wire_dtype: WireDtype,
     /// How a micro-batch goes from one server to the next. Default [`RelayMode::Chain`].
     pub relay: RelayMode,
+    /// What the weights of the model's blocks must be. Default: what most servers have, which is never mixed with anything else.
+    pub weights: Option<KnownWeights>,
     /// Which servers may run what. Default: every one what it holds.
     pub rules: RouteRules,
     /// Routes that the micro-batches of a step are spread over at most. Default 4.
@@ -76,6 +81,7 @@ impl Default for SequenceConfig {
             give_up_after: Duration::from_secs(600),
             wire_dtype: WireDtype::F32,
             relay: RelayMode::default(),
+            weights: None,
             rules: RouteRules::default(),
             routes: 4,
             hedge_after: Duration::from_secs(1),
@@ -137,7 +143,7 @@ impl RemoteSequence {
             config.relay = RelayMode::Star;
         }
         Self {
-            view: Arc::new(SwarmView::new(swarm, model, blocks)),
+            view: Arc::new(SwarmView::new(swarm, model, blocks, config.weights.as_ref())),
             blocks,
             hidden,
             config,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `view` | who serves the model, and open streams to them |
 //! | `peers` | what this client has experienced with each |
+//! | `weights` | which copy of the model is used, where servers have different ones |
 //! | `hop` | one stream: many requests, each answered once |
 //! | `exchange` | one span of a micro-batch over it: tensors out, checked tensors in |
 //! | `retry` | how long to wait before the next attempt, and when to stop |
@@ -16,3 +17,4 @@ pub(crate) mod hop;
 pub(crate) mod peers;
 pub(crate) mod retry;
 pub(crate) mod view;
+pub(crate) mod weights;

@@ -60,6 +60,11 @@ pub enum SwarmEvent {
         /// How they differ.
         reason: String,
     },
+    /// Servers have other weights than those in use, though their model has the same name. They are not used.
+    OtherWeights {
+        /// All of them.
+        peers: Vec<PeerId>,
+    },
     /// No member of the swarm was found so far.
     Alone {
         /// Where one was looked for, and what came of it.

@@ -11,6 +11,7 @@ use petals_protocol::{
 use petals_swarm::{DirectoryEntry, Exchange, OpenError, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle};
 
 use crate::lock::lock;
+use crate::planner::Exclusion;
 
 mod tables;
 
@@ -39,6 +40,9 @@ pub enum HopError {
     /// Other servers got something else.
     #[error("wrong results: {0}")]
     Untrue(String),
+    /// It greets with other weights than it announced.
+    #[error("{0}")]
+    Weights(Exclusion),
     /// The server does not know what is asked of it yet.
     #[error(
         "{what} need wire version {needed}, and the server speaks {spoken}: its operator should upgrade petals-node there"

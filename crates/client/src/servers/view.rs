@@ -10,6 +10,7 @@ use petals_swarm::{ClockOffset, DirectoryEntry, LookupError, PeerId, SwarmHandle
 
 use super::hop::{HopConnection, HopError, ServerWork, Traffic, TrafficCount};
 use super::peers::{CostEstimate, Measurement, PassSize, PeerTable};
+use super::weights::{KnownWeights, Weights};
 use crate::lock::lock;
 use crate::planner::{Candidate, Exclusion, MissingBlocks};
 
@@ -30,13 +31,15 @@ struct Known {
     entry: Arc<DirectoryEntry>,
     /// Milliseconds of a round trip to servers behind it, as it says.
     next: Arc<[(PeerId, f32)]>,
+    /// Why its weights keep it from being used.
+    weights: Option<Exclusion>,
 }
 
 impl Known {
-    fn new(entry: DirectoryEntry) -> Self {
-        let next = entry.info.next_pings.iter();
+    fn new(entry: DirectoryEntry, weights: &Weights) -> Self {
+        let (weights, next) = (weights.exclusion(&entry.info), entry.info.next_pings.iter());
         let next = next.filter_map(|(peer, ping)| Some((peer.parse().ok()?, *ping))).collect();
-        Self { entry: Arc::new(entry), next }
+        Self { entry: Arc::new(entry), next, weights }
     }
 }
 
@@ -57,6 +60,7 @@ pub(crate) struct SwarmView {
     /// When the last lookup ended; held while one runs, so that many waiting passes ask once.
     refreshed: tokio::sync::Mutex<Option<Instant>>,
     slots: Mutex<HashMap<PeerId, Slot>>,
+    weights: Weights,
     peers: PeerTable,
     traffic: Arc<Traffic>,
     /// Counts what may change a route: failures, refusals, news of the directory.
@@ -64,8 +68,10 @@ pub(crate) struct SwarmView {
 }
 
 impl SwarmView {
-    pub(crate) fn new(swarm: SwarmHandle, model: ModelId, blocks: Span) -> Self {
+    /// Of a model whose weights are these, or those that most servers have.
+    pub(crate) fn new(swarm: SwarmHandle, model: ModelId, blocks: Span, weights: Option<&KnownWeights>) -> Self {
         Self {
+            weights: Weights::new(blocks, weights),
             swarm,
             model,
             blocks,
@@ -125,7 +131,8 @@ impl SwarmView {
             }
             Err(error) => return Err(error),
         };
-        let mut fresh: HashMap<PeerId, Known> = found.into_iter().map(|e| (e.peer, Known::new(e))).collect();
+        let mut fresh: HashMap<PeerId, Known> =
+            found.into_iter().map(|entry| (entry.peer, Known::new(entry, &self.weights))).collect();
         // A lookup may miss some; a server with an open stream is there whatever the directory says.
         let connected: Vec<PeerId> =
             lock(&self.slots).iter().filter(|(_, slot)| is_open(slot)).map(|(p, _)| *p).collect();
@@ -135,6 +142,8 @@ impl SwarmView {
                 fresh.entry(peer).or_insert(known);
             }
         }
+        self.weights.learn(fresh.values().map(|known| &*known.entry));
+        fresh.values_mut().for_each(|known| known.weights = self.weights.exclusion(&known.entry.info));
         *servers = fresh;
         *refreshed = Some(Instant::now());
         self.changed();
@@ -224,11 +233,26 @@ impl SwarmView {
                 transfer_seconds: cost.transfer_seconds(pass.bytes),
                 next: if direct { next.collect() } else { HashMap::new() },
                 banned: self.peers.ban(peer, Instant::now()).is_some(),
-                excluded: self.peers.is_untrue(peer).then_some(Exclusion::Untrue).or_else(|| without(peer)),
+                excluded: self.excluded(peer).or(server.weights).or_else(|| without(peer)),
             };
             considered.push(Considered { candidate, cost });
         }
         considered
+    }
+
+    /// Why a server is not used for anything.
+    fn excluded(&self, peer: PeerId) -> Option<Exclusion> {
+        self.peers.is_untrue(peer).then_some(Exclusion::Untrue)
+    }
+
+    /// Why a server's weights keep it from being used.
+    pub(crate) fn weights_exclusion(&self, peer: PeerId) -> Option<Exclusion> {
+        lock(&self.servers).get(&peer)?.weights
+    }
+
+    /// Servers that are not used because they have other weights, when there are new ones.
+    pub(crate) fn other_weights(&self) -> Option<Vec<PeerId>> {
+        self.weights.news()
     }
 
     fn cost_at(&self, peer: PeerId, info: &ServerInfo, pass: PassSize) -> CostEstimate {
@@ -296,8 +320,15 @@ impl SwarmView {
         let opening = HopConnection::open(&self.swarm, &entry, &self.model, patience, self.traffic.clone());
         let opened = tokio::time::timeout(patience, opening).await.map_err(|_| HopError::Timeout(patience))??;
         // What the server says itself is newer than what the directory has.
+        let fresh = DirectoryEntry { info: opened.info.clone(), ..DirectoryEntry::clone(&entry) };
+        let fresh = Known::new(fresh, &self.weights);
+        let other = fresh.weights;
         if let Some(known) = lock(&self.servers).get_mut(&peer) {
-            *known = Known::new(DirectoryEntry { info: opened.info.clone(), ..DirectoryEntry::clone(&entry) });
+            *known = fresh;
+        }
+        if let Some(why) = other {
+            self.changed();
+            return Err(HopError::Weights(why));
         }
         Ok(slot.insert(Arc::new(opened)).clone())
     }
@@ -330,6 +361,7 @@ impl SwarmView {
     }
 
     pub(crate) fn succeeded(&self, peer: PeerId, measured: Measurement) {
+        self.weights.used();
         self.peers.succeeded(peer, measured);
     }
 
