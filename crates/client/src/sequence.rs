@@ -228,6 +228,11 @@ impl RemoteSequence {
         self.view.succeeded(peer, measured);
     }
 
+    /// Notes how long a chain of servers took, of which each says for itself what it took.
+    pub(crate) fn chained(&self, hops: &[(PeerId, Measurement)], waited: Duration) {
+        self.view.peers().chained(hops, waited);
+    }
+
     /// Notes how long a server took; what takes much longer is late.
     pub(crate) fn waited(&self, peer: PeerId, measured: Measurement) {
         self.view.peers().waited(peer, measured.rows, measured.elapsed);

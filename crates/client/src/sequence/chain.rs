@@ -91,7 +91,10 @@ impl RemoteSequence {
             let answer = request.forward(&connection, stash.as_ref().map(|stash| stash.id)).await?;
             Ok((hop, stash, answer))
         });
+        let started = Instant::now();
         let answers = self.gather(self.pass_of(input), hops, false, requests).await?;
+        let measured: Vec<_> = answers.iter().map(|(hop, _, answer)| (hop.peer, answer.measured)).collect();
+        self.chained(&measured, started.elapsed());
         let (mut output, mut records) = (None, Vec::with_capacity(hops.len()));
         for (hop, mut stash, answer) in answers {
             let Forwarded { output: rows, stashed, measured, .. } = answer;
@@ -150,7 +153,10 @@ impl RemoteSequence {
             stash.used = true;
             Ok((hop, answer))
         });
+        let started = Instant::now();
         let answers = self.gather(self.pass_of(input), &hops, true, requests).await?;
+        let measured: Vec<_> = answers.iter().map(|(hop, answer)| (hop.peer, answer.measured)).collect();
+        self.chained(&measured, started.elapsed());
         let (mut first, mut gradients) = (None, Vec::with_capacity(answers.len()));
         // Like single hops: the last one first.
         for (hop, answer) in answers.into_iter().rev() {

@@ -150,8 +150,7 @@ impl Traffic {
         lock(&self.servers).clone()
     }
 
-    fn answered(&self, peer: PeerId, response: &Response, bytes: u64) {
-        self.received.fetch_add(bytes, Ordering::Relaxed);
+    fn answered(&self, peer: PeerId, response: &Response) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (passes, queue_us, compute_us) = match response {
             Response::Forward(reply) => (reply.passes, reply.queue_us, reply.compute_us),
@@ -197,9 +196,13 @@ impl Exchange for Bookkeeping {
         self.traffic.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn answered(&self, response: &Response, bytes: u64) {
-        *lock(&self.heard) = Instant::now();
-        self.traffic.answered(self.peer, response, bytes);
+    fn answered(&self, response: &Response, bytes: u64, awaited: bool) {
+        self.traffic.received.fetch_add(bytes, Ordering::Relaxed);
+        // What nobody waits for is no sign of life, or frames of a few bytes would be.
+        if awaited {
+            *lock(&self.heard) = Instant::now();
+            self.traffic.answered(self.peer, response);
+        }
     }
 }
 

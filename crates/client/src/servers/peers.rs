@@ -27,6 +27,14 @@ const BUSY_DOUBLINGS: i32 = 12;
 const SUSPICION: Duration = Duration::from_secs(10);
 /// Weight of a new measurement in the running means.
 const NEW_WEIGHT: f64 = 0.2;
+/// Requests that carried more say how fast a link is; of others what nobody accounts for is charged.
+const LINK_BYTES: usize = 64 * 1024;
+/// Seconds that may pass without anybody accounting for them, beside half of what is accounted for: threads and networks have other things to do.
+const UNACCOUNTED: f64 = 0.01;
+/// What passing rows on may take a server before the rest is its own, besides its bytes at a quarter of a home's link.
+const HANDOVER: Duration = Duration::from_millis(100);
+/// Bytes per second of a handover that nobody is charged for.
+const HANDOVER_BYTES_PER_S: f64 = 3e6;
 /// Passes of so few rows are sessions' steps: their time is that of reading the weights, not of computing.
 const STEP_ROWS: usize = 4;
 
@@ -46,6 +54,8 @@ struct PeerRecord {
     /// Bytes per second, as seen by requests that carried many.
     bytes_per_s: Option<f64>,
     queues: Recent<32>,
+    /// Seconds that were waited and that nobody accounts for.
+    unaccounted: Recent<8>,
     pings: Recent<8>,
     /// Seconds that were waited for an answer, and the rows it was about.
     waits: VecDeque<(usize, f64)>,
@@ -69,6 +79,18 @@ impl<const N: usize> Recent<N> {
     }
 }
 
+impl PeerRecord {
+    /// Seconds of a round trip, as far as is known. The first ping may have waited behind handshakes: bad news is believed from the second one on.
+    fn round_trip(&self, relayed: bool) -> f64 {
+        self.ping(relayed).unwrap_or(estimate::usual_round_trip(relayed))
+    }
+
+    fn ping(&self, relayed: bool) -> Option<f64> {
+        let usual = estimate::usual_round_trip(relayed);
+        self.pings.least().filter(|ping| self.pings.0.len() > 1 || *ping < usual)
+    }
+}
+
 /// Failures, bans and measured speed, by peer.
 #[derive(Debug, Default)]
 pub(crate) struct PeerTable(Mutex<HashMap<PeerId, PeerRecord>>);
@@ -88,6 +110,18 @@ pub(crate) struct Measurement {
     pub(crate) computed: Duration,
     /// As the server reported it.
     pub(crate) queued: Duration,
+    /// Time in which it passed rows on, as it reported it, as far as that is believed without anybody being charged.
+    pub(crate) handed: Duration,
+}
+
+/// What a server says that passing rows on took, as far as that is believed.
+pub(crate) fn believed_handover(claimed: Duration, bytes: usize) -> Duration {
+    claimed.min(HANDOVER + Duration::from_secs_f64(bytes as f64 / HANDOVER_BYTES_PER_S))
+}
+
+/// What a pass took longer than anybody accounts for, beyond what happens to honest servers.
+fn unaccounted(waited: f64, accounted: f64) -> f64 {
+    (waited - 1.5 * accounted - UNACCOUNTED).max(0.0)
 }
 
 fn mix(old: Option<f64>, new: f64) -> f64 {
@@ -122,11 +156,25 @@ impl PeerTable {
             record.queues.add(queued.as_secs_f64());
             let way = record.pings.least().unwrap_or_default();
             let transfer = (measured.elapsed - computed - queued).as_secs_f64() - way;
-            // Less than this says nothing of a link's rate.
-            if measured.bytes >= 64 * 1024 && transfer > 1e-4 {
+            if measured.bytes >= LINK_BYTES && transfer > 1e-4 {
                 record.bytes_per_s = Some(mix(record.bytes_per_s, measured.bytes as f64 / transfer));
             }
+            if (1..LINK_BYTES).contains(&measured.bytes) {
+                let round_trip = record.round_trip(false);
+                let accounted = (computed + queued).as_secs_f64() + round_trip;
+                record.unaccounted.add(unaccounted(measured.elapsed.as_secs_f64(), accounted));
+            }
         });
+    }
+
+    /// A pass through a chain of servers took `waited`. What none of them accounts for is charged to each: which one it was shows when another one
+    /// takes its place.
+    pub(crate) fn chained(&self, hops: &[(PeerId, Measurement)], waited: Duration) {
+        let ends = [hops.first(), hops.last()].into_iter().flatten();
+        let ways: f64 = ends.map(|(peer, _)| self.record(*peer).round_trip(false) / 2.0).sum();
+        let of_hop = |(_, hop): &(PeerId, Measurement)| (hop.computed + hop.queued + hop.handed).as_secs_f64();
+        let extra = unaccounted(waited.as_secs_f64(), ways + hops.iter().map(of_hop).sum::<f64>());
+        hops.iter().for_each(|(peer, _)| self.with(*peer, |record| record.unaccounted.add(extra)));
     }
 
     /// Bans the peer, twice as long at each failure in a row, and returns for how long. Failures during a ban do not count:
