@@ -33,6 +33,7 @@ mod prefix;
 mod recover;
 mod relays;
 mod routes;
+mod sizes;
 mod trace;
 mod verify;
 
@@ -45,6 +46,7 @@ pub use relays::RelayMode;
 use relays::Relays;
 pub(crate) use routes::Purpose;
 use routes::Routes;
+use sizes::Sizes;
 pub use trace::{HopTiming, Trace};
 pub use verify::Verification;
 use verify::Verifier;
@@ -132,6 +134,7 @@ pub struct RemoteSequence {
     routes: Routes,
     hedges: Hedges,
     verifier: Verifier,
+    sizes: Sizes,
     next_name: AtomicU64,
     events: Option<mpsc::Sender<SwarmEvent>>,
 }
@@ -151,6 +154,7 @@ impl RemoteSequence {
             routes: Routes::default(),
             hedges: Hedges::default(),
             verifier: Verifier::default(),
+            sizes: Sizes::default(),
             next_name: AtomicU64::new(1),
             events: None,
         }

@@ -279,7 +279,10 @@ struct Answer(std::vec::IntoIter<Tensor>);
 impl Answer {
     fn next(&mut self, what: &'static str, shape: &[usize]) -> Result<Vec<f32>, HopError> {
         let tensor = self.0.next().ok_or_else(|| HopError::BadReply(format!("{what} is missing")))?;
-        tensor.to_f32(what, shape).map_err(|error: TensorError| HopError::BadReply(error.to_string()))
+        tensor.to_f32(what, shape).map_err(|error: TensorError| match error {
+            TensorError::NotFinite { .. } => HopError::NotFinite(error.to_string()),
+            error => HopError::BadReply(error.to_string()),
+        })
     }
 
     fn end(mut self) -> Result<(), HopError> {

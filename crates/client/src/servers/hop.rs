@@ -55,7 +55,10 @@ pub enum HopError {
         /// The version agreed on.
         spoken: WireVersion,
     },
-    /// The answer breaks the protocol: wrong kind, wrong shapes, values that are not finite.
+    /// The answer has values that are not finite, which may be the fault of who gave the server its own.
+    #[error("unusable answer: {0}")]
+    NotFinite(String),
+    /// The answer breaks the protocol: wrong kind, wrong shapes, values that cannot be.
     #[error("unusable answer: {0}")]
     BadReply(String),
 }
