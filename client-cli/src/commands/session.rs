@@ -77,6 +77,7 @@ pub(super) async fn connect_noting(
 ) -> Result<(Arc<RemoteSequence>, SwarmHandle), CliError> {
     let weights = |path: &PathBuf| KnownWeights::load(path, &files.adapted.id, files.blocks);
     let config = SequenceConfig {
+        server_dtypes: args.route.server_dtype.iter().map(ToString::to_string).collect(),
         weights: args.route.weights.as_ref().map(weights).transpose().map_err(CliError::input)?,
         request_timeout: args.request_timeout,
         give_up_after: args.give_up_after,
@@ -152,8 +153,8 @@ async fn report(mut events: mpsc::Receiver<SwarmEvent>, mut reporter: Reporter) 
                 by: by.to_string(),
                 after_s: after.as_secs_f64(),
             }),
-            SwarmEvent::UntrueResult { peer, span, reason } => {
-                reporter.tell(&UntrueResult { peer: peer.to_string(), blocks: span.to_string(), reason })
+            SwarmEvent::UntrueResult { peer, span, reason, certain } => {
+                reporter.tell(&UntrueResult { peer: peer.to_string(), blocks: span.to_string(), reason, certain })
             }
             SwarmEvent::Disagreement { peer, other, span, reason } => reporter.tell(&Disagreement {
                 peer: peer.to_string(),

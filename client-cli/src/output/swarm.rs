@@ -42,7 +42,7 @@ pub(crate) struct Outpaced {
     pub(crate) after_s: f64,
 }
 
-/// Other servers got something else than this one, which is not used any more.
+/// Other servers got something else than this one.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct UntrueResult {
     /// Peer id.
@@ -51,6 +51,8 @@ pub(crate) struct UntrueResult {
     pub(crate) blocks: String,
     /// How its results differ.
     pub(crate) reason: String,
+    /// Whether it is not used any more; else it is left alone for a time.
+    pub(crate) certain: bool,
 }
 
 /// Two servers disagree, and there is no third one.
@@ -219,8 +221,9 @@ impl Display for Outpaced {
 
 impl Display for UntrueResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peer, blocks, reason } = self;
-        write!(f, "server {} gives wrong results for blocks {blocks} ({reason}), not using it any more", short(peer))
+        let Self { peer, blocks, reason, certain } = self;
+        let (peer, so) = (short(peer), if *certain { "not using it any more" } else { "leaving it alone for a time" });
+        write!(f, "server {peer} gives wrong results for blocks {blocks} ({reason}), {so}")
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::adapter::tables::PromptTables;
 use crate::planner::{Exclusion, Hop, Planner, Route, RouteRules};
+use crate::servers::accepted::Accepted;
 use crate::servers::exchange::{Ends, Flow, HopInput};
 use crate::servers::hop::{HopConnection, HopError, ServerWork, TrafficCount};
 use crate::servers::peers::{Measurement, PassSize};
@@ -64,6 +65,8 @@ pub struct SequenceConfig {
     pub relay: RelayMode,
     /// What the weights of the model's blocks must be. Default: what most servers have, which is never mixed with anything else.
     pub weights: Option<KnownWeights>,
+    /// Dtypes in which servers may compute; empty for all, with [`Self::verify`] for all but int4. Default: empty.
+    pub server_dtypes: Vec<String>,
     /// Which servers may run what. Default: every one what it holds.
     pub rules: RouteRules,
     /// Routes that the micro-batches of a step are spread over at most. Default 4.
@@ -84,6 +87,7 @@ impl Default for SequenceConfig {
             wire_dtype: WireDtype::F32,
             relay: RelayMode::default(),
             weights: None,
+            server_dtypes: Vec::new(),
             rules: RouteRules::default(),
             routes: 4,
             hedge_after: Duration::from_secs(1),
@@ -145,8 +149,9 @@ impl RemoteSequence {
         if config.verify > 0.0 {
             config.relay = RelayMode::Star;
         }
+        let accepted = Accepted::new(&config.server_dtypes, config.verify > 0.0);
         Self {
-            view: Arc::new(SwarmView::new(swarm, model, blocks, config.weights.as_ref())),
+            view: Arc::new(SwarmView::new(swarm, model, blocks, config.weights.as_ref(), accepted)),
             blocks,
             hidden,
             config,

@@ -38,6 +38,8 @@ pub enum Exclusion {
     OtherWeights,
     /// It does not say what its weights are, and the user has said what they must be.
     UnnamedWeights,
+    /// It computes in a dtype that the user does not accept.
+    Dtype,
     /// It called this very request a mistake.
     Rejected,
     /// It is to be done without this one, for comparison.
@@ -54,6 +56,7 @@ impl fmt::Display for Exclusion {
             Self::Untrue => f.write_str("others found its results to be wrong"),
             Self::OtherWeights => f.write_str("it has other weights than those in use"),
             Self::UnnamedWeights => f.write_str("it does not say which weights it has, as --weights demands"),
+            Self::Dtype => f.write_str("it computes in a dtype that is not accepted (--server-dtype)"),
             Self::Rejected => f.write_str("it rejects the request"),
             Self::Without => f.write_str("another server's word is wanted"),
         }

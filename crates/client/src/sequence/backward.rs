@@ -27,6 +27,8 @@ impl RemoteSequence {
         let mut retry = Retry::new(self.config.give_up_after);
         // Whose gradients the next one gets, what had entered its span, and the gradients that it was given.
         let mut supplier: Option<(Hop, Option<Flow>, Flow)> = None;
+        // The span for whose sake somebody was doubted: whoever rejects what others give as well is to blame himself.
+        let mut doubting = None;
         let (pass, mut relay) = (self.pass_of(&input), self.config.relay);
         loop {
             let run = self.relays.run_back(&trace.hops, relay);
@@ -71,9 +73,12 @@ impl RemoteSequence {
                 }
                 // Values that this server cannot use may be the fault of whoever gave them: that one's part is done by others first.
                 Err((hop, error))
-                    if is_overflow(&error) && supplier.as_ref().is_some_and(|(_, entered, _)| entered.is_some()) =>
+                    if is_overflow(&error)
+                        && doubting != Some(record.hop.span)
+                        && supplier.as_ref().is_some_and(|(_, entered, _)| entered.is_some()) =>
                 {
                     record.stash = None;
+                    doubting = Some(record.hop.span);
                     trace.hops.push(record);
                     if let Some((by, Some(entered), given)) = supplier.take() {
                         tracing::debug!(peer = %hop.peer, supplier = %by.peer, "gradients that are of no use to the next server");
@@ -159,7 +164,8 @@ impl RemoteSequence {
             .map_err(|error| (hop.hop, error))?;
         let Some(entered) = &record.flow else { return Ok((flow, hop)) };
         let result = SpanResult { flow, tables: hop.tables.take() };
-        let asked = Question { input, span: hop.hop.span, flow: entered, wanted: Wanted::Gradients(grad) };
+        let (span, wanted) = (hop.hop.span, Wanted::Gradients(grad));
+        let asked = Question { input, span, flow: entered, wanted, stash: true };
         self.check(hop.hop.peer, asked, &result).await.map_err(|error| (hop.hop, error))?;
         Ok((result.flow, HopGradients { tables: result.tables, ..hop }))
     }

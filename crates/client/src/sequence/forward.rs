@@ -95,7 +95,8 @@ impl RemoteSequence {
                             continue;
                         }
                         let result = SpanResult { flow: output, tables: None };
-                        let asked = Question { input, span: hop.span, flow: &flow, wanted: Wanted::Output };
+                        let (span, wanted) = (hop.span, Wanted::Output);
+                        let asked = Question { input, span, flow: &flow, wanted, stash: keep };
                         if let Err(error) = self.check(hop.peer, asked, &result).await {
                             self.recover(pass, hop, error, &mut retry).await?;
                             route.clear();

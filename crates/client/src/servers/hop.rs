@@ -43,6 +43,9 @@ pub enum HopError {
     /// It greets with other weights than it announced.
     #[error("{0}")]
     Weights(Exclusion),
+    /// Other servers, of which none is trusted, got something else.
+    #[error("results that others call wrong: {0}")]
+    Outvoted(String),
     /// The server does not know what is asked of it yet.
     #[error(
         "{what} need wire version {needed}, and the server speaks {spoken}: its operator should upgrade petals-node there"

@@ -17,6 +17,10 @@ pub use estimate::{CostEstimate, Figure, Source};
 const FIRST_BAN: Duration = Duration::from_secs(4);
 /// Longest ban.
 const LONGEST_BAN: Duration = Duration::from_secs(600);
+/// For how long a server is passed over whose results strangers call wrong, at first.
+const SUSPENSION: Duration = Duration::from_secs(600);
+/// And at most.
+const LONGEST_SUSPENSION: Duration = Duration::from_secs(4 * 3600);
 /// How long a busy server counts as slower by what it hinted at, at least.
 const BUSY_MEMORY: Duration = Duration::from_secs(10);
 /// Answers that say how long one usually takes.
@@ -47,6 +51,10 @@ struct PeerRecord {
     busy: Option<(Instant, f64, i32)>,
     /// Others found its results to be wrong.
     untrue: bool,
+    /// When that was last said, whoever said it.
+    wrong_at: Option<Instant>,
+    /// Until when it is passed over because strangers said so, and how often they did.
+    suspended: Option<(Instant, u32)>,
     /// Of one row in one block, in passes of many rows.
     row_seconds: Option<f64>,
     /// Of one block, in passes of few rows.
@@ -195,7 +203,9 @@ impl PeerTable {
     /// For how long the planner should still avoid the peer, and after how many failures.
     pub(crate) fn ban(&self, peer: PeerId, now: Instant) -> Option<(Duration, u32)> {
         let record = self.record(peer);
-        record.banned_until.filter(|until| now < *until).map(|until| (until - now, record.failures))
+        let banned = record.banned_until.map(|until| (until, record.failures));
+        let until = banned.into_iter().chain(record.suspended).filter(|(until, _)| now < *until).max();
+        until.map(|(until, times)| (until - now, times))
     }
 
     /// An answer about `rows` rows came after `wait`, with everything that lies between: the network, others, other servers.
@@ -226,7 +236,21 @@ impl PeerTable {
 
     /// Its results are wrong: never to be used again by this client.
     pub(crate) fn untrue(&self, peer: PeerId) {
-        self.with(peer, |record| record.untrue = true);
+        self.with(peer, |record| (record.untrue, record.wrong_at) = (true, Some(Instant::now())));
+    }
+
+    /// Strangers say that its results are wrong: like a ban, which no success ends.
+    pub(crate) fn suspend(&self, peer: PeerId, now: Instant) {
+        self.with(peer, |record| {
+            let times = record.suspended.map_or(0, |(_, times)| times);
+            let time = (SUSPENSION * 2u32.pow(times.min(8))).min(LONGEST_SUSPENSION);
+            (record.suspended, record.wrong_at) = (Some((now + time, times + 1)), Some(now));
+        });
+    }
+
+    /// Whether its results were found to be wrong since some time, by whomever.
+    pub(crate) fn found_wrong_since(&self, peer: PeerId, since: Instant) -> bool {
+        self.record(peer).wrong_at.is_some_and(|at| at >= since)
     }
 
     /// Whether its results were found to be wrong.

@@ -1,18 +1,20 @@
 //! The client's picture of the swarm: who serves the model, and open streams to them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
-use petals_swarm::{ClockOffset, DirectoryEntry, LookupError, PeerId, SwarmHandle};
+use petals_swarm::{DirectoryEntry, LookupError, PeerId, SwarmHandle, network_of};
 
+use super::accepted::Accepted;
 use super::hop::{HopConnection, HopError, ServerWork, Traffic, TrafficCount};
 use super::peers::{CostEstimate, Measurement, PassSize, PeerTable};
 use super::weights::{KnownWeights, Weights};
 use crate::lock::lock;
-use crate::planner::{Candidate, Exclusion, MissingBlocks};
+use crate::planner::{Candidate, Exclusion};
 
 /// A view older than this is refreshed while it goes on being used.
 const MAX_AGE: Duration = Duration::from_secs(30);
@@ -20,8 +22,7 @@ const MAX_AGE: Duration = Duration::from_secs(30);
 /// Longest wait for a connection and the greeting on it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Models that a message lists.
-const LISTED_MODELS: usize = 8;
+mod notes;
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<HopConnection>>>>;
 
@@ -61,6 +62,7 @@ pub(crate) struct SwarmView {
     refreshed: tokio::sync::Mutex<Option<Instant>>,
     slots: Mutex<HashMap<PeerId, Slot>>,
     weights: Weights,
+    accepted: Accepted,
     peers: PeerTable,
     traffic: Arc<Traffic>,
     /// Counts what may change a route: failures, refusals, news of the directory.
@@ -69,9 +71,16 @@ pub(crate) struct SwarmView {
 
 impl SwarmView {
     /// Of a model whose weights are these, or those that most servers have.
-    pub(crate) fn new(swarm: SwarmHandle, model: ModelId, blocks: Span, weights: Option<&KnownWeights>) -> Self {
+    pub(crate) fn new(
+        swarm: SwarmHandle,
+        model: ModelId,
+        blocks: Span,
+        weights: Option<&KnownWeights>,
+        accepted: Accepted,
+    ) -> Self {
         Self {
             weights: Weights::new(blocks, weights),
+            accepted,
             swarm,
             model,
             blocks,
@@ -150,49 +159,6 @@ impl SwarmView {
         Ok(())
     }
 
-    /// What to say if blocks are missing: a clock that hides servers, or other models that the swarm serves.
-    pub(crate) async fn missing_note(&self, missing: &MissingBlocks) -> Option<String> {
-        match self.clock_note().await {
-            Some(note) => Some(note),
-            None => self.models_note(missing).await,
-        }
-    }
-
-    /// Which models the swarm serves, if all blocks of this one are missing: with some servers there, the model is the right one.
-    pub(crate) async fn models_note(&self, missing: &MissingBlocks) -> Option<String> {
-        if missing.spans != [self.blocks] || !missing.excluded.is_empty() {
-            return None;
-        }
-        let others = self.swarm.models().await;
-        let others: Vec<String> = others.into_iter().map(|(model, _)| model.to_string()).collect();
-        let (first, more) = (others.iter().take(LISTED_MODELS), others.len().saturating_sub(LISTED_MODELS));
-        let listed = first.cloned().collect::<Vec<_>>().join(", ");
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let same = others.iter().any(|other| other.split('@').next() == Some(self.model.name()));
-        let why = if same { " (of one name, the part behind @ tells files apart that differ)" } else { "" };
-        match others.is_empty() {
-            true => Some(format!("{} is looked for, and no model is seen in this swarm", self.model)),
-            false => Some(format!("{} is looked for, and the swarm serves {listed}{more}{why}", self.model)),
-        }
-    }
-
-    /// What to say if servers may be there that are not seen because a clock is wrong.
-    async fn clock_note(&self) -> Option<String> {
-        if let Some(offset) = self.swarm.clock_offset().await.filter(ClockOffset::is_too_large) {
-            return Some(format!(
-                "this machine's clock is {offset} of those of the swarm, so that it takes records of servers for old or not yet written: set \
-                 the clock"
-            ));
-        }
-        let wrong = self.swarm.wrong_clocks(&self.model, self.blocks).await.ok()?;
-        let (first, more) = wrong.split_first()?;
-        let others = if more.is_empty() { String::new() } else { format!(" (as are those of {} others)", more.len()) };
-        Some(format!(
-            "the clock of server {} is {} of this machine's{others}, so that its record is refused: set the clock there",
-            first.peer, first.offset
-        ))
-    }
-
     /// Servers that are online, as planning `pass` needs them. Those in `without` are excluded for the reason given. With
     /// `direct`, servers may pass rows on to each other.
     pub(crate) fn candidates(
@@ -233,7 +199,7 @@ impl SwarmView {
                 transfer_seconds: cost.transfer_seconds(pass.bytes),
                 next: if direct { next.collect() } else { HashMap::new() },
                 banned: self.peers.ban(peer, Instant::now()).is_some(),
-                excluded: self.excluded(peer).or(server.weights).or_else(|| without(peer)),
+                excluded: self.excluded(peer, info).or(server.weights).or_else(|| without(peer)),
             };
             considered.push(Considered { candidate, cost });
         }
@@ -241,8 +207,19 @@ impl SwarmView {
     }
 
     /// Why a server is not used for anything.
-    fn excluded(&self, peer: PeerId) -> Option<Exclusion> {
-        self.peers.is_untrue(peer).then_some(Exclusion::Untrue)
+    fn excluded(&self, peer: PeerId, info: &ServerInfo) -> Option<Exclusion> {
+        let untrue = self.peers.is_untrue(peer).then_some(Exclusion::Untrue);
+        untrue.or_else(|| self.accepted.exclusion(info))
+    }
+
+    /// Whether servers that compute in this dtype may be used.
+    pub(crate) fn accepts(&self, dtype: &str) -> bool {
+        self.accepted.accepts(dtype)
+    }
+
+    /// The network that a server is in, if it is on another machine.
+    pub(crate) fn network(&self, peer: PeerId) -> Option<IpAddr> {
+        network_of(&lock(&self.servers).get(&peer)?.entry.addresses)
     }
 
     /// Why a server's weights keep it from being used.
@@ -350,6 +327,13 @@ impl SwarmView {
     pub(crate) fn untrue(&self, peer: PeerId) {
         lock(&self.slots).remove(&peer);
         self.peers.untrue(peer);
+        self.changed();
+    }
+
+    /// Others that nobody trusts say that its results are wrong. It is used where nobody else is left.
+    pub(crate) fn suspend(&self, peer: PeerId) {
+        lock(&self.slots).remove(&peer);
+        self.peers.suspend(peer, Instant::now());
         self.changed();
     }
 

@@ -151,6 +151,18 @@ fn what_nobody_of_a_chain_accounts_for_is_charged_until_one_of_them_is_replaced(
 }
 
 #[test]
+fn whom_strangers_outvote_is_passed_over_for_a_time_and_not_for_ever() {
+    let (table, peer, now) = (PeerTable::default(), PeerId::random(), Instant::now());
+    table.suspend(peer, now);
+    table.succeeded(peer, measured(1, 1, 1, 0));
+    assert!(table.ban(peer, now).is_some() && !table.is_untrue(peer), "a success does not end it");
+    assert!(table.ban(peer, now + SUSPENSION).is_none());
+    assert!(table.found_wrong_since(peer, now) && !table.found_wrong_since(peer, now + Duration::from_millis(1)));
+    (0..50).for_each(|_| table.suspend(peer, now));
+    assert!(table.ban(peer, now + LONGEST_SUSPENSION).is_none());
+}
+
+#[test]
 fn distances_between_servers_are_half_a_ping_and_the_transfer() {
     let info = ServerInfo { network_bytes_per_s: Some(1e6), ..info() };
     let cost = PeerTable::default().estimate(PeerId::random(), &info, PASS, 0);
