@@ -12,6 +12,7 @@ mod distill;
 mod documents;
 mod eval;
 mod export;
+mod fingerprint;
 mod generate;
 mod learning;
 mod logits;
@@ -36,6 +37,7 @@ pub(crate) use chat::ChatArgs;
 pub(crate) use distill::DistillArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use export::{ExportArgs, ExportTo};
+pub(crate) use fingerprint::FingerprintArgs;
 pub(crate) use generate::GenerateArgs;
 pub(crate) use logits::LogitsArgs;
 pub(crate) use monitor::MonitorArgs;
@@ -104,6 +106,8 @@ pub(crate) enum Command {
     Monitor(MonitorArgs),
     /// Show which peers serve which blocks, and the route a pass would take.
     Route(RouteArgs),
+    /// Show what the weights of a model are, by a hash for each block: of files here, or as the servers of a swarm say.
+    Fingerprint(FingerprintArgs),
     /// Write the logits of given token ids to a file.
     Logits(LogitsArgs),
     /// Turn an adapter into one that other programs run: prompts into keys and values, or low-rank products into a whole checkpoint.
@@ -138,6 +142,7 @@ impl Command {
             Self::Chat(args) => Some(&mut args.swarm),
             Self::Serve(args) => Some(&mut args.swarm),
             Self::Route(args) => Some(&mut args.swarm),
+            Self::Fingerprint(args) => Some(&mut args.swarm),
             Self::Logits(args) => Some(&mut args.swarm),
             Self::Export(args) => Some(&mut args.swarm),
             Self::Bench(args) => Some(&mut args.swarm),
@@ -146,7 +151,11 @@ impl Command {
 
     /// Whether it needs all weights of its model on this machine.
     pub(crate) fn needs_all_weights(&self) -> bool {
-        matches!(self, Self::Export(args) if args.merge_lora.is_some())
+        match self {
+            Self::Export(args) => args.merge_lora.is_some(),
+            Self::Fingerprint(args) => !args.served,
+            _ => false,
+        }
     }
 
     /// A model beside it that runs on this machine.

@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod distill;
 pub(crate) mod eval;
 pub(crate) mod export;
+pub(crate) mod fingerprint;
 pub(crate) mod generate;
 mod given;
 mod key;

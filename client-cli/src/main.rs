@@ -66,6 +66,7 @@ fn run(command: Command, output: Output) -> Result<(), CliError> {
             Command::Status(args) => commands::status::run(args, output).await,
             Command::Monitor(args) => commands::monitor::run(args, output).await,
             Command::Route(args) => commands::route::run(args, output).await,
+            Command::Fingerprint(args) => commands::fingerprint::run(args, output).await,
             Command::Logits(args) => commands::logits::run(args, output).await,
             Command::Export(args) => commands::export::run(args, output).await,
             Command::Bench(args) => commands::bench::run(*args, output).await,

@@ -16,6 +16,7 @@ mod chat;
 mod data;
 mod eval;
 mod explain;
+mod fingerprint;
 mod generated;
 mod rates;
 mod run;
@@ -30,13 +31,15 @@ pub(crate) use chat::{Answered, Notice, Serving};
 pub(crate) use data::{Measured, Planned, ReadData};
 pub(crate) use eval::Eval;
 pub(crate) use explain::{Considered, TrainingRoute};
+pub(crate) use fingerprint::{BlockWeights, Fingerprint};
 pub(crate) use generated::{Course, Generated};
 pub(crate) use rates::{RateChosen, RateTried};
 pub(crate) use run::{DataFile, ReportWritten, RouteTaken, RunBegins, RunGoesOn, RunSettings};
 pub(crate) use samples::{Sample, Samples};
 pub(crate) use status::{Holders, Monitoring, Status, StatusModel};
 pub(crate) use swarm::{
-    Disagreement, HopFailed, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified, short,
+    Disagreement, HopFailed, OtherWeights, Outpaced, RelayFailed, Route, RouteHop, Server, UntrueResult, Verified,
+    short,
 };
 
 pub(crate) use time::{Estimated, Left};

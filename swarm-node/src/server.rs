@@ -16,7 +16,7 @@ use crate::machine::measure::{self, MeasureConfig, Rates};
 use crate::machine::speed::Speed;
 use crate::placement::figures::{Figures, put_load, put_speed};
 use crate::placement::hosted::Hosted;
-use crate::placement::mover::{Mover, RebalanceConfig};
+use crate::placement::mover::{Mover, RebalanceConfig, weights_of};
 use crate::streams::RelayLinks;
 use crate::streams::{Bounds, StreamService};
 
@@ -100,11 +100,12 @@ impl Server {
         let loaded = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
             let blocks = files.load_division(&division, None)?;
             let rates = measure::rates(&measure, fingerprint, &blocks, hidden_size)?;
-            Ok((blocks, rates))
+            Ok((blocks, rates, weights_of(&files, span)))
         });
-        let (blocks, rates) = loaded.await.context("loading was interrupted")??;
+        let (blocks, rates, weights) = loaded.await.context("loading was interrupted")??;
         let speed = Arc::new(Speed::new(rates));
         put_speed(&mut info, &speed);
+        info.weights = weights;
         info.state = ServerState::Online;
         info.written_ms = now_ms();
 

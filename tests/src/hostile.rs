@@ -30,6 +30,11 @@ pub enum Misbehaviour {
     Stale,
     /// One value is NaN.
     NotFinite,
+    /// One value of the gradients, or of all tensors, is the largest that f32 holds.
+    Absurd {
+        /// Only in answers to backwards.
+        backward: bool,
+    },
     /// The first tensor has a row too few.
     WrongShape,
     /// No tensors.
@@ -52,6 +57,10 @@ pub enum Misbehaviour {
     Trickle(Duration),
     /// The right answer, so much later.
     Slow(Duration),
+    /// The right answer, so much later, which is said to have taken no time at all.
+    SlowForFree(Duration),
+    /// No answer, ever, but so often one that nobody asked for.
+    Chatter(Duration),
     /// The stream is closed without an answer.
     HangUp,
     /// This refusal.
@@ -78,6 +87,7 @@ pub(crate) struct Shared {
     misbehaviour: Mutex<Misbehaviour>,
     passes: AtomicUsize,
     misdeeds: AtomicUsize,
+    without_stash: AtomicUsize,
 }
 
 impl HostileServer {
@@ -92,6 +102,20 @@ impl HostileServer {
         span: Span,
         misbehaviour: Misbehaviour,
     ) -> anyhow::Result<Self> {
+        Self::start_as(member, model, span, misbehaviour, |info| info).await
+    }
+
+    /// As [`Self::start`], announcing and greeting with something else than usual.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_as(
+        member: &Multiaddr,
+        model: &ModelId,
+        span: Span,
+        misbehaviour: Misbehaviour,
+        pose: impl FnOnce(ServerInfo) -> ServerInfo,
+    ) -> anyhow::Result<Self> {
         let config = SwarmConfig {
             listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
             peers: vec![member.clone()],
@@ -100,15 +124,15 @@ impl HostileServer {
         let (swarm, mut incoming) = SwarmNode::start(Identity::generate(), config).await?;
         swarm.wait_connected(Duration::from_secs(10)).await?;
         let honest = honest(&swarm, model, span).await?;
-        let info = ServerInfo {
+        let info = pose(ServerInfo {
             forward_tokens_per_s: Some(1e8),
             dtype: "f32".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..ServerInfo::new(model.clone(), span, ServerState::Online)
-        };
+        });
         let misbehaviour = Mutex::new(misbehaviour);
-        let (passes, misdeeds) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { info: info.clone(), misbehaviour, passes, misdeeds });
+        let [passes, misdeeds, without_stash] = [(); 3].map(|()| AtomicUsize::new(0));
+        let shared = Arc::new(Shared { info: info.clone(), misbehaviour, passes, misdeeds, without_stash });
         let service = Arc::new(Service::new(swarm.clone(), shared.clone(), honest));
         let task = tokio::spawn(async move {
             let mut streams = tokio::task::JoinSet::new();
@@ -142,6 +166,11 @@ impl HostileServer {
         self.shared.passes.load(Ordering::Relaxed)
     }
 
+    /// Forwards that asked for no stash, and backwards that named none.
+    pub fn without_stash(&self) -> usize {
+        self.shared.without_stash.load(Ordering::Relaxed)
+    }
+
     /// Times that it did what it should not.
     pub fn misdeeds(&self) -> usize {
         self.shared.misdeeds.load(Ordering::Relaxed)
@@ -168,7 +197,9 @@ impl Drop for HostileServer {
 async fn honest(swarm: &SwarmHandle, model: &ModelId, span: Span) -> anyhow::Result<(PeerId, Vec<Multiaddr>)> {
     for _ in 0..100 {
         let entries = swarm.lookup(model, span).await.unwrap_or_default();
-        let usable = |info: &ServerInfo| info.state == ServerState::Online && info.span.covers(span);
+        // Others of this kind do not say where they compute.
+        let usable =
+            |info: &ServerInfo| info.state == ServerState::Online && info.span.covers(span) && !info.device.is_empty();
         if let Some(entry) = entries.into_iter().find(|entry| usable(&entry.info)) {
             return Ok((entry.peer, entry.addresses));
         }

@@ -122,6 +122,15 @@ pub(crate) struct RoutingArgs {
     #[arg(long, value_name = "PEER", num_args = 1.., value_parser = peer_id)]
     pub(crate) trusted: Vec<PeerId>,
 
+    /// Use only servers whose weights are these, a file as `petals-tune fingerprint` writes it [default: those that most servers have].
+    #[arg(long, value_name = "HASHFILE")]
+    pub(crate) weights: Option<PathBuf>,
+
+    /// Use only servers that compute in these types: f32, bf16, f16, int8, int4 [default: all; with --verify all but int4, whose results may differ by so
+    /// much that most lies pass].
+    #[arg(long, value_name = "DTYPE", num_args = 1..)]
+    pub(crate) server_dtype: Vec<Dtype>,
+
     /// Routes that the micro-batches of a step are spread over at most.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least(1))]
     pub(crate) routes: usize,
@@ -130,9 +139,9 @@ pub(crate) struct RoutingArgs {
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration_above_zero)]
     pub(crate) hedge_after: Duration,
 
-    /// Part of the results, 0 to 1, that a second server computes again; a third one decides between them. Servers whose
-    /// results are wrong are not used any more. Everything then goes through this machine (--relay star), so that
-    /// nobody can tell what is checked.
+    /// Part of the results, 0 to 1, that a second server computes again, one of --trusted if they hold the blocks; a third one decides between them. A server
+    /// that contradicts a trusted one or itself is not used any more, one that strangers outvote is left alone for a time. Everything then goes
+    /// through this machine (--relay star), so that nobody can tell what is checked.
     #[arg(long, value_name = "RATE", default_value_t = 0.0, allow_negative_numbers = true, value_parser = rate)]
     pub(crate) verify: f64,
 }

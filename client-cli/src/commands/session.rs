@@ -1,17 +1,21 @@
 //! What every command does first: open the model, join the swarm, show what goes wrong there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use petals_client::{Adapter, JoinError, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle};
+use petals_client::{
+    Adapter, JoinError, KnownWeights, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle,
+};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::waits::Waits;
 use crate::args::{NetworkArgs, SwarmArgs};
 use crate::error::CliError;
-use crate::output::{Disagreement, Event, HopFailed, Outpaced, Output, RelayFailed, UntrueResult, Verified, Waiting};
+use crate::output::{
+    Disagreement, Event, HopFailed, OtherWeights, Outpaced, Output, RelayFailed, UntrueResult, Verified, Waiting,
+};
 
 /// Events that may wait to be printed; later ones are dropped.
 const EVENTS: usize = 256;
@@ -71,7 +75,10 @@ pub(super) async fn connect_noting(
     output: Output,
     log: Option<SwarmLog>,
 ) -> Result<(Arc<RemoteSequence>, SwarmHandle), CliError> {
+    let weights = |path: &PathBuf| KnownWeights::load(path, &files.adapted.id, files.blocks);
     let config = SequenceConfig {
+        server_dtypes: args.route.server_dtype.iter().map(ToString::to_string).collect(),
+        weights: args.route.weights.as_ref().map(weights).transpose().map_err(CliError::input)?,
         request_timeout: args.request_timeout,
         give_up_after: args.give_up_after,
         wire_dtype: args.wire_dtype,
@@ -146,8 +153,8 @@ async fn report(mut events: mpsc::Receiver<SwarmEvent>, mut reporter: Reporter) 
                 by: by.to_string(),
                 after_s: after.as_secs_f64(),
             }),
-            SwarmEvent::UntrueResult { peer, span, reason } => {
-                reporter.tell(&UntrueResult { peer: peer.to_string(), blocks: span.to_string(), reason })
+            SwarmEvent::UntrueResult { peer, span, reason, certain } => {
+                reporter.tell(&UntrueResult { peer: peer.to_string(), blocks: span.to_string(), reason, certain })
             }
             SwarmEvent::Disagreement { peer, other, span, reason } => reporter.tell(&Disagreement {
                 peer: peer.to_string(),
@@ -155,6 +162,9 @@ async fn report(mut events: mpsc::Receiver<SwarmEvent>, mut reporter: Reporter) 
                 blocks: span.to_string(),
                 reason,
             }),
+            SwarmEvent::OtherWeights { peers } => {
+                reporter.tell(&OtherWeights { peers: peers.iter().map(ToString::to_string).collect() })
+            }
             SwarmEvent::BlocksMissing { missing, wait, patience_left } => {
                 reporter.wait(missing.to_string(), wait, patience_left)
             }

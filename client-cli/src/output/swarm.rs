@@ -42,7 +42,7 @@ pub(crate) struct Outpaced {
     pub(crate) after_s: f64,
 }
 
-/// Other servers got something else than this one, which is not used any more.
+/// Other servers got something else than this one.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct UntrueResult {
     /// Peer id.
@@ -51,6 +51,8 @@ pub(crate) struct UntrueResult {
     pub(crate) blocks: String,
     /// How its results differ.
     pub(crate) reason: String,
+    /// Whether it is not used any more; else it is left alone for a time.
+    pub(crate) certain: bool,
 }
 
 /// Two servers disagree, and there is no third one.
@@ -64,6 +66,13 @@ pub(crate) struct Disagreement {
     pub(crate) blocks: String,
     /// How their results differ.
     pub(crate) reason: String,
+}
+
+/// Servers that are not used because their weights are others, though their model has the name.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct OtherWeights {
+    /// Peer ids.
+    pub(crate) peers: Vec<String>,
 }
 
 /// What verification found.
@@ -175,6 +184,10 @@ impl Event for Disagreement {
     const NAME: &'static str = "disagreement";
 }
 
+impl Event for OtherWeights {
+    const NAME: &'static str = "other_weights";
+}
+
 impl Event for Verified {
     const NAME: &'static str = "verification";
 }
@@ -211,8 +224,9 @@ impl Display for Outpaced {
 
 impl Display for UntrueResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { peer, blocks, reason } = self;
-        write!(f, "server {} gives wrong results for blocks {blocks} ({reason}), not using it any more", short(peer))
+        let Self { peer, blocks, reason, certain } = self;
+        let (peer, so) = (short(peer), if *certain { "not using it any more" } else { "leaving it alone for a time" });
+        write!(f, "server {peer} gives wrong results for blocks {blocks} ({reason}), {so}")
     }
 }
 
@@ -221,6 +235,19 @@ impl Display for Disagreement {
         let Self { peer, other, blocks, reason } = self;
         let (peer, other) = (short(peer), short(other));
         write!(f, "servers {peer} and {other} disagree on blocks {blocks} ({reason}), and nobody else holds them")
+    }
+}
+
+impl Display for OtherWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named: Vec<String> = self.peers.iter().take(8).map(|peer| short(peer)).collect();
+        let (count, more) = (self.peers.len(), if self.peers.len() > 8 { ", …" } else { "" });
+        let servers = if count == 1 { "server has" } else { "servers have" };
+        write!(
+            f,
+            "{count} {servers} other weights than those in use ({}{more}), which are not mixed with them: `petals-tune fingerprint --served` shows who              has what",
+            named.join(", ")
+        )
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::adapter::AdaptedModel;
 use crate::sequence::{RemoteSequence, SequenceConfig, SwarmEvent};
+use crate::servers::weights::KnownWeights;
 
 /// How long the start waits for the first member of the swarm.
 const FIRST_MEMBER: Duration = Duration::from_secs(15);
@@ -136,6 +137,22 @@ impl ModelFiles {
         let swarm = join(network, Some(&id), &events).await?;
         let sequence = RemoteSequence::new(swarm.clone(), id, self.blocks, self.config.hidden_size, config);
         Ok((sequence.with_events(events), swarm))
+    }
+}
+
+impl KnownWeights {
+    /// Reads all weights of a model's directory. What was read before is kept in `cache`, and not read again while the files stay as they are.
+    ///
+    /// # Errors
+    /// [`ModelFilesError`].
+    pub fn of_files(directory: &Path, name: Option<&str>, cache: Option<PathBuf>) -> Result<Self, ModelFilesError> {
+        let mut checkpoint = Checkpoint::open(directory)?;
+        if let Some(cache) = cache {
+            checkpoint = checkpoint.with_cache_in(cache);
+        }
+        let id = checkpoint.model_id(name);
+        let id = id.map_err(|source| ModelFilesError::Name { path: directory.to_owned(), source })?;
+        Ok(Self::new(id, checkpoint.weights_of(checkpoint.blocks())?))
     }
 }
 

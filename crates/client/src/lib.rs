@@ -52,10 +52,11 @@ pub use planner::{
 };
 pub use sequence::{
     ExplainedRoute, ExplainedServer, Explanation, HopTiming, PassGradients, PassInput, RelayMode, RemoteSequence,
-    SequenceConfig, SequenceError, SwarmEvent, Trace, Verdict, Verification,
+    SequenceConfig, SequenceError, ServedWeights, SwarmEvent, Trace, Verdict, Verification,
 };
 pub use servers::hop::{HopError, ServerWork, TrafficCount};
 pub use servers::peers::{CostEstimate, Figure, Source};
+pub use servers::weights::{KnownWeights, KnownWeightsError};
 pub use tuning::Pace;
 pub use tuning::aids::Aids;
 pub use tuning::average::Average;

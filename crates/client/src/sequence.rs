@@ -15,13 +15,16 @@ use tokio::sync::mpsc;
 
 use crate::adapter::tables::PromptTables;
 use crate::planner::{Exclusion, Hop, Planner, Route, RouteRules};
+use crate::servers::accepted::Accepted;
 use crate::servers::exchange::{Ends, Flow, HopInput};
 use crate::servers::hop::{HopConnection, HopError, ServerWork, TrafficCount};
 use crate::servers::peers::{Measurement, PassSize};
 use crate::servers::view::SwarmView;
+use crate::servers::weights::KnownWeights;
 
 mod backward;
 pub(crate) mod chain;
+mod copies;
 mod error;
 mod event;
 mod explain;
@@ -31,9 +34,11 @@ mod prefix;
 mod recover;
 mod relays;
 mod routes;
+mod sizes;
 mod trace;
 mod verify;
 
+pub use copies::ServedWeights;
 pub use error::SequenceError;
 pub use event::SwarmEvent;
 pub use explain::{ExplainedRoute, ExplainedServer, Explanation, Verdict};
@@ -42,6 +47,7 @@ pub use relays::RelayMode;
 use relays::Relays;
 pub(crate) use routes::Purpose;
 use routes::Routes;
+use sizes::Sizes;
 pub use trace::{HopTiming, Trace};
 pub use verify::Verification;
 use verify::Verifier;
@@ -57,6 +63,10 @@ pub struct SequenceConfig {
     pub wire_dtype: WireDtype,
     /// How a micro-batch goes from one server to the next. Default [`RelayMode::Chain`].
     pub relay: RelayMode,
+    /// What the weights of the model's blocks must be. Default: what most servers have, which is never mixed with anything else.
+    pub weights: Option<KnownWeights>,
+    /// Dtypes in which servers may compute; empty for all, with [`Self::verify`] for all but int4. Default: empty.
+    pub server_dtypes: Vec<String>,
     /// Which servers may run what. Default: every one what it holds.
     pub rules: RouteRules,
     /// Routes that the micro-batches of a step are spread over at most. Default 4.
@@ -76,6 +86,8 @@ impl Default for SequenceConfig {
             give_up_after: Duration::from_secs(600),
             wire_dtype: WireDtype::F32,
             relay: RelayMode::default(),
+            weights: None,
+            server_dtypes: Vec::new(),
             rules: RouteRules::default(),
             routes: 4,
             hedge_after: Duration::from_secs(1),
@@ -126,6 +138,7 @@ pub struct RemoteSequence {
     routes: Routes,
     hedges: Hedges,
     verifier: Verifier,
+    sizes: Sizes,
     next_name: AtomicU64,
     events: Option<mpsc::Sender<SwarmEvent>>,
 }
@@ -136,8 +149,9 @@ impl RemoteSequence {
         if config.verify > 0.0 {
             config.relay = RelayMode::Star;
         }
+        let accepted = Accepted::new(&config.server_dtypes, config.verify > 0.0);
         Self {
-            view: Arc::new(SwarmView::new(swarm, model, blocks)),
+            view: Arc::new(SwarmView::new(swarm, model, blocks, config.weights.as_ref(), accepted)),
             blocks,
             hidden,
             config,
@@ -145,6 +159,7 @@ impl RemoteSequence {
             routes: Routes::default(),
             hedges: Hedges::default(),
             verifier: Verifier::default(),
+            sizes: Sizes::default(),
             next_name: AtomicU64::new(1),
             events: None,
         }
@@ -220,6 +235,11 @@ impl RemoteSequence {
     /// Notes that a server did its work.
     pub(crate) fn succeeded(&self, peer: PeerId, measured: Measurement) {
         self.view.succeeded(peer, measured);
+    }
+
+    /// Notes how long a chain of servers took, of which each says for itself what it took.
+    pub(crate) fn chained(&self, hops: &[(PeerId, Measurement)], waited: Duration) {
+        self.view.peers().chained(hops, waited);
     }
 
     /// Notes how long a server took; what takes much longer is late.

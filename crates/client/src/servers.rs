@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `view` | who serves the model, and open streams to them |
 //! | `peers` | what this client has experienced with each |
+//! | `weights` | which copy of the model is used, where servers have different ones |
+//! | `accepted` | in which dtypes servers may compute |
 //! | `hop` | one stream: many requests, each answered once |
 //! | `exchange` | one span of a micro-batch over it: tensors out, checked tensors in |
 //! | `retry` | how long to wait before the next attempt, and when to stop |
@@ -11,8 +13,10 @@
 //! Apart from the sequence above because it knows one server at a time: which ones make a route, and what to do when one of
 //! them fails, is decided there.
 
+pub(crate) mod accepted;
 pub(crate) mod exchange;
 pub(crate) mod hop;
 pub(crate) mod peers;
 pub(crate) mod retry;
 pub(crate) mod view;
+pub(crate) mod weights;

@@ -14,6 +14,7 @@ mod found;
 mod fp4;
 mod ggml;
 mod gguf;
+mod hashed;
 mod index;
 mod layout;
 mod matrix;
@@ -28,6 +29,7 @@ use dtype::{FLOATS, FileDtype};
 pub use error::{CheckpointError, SupplyError};
 use file::Header;
 pub use gguf::{GgufVocabulary, TokenKind};
+use hashed::Hashes;
 use index::TensorIndex;
 pub(crate) use matrix::Matrix;
 use needed::Supply;
@@ -57,6 +59,8 @@ pub struct Checkpoint {
     experts_in_files: bool,
     /// Where weights that were rounded are kept.
     rounded: Option<PathBuf>,
+    /// What its blocks' weights are.
+    hashes: Hashes,
     /// Who brings files that are not there.
     supply: Option<Supply>,
 }
@@ -91,7 +95,8 @@ impl Checkpoint {
     }
 
     fn of(dir: &Path, config: ModelConfig, index: TensorIndex) -> Self {
-        Self { directory: dir.to_owned(), config, index, experts_in_files: false, rounded: None, supply: None }
+        let (rounded, hashes, supply) = (None, Hashes::default(), None);
+        Self { directory: dir.to_owned(), config, index, experts_in_files: false, rounded, hashes, supply }
     }
 
     fn config_in(dir: &Path) -> Result<ModelConfig, CheckpointError> {

@@ -18,6 +18,7 @@ mod server_info;
 mod session;
 mod tensor;
 mod version;
+mod weights;
 
 pub use adaptation::{
     BlockTable, BlockWidths, Module, Modules, TableKind, UnknownModule, WeightChange, WeightChangeError,
@@ -43,3 +44,4 @@ pub use server_info::{InUse, MAX_NEXT_PINGS, MAX_RECORD_LEN, RecordError, Server
 pub use session::{SessionOpen, StepError, StepRequest};
 pub use tensor::{Tensor, TensorError, TensorMeta, WireDtype};
 pub use version::WireVersion;
+pub use weights::{BlockHashes, MAX_HASHED_BLOCKS, WeightsHash, WeightsHashError};

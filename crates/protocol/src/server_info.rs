@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ModelId, Span};
 use crate::printable::{MAX_PUBLIC_NAME, MAX_WORD, printable};
+use crate::weights::{BlockHashes, WeightsHash};
 
 /// Longest encoded record, in bytes. Kademlia packets end at 16 KiB.
 pub const MAX_RECORD_LEN: usize = 8 * 1024;
@@ -53,6 +54,9 @@ pub struct ServerInfo {
     /// Blocks that it is about to host instead. It serves [`Self::span`] until it has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moving_to: Option<Span>,
+    /// What the weights of [`Self::span`] are, block by block, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<BlockHashes>,
     /// Life cycle.
     pub state: ServerState,
     /// Unix time in milliseconds at which this was written; of two records of one server the later one counts.
@@ -131,6 +135,7 @@ impl ServerInfo {
             span,
             model_blocks: None,
             moving_to: None,
+            weights: None,
             state,
             written_ms: 0,
             started_ms: None,
@@ -150,6 +155,12 @@ impl ServerInfo {
             version: String::new(),
             public_name: None,
         }
+    }
+
+    /// The hash of a block's weights, if the server hosts it and says what it has.
+    pub fn weights_of(&self, block: u32) -> Option<WeightsHash> {
+        let place = block.checked_sub(self.span.start())?;
+        self.weights.as_ref()?.as_slice().get(place as usize).copied()
     }
 
     /// The record's bytes, as signed and stored.
@@ -181,6 +192,9 @@ impl ServerInfo {
         if info.model_blocks.is_some_and(|blocks| blocks < info.span.end()) {
             return Err(RecordError::Impossible("number of blocks"));
         }
+        if info.weights.as_ref().is_some_and(|hashes| hashes.as_slice().len() != info.span.len()) {
+            return Err(RecordError::Impossible("list of weights"));
+        }
         let name = info.public_name.map(|name| printable(&name, MAX_PUBLIC_NAME).trim().to_owned());
         info.public_name = name.filter(|name| !name.is_empty());
         info.device = printable(&info.device, MAX_WORD);
@@ -194,12 +208,14 @@ impl ServerInfo {
 mod tests {
     use super::*;
     use crate::ids::Fingerprint;
+    use crate::weights::MAX_HASHED_BLOCKS;
 
     fn info() -> ServerInfo {
         ServerInfo {
             written_ms: 1_700_000_000_000,
             forward_tokens_per_s: Some(1234.5),
             moving_to: Some(Span::new(2, 6).unwrap()),
+            weights: BlockHashes::new(vec![WeightsHash([9; 12]); 4]),
             next_pings: [("peer".to_owned(), 12.5)].into(),
             shares_weights: true,
             queue_depth: 2,
@@ -243,11 +259,27 @@ mod tests {
     }
 
     #[test]
+    fn weights_are_told_block_by_block_and_fit_beside_everything_else() {
+        let span = Span::new(7, 7 + MAX_HASHED_BLOCKS as u32).unwrap();
+        let hashes = (0..span.len()).map(|n| WeightsHash([n as u8; 12])).collect();
+        let pings = (0..MAX_NEXT_PINGS).map(|n| (format!("12D3KooW{n:044}"), 1234.567_8)).collect();
+        let (weights, model_blocks) = (BlockHashes::new(hashes), Some(span.end()));
+        let full = ServerInfo { span, moving_to: Some(span), weights, next_pings: pings, model_blocks, ..info() };
+        // A kilobyte is left for addresses, key and signature.
+        assert!(full.to_json().len() <= MAX_RECORD_LEN - 1024, "{}", full.to_json().len());
+        let read = ServerInfo::from_json(full.to_json().as_bytes()).unwrap();
+        assert_eq!(read.weights_of(9), Some(WeightsHash([2; 12])));
+        assert_eq!((read.weights_of(6), read.weights_of(span.end())), (None, None));
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         assert!(matches!(ServerInfo::from_json(&[b'x'; MAX_RECORD_LEN + 1]), Err(RecordError::TooLong(_))));
         assert!(matches!(ServerInfo::from_json(b"{}"), Err(RecordError::Malformed(_))));
         let fewer = ServerInfo { model_blocks: Some(3), ..info() }.to_json();
         assert!(matches!(ServerInfo::from_json(fewer.as_bytes()), Err(RecordError::Impossible(_))));
+        let too_few = ServerInfo { weights: BlockHashes::new(vec![WeightsHash([9; 12]); 3]), ..info() }.to_json();
+        assert!(matches!(ServerInfo::from_json(too_few.as_bytes()), Err(RecordError::Impossible(_))));
         let empty_span = info().to_json().replace("[0,4]", "[4,4]");
         assert!(ServerInfo::from_json(empty_span.as_bytes()).is_err());
         let negative = info().to_json().replace("1234.5", "-1.0");

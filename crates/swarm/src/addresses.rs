@@ -186,6 +186,21 @@ pub fn worth_handing_on(addresses: &[Multiaddr], primary: Option<IpAddr>) -> Vec
     if found.is_empty() { best(&mut direct()).into_iter().collect() } else { found }
 }
 
+/// The network that a node with these addresses is counted to: of IPv4 the address, of IPv6 its first 64 bits, which one household has; behind a
+/// relay the relay's. None on this machine, where nodes share an address. Addresses are a node's word: it is found at them, or nowhere.
+pub fn network_of(addresses: &[Multiaddr]) -> Option<IpAddr> {
+    let network = |address: &Multiaddr| match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(IpAddr::V4(ip)),
+        Protocol::Ip6(ip) => match ip.to_ipv4_mapped() {
+            Some(ip) => Some(IpAddr::V4(ip)),
+            None => Some(IpAddr::V6((ip.to_bits() >> 64 << 64).into())),
+        },
+        _ => None,
+    };
+    let best = addresses.iter().filter(|address| !is_loopback(address)).min_by_key(|address| !is_global(address))?;
+    network(best)
+}
+
 /// Whether only programs of the same machine reach this address.
 pub fn is_of_this_machine(address: &Multiaddr) -> bool {
     is_loopback(address)
@@ -253,6 +268,16 @@ mod tests {
         assert_eq!(handed(&[all[4], &circuit]), addresses(&[all[4], &circuit]));
         assert_eq!(handed(&[all[5], &circuit]), addresses(&[all[5]]));
         assert!(handed(&["/ip6/fe80::1/tcp/1"]).is_empty());
+    }
+
+    #[test]
+    fn nodes_are_counted_by_networks() {
+        let of = |texts: &[&str]| network_of(&addresses(texts)).map(|ip| ip.to_string());
+        assert_eq!(of(&["/ip4/192.168.1.5/tcp/1", "/ip4/203.0.113.5/tcp/1"]).as_deref(), Some("203.0.113.5"));
+        assert_eq!(of(&["/ip6/2001:db8::1:2:3:4/tcp/1"]), of(&["/ip6/2001:db8:0:0:9::/udp/1/quic-v1"]));
+        assert_ne!(of(&["/ip6/2001:db8:0:1::1/tcp/1"]), of(&["/ip6/2001:db8::1/tcp/1"]));
+        assert_eq!(of(&["/ip6/::ffff:203.0.113.5/tcp/1"]).as_deref(), Some("203.0.113.5"));
+        assert_eq!(of(&["/ip4/127.0.0.1/tcp/1"]), None);
     }
 
     #[test]

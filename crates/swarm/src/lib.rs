@@ -34,7 +34,9 @@ mod streams;
 mod swarm_key;
 mod told_models;
 
-pub use addresses::{AddressError, is_of_this_machine, parse_address, parse_addresses, parse_peers, worth_handing_on};
+pub use addresses::{
+    AddressError, is_of_this_machine, network_of, parse_address, parse_addresses, parse_peers, worth_handing_on,
+};
 pub use clock::{ClockOffset, WrongClock};
 pub use config::{RelayLimits, SwarmConfig, SwarmMode};
 pub use directory::{DirectoryEntry, LookupError};

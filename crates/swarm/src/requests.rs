@@ -37,8 +37,8 @@ pub trait Exchange: Send + Sync + 'static {
     /// `bytes` have been written.
     fn sent(&self, bytes: u64);
 
-    /// An answer of `bytes` bytes has been read, whether or not somebody still waits for it.
-    fn answered(&self, response: &Response, bytes: u64);
+    /// An answer of `bytes` bytes has been read. If nobody waits for it, because it was given up or was never asked for, it is no `awaited` one.
+    fn answered(&self, response: &Response, bytes: u64, awaited: bool);
 }
 
 impl Exchange for () {
@@ -48,7 +48,7 @@ impl Exchange for () {
 
     fn sent(&self, _: u64) {}
 
-    fn answered(&self, _: &Response, _: u64) {}
+    fn answered(&self, _: &Response, _: u64, _: bool) {}
 }
 
 type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Frame<Response>>>>>;
@@ -219,8 +219,9 @@ async fn read_answers<R: AsyncRead + Unpin>(read: R, pending: Pending, exchange:
         let before = reader.bytes_read();
         match reader.read::<Response>().await {
             Ok(frame) => {
-                exchange.answered(&frame.message, reader.bytes_read() - before);
-                if let Some(waiting) = lock(&pending).remove(&frame.id) {
+                let waiting = lock(&pending).remove(&frame.id);
+                exchange.answered(&frame.message, reader.bytes_read() - before, waiting.is_some());
+                if let Some(waiting) = waiting {
                     let _ = waiting.send(frame);
                 }
             }

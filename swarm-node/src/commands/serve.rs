@@ -54,7 +54,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<(), NodeError> {
     let checkpoint = match args.cache_dir.clone().or_else(petals_settings::cache_dir) {
         Some(directory) => {
             Device::keep_kernels(&directory.join("kernels"));
-            checkpoint.with_rounded_in(directory.join("weights"))
+            checkpoint.with_cache_in(directory.join("weights"))
         }
         None => checkpoint,
     };

@@ -1,6 +1,6 @@
 //! What this node hosts, which changes when it moves.
 
-use petals_protocol::{BlockWidths, ModelId, Refusal, ServerInfo, ServerState, Span};
+use petals_protocol::{BlockHashes, BlockWidths, ModelId, Refusal, ServerInfo, ServerState, Span};
 use petals_swarm::{AnnounceError, SwarmHandle};
 use tokio::sync::{Mutex, watch};
 
@@ -19,6 +19,13 @@ pub(crate) struct Now {
     pub(crate) info: ServerInfo,
     /// Blocks that were left a moment ago: backwards of what was begun there are still taken.
     pub(crate) retiring: Option<Span>,
+}
+
+impl Now {
+    /// Serves these blocks, whose weights are told with them.
+    pub(crate) fn serve(&mut self, span: Span, weights: Option<BlockHashes>) {
+        (self.info.span, self.info.weights) = (span, weights);
+    }
 }
 
 impl Hosted {

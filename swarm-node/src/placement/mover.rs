@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use petals_model::{BlockStack, Checkpoint, Division};
-use petals_protocol::{ServerInfo, ServerState, Span};
+use petals_protocol::{BlockHashes, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, PeerId, SwarmHandle};
 
 use super::coverage::{Coverage, rate};
@@ -131,7 +131,7 @@ impl Mover {
         self.executor.switch(blocks);
         self.hosted.change(|now| {
             now.retiring = Some(here);
-            now.info.span = there;
+            now.serve(there, weights_of(&self.checkpoint, there));
             now.info.moving_to = None;
             put_speed(&mut now.info, &self.speed);
         });
@@ -168,7 +168,7 @@ impl Mover {
             Ok(blocks) => blocks,
             Err(_) => load(held).await.context("neither the new nor the old blocks can be loaded")?,
         };
-        self.hosted.change(|now| now.info.span = blocks.span());
+        self.hosted.change(|now| now.serve(blocks.span(), weights_of(&self.checkpoint, blocks.span())));
         self.executor.replace(Some(blocks));
         self.hosted.change(|now| {
             now.info.state = ServerState::Online;
@@ -210,6 +210,13 @@ impl Mover {
             tracing::debug!(%error, "cannot take the announced move back");
         }
     }
+}
+
+/// What is told of the weights of blocks that were loaded.
+pub(crate) fn weights_of(checkpoint: &Checkpoint, span: Span) -> Option<BlockHashes> {
+    let hashes = checkpoint.weights_of(span);
+    let hashes = hashes.inspect_err(|error| tracing::warn!("others are not told which weights these are: {error}"));
+    BlockHashes::new(hashes.ok()?)
 }
 
 /// A server as it is counted by the one with the id `local`.

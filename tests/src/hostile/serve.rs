@@ -227,6 +227,12 @@ impl Stream {
     fn pass(&mut self, id: u64, request: Request, tensors: Vec<Tensor>, onward: Onward, source: RowSource) {
         let (service, honest, writer) = (self.service.clone(), self.honest.clone(), self.writer.clone());
         service.shared.passes.fetch_add(1, Ordering::Relaxed);
+        let stash = match &request {
+            Request::Forward(request) => request.stash,
+            Request::Backward(request) => request.stash,
+            _ => None,
+        };
+        service.shared.without_stash.fetch_add(usize::from(stash.is_none()), Ordering::Relaxed);
         let task = self.tasks.spawn(async move {
             let answered = service.answer(&honest, request, tensors, onward, source).await;
             // Whatever the honest part cannot do looks like a server that fell silent.
@@ -260,6 +266,18 @@ async fn reply(
             shared.count_misdeed();
             tokio::time::sleep(*time).await;
         }
+        Misbehaviour::SlowForFree(time) => {
+            shared.count_misdeed();
+            tokio::time::sleep(*time).await;
+            claim_no_time(&mut response);
+        }
+        Misbehaviour::Chatter(pause) => {
+            shared.count_misdeed();
+            loop {
+                send(writer, &frame(u64::MAX, &Response::Relayed, &[]).await?).await?;
+                tokio::time::sleep(*pause).await;
+            }
+        }
         Misbehaviour::Refuse(refusal) => {
             shared.count_misdeed();
             (response, tensors) = (Response::Refused(refusal.clone()), Vec::new());
@@ -290,6 +308,19 @@ async fn reply(
         }
     }
     Ok(())
+}
+
+/// An answer that says that it cost nothing.
+fn claim_no_time(response: &mut Response) {
+    match response {
+        Response::Forward(reply) => {
+            (reply.queue_us, reply.compute_us, reply.handover) = (0, 0, Default::default());
+        }
+        Response::Backward(reply) => {
+            (reply.queue_us, reply.compute_us, reply.handover) = (0, 0, Default::default());
+        }
+        _ => {}
+    }
 }
 
 /// Tensors of a forward in front of its tables.

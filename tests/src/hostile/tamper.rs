@@ -28,6 +28,10 @@ pub(super) fn tamper(
             // f32 on the wire whatever was asked for: it is what carries a NaN.
             tensors.iter().map(|tensor| each(tensor, nan)).collect()
         }
+        Misbehaviour::Absurd { backward: only } if backward || !only => {
+            let absurd = |index, value| if index == 3 { 3e38 } else { value };
+            tensors.iter().map(|tensor| each(tensor, absurd)).collect()
+        }
         Misbehaviour::WrongShape => tensors.iter().map(row_too_few).collect(),
         Misbehaviour::NoTensors => Vec::new(),
         Misbehaviour::TooManyTensors => tensors.iter().chain(tensors.first()).cloned().collect(),

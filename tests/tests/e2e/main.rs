@@ -1,5 +1,6 @@
 //! Scenarios over real networks of nodes, checked against goldens that transformers and PEFT computed.
 
+mod absurd_values;
 mod adapters;
 mod api_chats;
 mod api_messages;
@@ -26,6 +27,7 @@ mod hub;
 mod joining;
 mod js;
 mod leaving;
+mod liars_about_time;
 mod links;
 mod living;
 mod load;
@@ -57,5 +59,7 @@ mod strangers;
 mod structured;
 mod training_data;
 mod training_forms;
+mod verdicts;
 mod versions;
 mod vulkan;
+mod weights;

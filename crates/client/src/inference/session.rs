@@ -15,7 +15,7 @@ use crate::planner::Hop;
 use crate::sequence::{HopTiming, RemoteSequence, SequenceError, Way};
 use crate::servers::exchange::{Ends, Flow, HopInput, StepPart};
 use crate::servers::hop::{HopConnection, HopError};
-use crate::servers::peers::PassSize;
+use crate::servers::peers::{Measurement, PassSize};
 use crate::servers::retry::Retry;
 
 mod chunk;
@@ -37,7 +37,7 @@ pub struct InferenceSession {
     lengths: Vec<usize>,
     timings: Vec<(Hop, HopTiming)>,
     /// What each hop of a chain took when it last answered, which may be after its step.
-    recent: Arc<Mutex<HashMap<Hop, HopTiming>>>,
+    recent: Arc<Mutex<HashMap<Hop, Measurement>>>,
 }
 
 /// Hidden states in front of a span.

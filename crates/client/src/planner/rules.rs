@@ -34,6 +34,12 @@ pub enum Exclusion {
     NotTrusted,
     /// Other servers found its results to be wrong.
     Untrue,
+    /// Its weights are not those that are used, though its model has the name.
+    OtherWeights,
+    /// It does not say what its weights are, and the user has said what they must be.
+    UnnamedWeights,
+    /// It computes in a dtype that the user does not accept.
+    Dtype,
     /// It called this very request a mistake.
     Rejected,
     /// It is to be done without this one, for comparison.
@@ -48,6 +54,9 @@ impl fmt::Display for Exclusion {
             Self::Pinned(peer) => write!(f, "--pin gives the block to {peer}"),
             Self::NotTrusted => f.write_str("not in --trusted, as first and last hops must be"),
             Self::Untrue => f.write_str("others found its results to be wrong"),
+            Self::OtherWeights => f.write_str("it has other weights than those in use"),
+            Self::UnnamedWeights => f.write_str("it does not say which weights it has, as --weights demands"),
+            Self::Dtype => f.write_str("it computes in a dtype that is not accepted (--server-dtype)"),
             Self::Rejected => f.write_str("it rejects the request"),
             Self::Without => f.write_str("another server's word is wanted"),
         }

@@ -6,6 +6,7 @@ use petals_protocol::{Refusal, Span, StashId};
 
 use super::hedge::BACKWARD;
 use super::recover::BUSY_ATTEMPTS;
+use super::sizes::{Kind, is_overflow, largest, largest_of};
 use super::trace::{HopRecord, HopTiming};
 use super::verify::{Question, SpanResult, Wanted};
 use super::{PassGradients, PassInput, RelayMode, RemoteSequence, SequenceError, Trace, Way};
@@ -24,6 +25,10 @@ impl RemoteSequence {
         let mut gradients = PassGradients::default();
         let mut flow = Flow { text: Arc::new(grad), prefix: None };
         let mut retry = Retry::new(self.config.give_up_after);
+        // Whose gradients the next one gets, what had entered its span, and the gradients that it was given.
+        let mut supplier: Option<(Hop, Option<Flow>, Flow)> = None;
+        // The span for whose sake somebody was doubted: whoever rejects what others give as well is to blame himself.
+        let mut doubting = None;
         let (pass, mut relay) = (self.pass_of(&input), self.config.relay);
         loop {
             let run = self.relays.run_back(&trace.hops, relay);
@@ -57,13 +62,32 @@ impl RemoteSequence {
             let had_stash = record.stash.is_some();
             match self.checked_backward(&input, &mut record, &flow).await {
                 Ok((grads, hop)) => {
-                    flow = grads;
+                    let given = std::mem::replace(&mut flow, grads);
+                    supplier = Some((hop.hop, record.flow.take(), given));
                     self.accepted(hop.hop.span, std::mem::replace(&mut retry, Retry::new(self.config.give_up_after)));
                     gradients.add(hop);
                 }
                 Err((_, HopError::Refused(Refusal::StashGone))) if had_stash => {
                     tracing::debug!(peer = %record.hop.peer, span = %record.hop.span, "stash gone, sending the inputs again");
                     trace.hops.push(record);
+                }
+                // Values that this server cannot use may be the fault of whoever gave them: that one's part is done by others first.
+                Err((hop, error))
+                    if is_overflow(&error)
+                        && doubting != Some(record.hop.span)
+                        && supplier.as_ref().is_some_and(|(_, entered, _)| entered.is_some()) =>
+                {
+                    record.stash = None;
+                    doubting = Some(record.hop.span);
+                    trace.hops.push(record);
+                    if let Some((by, Some(entered), given)) = supplier.take() {
+                        tracing::debug!(peer = %hop.peer, supplier = %by.peer, "gradients that are of no use to the next server");
+                        self.doubted(by, &error);
+                        self.view.failed(by.peer);
+                        gradients.forget(by);
+                        flow = given;
+                        self.reroute(&input, by.span, entered, &mut trace.hops).await?;
+                    }
                 }
                 Err((hop, error)) => {
                     self.recover(pass, hop, error, &mut retry).await?;
@@ -134,9 +158,14 @@ impl RemoteSequence {
         grad: &Flow,
     ) -> Result<(Flow, HopGradients), (Hop, HopError)> {
         let (flow, mut hop) = self.backward_hop(input, record, grad).await.map_err(|error| (record.hop, error))?;
+        let (size, tables) = (largest_of(grad), hop.tables.as_deref().unwrap_or_default());
+        self.plausible(Kind::Gradient, hop.hop.span, size, largest_of(&flow))
+            .and_then(|()| self.plausible(Kind::Tables, hop.hop.span, size, largest(tables)))
+            .map_err(|error| (hop.hop, error))?;
         let Some(entered) = &record.flow else { return Ok((flow, hop)) };
         let result = SpanResult { flow, tables: hop.tables.take() };
-        let asked = Question { input, span: hop.hop.span, flow: entered, wanted: Wanted::Gradients(grad) };
+        let (span, wanted) = (hop.hop.span, Wanted::Gradients(grad));
+        let asked = Question { input, span, flow: entered, wanted, stash: true };
         self.check(hop.hop.peer, asked, &result).await.map_err(|error| (hop.hop, error))?;
         Ok((result.flow, HopGradients { tables: result.tables, ..hop }))
     }
@@ -196,6 +225,12 @@ pub(super) struct HopGradients {
 }
 
 impl PassGradients {
+    /// Takes back what a hop has left.
+    fn forget(&mut self, hop: Hop) {
+        self.tables.retain(|(span, _)| *span != hop.span);
+        self.timings.retain(|(timed, _)| *timed != hop);
+    }
+
     fn add(&mut self, hop: HopGradients) {
         let HopGradients { hop, tables, timing } = hop;
         self.tables.extend(tables.map(|tables| (hop.span, tables)));

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use petals_protocol::{NextServer, Refusal, RelayToken, RowSource, RowTarget};
+use petals_protocol::{NextServer, Refusal, RelayToken, RowSource, RowTarget, Span};
 use petals_swarm::PeerId;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -18,6 +18,7 @@ use futures::future::try_join_all;
 use super::backward::HopGradients;
 use super::error::chain as causes;
 use super::hedge::BACKWARD;
+use super::sizes::{Kind, largest, largest_of};
 use super::trace::{HopRecord, Stashed};
 use super::{PassInput, RemoteSequence, SwarmEvent};
 use crate::lock::lock;
@@ -64,7 +65,13 @@ impl RemoteSequence {
         keep: bool,
     ) -> Option<(Flow, Vec<HopRecord>)> {
         match self.try_forward_chain(input, hops, flow, keep).await {
-            Ok(done) => Some(done),
+            Ok((output, records)) => {
+                let plausible = |span| self.plausible(Kind::Rows, span, largest_of(flow), largest_of(&output));
+                match spanned(hops).map_or(Ok(()), plausible) {
+                    Ok(()) => Some((output, records)),
+                    Err(error) => self.implausible(hops, &error),
+                }
+            }
             Err(failure) => {
                 self.chain_failed(hops, failure);
                 None
@@ -91,7 +98,10 @@ impl RemoteSequence {
             let answer = request.forward(&connection, stash.as_ref().map(|stash| stash.id)).await?;
             Ok((hop, stash, answer))
         });
+        let started = Instant::now();
         let answers = self.gather(self.pass_of(input), hops, false, requests).await?;
+        let measured: Vec<_> = answers.iter().map(|(hop, _, answer)| (hop.peer, answer.measured)).collect();
+        self.chained(&measured, started.elapsed());
         let (mut output, mut records) = (None, Vec::with_capacity(hops.len()));
         for (hop, mut stash, answer) in answers {
             let Forwarded { output: rows, stashed, measured, .. } = answer;
@@ -118,10 +128,29 @@ impl RemoteSequence {
         mut records: Vec<HopRecord>,
         grad: &Flow,
     ) -> Result<(Flow, Vec<HopGradients>), Vec<HopRecord>> {
-        match self.try_backward_chain(input, &mut records, grad).await {
-            Ok(done) => Ok(done),
-            Err((number, error)) => {
-                let hops: Vec<Hop> = records.iter().map(|record| record.hop).collect();
+        let hops: Vec<Hop> = records.iter().map(|record| record.hop).collect();
+        let done = self.try_backward_chain(input, &mut records, grad).await;
+        let failed = match done {
+            Ok((first, gradients)) => {
+                let size = largest_of(grad);
+                let whole = spanned(&hops)
+                    .map_or(Ok(()), |span| self.plausible(Kind::Gradient, span, size, largest_of(&first)));
+                let tables = |(span, tables): (Span, &[f32])| self.plausible(Kind::Tables, span, size, largest(tables));
+                let mut parts = gradients.iter().filter_map(|part| Some((part.hop.span, part.tables.as_deref()?)));
+                match whole.and_then(|()| parts.try_for_each(tables)) {
+                    Ok(()) => return Ok((first, gradients)),
+                    Err(error) => Err(error),
+                }
+            }
+            Err(failure) => Ok(failure),
+        };
+        match failed {
+            Err(error) => {
+                self.implausible::<()>(&hops, &error);
+                records.iter_mut().for_each(|record| record.stash = None);
+                Err(records)
+            }
+            Ok((number, error)) => {
                 self.chain_failed(&hops, (number, error));
                 // Some of them were used up, nobody knows which.
                 records.iter_mut().for_each(|record| record.stash = None);
@@ -150,7 +179,10 @@ impl RemoteSequence {
             stash.used = true;
             Ok((hop, answer))
         });
+        let started = Instant::now();
         let answers = self.gather(self.pass_of(input), &hops, true, requests).await?;
+        let measured: Vec<_> = answers.iter().map(|(hop, answer)| (hop.peer, answer.measured)).collect();
+        self.chained(&measured, started.elapsed());
         let (mut first, mut gradients) = (None, Vec::with_capacity(answers.len()));
         // Like single hops: the last one first.
         for (hop, answer) in answers.into_iter().rev() {
@@ -241,13 +273,21 @@ impl RemoteSequence {
         }
     }
 
+    /// A chain brought what cannot be. Who of them did it shows when they are asked one by one.
+    fn implausible<T>(&self, hops: &[Hop], error: &HopError) -> Option<T> {
+        if let Some(&Hop { peer, span }) = hops.last() {
+            self.tell(SwarmEvent::RelayFailed { peer, span, reason: causes(error) });
+        }
+        None
+    }
+
     /// Takes note of who does not reach whom, and of a server that is gone. Everything else shows when the hops are tried
     /// one by one.
     pub(crate) fn chain_failed(&self, hops: &[Hop], (number, error): Failure) {
         let Some(&Hop { peer, span }) = hops.get(number) else { return };
         let reason = causes(&error);
         tracing::debug!(%peer, %span, reason, "a chain failed");
-        if matches!(error, HopError::Lost | HopError::Open(_) | HopError::BadReply(_)) {
+        if matches!(error, HopError::Lost | HopError::Open(_) | HopError::BadReply(_) | HopError::NotFinite(_)) {
             self.view.failed(peer);
             self.tell(SwarmEvent::HopFailed { peer, span, reason });
             return;
@@ -267,6 +307,11 @@ impl RemoteSequence {
         }
         self.tell(SwarmEvent::RelayFailed { peer, span, reason });
     }
+}
+
+/// All blocks of hops that follow each other.
+fn spanned(hops: &[Hop]) -> Option<Span> {
+    Span::new(hops.first()?.span.start(), hops.last()?.span.end()).ok()
 }
 
 /// Where the rows of each hop come from and go to, in the order in which they travel.

@@ -40,7 +40,7 @@ pub enum SwarmEvent {
         /// How long it was waited for before the other one was asked.
         after: Duration,
     },
-    /// Other servers got something else than this one, which is not used any more; what it did is repeated.
+    /// Other servers got something else than this one; what it did is repeated.
     UntrueResult {
         /// Who.
         peer: PeerId,
@@ -48,6 +48,8 @@ pub enum SwarmEvent {
         span: Span,
         /// What was wrong.
         reason: String,
+        /// It contradicted itself or a trusted peer, and is not used any more. Else strangers outvoted it, and it is passed over for a time.
+        certain: bool,
     },
     /// Servers disagree, and there is nobody to decide between them.
     Disagreement {
@@ -59,6 +61,11 @@ pub enum SwarmEvent {
         span: Span,
         /// How they differ.
         reason: String,
+    },
+    /// Servers have other weights than those in use, though their model has the same name. They are not used.
+    OtherWeights {
+        /// All of them.
+        peers: Vec<PeerId>,
     },
     /// No member of the swarm was found so far.
     Alone {

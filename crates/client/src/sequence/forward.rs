@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use petals_protocol::{Span, StashId};
 
+use super::sizes::{Kind, is_overflow, largest_of};
 use super::trace::{HopRecord, HopTiming, Stashed};
 use super::verify::{Question, SpanResult, Wanted};
 use super::{PassInput, Purpose, RelayMode, RemoteSequence, SequenceError, Trace, Way};
@@ -87,8 +88,15 @@ impl RemoteSequence {
                 let ask = |hop| self.forward_hop(input, hop, &flow, keep);
                 match self.raced(hop, pass, 1.0, ask(hop), ask).await {
                     Ok((hop, (output, stash, timing))) => {
+                        if let Err(error) = self.plausible(Kind::Rows, hop.span, largest_of(&flow), largest_of(&output))
+                        {
+                            self.recover(pass, hop, error, &mut retry).await?;
+                            route.clear();
+                            continue;
+                        }
                         let result = SpanResult { flow: output, tables: None };
-                        let asked = Question { input, span: hop.span, flow: &flow, wanted: Wanted::Output };
+                        let (span, wanted) = (hop.span, Wanted::Output);
+                        let asked = Question { input, span, flow: &flow, wanted, stash: keep };
                         if let Err(error) = self.check(hop.peer, asked, &result).await {
                             self.recover(pass, hop, error, &mut retry).await?;
                             route.clear();
@@ -100,14 +108,30 @@ impl RemoteSequence {
                         route.pop_front();
                     }
                     Err(error) => {
-                        self.recover(pass, hop, error, &mut retry).await?;
+                        // Values that this server cannot use may be the fault of whoever gave them: that one's part is done by others first.
+                        let known =
+                            |record: &mut HopRecord| record.flow.is_some() && record.hop.span.start() >= span.start();
+                        if is_overflow(&error)
+                            && retry.rejected_by().is_empty()
+                            && let Some(HopRecord { hop: Hop { peer, span }, flow: Some(entered), .. }) =
+                                records.pop_if(known)
+                        {
+                            self.doubted(Hop { peer, span }, &error);
+                            retry.rejected(peer, false);
+                            (flow, at) = (entered, span.start());
+                        } else {
+                            self.recover(pass, hop, error, &mut retry).await?;
+                        }
                         route.clear();
                         continue;
                     }
                 }
             }
             at = records.last().map_or(at, |record| record.hop.span.end());
-            self.accepted(rest, std::mem::replace(&mut retry, Retry::new(self.config.give_up_after)));
+            // Who was passed over for what it gave stays so until those behind it are done.
+            if retry.rejected_by().is_empty() || at == span.end() || !retry.doubtful().is_empty() {
+                self.accepted(rest, std::mem::replace(&mut retry, Retry::new(self.config.give_up_after)));
+            }
         }
         Ok(flow)
     }

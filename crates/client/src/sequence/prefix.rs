@@ -31,7 +31,7 @@ impl RemoteSequence {
             let done = match self.raced(hop, pass, 1.0, ask(hop), ask).await {
                 Ok((hop, (result, _))) => {
                     let wanted = Wanted::KeysValues(of_row);
-                    let asked = Question { input: &input, span: hop.span, flow: &flow, wanted };
+                    let asked = Question { input: &input, span: hop.span, flow: &flow, wanted, stash: false };
                     self.check(hop.peer, asked, &result).await.map(|()| (hop, result)).map_err(|error| (hop, error))
                 }
                 Err(error) => Err((hop, error)),

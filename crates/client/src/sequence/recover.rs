@@ -102,6 +102,7 @@ impl RemoteSequence {
                 }
             },
             HopError::Untrue(_) => self.view.untrue(peer),
+            HopError::Outvoted(_) => self.view.suspend(peer),
             // It does the rest of the work as well as others.
             HopError::OldServer { .. } => {
                 retry.rejected(peer, false);
@@ -124,7 +125,8 @@ impl RemoteSequence {
             let reason = chain(&error);
             tracing::debug!(%peer, %span, reason, "hop failed");
             self.tell(match error {
-                HopError::Untrue(_) => SwarmEvent::UntrueResult { peer, span, reason },
+                HopError::Untrue(_) => SwarmEvent::UntrueResult { peer, span, reason, certain: true },
+                HopError::Outvoted(_) => SwarmEvent::UntrueResult { peer, span, reason, certain: false },
                 _ => SwarmEvent::HopFailed { peer, span, reason },
             });
             // Replacements that came after the last lookup are worth knowing, and worth waiting for if none is known.

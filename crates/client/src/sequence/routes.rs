@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use petals_protocol::Span;
 use petals_swarm::PeerId;
 
-use super::{RelayMode, RemoteSequence};
+use super::{RelayMode, RemoteSequence, SwarmEvent};
 use crate::lock::lock;
 use crate::planner::{Candidate, Exclusion, Hop, MissingBlocks, Planner, Route, WeightedRoute};
 use crate::servers::peers::PassSize;
@@ -103,6 +103,9 @@ impl RemoteSequence {
             .and_then(InUse::next)
         {
             return Ok(hops);
+        }
+        if let Some(peers) = self.view.other_weights() {
+            self.tell(SwarmEvent::OtherWeights { peers });
         }
         let candidates = self.candidates(pass, relay, &HashSet::new(), Exclusion::Rejected);
         let planner = Planner::new(&candidates, &self.config.rules, self.blocks);

@@ -1,15 +1,19 @@
 //! A sample of results is computed again by other servers.
 //!
 //! Whoever can tell that it is checked behaves. So with verification on, every hop goes through this client (a chain's
-//! inputs would have to be asked for again), and a check looks to its servers like any other request. Two results agree if they
-//! differ by no more than the dtypes of the wire and of the servers explain. If they do not, a third server decides;
-//! where there is none, each of the two is asked again, and one that contradicts itself is found out. If both stand by
-//! their word the client says so and goes on with the first one, as it cannot know better.
+//! inputs would have to be asked for again), and a check looks to its servers like any other request, stash included. Who is asked is
+//! drawn at random, from other networks than those whose word is in question: whoever could choose would have two peers for it. If two results
+//! do not agree (`verify/compare.rs`), a third server decides. The word of a trusted peer is final; strangers may be many peers of one hand, so
+//! whoever they outvote is suspended and not excluded, and the last holder of a block is used all the same. Where there is no third one,
+//! each of the two is asked again, and one that contradicts itself is found out. If both stand by their word the client says so and goes on with the first
+//! one, as it cannot know better.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
 use std::sync::Mutex;
+use std::time::Instant;
 
-use petals_protocol::{Span, WireDtype};
+use petals_protocol::{Refusal, Span};
 use petals_swarm::PeerId;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -17,9 +21,11 @@ use rand::rngs::OsRng;
 use super::trace::HopRecord;
 use super::{PassInput, RelayMode, RemoteSequence, SwarmEvent};
 use crate::lock::lock;
-use crate::planner::{Exclusion, Hop, Planner};
+use crate::planner::{Candidate, Exclusion, Hop, Planner};
 use crate::servers::exchange::Flow;
 use crate::servers::hop::HopError;
+
+mod compare;
 
 /// Attempts at a second opinion; servers may fail meanwhile.
 const ATTEMPTS: usize = 3;
@@ -68,6 +74,8 @@ pub(super) struct Question<'a> {
     /// What enters the span.
     pub(super) flow: &'a Flow,
     pub(super) wanted: Wanted<'a>,
+    /// Whether servers are asked to keep what a backward needs, as they were for the result.
+    pub(super) stash: bool,
 }
 
 /// A result and who gave it.
@@ -82,14 +90,23 @@ impl RemoteSequence {
         *lock(&self.verifier.0)
     }
 
-    /// Whether `peer` was found to give wrong results.
-    pub(crate) fn is_untrue(&self, peer: PeerId) -> bool {
+    /// Whether `peer` is excluded because its results are wrong.
+    pub(super) fn is_untrue(&self, peer: PeerId) -> bool {
         self.view.peers().is_untrue(peer)
+    }
+
+    /// Whether results of `peer` were found to be wrong, by whomever, since some time.
+    pub(crate) fn found_wrong_since(&self, peer: PeerId, since: Instant) -> bool {
+        self.view.peers().found_wrong_since(peer, since)
+    }
+
+    /// Whether these are peers whose word is final.
+    fn judges(&self, peers: &[PeerId]) -> bool {
+        peers.iter().all(|peer| self.config.rules.trusted.contains(peer))
     }
 
     /// Nobody but this machine can know what is. A system without random numbers has everything checked.
     fn is_sampled(&self) -> bool {
-        let draw = || OsRng.try_next_u64().map_or(0.0, |bits| bits as f64 / 2f64.powi(64));
         self.config.verify > 0.0 && draw() < self.config.verify
     }
 
@@ -113,13 +130,25 @@ impl RemoteSequence {
         let agree = |peers: &[&[PeerId]], one: &SpanResult, other: &SpanResult| {
             self.difference(peers, asked, one, other).is_none()
         };
-        if let Some(third) = self.opinion(asked, &without).await {
-            if agree(&[second.peers.as_slice(), third.peers.as_slice()], &second.result, &third.result) {
+        match (self.judges(&[peer]), self.judges(&second.peers)) {
+            (false, true) => {
                 count(|found| found.untrue += 1);
                 return Err(HopError::Untrue(difference));
             }
+            (true, false) => {
+                self.accuse(&second, asked.span, &difference, true);
+                return Ok(());
+            }
+            _ => {}
+        }
+        if let Some(third) = self.opinion(asked, &without).await {
+            let certain = self.judges(&third.peers);
+            if agree(&[second.peers.as_slice(), third.peers.as_slice()], &second.result, &third.result) {
+                count(|found| found.untrue += 1);
+                return Err(if certain { HopError::Untrue(difference) } else { HopError::Outvoted(difference) });
+            }
             if agree(&[&[peer], third.peers.as_slice()], result, &third.result) {
-                self.accuse(&second, asked.span, &difference);
+                self.accuse(&second, asked.span, &difference, certain);
                 return Ok(());
             }
         }
@@ -131,7 +160,7 @@ impl RemoteSequence {
         }
         let again = self.ask_again(asked, &second.peers).await;
         if again.is_some_and(|again| !agree(&[second.peers.as_slice()], &second.result, &again.result)) {
-            self.accuse(&second, asked.span, &format!("not the same when asked twice; {difference}"));
+            self.accuse(&second, asked.span, &format!("not the same when asked twice; {difference}"), true);
             return Ok(());
         }
         let other = second.peers.first().copied().unwrap_or(peer);
@@ -140,7 +169,7 @@ impl RemoteSequence {
     }
 
     /// The second opinion was wrong. If several servers gave it together nobody knows which of them.
-    fn accuse(&self, opinion: &Opinion, span: Span, reason: &str) {
+    fn accuse(&self, opinion: &Opinion, span: Span, reason: &str, certain: bool) {
         let [peer] = opinion.peers.as_slice() else {
             for peer in &opinion.peers {
                 self.view.failed(*peer);
@@ -148,20 +177,17 @@ impl RemoteSequence {
             return;
         };
         lock(&self.verifier.0).untrue += 1;
-        self.view.untrue(*peer);
-        self.tell(SwarmEvent::UntrueResult { peer: *peer, span, reason: reason.to_owned() });
+        match certain {
+            true => self.view.untrue(*peer),
+            false => self.view.suspend(*peer),
+        }
+        self.tell(SwarmEvent::UntrueResult { peer: *peer, span, reason: reason.to_owned(), certain });
     }
 
     /// The answer of servers other than those in `without`; none if there are no others.
     async fn opinion(&self, asked: Question<'_>, without: &[PeerId]) -> Option<Opinion> {
-        let (pass, without) = (self.pass_of(asked.input), without.iter().copied().collect::<HashSet<PeerId>>());
         for _ in 0..ATTEMPTS {
-            let candidates = self.candidates(pass, RelayMode::Star, &without, Exclusion::Without);
-            let planner = Planner::new(&candidates, &self.config.rules, self.blocks);
-            let hops = planner.fastest(asked.span).ok()?.hops;
-            if hops.iter().any(|hop| self.is_banned(hop.peer)) {
-                return None;
-            }
+            let hops = self.arbiters(asked, without)?;
             match self.run_over(asked, &hops).await {
                 Ok(result) => return Some(Opinion { peers: hops.iter().map(|hop| hop.peer).collect(), result }),
                 Err((peer, HopError::Refused(_))) => {
@@ -177,6 +203,27 @@ impl RemoteSequence {
         None
     }
 
+    /// Who is to be asked beside those in `without`: trusted peers if they hold the blocks, else whoever is drawn, of other networks if possible.
+    fn arbiters(&self, asked: Question<'_>, without: &[PeerId]) -> Option<Vec<Hop>> {
+        let excluded: HashSet<PeerId> = without.iter().copied().collect();
+        let mut all = self.candidates(self.pass_of(asked.input), RelayMode::Star, &excluded, Exclusion::Without);
+        all.retain(|candidate| !candidate.banned && candidate.excluded.is_none());
+        for candidate in &mut all {
+            // As few servers as hold the blocks together, and of such any, however fast they say that they are.
+            (candidate.latency_seconds, candidate.transfer_seconds) = (1.0 + draw(), 0.0);
+            (candidate.block_seconds, candidate.queue_seconds) = (0.0, 0.0);
+        }
+        let networks: HashSet<IpAddr> = without.iter().filter_map(|peer| self.view.network(*peer)).collect();
+        let elsewhere = |peer: PeerId| self.view.network(peer).is_none_or(|network| !networks.contains(&network));
+        let trusted = |candidate: &Candidate| self.judges(&[candidate.peer]);
+        let wanted: [&dyn Fn(&Candidate) -> bool; 3] = [&trusted, &|candidate| elsewhere(candidate.peer), &|_| true];
+        wanted.into_iter().find_map(|wanted| {
+            let candidates: Vec<Candidate> = all.iter().filter(|candidate| wanted(candidate)).cloned().collect();
+            let planner = Planner::new(&candidates, &self.config.rules, self.blocks);
+            planner.fastest(asked.span).ok().map(|route| route.hops)
+        })
+    }
+
     /// The same question, to the same servers.
     async fn ask_again(&self, asked: Question<'_>, peers: &[PeerId]) -> Option<Opinion> {
         let [peer] = peers else { return None };
@@ -188,108 +235,45 @@ impl RemoteSequence {
     async fn run_over(&self, asked: Question<'_>, hops: &[Hop]) -> Result<SpanResult, (PeerId, HopError)> {
         let Question { input, wanted, .. } = asked;
         let (mut flow, mut records, mut parts) = (asked.flow.clone(), Vec::with_capacity(hops.len()), Vec::new());
-        let last = hops.len().saturating_sub(1);
-        for (number, &hop) in hops.iter().enumerate() {
-            // The last one's output is of no use to a backward, which brings its own gradient.
-            if matches!(wanted, Wanted::Gradients(_)) && number == last {
-                records.push(HopRecord { hop, flow: Some(flow.clone()), stash: None, timing: Default::default() });
-                break;
-            }
+        for &hop in hops {
             let failed = |error| (hop.peer, error);
-            let (left, timing) = if let Wanted::KeysValues(of_row) = wanted {
+            let (left, stash, timing) = if let Wanted::KeysValues(of_row) = wanted {
                 let (result, timing) = self.keys_values_of_hop(input, hop, &flow, of_row).await.map_err(failed)?;
                 parts.extend(result.tables);
-                (result.flow, timing)
+                (result.flow, None, timing)
             } else {
-                let (left, _, timing) = self.forward_hop(input, hop, &flow, false).await.map_err(failed)?;
-                (left, timing)
+                // A backward's last output is of no use here, but who is only asked for gradients would know why.
+                self.forward_hop(input, hop, &flow, asked.stash).await.map_err(failed)?
             };
             let entered = std::mem::replace(&mut flow, left);
-            records.push(HopRecord { hop, flow: Some(entered), stash: None, timing });
+            records.push(HopRecord { hop, flow: Some(entered), stash, timing });
         }
         let Wanted::Gradients(grad) = wanted else {
             return Ok(SpanResult { flow, tables: (!parts.is_empty()).then(|| parts.concat()) });
         };
         let mut grad = grad.clone();
-        for HopRecord { hop, flow, .. } in records.iter().rev() {
+        for HopRecord { hop, flow, stash, .. } in records.iter_mut().rev() {
             let failed = |error| (hop.peer, error);
-            let done = self.ask_backward(input, *hop, flow.as_ref(), None, &grad).await.map_err(failed)?;
+            let named = stash.as_ref().map(|stash| (stash.id, stash.connection.clone()));
+            let done = match self.ask_backward(input, *hop, flow.as_ref(), named, &grad).await {
+                Err(HopError::Refused(Refusal::StashGone)) if stash.is_some() => {
+                    self.ask_backward(input, *hop, flow.as_ref(), None, &grad).await
+                }
+                done => done,
+            };
+            if let Some(stash) = stash {
+                stash.used = true;
+            }
+            let done = done.map_err(failed)?;
             grad = done.grad.ok_or_else(|| failed(HopError::BadReply("no gradient".into())))?;
             parts.extend(done.tables);
         }
         let tables = (!parts.is_empty()).then(|| parts.into_iter().rev().flatten().collect());
         Ok(SpanResult { flow: grad, tables })
     }
-
-    /// How two results differ, if by more than their dtypes explain.
-    fn difference(
-        &self,
-        peers: &[&[PeerId]],
-        asked: Question<'_>,
-        one: &SpanResult,
-        other: &SpanResult,
-    ) -> Option<String> {
-        let computed = peers.iter().copied().flatten().map(|&peer| {
-            let dtype = self.view.info(peer).map(|info| info.dtype).unwrap_or_default();
-            match dtype.as_str() {
-                "f32" => EXACT,
-                "f16" => 1e-2,
-                "int4" => OF_FOUR_BITS,
-                _ => 5e-2,
-            }
-        });
-        let wire = match self.config.wire_dtype {
-            WireDtype::F32 => EXACT,
-            WireDtype::F16 => 1e-2,
-            WireDtype::Bf16 => 5e-2,
-            WireDtype::Int8 => 1e-1,
-        };
-        // Gradients have gone both ways, through more roundings.
-        let backward = matches!(asked.wanted, Wanted::Gradients(_));
-        let ways = if backward { 2.0 } else { 1.0 };
-        let allowed = ways * computed.fold(wire, f64::max);
-        let none = Vec::new();
-        let parts = [
-            ("hidden states", &*one.flow.text, &*other.flow.text),
-            ("prefix", one.flow.prefix.as_ref().unwrap_or(&none), other.flow.prefix.as_ref().unwrap_or(&none)),
-            ("tables", one.tables.as_ref().unwrap_or(&none), other.tables.as_ref().unwrap_or(&none)),
-        ];
-        parts.into_iter().find_map(|(what, one, other)| {
-            let difference = relative_difference(one, other);
-            (difference.is_nan() || difference > allowed).then(|| {
-                let of = if backward { "gradients of the " } else { "" };
-                format!("{of}{what} differ by {:.1e} of their size, {allowed:.1e} is usual", difference)
-            })
-        })
-    }
 }
 
-/// What rounding to f32 leaves, summed in another order over many blocks.
-const EXACT: f64 = 1e-3;
-/// What four bits of a weight leave, in one server or in two that were made by different versions or from different checkpoints.
-const OF_FOUR_BITS: f64 = 3e-1;
-
-/// The norm of the difference over the larger norm. Infinite for values of different number.
-fn relative_difference(one: &[f32], other: &[f32]) -> f64 {
-    if one.len() != other.len() {
-        return f64::INFINITY;
-    }
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-    let size = norm(&mut one.iter().map(|&x| x.into())).max(norm(&mut other.iter().map(|&x| x.into())));
-    let apart = norm(&mut one.iter().zip(other).map(|(&x, &y)| f64::from(x) - f64::from(y)));
-    if apart == 0.0 { 0.0 } else { apart / size }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn differences_are_relative_to_the_whole() {
-        assert_eq!(relative_difference(&[], &[]), 0.0);
-        assert_eq!(relative_difference(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
-        assert!((relative_difference(&[3.0, 4.0], &[3.0, 4.5]) - 0.5 / 29.25f64.sqrt()).abs() < 1e-9);
-        assert_eq!(relative_difference(&[1.0], &[-1.0]), 2.0);
-        assert!(relative_difference(&[1.0], &[]).is_infinite());
-    }
+/// A number of 0 to 1 that nobody but this machine knows. A system without random numbers always gives 0.
+fn draw() -> f64 {
+    OsRng.try_next_u64().map_or(0.0, |bits| bits as f64 / 2f64.powi(64))
 }

@@ -9,7 +9,7 @@ use petals_protocol::{
 };
 
 use super::hop::{HopConnection, HopError, RequestTables};
-use super::peers::Measurement;
+use super::peers::{Measurement, believed_handover};
 use crate::adapter::tables::PromptTables;
 
 /// Hidden states between two blocks, or their gradient.
@@ -251,6 +251,8 @@ impl HopInput<'_> {
         let (queued, computed) = (micros(queue_us), micros(compute_us));
         let layout = &self.layout;
         let rows = layout.tokens() + layout.prefix_rows();
+        let handed =
+            believed_handover(micros(handover.us), self.dtype.byte_len(rows * self.hidden).unwrap_or_default());
         // In a chain the answer also waits for the servers in front, which is not this one's doing.
         let (elapsed, bytes) = match (self.ends.source, &self.ends.target) {
             (RowSource::Inline, RowTarget::Reply) => {
@@ -259,7 +261,7 @@ impl HopInput<'_> {
             }
             _ => (elapsed.min(queued + computed + micros(handover.us)), 0),
         };
-        Measurement { rows, blocks: layout.span.len(), bytes, elapsed, computed, queued }
+        Measurement { rows, blocks: layout.span.len(), bytes, elapsed, computed, queued, handed }
     }
 }
 
@@ -277,7 +279,10 @@ struct Answer(std::vec::IntoIter<Tensor>);
 impl Answer {
     fn next(&mut self, what: &'static str, shape: &[usize]) -> Result<Vec<f32>, HopError> {
         let tensor = self.0.next().ok_or_else(|| HopError::BadReply(format!("{what} is missing")))?;
-        tensor.to_f32(what, shape).map_err(|error: TensorError| HopError::BadReply(error.to_string()))
+        tensor.to_f32(what, shape).map_err(|error: TensorError| match error {
+            TensorError::NotFinite { .. } => HopError::NotFinite(error.to_string()),
+            error => HopError::BadReply(error.to_string()),
+        })
     }
 
     fn end(mut self) -> Result<(), HopError> {

@@ -11,6 +11,7 @@ use petals_protocol::{
 use petals_swarm::{DirectoryEntry, Exchange, OpenError, PeerId, RequestError, RequestStream, StreamPath, SwarmHandle};
 
 use crate::lock::lock;
+use crate::planner::Exclusion;
 
 mod tables;
 
@@ -39,6 +40,12 @@ pub enum HopError {
     /// Other servers got something else.
     #[error("wrong results: {0}")]
     Untrue(String),
+    /// It greets with other weights than it announced.
+    #[error("{0}")]
+    Weights(Exclusion),
+    /// Other servers, of which none is trusted, got something else.
+    #[error("results that others call wrong: {0}")]
+    Outvoted(String),
     /// The server does not know what is asked of it yet.
     #[error(
         "{what} need wire version {needed}, and the server speaks {spoken}: its operator should upgrade petals-node there"
@@ -51,7 +58,10 @@ pub enum HopError {
         /// The version agreed on.
         spoken: WireVersion,
     },
-    /// The answer breaks the protocol: wrong kind, wrong shapes, values that are not finite.
+    /// The answer has values that are not finite, which may be the fault of who gave the server its own.
+    #[error("unusable answer: {0}")]
+    NotFinite(String),
+    /// The answer breaks the protocol: wrong kind, wrong shapes, values that cannot be.
     #[error("unusable answer: {0}")]
     BadReply(String),
 }
@@ -146,8 +156,7 @@ impl Traffic {
         lock(&self.servers).clone()
     }
 
-    fn answered(&self, peer: PeerId, response: &Response, bytes: u64) {
-        self.received.fetch_add(bytes, Ordering::Relaxed);
+    fn answered(&self, peer: PeerId, response: &Response) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let (passes, queue_us, compute_us) = match response {
             Response::Forward(reply) => (reply.passes, reply.queue_us, reply.compute_us),
@@ -193,9 +202,13 @@ impl Exchange for Bookkeeping {
         self.traffic.sent.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn answered(&self, response: &Response, bytes: u64) {
-        *lock(&self.heard) = Instant::now();
-        self.traffic.answered(self.peer, response, bytes);
+    fn answered(&self, response: &Response, bytes: u64, awaited: bool) {
+        self.traffic.received.fetch_add(bytes, Ordering::Relaxed);
+        // What nobody waits for is no sign of life, or frames of a few bytes would be.
+        if awaited {
+            *lock(&self.heard) = Instant::now();
+            self.traffic.answered(self.peer, response);
+        }
     }
 }
 

@@ -17,6 +17,10 @@ pub use estimate::{CostEstimate, Figure, Source};
 const FIRST_BAN: Duration = Duration::from_secs(4);
 /// Longest ban.
 const LONGEST_BAN: Duration = Duration::from_secs(600);
+/// For how long a server is passed over whose results strangers call wrong, at first.
+const SUSPENSION: Duration = Duration::from_secs(600);
+/// And at most.
+const LONGEST_SUSPENSION: Duration = Duration::from_secs(4 * 3600);
 /// How long a busy server counts as slower by what it hinted at, at least.
 const BUSY_MEMORY: Duration = Duration::from_secs(10);
 /// Answers that say how long one usually takes.
@@ -27,6 +31,14 @@ const BUSY_DOUBLINGS: i32 = 12;
 const SUSPICION: Duration = Duration::from_secs(10);
 /// Weight of a new measurement in the running means.
 const NEW_WEIGHT: f64 = 0.2;
+/// Requests that carried more say how fast a link is; of others what nobody accounts for is charged.
+const LINK_BYTES: usize = 64 * 1024;
+/// Seconds that may pass without anybody accounting for them, beside half of what is accounted for: threads and networks have other things to do.
+const UNACCOUNTED: f64 = 0.01;
+/// What passing rows on may take a server before the rest is its own, besides its bytes at a quarter of a home's link.
+const HANDOVER: Duration = Duration::from_millis(100);
+/// Bytes per second of a handover that nobody is charged for.
+const HANDOVER_BYTES_PER_S: f64 = 3e6;
 /// Passes of so few rows are sessions' steps: their time is that of reading the weights, not of computing.
 const STEP_ROWS: usize = 4;
 
@@ -39,6 +51,10 @@ struct PeerRecord {
     busy: Option<(Instant, f64, i32)>,
     /// Others found its results to be wrong.
     untrue: bool,
+    /// When that was last said, whoever said it.
+    wrong_at: Option<Instant>,
+    /// Until when it is passed over because strangers said so, and how often they did.
+    suspended: Option<(Instant, u32)>,
     /// Of one row in one block, in passes of many rows.
     row_seconds: Option<f64>,
     /// Of one block, in passes of few rows.
@@ -46,6 +62,8 @@ struct PeerRecord {
     /// Bytes per second, as seen by requests that carried many.
     bytes_per_s: Option<f64>,
     queues: Recent<32>,
+    /// Seconds that were waited and that nobody accounts for.
+    unaccounted: Recent<8>,
     pings: Recent<8>,
     /// Seconds that were waited for an answer, and the rows it was about.
     waits: VecDeque<(usize, f64)>,
@@ -69,6 +87,18 @@ impl<const N: usize> Recent<N> {
     }
 }
 
+impl PeerRecord {
+    /// Seconds of a round trip, as far as is known. The first ping may have waited behind handshakes: bad news is believed from the second one on.
+    fn round_trip(&self, relayed: bool) -> f64 {
+        self.ping(relayed).unwrap_or(estimate::usual_round_trip(relayed))
+    }
+
+    fn ping(&self, relayed: bool) -> Option<f64> {
+        let usual = estimate::usual_round_trip(relayed);
+        self.pings.least().filter(|ping| self.pings.0.len() > 1 || *ping < usual)
+    }
+}
+
 /// Failures, bans and measured speed, by peer.
 #[derive(Debug, Default)]
 pub(crate) struct PeerTable(Mutex<HashMap<PeerId, PeerRecord>>);
@@ -88,6 +118,18 @@ pub(crate) struct Measurement {
     pub(crate) computed: Duration,
     /// As the server reported it.
     pub(crate) queued: Duration,
+    /// Time in which it passed rows on, as it reported it, as far as that is believed without anybody being charged.
+    pub(crate) handed: Duration,
+}
+
+/// What a server says that passing rows on took, as far as that is believed.
+pub(crate) fn believed_handover(claimed: Duration, bytes: usize) -> Duration {
+    claimed.min(HANDOVER + Duration::from_secs_f64(bytes as f64 / HANDOVER_BYTES_PER_S))
+}
+
+/// What a pass took longer than anybody accounts for, beyond what happens to honest servers.
+fn unaccounted(waited: f64, accounted: f64) -> f64 {
+    (waited - 1.5 * accounted - UNACCOUNTED).max(0.0)
 }
 
 fn mix(old: Option<f64>, new: f64) -> f64 {
@@ -122,11 +164,25 @@ impl PeerTable {
             record.queues.add(queued.as_secs_f64());
             let way = record.pings.least().unwrap_or_default();
             let transfer = (measured.elapsed - computed - queued).as_secs_f64() - way;
-            // Less than this says nothing of a link's rate.
-            if measured.bytes >= 64 * 1024 && transfer > 1e-4 {
+            if measured.bytes >= LINK_BYTES && transfer > 1e-4 {
                 record.bytes_per_s = Some(mix(record.bytes_per_s, measured.bytes as f64 / transfer));
             }
+            if (1..LINK_BYTES).contains(&measured.bytes) {
+                let round_trip = record.round_trip(false);
+                let accounted = (computed + queued).as_secs_f64() + round_trip;
+                record.unaccounted.add(unaccounted(measured.elapsed.as_secs_f64(), accounted));
+            }
         });
+    }
+
+    /// A pass through a chain of servers took `waited`. What none of them accounts for is charged to each: which one it was shows when another one
+    /// takes its place.
+    pub(crate) fn chained(&self, hops: &[(PeerId, Measurement)], waited: Duration) {
+        let ends = [hops.first(), hops.last()].into_iter().flatten();
+        let ways: f64 = ends.map(|(peer, _)| self.record(*peer).round_trip(false) / 2.0).sum();
+        let of_hop = |(_, hop): &(PeerId, Measurement)| (hop.computed + hop.queued + hop.handed).as_secs_f64();
+        let extra = unaccounted(waited.as_secs_f64(), ways + hops.iter().map(of_hop).sum::<f64>());
+        hops.iter().for_each(|(peer, _)| self.with(*peer, |record| record.unaccounted.add(extra)));
     }
 
     /// Bans the peer, twice as long at each failure in a row, and returns for how long. Failures during a ban do not count:
@@ -147,7 +203,9 @@ impl PeerTable {
     /// For how long the planner should still avoid the peer, and after how many failures.
     pub(crate) fn ban(&self, peer: PeerId, now: Instant) -> Option<(Duration, u32)> {
         let record = self.record(peer);
-        record.banned_until.filter(|until| now < *until).map(|until| (until - now, record.failures))
+        let banned = record.banned_until.map(|until| (until, record.failures));
+        let until = banned.into_iter().chain(record.suspended).filter(|(until, _)| now < *until).max();
+        until.map(|(until, times)| (until - now, times))
     }
 
     /// An answer about `rows` rows came after `wait`, with everything that lies between: the network, others, other servers.
@@ -178,7 +236,21 @@ impl PeerTable {
 
     /// Its results are wrong: never to be used again by this client.
     pub(crate) fn untrue(&self, peer: PeerId) {
-        self.with(peer, |record| record.untrue = true);
+        self.with(peer, |record| (record.untrue, record.wrong_at) = (true, Some(Instant::now())));
+    }
+
+    /// Strangers say that its results are wrong: like a ban, which no success ends.
+    pub(crate) fn suspend(&self, peer: PeerId, now: Instant) {
+        self.with(peer, |record| {
+            let times = record.suspended.map_or(0, |(_, times)| times);
+            let time = (SUSPENSION * 2u32.pow(times.min(8))).min(LONGEST_SUSPENSION);
+            (record.suspended, record.wrong_at) = (Some((now + time, times + 1)), Some(now));
+        });
+    }
+
+    /// Whether its results were found to be wrong since some time, by whomever.
+    pub(crate) fn found_wrong_since(&self, peer: PeerId, since: Instant) -> bool {
+        self.record(peer).wrong_at.is_some_and(|at| at >= since)
     }
 
     /// Whether its results were found to be wrong.

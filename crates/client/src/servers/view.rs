@@ -1,17 +1,20 @@
 //! The client's picture of the swarm: who serves the model, and open streams to them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
-use petals_swarm::{ClockOffset, DirectoryEntry, LookupError, PeerId, SwarmHandle};
+use petals_swarm::{DirectoryEntry, LookupError, PeerId, SwarmHandle, network_of};
 
+use super::accepted::Accepted;
 use super::hop::{HopConnection, HopError, ServerWork, Traffic, TrafficCount};
 use super::peers::{CostEstimate, Measurement, PassSize, PeerTable};
+use super::weights::{KnownWeights, Weights};
 use crate::lock::lock;
-use crate::planner::{Candidate, Exclusion, MissingBlocks};
+use crate::planner::{Candidate, Exclusion};
 
 /// A view older than this is refreshed while it goes on being used.
 const MAX_AGE: Duration = Duration::from_secs(30);
@@ -19,8 +22,7 @@ const MAX_AGE: Duration = Duration::from_secs(30);
 /// Longest wait for a connection and the greeting on it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Models that a message lists.
-const LISTED_MODELS: usize = 8;
+mod notes;
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<HopConnection>>>>;
 
@@ -30,13 +32,15 @@ struct Known {
     entry: Arc<DirectoryEntry>,
     /// Milliseconds of a round trip to servers behind it, as it says.
     next: Arc<[(PeerId, f32)]>,
+    /// Why its weights keep it from being used.
+    weights: Option<Exclusion>,
 }
 
 impl Known {
-    fn new(entry: DirectoryEntry) -> Self {
-        let next = entry.info.next_pings.iter();
+    fn new(entry: DirectoryEntry, weights: &Weights) -> Self {
+        let (weights, next) = (weights.exclusion(&entry.info), entry.info.next_pings.iter());
         let next = next.filter_map(|(peer, ping)| Some((peer.parse().ok()?, *ping))).collect();
-        Self { entry: Arc::new(entry), next }
+        Self { entry: Arc::new(entry), next, weights }
     }
 }
 
@@ -57,6 +61,8 @@ pub(crate) struct SwarmView {
     /// When the last lookup ended; held while one runs, so that many waiting passes ask once.
     refreshed: tokio::sync::Mutex<Option<Instant>>,
     slots: Mutex<HashMap<PeerId, Slot>>,
+    weights: Weights,
+    accepted: Accepted,
     peers: PeerTable,
     traffic: Arc<Traffic>,
     /// Counts what may change a route: failures, refusals, news of the directory.
@@ -64,8 +70,17 @@ pub(crate) struct SwarmView {
 }
 
 impl SwarmView {
-    pub(crate) fn new(swarm: SwarmHandle, model: ModelId, blocks: Span) -> Self {
+    /// Of a model whose weights are these, or those that most servers have.
+    pub(crate) fn new(
+        swarm: SwarmHandle,
+        model: ModelId,
+        blocks: Span,
+        weights: Option<&KnownWeights>,
+        accepted: Accepted,
+    ) -> Self {
         Self {
+            weights: Weights::new(blocks, weights),
+            accepted,
             swarm,
             model,
             blocks,
@@ -125,7 +140,8 @@ impl SwarmView {
             }
             Err(error) => return Err(error),
         };
-        let mut fresh: HashMap<PeerId, Known> = found.into_iter().map(|e| (e.peer, Known::new(e))).collect();
+        let mut fresh: HashMap<PeerId, Known> =
+            found.into_iter().map(|entry| (entry.peer, Known::new(entry, &self.weights))).collect();
         // A lookup may miss some; a server with an open stream is there whatever the directory says.
         let connected: Vec<PeerId> =
             lock(&self.slots).iter().filter(|(_, slot)| is_open(slot)).map(|(p, _)| *p).collect();
@@ -135,53 +151,12 @@ impl SwarmView {
                 fresh.entry(peer).or_insert(known);
             }
         }
+        self.weights.learn(fresh.values().map(|known| &*known.entry));
+        fresh.values_mut().for_each(|known| known.weights = self.weights.exclusion(&known.entry.info));
         *servers = fresh;
         *refreshed = Some(Instant::now());
         self.changed();
         Ok(())
-    }
-
-    /// What to say if blocks are missing: a clock that hides servers, or other models that the swarm serves.
-    pub(crate) async fn missing_note(&self, missing: &MissingBlocks) -> Option<String> {
-        match self.clock_note().await {
-            Some(note) => Some(note),
-            None => self.models_note(missing).await,
-        }
-    }
-
-    /// Which models the swarm serves, if all blocks of this one are missing: with some servers there, the model is the right one.
-    pub(crate) async fn models_note(&self, missing: &MissingBlocks) -> Option<String> {
-        if missing.spans != [self.blocks] || !missing.excluded.is_empty() {
-            return None;
-        }
-        let others = self.swarm.models().await;
-        let others: Vec<String> = others.into_iter().map(|(model, _)| model.to_string()).collect();
-        let (first, more) = (others.iter().take(LISTED_MODELS), others.len().saturating_sub(LISTED_MODELS));
-        let listed = first.cloned().collect::<Vec<_>>().join(", ");
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let same = others.iter().any(|other| other.split('@').next() == Some(self.model.name()));
-        let why = if same { " (of one name, the part behind @ tells files apart that differ)" } else { "" };
-        match others.is_empty() {
-            true => Some(format!("{} is looked for, and no model is seen in this swarm", self.model)),
-            false => Some(format!("{} is looked for, and the swarm serves {listed}{more}{why}", self.model)),
-        }
-    }
-
-    /// What to say if servers may be there that are not seen because a clock is wrong.
-    async fn clock_note(&self) -> Option<String> {
-        if let Some(offset) = self.swarm.clock_offset().await.filter(ClockOffset::is_too_large) {
-            return Some(format!(
-                "this machine's clock is {offset} of those of the swarm, so that it takes records of servers for old or not yet written: set \
-                 the clock"
-            ));
-        }
-        let wrong = self.swarm.wrong_clocks(&self.model, self.blocks).await.ok()?;
-        let (first, more) = wrong.split_first()?;
-        let others = if more.is_empty() { String::new() } else { format!(" (as are those of {} others)", more.len()) };
-        Some(format!(
-            "the clock of server {} is {} of this machine's{others}, so that its record is refused: set the clock there",
-            first.peer, first.offset
-        ))
     }
 
     /// Servers that are online, as planning `pass` needs them. Those in `without` are excluded for the reason given. With
@@ -224,11 +199,37 @@ impl SwarmView {
                 transfer_seconds: cost.transfer_seconds(pass.bytes),
                 next: if direct { next.collect() } else { HashMap::new() },
                 banned: self.peers.ban(peer, Instant::now()).is_some(),
-                excluded: self.peers.is_untrue(peer).then_some(Exclusion::Untrue).or_else(|| without(peer)),
+                excluded: self.excluded(peer, info).or(server.weights).or_else(|| without(peer)),
             };
             considered.push(Considered { candidate, cost });
         }
         considered
+    }
+
+    /// Why a server is not used for anything.
+    fn excluded(&self, peer: PeerId, info: &ServerInfo) -> Option<Exclusion> {
+        let untrue = self.peers.is_untrue(peer).then_some(Exclusion::Untrue);
+        untrue.or_else(|| self.accepted.exclusion(info))
+    }
+
+    /// Whether servers that compute in this dtype may be used.
+    pub(crate) fn accepts(&self, dtype: &str) -> bool {
+        self.accepted.accepts(dtype)
+    }
+
+    /// The network that a server is in, if it is on another machine.
+    pub(crate) fn network(&self, peer: PeerId) -> Option<IpAddr> {
+        network_of(&lock(&self.servers).get(&peer)?.entry.addresses)
+    }
+
+    /// Why a server's weights keep it from being used.
+    pub(crate) fn weights_exclusion(&self, peer: PeerId) -> Option<Exclusion> {
+        lock(&self.servers).get(&peer)?.weights
+    }
+
+    /// Servers that are not used because they have other weights, when there are new ones.
+    pub(crate) fn other_weights(&self) -> Option<Vec<PeerId>> {
+        self.weights.news()
     }
 
     fn cost_at(&self, peer: PeerId, info: &ServerInfo, pass: PassSize) -> CostEstimate {
@@ -296,8 +297,15 @@ impl SwarmView {
         let opening = HopConnection::open(&self.swarm, &entry, &self.model, patience, self.traffic.clone());
         let opened = tokio::time::timeout(patience, opening).await.map_err(|_| HopError::Timeout(patience))??;
         // What the server says itself is newer than what the directory has.
+        let fresh = DirectoryEntry { info: opened.info.clone(), ..DirectoryEntry::clone(&entry) };
+        let fresh = Known::new(fresh, &self.weights);
+        let other = fresh.weights;
         if let Some(known) = lock(&self.servers).get_mut(&peer) {
-            *known = Known::new(DirectoryEntry { info: opened.info.clone(), ..DirectoryEntry::clone(&entry) });
+            *known = fresh;
+        }
+        if let Some(why) = other {
+            self.changed();
+            return Err(HopError::Weights(why));
         }
         Ok(slot.insert(Arc::new(opened)).clone())
     }
@@ -322,6 +330,13 @@ impl SwarmView {
         self.changed();
     }
 
+    /// Others that nobody trusts say that its results are wrong. It is used where nobody else is left.
+    pub(crate) fn suspend(&self, peer: PeerId) {
+        lock(&self.slots).remove(&peer);
+        self.peers.suspend(peer, Instant::now());
+        self.changed();
+    }
+
     /// The server no longer hosts what the directory says.
     pub(crate) fn forget(&self, peer: PeerId) {
         lock(&self.slots).remove(&peer);
@@ -330,6 +345,7 @@ impl SwarmView {
     }
 
     pub(crate) fn succeeded(&self, peer: PeerId, measured: Measurement) {
+        self.weights.used();
         self.peers.succeeded(peer, measured);
     }
 

@@ -250,8 +250,9 @@ impl PromptTuner {
         let seen = mask.as_ref().map_or_else(|| self.tables.clone(), |mask| Arc::new(mask.of(&self.tables)));
         // Servers that are found to give wrong results may have done so in micro-batches that were not checked.
         loop {
+            let started = Instant::now();
             let (mut gradients, score, peers) = self.gradients_once(pace, batch, &seen).await?;
-            if !peers.iter().any(|peer| self.sequence.is_untrue(*peer)) {
+            if !peers.iter().any(|peer| self.sequence.found_wrong_since(*peer, started)) {
                 mask.iter().for_each(|mask: &Mask| mask.back(&mut gradients));
                 return Ok((gradients, score));
             }
@@ -331,13 +332,14 @@ pub async fn evaluate(
 
 async fn score(passes: &Passes, examples: &[Example], pace: Pace) -> Result<Score, TuneError> {
     loop {
+        let started = Instant::now();
         let (mut score, mut used) = (Score::default(), HashSet::new());
         let mut results = in_order(passes, examples, pace, Passes::evaluate);
         while let Some((micro, peers)) = results.try_next().await? {
             score.add(&micro);
             used.extend(peers);
         }
-        if !used.iter().any(|peer| passes.sequence.is_untrue(*peer)) {
+        if !used.iter().any(|peer| passes.sequence.found_wrong_since(*peer, started)) {
             return Ok(score);
         }
     }

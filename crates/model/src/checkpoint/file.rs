@@ -109,6 +109,18 @@ impl TensorFile {
         Ok(Header { dtype: dtype.clone(), shape: shape.clone() })
     }
 
+    /// What the header says of a tensor, and where its bytes are, whatever it is.
+    pub(super) fn raw(&self, name: &str) -> Result<(Header, Range<usize>), CheckpointError> {
+        let (start, end) = self.entry(name)?.data_offsets;
+        let range = self.data_start.checked_add(start).zip(self.data_start.checked_add(end));
+        let range = range.filter(|&(start, end)| start <= end && end <= self.map.len());
+        let (start, end) = range.ok_or_else(|| CheckpointError::Malformed {
+            path: self.path.clone(),
+            reason: format!("the bytes of `{}` are not where its header says", name.escape_default()),
+        })?;
+        Ok((self.header(name)?, start..end))
+    }
+
     /// Finds a tensor and checks that it has one of `dtypes`, its shape, and that its bytes are there.
     pub(super) fn locate(
         &self,

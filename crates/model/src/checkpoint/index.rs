@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -143,6 +144,14 @@ impl TensorIndex {
     /// What the header of its file says of a tensor.
     pub(super) fn header(&self, name: &str) -> Result<Header, CheckpointError> {
         self.look(name, |file, stored| file.header(stored))
+    }
+
+    /// A tensor under the name that it is stored under: its file, what the header says of it, and where its bytes are there.
+    pub(super) fn raw(&self, stored: &str) -> Result<(Arc<TensorFile>, Header, Range<usize>), CheckpointError> {
+        self.look(stored, |file, stored| {
+            let (header, range) = file.raw(stored)?;
+            Ok((Arc::clone(file), header, range))
+        })
     }
 
     /// Looks for a tensor in its file, under the name that it is stored under.

@@ -72,6 +72,16 @@ impl Checkpoint {
 
     /// The files with tensors whose names begin so, in any of the ways in which names may be stored.
     fn files_below(&self, below: &[String]) -> BTreeSet<String> {
+        let starts = self.starts(below);
+        let wanted = |name: &str| starts.iter().any(|start| name.starts_with(start.as_str()));
+        let file = |(name, path): (&str, &std::path::Path)| {
+            wanted(name).then(|| path.file_name().map(|file| file.to_string_lossy().into_owned())).flatten()
+        };
+        self.index.stored().filter_map(file).collect()
+    }
+
+    /// All beginnings of names that stand for these, in any of the ways in which names may be stored.
+    pub(super) fn starts(&self, below: &[String]) -> BTreeSet<String> {
         let base = self.config.names.base();
         let mut starts = BTreeSet::new();
         for whole in below {
@@ -82,10 +92,6 @@ impl Checkpoint {
                 starts.insert(format!("model.language_model.{bare}"));
             }
         }
-        let wanted = |name: &str| starts.iter().any(|start| name.starts_with(start.as_str()));
-        let file = |(name, path): (&str, &std::path::Path)| {
-            wanted(name).then(|| path.file_name().map(|file| file.to_string_lossy().into_owned())).flatten()
-        };
-        self.index.stored().filter_map(file).collect()
+        starts
     }
 }

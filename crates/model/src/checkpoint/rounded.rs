@@ -7,7 +7,6 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use half::f16;
 use memmap2::Mmap;
@@ -15,6 +14,7 @@ use rayon::prelude::*;
 
 use super::Checkpoint;
 use super::blocks::{self, BLOCK, Bits, Column, Table, WeightColumns};
+use super::hashed::{Hashes, file_as_text};
 
 /// Begins every file; its last character changes with the layout and with how weights are rounded.
 const MAGIC: &[u8; 16] = b"petals blocks 2\n";
@@ -31,23 +31,13 @@ pub(crate) struct Rounded {
 }
 
 impl Checkpoint {
-    /// The same checkpoint, of which weights that are rounded to eight or four bits are kept in `directory` for the next time.
+    /// The same checkpoint, of which weights that are rounded to eight or four bits, and hashes of weights, are kept in `directory` for the next time.
     #[must_use]
-    pub fn with_rounded_in(self, directory: PathBuf) -> Self {
-        let name = blake3::hash(self.files_as_text().as_bytes()).to_hex();
-        Self { rounded: Some(directory.join(&name[..16])), ..self }
-    }
-
-    /// The files of the tensors, with their sizes and times.
-    fn files_as_text(&self) -> String {
-        let of_file = |path: &Path| {
-            let meta = fs::metadata(path).ok();
-            let length = meta.as_ref().map_or(0, fs::Metadata::len);
-            let time = meta.and_then(|meta| meta.modified().ok()?.duration_since(UNIX_EPOCH).ok());
-            let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-            format!("{} {length} {}\n", path.display(), time.unwrap_or_default().as_nanos())
-        };
-        self.index.files().into_iter().map(of_file).collect()
+    pub fn with_cache_in(self, directory: PathBuf) -> Self {
+        let files: String = self.index.files().into_iter().map(file_as_text).collect();
+        let name = blake3::hash(files.as_bytes()).to_hex();
+        let rounded = Some(directory.join(&name[..16]));
+        Self { rounded, hashes: Hashes::kept_in(directory.join("hashes")), ..self }
     }
 
     /// The columns `[depth, width]` rounded to `bits`, from disk if they are there, else rounded and put there. `projection` says which they are.
@@ -212,24 +202,24 @@ mod tests {
                 loaded.forward(pass, Keep::Nothing).unwrap().text
             };
             let direct = weights(open());
-            let first = weights(open().with_rounded_in(kept.path().to_owned()));
+            let first = weights(open().with_cache_in(kept.path().to_owned()));
             let written: Vec<_> = files(kept.path());
             let times = |files: &[PathBuf]| -> Vec<_> {
                 files.iter().map(|path| fs::metadata(path).unwrap().modified().unwrap()).collect()
             };
             let before = times(&written);
             assert!(!written.is_empty());
-            let second = weights(open().with_rounded_in(kept.path().to_owned()));
+            let second = weights(open().with_cache_in(kept.path().to_owned()));
             assert_eq!((&first, &second), (&direct, &direct), "{dtype}");
             assert_eq!(times(&written), before, "nothing was written again");
             // What is broken is made again.
             fs::write(&written[0], b"petals blocks 2\nbut no more").unwrap();
-            assert_eq!(weights(open().with_rounded_in(kept.path().to_owned())), direct);
+            assert_eq!(weights(open().with_cache_in(kept.path().to_owned())), direct);
             assert!(fs::metadata(&written[0]).unwrap().len() > 100);
         }
         // Where nothing can be written, nothing is kept.
         let nowhere = model.path().join("config.json").join("weights");
-        let checkpoint = open().with_rounded_in(nowhere);
+        let checkpoint = open().with_cache_in(nowhere);
         assert!(checkpoint.load_span(checkpoint.blocks(), &Device::cpu(), Dtype::Int4).is_ok());
     }
 }

@@ -161,7 +161,11 @@ impl Checkpoint {
         let loaded: Vec<&Blocks<E>> = loaded.into_iter().filter_map(|part| E::borrow(&part.blocks)).collect();
         let block = |number| match loaded.iter().find_map(|loaded| loaded.block(number)) {
             Some(block) => Ok(Arc::clone(block)),
-            None => loader.block(number).map(Arc::new),
+            None => {
+                // First, so that whatever it reads from the disk is in the system's cache when the block is made of it.
+                self.weights_of_block(number)?;
+                loader.block(number).map(Arc::new)
+            }
         };
         let blocks = span.blocks().map(block).collect::<Result<_, _>>()?;
         Ok(Blocks::new(engine, self.config().clone(), span, blocks))

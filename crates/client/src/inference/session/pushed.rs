@@ -1,7 +1,7 @@
 //! Steps that go from server to server.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use petals_protocol::{PassLayout, Refusal, Remedy};
 
@@ -113,6 +113,7 @@ impl InferenceSession {
                 let flow = (number == 0).then(|| first.clone());
                 self.asked(hop, layout, flow, ends, connection.clone(), part)
             });
+            let started = Instant::now();
             let answer = match self.sequence.last_of(pass, hops, requests.collect()).await {
                 Ok(answer) => answer,
                 Err((number, error)) => {
@@ -132,6 +133,7 @@ impl InferenceSession {
                     });
                 }
             };
+            self.charge(hops, started.elapsed());
             let output = answer.output.ok_or_else(|| at(last)(HopError::BadReply("no output".into())))?;
             chunk(last).collect(&output.text, self.sequence.hidden(), &mut outputs);
             known.iter_mut().zip(&lengths).for_each(|(known, rows)| *known += rows);
@@ -139,7 +141,7 @@ impl InferenceSession {
         }
         self.hops.iter_mut().zip(opens).for_each(|(hop, open)| hop.open = Some(open));
         let recent = lock(&self.recent);
-        self.timings.extend(hops.iter().filter_map(|hop| Some((*hop, *recent.get(hop)?))));
+        self.timings.extend(hops.iter().filter_map(|hop| Some((*hop, (*recent.get(hop)?).into()))));
         drop(recent);
         Ok(outputs.concat())
     }
@@ -160,8 +162,18 @@ impl InferenceSession {
                 hop_input(&sequence, tables.as_ref(), layout, flow.as_ref(), ends).step(&connection, part).await?;
             sequence.succeeded(hop.peer, answer.measured);
             sequence.waited(hop.peer, answer.measured);
-            lock(&recent).insert(hop, answer.measured.into());
+            lock(&recent).insert(hop, answer.measured);
             Ok(answer)
+        }
+    }
+
+    /// Holds what a step took against what the servers say that it took them; those whose answer is still on its way said so a step ago.
+    fn charge(&self, hops: &[Hop], waited: Duration) {
+        let recent = lock(&self.recent);
+        let measured: Vec<_> = hops.iter().filter_map(|hop| Some((hop.peer, *recent.get(hop)?))).collect();
+        drop(recent);
+        if measured.len() == hops.len() {
+            self.sequence.chained(&measured, waited);
         }
     }
 

@@ -86,6 +86,11 @@ impl CostEstimate {
     }
 }
 
+/// Seconds of a round trip to a server of which nothing is known.
+pub(super) fn usual_round_trip(relayed: bool) -> f64 {
+    if relayed { 2.0 * UNKNOWN_ROUND_TRIP } else { UNKNOWN_ROUND_TRIP }
+}
+
 /// The first number there is.
 fn first(measured: Option<f64>, announced: Option<f64>, assumed: f64) -> Figure {
     match (measured, announced) {
@@ -122,13 +127,14 @@ impl PeerTable {
             let value = queue_seconds.value.max(hint * f64::powi(2.0, times - 1));
             queue_seconds = Figure { value, source: Source::Announced };
         }
-        // The first ping may have waited behind handshakes: bad news is believed from the second one on.
-        let usual = if info.relayed { 2.0 * UNKNOWN_ROUND_TRIP } else { UNKNOWN_ROUND_TRIP };
-        let ping = record.pings.least().filter(|ping| record.pings.0.len() > 1 || *ping < usual);
+        // What was waited is paid for, whoever says that it took no time.
+        if let Some(extra) = record.unaccounted.least().filter(|extra| *extra > 0.0) {
+            queue_seconds = Figure { value: queue_seconds.value + extra, source: Source::Measured };
+        }
         CostEstimate {
             block_seconds,
             queue_seconds,
-            round_trip_seconds: first(ping, None, usual),
+            round_trip_seconds: first(record.ping(info.relayed), None, usual_round_trip(info.relayed)),
             bytes_per_s: first(
                 record.bytes_per_s,
                 info.network_bytes_per_s.filter(|rate| *rate > 0.0).map(f64::from),

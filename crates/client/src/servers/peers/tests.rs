@@ -9,7 +9,7 @@ fn info() -> ServerInfo {
 fn measured(rows: usize, elapsed: u64, computed: u64, queued: u64) -> Measurement {
     let ms = Duration::from_millis;
     let (elapsed, computed, queued) = (ms(elapsed), ms(computed), ms(queued));
-    Measurement { rows, blocks: 4, bytes: 0, elapsed, computed, queued }
+    Measurement { rows, blocks: 4, bytes: 1, elapsed, computed, queued, handed: Duration::ZERO }
 }
 
 const PASS: PassSize = PassSize { rows: 10, bytes: 1000 };
@@ -109,6 +109,57 @@ fn a_server_that_claims_more_time_than_passed_is_not_believed() {
     table.succeeded(peer, measured(10, 10, 1_000_000, 1_000_000));
     let cost = table.estimate(peer, &info(), PASS, 0);
     assert!(close(cost.block_seconds, 0.01 / 4.0, Source::Measured) && cost.queue_seconds.value < 1e-9);
+}
+
+#[test]
+fn whoever_claims_to_take_no_time_pays_for_what_was_waited() {
+    let (table, liar, honest) = (PeerTable::default(), PeerId::random(), PeerId::random());
+    let queue = |peer| table.estimate(peer, &info(), PASS, 0).queue_seconds.value;
+    for peer in [liar, honest] {
+        (1..4).for_each(|ping| table.pinged(peer, Duration::from_millis(ping)));
+    }
+    for wait in [905, 903, 950] {
+        table.succeeded(liar, measured(1, wait, 0, 0));
+        table.succeeded(honest, measured(1, wait, 900, 0));
+    }
+    assert!(queue(liar) > 0.88, "{}", queue(liar));
+    assert!(queue(honest) < 1e-9, "its blocks are charged: {}", queue(honest));
+    // A pause of the network or of a processor is no lie.
+    table.succeeded(honest, measured(1, 1900, 5, 0));
+    assert!(queue(honest) < 1e-9);
+    // Who is quick once more is believed again.
+    table.succeeded(liar, measured(1, 8, 5, 0));
+    assert!(queue(liar) < 1e-9);
+}
+
+#[test]
+fn what_nobody_of_a_chain_accounts_for_is_charged_until_one_of_them_is_replaced() {
+    let table = PeerTable::default();
+    let [honest, liar, other] = [PeerId::random(), PeerId::random(), PeerId::random()];
+    for peer in [honest, liar, other] {
+        (1..4).for_each(|ping| table.pinged(peer, Duration::from_millis(ping)));
+    }
+    let queue = |peer| table.estimate(peer, &info(), PASS, 0).queue_seconds.value;
+    let hop = |peer, computed| (peer, measured(1, computed, computed, 0));
+    table.chained(&[hop(honest, 20), hop(liar, 0)], Duration::from_millis(925));
+    assert!(queue(honest) > 0.8 && queue(liar) > 0.8);
+    table.chained(&[hop(honest, 20), hop(other, 20)], Duration::from_millis(45));
+    assert!(queue(honest) < 1e-9 && queue(other) < 1e-9 && queue(liar) > 0.8);
+    // Passing rows on is no excuse for ever.
+    let claimed = believed_handover(Duration::from_secs(5), 4096);
+    assert!(claimed < Duration::from_millis(200), "{claimed:?}");
+}
+
+#[test]
+fn whom_strangers_outvote_is_passed_over_for_a_time_and_not_for_ever() {
+    let (table, peer, now) = (PeerTable::default(), PeerId::random(), Instant::now());
+    table.suspend(peer, now);
+    table.succeeded(peer, measured(1, 1, 1, 0));
+    assert!(table.ban(peer, now).is_some() && !table.is_untrue(peer), "a success does not end it");
+    assert!(table.ban(peer, now + SUSPENSION).is_none());
+    assert!(table.found_wrong_since(peer, now) && !table.found_wrong_since(peer, now + Duration::from_millis(1)));
+    (0..50).for_each(|_| table.suspend(peer, now));
+    assert!(table.ban(peer, now + LONGEST_SUSPENSION).is_none());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures::stream::TryStreamExt;
 use petals_model::{ClientModel, TopTokens};
@@ -28,6 +29,7 @@ pub async fn teach(
     let pace = config.pace(Pacer::default().pace(tokens(examples)));
     let passes = Passes::new(sequence.clone(), model.clone(), Some(teacher.clone()), false, pace.in_flight);
     let all = loop {
+        let started = Instant::now();
         let (mut all, mut used, mut seen) = (TopTokens::default(), HashSet::new(), 0);
         let mut results = in_order(&passes, examples, pace, |passes, micro| passes.top_tokens(micro, k));
         while let Some((top, peers, tokens)) = results.try_next().await? {
@@ -36,7 +38,7 @@ pub async fn teach(
             seen += tokens;
             done(seen);
         }
-        if !used.iter().any(|peer| sequence.is_untrue(*peer)) {
+        if !used.iter().any(|peer| sequence.found_wrong_since(*peer, started)) {
             break all;
         }
     };

@@ -9,10 +9,13 @@ use petals_protocol::WireVersion;
 use tokio::time::Instant;
 
 use super::{EventLoop, Remote};
-use crate::addresses::{believable, external_addresses, is_circuit, is_loopback, is_tcp, short, without_peer};
+use crate::addresses::{
+    believable, external_addresses, is_circuit, is_loopback, is_tcp, network_of, short, without_peer,
+};
 use crate::behaviour::{BehaviourEvent, KAD_PROTOCOL};
 use crate::config::SwarmMode;
 use crate::node::reach::Reachability;
+use crate::store::Origin;
 use crate::streams::describe_dial_error;
 
 impl EventLoop {
@@ -216,21 +219,31 @@ impl EventLoop {
             let _ = self.swarm.disconnect_peer_id(source);
             return;
         }
+        let origin = source.map(|source| self.origin(source));
         let store = self.swarm.behaviour_mut().kad.store_mut();
         let result = match request {
             kad::InboundRequest::PutRecord { source, record: Some(record), .. } => {
-                store.insert(record).map_err(|error| (source, error))
+                store.insert(record, origin.unwrap_or(Origin::Peer(source))).map_err(|error| (source, error))
             }
             // Kademlia hands on only entries that come from the provider itself.
             kad::InboundRequest::AddProvider { record: Some(entry) } => {
                 let source = entry.provider;
-                store.insert_provider(entry).map_err(|error| (source, error))
+                let origin = origin.unwrap_or(Origin::Peer(source));
+                store.insert_provider(entry, origin).map_err(|error| (source, error))
             }
             _ => Ok(()),
         };
         if let Err((source, error)) = result {
             tracing::debug!(from = short(&source), %error, "refused a record");
         }
+    }
+
+    /// What a connected peer's part of the hash table is accounted to.
+    fn origin(&self, peer: PeerId) -> Origin {
+        let mut addresses = self.remotes.values().filter(|remote| remote.peer == peer).map(|remote| &remote.address);
+        addresses
+            .find_map(|address| network_of(std::slice::from_ref(address)))
+            .map_or(Origin::Peer(peer), Origin::Network)
     }
 
     pub(super) fn listening(&self) -> Vec<Multiaddr> {
