@@ -8,7 +8,7 @@
 //!
 //! A kernel here is trusted by its callers to be given matrices of the sizes that it is told, and checks none.
 
-#![cfg(any(feature = "cuda", feature = "vulkan"))]
+#![cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
 
 use cubecl::prelude::*;
 
