@@ -296,10 +296,11 @@ impl Worker {
             let (left, work) = (left_stash(&pass), work_of_forward(&pass));
             // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
             // and must cost this request only.
-            let (shared, pass_bytes, policy) = (self.shared.clone(), self.config.pass_bytes, self.config.stash_policy);
+            let (shared, rooms) = (self.shared.clone(), self.config.rooms.clone());
+            let (pass_bytes, policy) = (self.config.pass_bytes, self.config.stash_policy);
             let pauses = Mutex::new(Pauses::new(&mut self));
             let pause = || lock(&pauses).pause();
-            let compute = Compute { blocks, pass_bytes, policy, pause: &pause };
+            let compute = Compute { blocks, rooms, pass_bytes, policy, pause: &pause };
             let run = || compute.run(pass, &shared.stashes);
             let output = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
                 tracing::error!("a pass panicked");

@@ -98,6 +98,7 @@ impl Server {
         let checkpoint = Arc::new(checkpoint);
         let files = checkpoint.clone();
         let loaded = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+            let span = division.span();
             let blocks = files.load_division(&division, None)?;
             let rates = measure::rates(&measure, fingerprint, &blocks, hidden_size)?;
             Ok((blocks, rates, weights_of(&files, span)))

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use petals_model::{Checkpoint, Division, Place};
+use petals_model::{Checkpoint, Device, Division, Place};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
 use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
 

@@ -47,7 +47,9 @@ pub(super) fn write(sources: &mut Sources) -> Result<(), Box<dyn Error>> {
         let kind = format!("heads of {dim}");
         let (of_rows, of_pages) = (format!("rows, {kind}"), format!("pages in bf16, {kind}"));
         sources.of(When::Training, &of_rows, &format!("rows_{name}"), |gpu| rows(gpu, dim, group, PLAIN, false))?;
-        sources.of(When::Training, &kind, &format!("backward_{name}"), |gpu| rows(gpu, dim, group, PLAIN, true))?;
+        sources.of(When::Training, &format!("for a backward, {kind}"), &format!("backward_{name}"), |gpu| {
+            rows(gpu, dim, group, PLAIN, true)
+        })?;
         sources.of(When::Decoding, &of_pages, &format!("paged_{name}_bf16_long"), |gpu| {
             paged(gpu, dim, group, PLAIN, (Kept::Bf16, LONG));
         })?;
