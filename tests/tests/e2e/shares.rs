@@ -128,7 +128,7 @@ fn step(session: u64, start: u32, open: Option<u32>) -> Request {
 async fn two_ids_that_reserve_all_memory_of_sessions_keep_nobody_out() -> anyhow::Result<()> {
     // What an eighth less of this holds is a few sessions.
     let executor = ExecutorConfig { kv_bytes: 1 << 20, ..ExecutorConfig::default() };
-    let swarm = swarm(&["0..4"], |config| ServerConfig { executor, ..config }).await?;
+    let swarm = swarm(&["0..4"], |config| ServerConfig { executor: executor.clone(), ..config }).await?;
     let d = swarm.hidden;
     let mut attackers = attackers(&swarm, 2, 1).await?;
     let mut opened = Vec::new();
