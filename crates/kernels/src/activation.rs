@@ -70,7 +70,7 @@ fn slope(x: f32, #[comptime] activation: Activation) -> f32 {
 
 /// `Φ`'s cubic factor in [`Activation::GeluTanh`], and `2 √(2/π)`.
 const CUBIC: f32 = 0.044_715;
-const TWICE_ROOT: f32 = 1.595_769_1;
+const TWICE_ROOT: f32 = 1.595_769;
 
 /// `2 √(2/π) (x + 0.044715 x³)`, whose sigmoid is `(1 + tanh) / 2` of the half of it.
 #[cube]

@@ -9,6 +9,14 @@
 //! A kernel here is trusted by its callers to be given matrices of the sizes that it is told, and checks none.
 
 #![cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
+#![allow(
+    clippy::collapsible_if,
+    clippy::if_same_then_else,
+    clippy::manual_is_multiple_of,
+    clippy::too_many_arguments,
+    reason = "kernels are in cubecl's language: what is decided when they are compiled stands apart from what is decided on the device, \
+              and arguments are arrays and numbers"
+)]
 
 use cubecl::prelude::*;
 

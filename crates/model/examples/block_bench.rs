@@ -106,7 +106,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let portable = option(&mut arguments, "--portable")?.unwrap_or(1) != 0;
     let Run { device, dtype, repetitions } = Run::take(arguments)?;
     let dir = tempfile::tempdir()?;
-    write_model(dir.path(), [sizes.hidden, sizes.mlp, sizes.heads, sizes.blocks])?;
+    write_model(dir.path(), [sizes.hidden, sizes.mlp, sizes.heads, sizes.heads, sizes.blocks])?;
     let checkpoint = Checkpoint::open(dir.path())?;
     for device in [device].into_iter().chain(portable.then(Device::reference)) {
         let stack = checkpoint.load_span(Span::new(0, sizes.blocks as u32)?, &device, dtype)?;

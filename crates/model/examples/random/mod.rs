@@ -16,18 +16,19 @@ pub(crate) fn noise(seed: u32, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-/// Writes a checkpoint of random Llama blocks in f32.
-pub(crate) fn write_model(dir: &Path, [d, mlp, heads, blocks]: [usize; 4]) -> Result<(), Box<dyn Error>> {
+/// Writes a checkpoint of random Llama blocks in f32: hidden size, the MLP's width, query heads, key heads, and how many.
+pub(crate) fn write_model(dir: &Path, [d, mlp, heads, key_heads, blocks]: [usize; 5]) -> Result<(), Box<dyn Error>> {
     let config = format!(
-        r#"{{"model_type": "llama", "vocab_size": 8, "hidden_size": {d}, "intermediate_size": {mlp},
-        "num_hidden_layers": {blocks}, "num_attention_heads": {heads}, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}}"#
+        r#"{{"model_type": "llama", "vocab_size": 8, "hidden_size": {d}, "intermediate_size": {mlp}, "num_hidden_layers": {blocks},
+        "num_attention_heads": {heads}, "num_key_value_heads": {key_heads}, "max_position_embeddings": 16384, "rms_norm_eps": 1e-5}}"#
     );
+    let keys = d / heads * key_heads;
     let shapes = [
         ("input_layernorm", vec![d]),
         ("post_attention_layernorm", vec![d]),
         ("self_attn.q_proj", vec![d, d]),
-        ("self_attn.k_proj", vec![d, d]),
-        ("self_attn.v_proj", vec![d, d]),
+        ("self_attn.k_proj", vec![keys, d]),
+        ("self_attn.v_proj", vec![keys, d]),
         ("self_attn.o_proj", vec![d, d]),
         ("mlp.gate_proj", vec![mlp, d]),
         ("mlp.up_proj", vec![mlp, d]),

@@ -1,0 +1,27 @@
+// The root mean square norm of rows, beside sums in double precision.
+#include <cuda_runtime.h>
+#include "rms.0_norm.cu"
+alignas(16) uint8 dynamic_shared_mem[1 << 18];
+
+int main() {
+    const unsigned rows = 5, width = 777;
+    std::vector<float> x(rows * width), weights(width), out(rows * width), nothing(4);
+    for (float &value : x) value = noise();
+    for (float &value : weights) value = noise();
+    info_st info{};
+    info.scalars_float[0] = 1e-5f;
+    const uint32 numbers[] = {rows, width, 1, width};
+    memcpy(info.scalars_uint32, numbers, sizeof numbers);
+    // Two cubes too many.
+    launch(rows + 2, 1, 256, [&] { norm_kernel(x.data(), weights.data(), nothing.data(), out.data(), nothing.data(), info); });
+    double worst = 0;
+    for (unsigned row = 0; row < rows; row++) {
+        double squares = 0;
+        for (unsigned i = 0; i < width; i++) squares += double(x[row * width + i]) * x[row * width + i];
+        for (unsigned i = 0; i < width; i++) {
+            double expected = x[row * width + i] / sqrt(squares / width + 1e-5) * weights[i];
+            worst = fmax(worst, fabs(expected - out[row * width + i]));
+        }
+    }
+    return verdict("norm", worst);
+}
