@@ -84,11 +84,11 @@ mod tests {
 
     #[test]
     fn structure_weighs_and_text_does_not() {
-        assert_eq!(estimate(br#""{[,,,\"{{{""#), 14);
+        assert_eq!(estimate(br#""{[,,,\"{{{""#), 12);
         assert_eq!(estimate(br#"{"a":[1,2]}"#), 11 + OBJECT + LIST + ENTRY);
         let bomb = br#"{"":0},"#.repeat(1000);
         assert_eq!(estimate(&bomb), 1000 * (7 + OBJECT + ENTRY));
-        assert_eq!(estimate(br#"{"a":"\\",[[["#), 14 + OBJECT + ENTRY + 3 * LIST);
+        assert_eq!(estimate(br#"{"a":"\\",[[["#), 13 + OBJECT + ENTRY + 3 * LIST);
     }
 
     #[tokio::test]

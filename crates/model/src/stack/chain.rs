@@ -4,9 +4,12 @@ use petals_protocol::{PassLayout, Span};
 
 use super::BlockStack;
 use super::block::Keep;
-use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Pause};
+use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Pause, small_enough};
 use super::stash::{Stash, StashPart};
 use crate::engine::on_engine;
+
+/// What is said of inputs that are too large.
+const SQUARED: &str = "the square of a value that enters the span";
 
 impl BlockStack {
     /// Runs the layout's span, any part of this stack's, forward. The output has a [`Stash`] if anything is kept.
@@ -30,6 +33,8 @@ impl BlockStack {
     ) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
         self.check_layout(pass.layout)?;
+        small_enough(SQUARED, &pass.text)?;
+        pass.prefix.as_deref().map_or(Ok(()), |prefix| small_enough(SQUARED, prefix))?;
         let layout = pass.layout;
         let mut kept = Vec::new();
         let output = self.run_forward(pass, |part, own, pass| {

@@ -197,6 +197,14 @@ pub(super) fn changeable(change: WeightChange, config: &ModelConfig) -> Result<(
     }
 }
 
+/// Refuses values so large that a norm, which squares them and adds the squares up, would make zeros of the others: no model has such, and what follows would look like
+/// results.
+pub(super) fn small_enough(what: &'static str, values: &[f32]) -> Result<(), PassError> {
+    const MOST: f32 = 1e15;
+    let small = values.chunks(1 << 12).all(|chunk| chunk.iter().fold(true, |all, v| all & ((v.abs() <= MOST) | v.is_nan())));
+    if small { Ok(()) } else { Err(PassError::NotFinite(what)) }
+}
+
 /// Refuses NaN and infinities.
 pub(super) fn finite(what: &'static str, values: &[f32]) -> Result<(), PassError> {
     let finite = values.chunks(1 << 12).all(|chunk| chunk.iter().fold(true, |all, v| all & v.is_finite()));

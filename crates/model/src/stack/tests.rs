@@ -303,6 +303,7 @@ fn wrong_inputs_are_refused_by_name() {
     let empty = PassLayout { lengths: vec![], ..bare.clone() };
     assert!(refusal(&empty, |_| ()).contains("impossible layout"));
     assert_eq!(refusal(&bare, |i| i.text[3] = f32::NAN), "the span's text output is not finite");
+    assert_eq!(refusal(&bare, |i| i.text[3] = 3e38), "the square of a value that enters the span is not finite");
     let stash = forward(&stack, &layout, inputs(&layout)).stash.unwrap();
     let grads = OutputGrads { prefix: None, ..output_grads(&layout) };
     assert_eq!(stack.backward(stash, grads, true).unwrap_err().to_string(), "the prefix gradient is missing");
