@@ -168,7 +168,7 @@ async fn prompts_that_a_server_cannot_keep_travel_with_every_request() -> anyhow
     let goldens = Goldens::load("llama-gqa")?;
     let swarm = LocalSwarm::start_with(&goldens.model(), &["0..4"], |config| {
         // Room for the requests of one example, and for less than the prompts beside them.
-        petals_node::ServerConfig { request_bytes: 56 << 10, ..config }
+        petals_node::ServerConfig { request_bytes: 32 << 10, ..config }
     })
     .await?;
     let sequence = Arc::new(swarm.sequence(SequenceConfig::default()));

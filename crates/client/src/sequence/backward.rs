@@ -75,7 +75,9 @@ impl RemoteSequence {
                 Err((hop, error))
                     if is_overflow(&error)
                         && doubting != Some(record.hop.span)
-                        && supplier.as_ref().is_some_and(|(_, entered, _)| entered.is_some()) =>
+                        && supplier
+                            .as_ref()
+                            .is_some_and(|(by, entered, _)| entered.is_some() && self.is_replaceable(*by)) =>
                 {
                     record.stash = None;
                     doubting = Some(record.hop.span);

@@ -109,8 +109,10 @@ impl RemoteSequence {
                     }
                     Err(error) => {
                         // Values that this server cannot use may be the fault of whoever gave them: that one's part is done by others first.
-                        let known =
-                            |record: &mut HopRecord| record.flow.is_some() && record.hop.span.start() >= span.start();
+                        let known = |record: &mut HopRecord| {
+                            let is_of_pass = record.flow.is_some() && record.hop.span.start() >= span.start();
+                            is_of_pass && self.is_replaceable(record.hop)
+                        };
                         if is_overflow(&error)
                             && retry.rejected_by().is_empty()
                             && let Some(HopRecord { hop: Hop { peer, span }, flow: Some(entered), .. }) =

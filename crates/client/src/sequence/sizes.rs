@@ -80,6 +80,13 @@ impl RemoteSequence {
         self.sizes.check(kind, span, entered, left).map_err(HopError::BadReply)
     }
 
+    /// Whether others hold all blocks of a hop, so that they can be asked for what it gave. Who is the only one is not doubted: nobody would be left.
+    pub(super) fn is_replaceable(&self, hop: Hop) -> bool {
+        let others = self.view.servers().into_iter().filter(|(peer, _)| *peer != hop.peer);
+        let spans: Vec<Span> = others.map(|(_, info)| info.span).collect();
+        hop.span.blocks().all(|block| spans.iter().any(|span| span.blocks().contains(&block)))
+    }
+
     /// Tells that what a server gave is of no use to the next one, so that others are asked for it.
     pub(super) fn doubted(&self, hop: Hop, error: &HopError) {
         let reason = format!("what it gave leads to values that are not finite ({})", chain(error));

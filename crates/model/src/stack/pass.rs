@@ -201,7 +201,8 @@ pub(super) fn changeable(change: WeightChange, config: &ModelConfig) -> Result<(
 /// results.
 pub(super) fn small_enough(what: &'static str, values: &[f32]) -> Result<(), PassError> {
     const MOST: f32 = 1e15;
-    let small = values.chunks(1 << 12).all(|chunk| chunk.iter().fold(true, |all, v| all & ((v.abs() <= MOST) | v.is_nan())));
+    let small =
+        values.chunks(1 << 12).all(|chunk| chunk.iter().fold(true, |all, v| all & ((v.abs() <= MOST) | v.is_nan())));
     if small { Ok(()) } else { Err(PassError::NotFinite(what)) }
 }
 
