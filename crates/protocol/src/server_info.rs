@@ -262,7 +262,7 @@ mod tests {
     fn weights_are_told_block_by_block_and_fit_beside_everything_else() {
         let span = Span::new(7, 7 + MAX_HASHED_BLOCKS as u32).unwrap();
         let hashes = (0..span.len()).map(|n| WeightsHash([n as u8; 12])).collect();
-        let pings = (0..MAX_NEXT_PINGS).map(|n| (format!("12D3KooW{n:044}"), 1234.567_8)).collect();
+        let pings = (0..MAX_NEXT_PINGS).map(|n| (format!("12D3KooW{n:044}"), 1_234.567_8)).collect();
         let (weights, model_blocks) = (BlockHashes::new(hashes), Some(span.end()));
         let full = ServerInfo { span, moving_to: Some(span), weights, next_pings: pings, model_blocks, ..info() };
         // A kilobyte is left for addresses, key and signature.

@@ -39,7 +39,7 @@ fn gpus() -> String {
     let mut names = Vec::new();
     #[cfg(feature = "cuda")]
     names.extend(
-        (0..super::probe::device_count().unwrap_or_default()).filter_map(|index| super::cards::card(index).hardware),
+        (0..super::probe::device_count().unwrap_or_default()).filter_map(|index| super::cards::card(index)?.hardware),
     );
     #[cfg(feature = "vulkan")]
     names.extend(super::vulkan::all().iter().map(|adapter| adapter.name().to_owned()));

@@ -141,7 +141,7 @@ mod tests {
         let held: Vec<Permit> = peers.iter().flat_map(|peer| (0..16).filter_map(|_| admission.admit(*peer))).collect();
         assert!(held.len() >= 700, "an address that is alone has most of them: {}", held.len());
         let honest: Vec<Permit> =
-            (2..18).flat_map(|n| (0..4).filter_map(move |_| Some(n))).filter_map(|n| admission.admit(at(n))).collect();
+            (2..18).flat_map(|n| (0..4).map(move |_| n)).filter_map(|n| admission.admit(at(n))).collect();
         assert_eq!(honest.len(), 64, "beside {}", held.len());
     }
 
