@@ -1,4 +1,5 @@
 //! Each operation against those of the other engines, on shapes of every kind, and what a span asks of its device, counted. On whichever Vulkan device there is.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy takes for production code")]
 
 use super::*;
 use crate::device::Kind;

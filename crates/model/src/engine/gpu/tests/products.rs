@@ -205,7 +205,7 @@ fn rowwise<E: Engine>(engine: &E, height: usize, dim: usize, heads: usize, centr
     for interleaved in [false, true] {
         let design = RotaryDesign {
             theta: 1e4,
-            dim: if dim % 4 == 0 { dim / 2 } else { dim },
+            dim: if dim.is_multiple_of(4) { dim / 2 } else { dim },
             interleaved,
             scaling: RopeScaling::Default,
         };
