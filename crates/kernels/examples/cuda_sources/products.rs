@@ -56,6 +56,20 @@ pub(super) fn write(sources: &mut Sources) -> Result<(), Box<dyn Error>> {
             })?;
         }
     }
+    // What is around products that others compute.
+    for (format, name) in FORMATS {
+        for (ends, kind) in [(Ends::Added, "added"), (Ends::Two, "two"), (Ends::Biased, "biased")] {
+            sources.of(
+                When::Training,
+                &format!("{name}, around a large product"),
+                &format!("large_{name}_{kind}"),
+                |gpu| {
+                    run(&gpu.clone().with_large(|_, _, _| Ok(())), format, MANY, false, Inside::Plain, ends);
+                },
+            )?;
+        }
+    }
+    sources.of(When::Training, "", "rows_in_bf16", |gpu| drop(gpu.upload(&vec![1.0; 1 << 15])))?;
     for (activation, name) in super::others::ACTIVATIONS {
         sources.of(When::Decoding, "bf16, rows: 1", &format!("skinny_bf16_1_gated_{name}"), |gpu| {
             run(gpu, Format::Bf16, 1, false, Inside::Gated(activation), Ends::Written);
