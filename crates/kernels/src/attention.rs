@@ -10,7 +10,7 @@
 use cubecl::prelude::*;
 
 use crate::cache::{Kept, rounded_bits};
-use crate::gpu::{Buffer, Gpu};
+use crate::gpu::Buffer;
 
 mod back;
 mod combine;
@@ -234,8 +234,4 @@ fn dot_of(
         sum = dot(a[first + quad], b[second + quad], sum);
     }
     sum
-}
-
-fn launches<R: Runtime>(gpu: &Gpu<R>, cubes: usize) -> CubeCount {
-    gpu.cubes(cubes)
 }

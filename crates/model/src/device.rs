@@ -71,14 +71,6 @@ pub enum DeviceError {
         /// Numbers and names of those present.
         present: String,
     },
-    /// The device has no arithmetic in this dtype.
-    #[error("{device} does not compute in {dtype}: {}", self.remedy())]
-    Dtype {
-        /// Which device.
-        device: String,
-        /// Which dtype.
-        dtype: Dtype,
-    },
     /// The device keeps no keys and values in this dtype.
     #[error("{device} has no {dtype} to keep keys and values in: {}", self.remedy())]
     KvDtype {
@@ -128,7 +120,6 @@ impl DeviceError {
             Self::WithoutVulkan => "build it with `--features vulkan`, or use the device cpu",
             Self::NoVulkan => "install the driver of your GPU (Debian: mesa-vulkan-drivers)",
             Self::Adapter { .. } | Self::Index { .. } => "name one of those that are there",
-            Self::Dtype { .. } => "use --dtype f32",
             Self::KvDtype { .. } => "use --kv-dtype f32 or int8",
             Self::Buffer { .. } => "use a --dtype of fewer bits, or another device",
             Self::Driver(_) => "install NVIDIA's driver, and see that `nvidia-smi` lists the card",

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::combine::combine;
 use super::source::kept_four;
-use super::{Four, Heads, LOWEST, Queries, QueryTile, Shape, UNITS, dot_of, four_of, launches, score_of};
+use super::{Four, Heads, LOWEST, Queries, QueryTile, Shape, UNITS, dot_of, four_of, score_of};
 use crate::cache::Kv;
 use crate::gpu::{Buffer, Gpu};
 use crate::launch;
@@ -82,7 +82,7 @@ fn start<R: Runtime>(
     }
     launch!(
         gpu,
-        launches(gpu, queries.count * shape.key_heads * splits),
+        gpu.cubes(queries.count * shape.key_heads * splits),
         UNITS,
         forward_kernel,
         gpu.arg(q),

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::super::source::row_four;
-use super::super::{Four, Heads, Shape, UNITS, dot_of, four_of, launches, score_of};
+use super::super::{Four, Heads, Shape, UNITS, dot_of, four_of, score_of};
 use super::queries::bent;
 use super::{Given, KeyTile};
 use crate::gpu::{Buffer, Gpu};
@@ -24,7 +24,7 @@ pub(super) fn launch_keys<R: Runtime>(
     }
     launch!(
         gpu,
-        launches(gpu, count * shape.key_heads),
+        gpu.cubes(count * shape.key_heads),
         UNITS,
         keys_kernel,
         gpu.arg(q),

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::super::source::kept_four;
-use super::super::{Four, Heads, Queries, QueryTile, Shape, UNITS, dot_of, four_of, launches, score_of, tanh};
+use super::super::{Four, Heads, Queries, QueryTile, Shape, UNITS, dot_of, four_of, score_of, tanh};
 use super::Given;
 use crate::gpu::{Buffer, Gpu};
 use crate::launch;
@@ -22,7 +22,7 @@ pub(super) fn launch_queries<R: Runtime>(
     }
     launch!(
         gpu,
-        launches(gpu, queries.count * shape.key_heads),
+        gpu.cubes(queries.count * shape.key_heads),
         UNITS,
         queries_kernel,
         gpu.arg(q),
