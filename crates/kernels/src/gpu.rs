@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 use cubecl::stream_id::StreamId;
 
-use crate::boundary;
+use crate::boundary::{self, Watch};
 use crate::counts::Counts;
 use crate::product::Large;
 
@@ -56,8 +56,10 @@ pub struct Gpu<R: Runtime> {
     /// Who computes large products, until that fails.
     large: Option<Large<R>>,
     large_failed: Arc<AtomicBool>,
-    /// What kernels get for inputs, and for outputs, that they do not have.
-    nothing: [Buffer; 2],
+    /// Those that have noticed nothing.
+    watches: Arc<Mutex<Vec<Watch>>>,
+    /// What kernels get for inputs, for outputs and for watches that they do not have.
+    nothing: [Buffer; 3],
 }
 
 /// Values of 32 bits in the memory of a GPU. A clone is the same memory.
@@ -107,7 +109,7 @@ impl Buffer {
 
 impl<R: Runtime> Clone for Gpu<R> {
     fn clone(&self) -> Self {
-        let Self { client, limits, counts, device, large, large_failed, nothing } = self;
+        let Self { client, limits, counts, device, large, large_failed, watches, nothing } = self;
         Self {
             client: client.clone(),
             limits: *limits,
@@ -115,6 +117,7 @@ impl<R: Runtime> Clone for Gpu<R> {
             device: device.clone(),
             large: *large,
             large_failed: Arc::clone(large_failed),
+            watches: Arc::clone(watches),
             nothing: nothing.clone(),
         }
     }
@@ -151,9 +154,9 @@ impl<R: Runtime> Gpu<R> {
             cubes: hardware.max_cube_count.0.min(65_535),
             largest_buffer: properties.memory.max_page_size,
         };
-        let nothing = [(); 2].map(|()| Buffer { handle: Arc::new(client.empty(16)), len: 4 });
-        let (device, large_failed) = (device.clone(), Arc::default());
-        Self { client, limits, counts: Arc::default(), device, large: None, large_failed, nothing }
+        let nothing = [(); 3].map(|()| Buffer { handle: Arc::new(client.empty(16)), len: 4 });
+        let (device, large_failed, watches) = (device.clone(), Arc::default(), Arc::default());
+        Self { client, limits, counts: Arc::default(), device, large: None, large_failed, watches, nothing }
     }
 
     /// The same GPU, whose large products of weights that are not f32 are computed by `large`.
@@ -244,18 +247,43 @@ impl<R: Runtime> Gpu<R> {
     /// # Errors
     /// If anything has failed since the last time.
     pub fn download(&self, buffer: &Buffer) -> Result<Vec<f32>, GpuFailure> {
-        if buffer.len == 0 {
-            return Ok(Vec::new());
+        let words = self.download_words(&[buffer])?.pop().unwrap_or_default();
+        Ok(words.into_iter().map(f32::from_bits).collect())
+    }
+
+    /// As [`Self::download`], for whole numbers, or packed values, of several buffers at once.
+    pub(crate) fn download_words(&self, buffers: &[&Buffer]) -> Result<Vec<Vec<u32>>, GpuFailure> {
+        let bytes_of = |buffer: &Buffer| buffer.len * size_of::<u32>();
+        let some = buffers.iter().filter(|buffer| !buffer.is_empty());
+        let handles: Vec<Handle> = some
+            .map(|buffer| {
+                let handle = buffer.handle();
+                let beyond = handle.size_in_used() - bytes_of(buffer) as u64;
+                handle.offset_end(beyond)
+            })
+            .collect();
+        if handles.is_empty() {
+            return Ok(vec![Vec::new(); buffers.len()]);
         }
-        let bytes = buffer.len * size_of::<f32>();
-        self.counts.downloaded(bytes);
-        let handle = (*buffer.handle).clone();
-        let beyond = handle.size_in_used() - bytes as u64;
-        let read = self.client.read_one(handle.offset_end(beyond)).map_err(|e| GpuFailure(e.to_string()))?;
+        self.counts.downloaded(buffers.iter().map(|buffer| bytes_of(buffer)).sum());
+        let failure = |error: &dyn fmt::Display| GpuFailure(error.to_string());
+        let read = cubecl::future::block_on(self.client.read_async(handles)).map_err(|e| failure(&e))?;
         // A launch that failed is told by this alone, and nothing is left to wait for.
-        cubecl::future::block_on(self.client.sync()).map_err(|e| GpuFailure(e.to_string()))?;
-        let values = read.get(..bytes).ok_or_else(|| GpuFailure("less was read than was asked for".to_owned()))?;
-        Ok(f32::from_bytes(values).to_vec())
+        cubecl::future::block_on(self.client.sync()).map_err(|e| failure(&e))?;
+        let mut read = read.into_iter();
+        let of_buffer = |buffer: &&Buffer| {
+            if buffer.is_empty() {
+                return Some(Vec::new());
+            }
+            Some(u32::from_bytes(read.next()?.get(..bytes_of(buffer))?).to_vec())
+        };
+        let words: Option<Vec<_>> = buffers.iter().map(of_buffer).collect();
+        words.ok_or_else(|| GpuFailure("less was read than was asked for".to_owned()))
+    }
+
+    /// Watches for passes to come.
+    pub(crate) fn idle_watches(&self) -> MutexGuard<'_, Vec<Watch>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives memory that nobody uses back to the system.
@@ -289,6 +317,11 @@ impl<R: Runtime> Gpu<R> {
     /// The argument of an output that may be absent, in which case the kernel does not write it.
     pub(crate) fn output(&self, buffer: Option<&Buffer>) -> ArrayArg<R> {
         self.arg(buffer.unwrap_or(&self.nothing[1]))
+    }
+
+    /// The argument of a watch that may be absent, in which case the kernel does not write to it.
+    pub(crate) fn noticed(&self, watch: Option<&Watch>) -> ArrayArg<R> {
+        self.arg(watch.map_or(&self.nothing[2], |watch| &watch.place))
     }
 
     /// At least `count` cubes; kernels number them with `CUBE_POS` and pass over those that are too many.

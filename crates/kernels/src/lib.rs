@@ -34,6 +34,7 @@ mod small;
 mod words;
 
 pub use activation::{Activation, activate, activate_back};
+pub use boundary::{Fetched, Leaving, Watch};
 pub use cache::{Kept, Kv, Turning, copy_page, turn_and_keep};
 pub use counts::{Counted, Counts};
 pub use gpu::{Buffer, Gpu, GpuFailure, Limits, keep_kernels};

@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use crate::boundary::{Watch, notice};
 use crate::gpu::{Buffer, Gpu};
 use crate::{LANES, cube_sum, launch};
 
@@ -35,7 +36,7 @@ impl NormShape {
 }
 
 /// The normed rows of `x` in `out`; `weights` are those of the norm, and its biases, if there are any. The runs as they were are copied to `before`,
-/// `[rows, groups·width]`, if it is given.
+/// `[rows, groups·width]`, if it is given. A watch remembers its place if a mean square is not finite.
 pub fn norm<R: Runtime>(
     gpu: &Gpu<R>,
     shape: NormShape,
@@ -43,6 +44,7 @@ pub fn norm<R: Runtime>(
     (weights, biases): (&Buffer, Option<&Buffer>),
     out: &Buffer,
     before: Option<&Buffer>,
+    watched: Option<(&Watch, u32)>,
 ) {
     let NormShape { rows, stride, groups, width, centred, eps } = shape;
     if rows == 0 {
@@ -60,6 +62,8 @@ pub fn norm<R: Runtime>(
         gpu.input(biases),
         gpu.arg(out),
         gpu.output(before),
+        gpu.noticed(watched.map(|(watch, _)| watch)),
+        watched.map_or(0, |(_, place)| place),
         rows as u32,
         stride as u32,
         groups as u32,
@@ -68,19 +72,19 @@ pub fn norm<R: Runtime>(
         centred,
         biases.is_some(),
         before.is_some(),
+        watched.is_some(),
         units,
         planes,
     );
 }
 
-/// One over the root of the mean square of a run of `x` from `first` on, less `mean`.
+/// The mean square of a run of `x` from `first` on, less `mean`.
 #[cube]
-fn inverse_root(
+fn mean_square(
     x: &Array<f32>,
     first: usize,
     width: usize,
     mean: f32,
-    eps: f32,
     #[comptime] units: usize,
     #[comptime] planes: bool,
 ) -> f32 {
@@ -89,7 +93,12 @@ fn inverse_root(
         let value = x[first + i] - mean;
         square += value * value;
     }
-    f32::new(1.0) / f32::sqrt(cube_sum(square, units, planes) / f32::cast_from(width) + eps)
+    cube_sum(square, units, planes) / f32::cast_from(width)
+}
+
+#[cube]
+fn inverse_root(square: f32, eps: f32) -> f32 {
+    f32::new(1.0) / f32::sqrt(square + eps)
 }
 
 #[cube]
@@ -119,6 +128,8 @@ fn norm_kernel(
     biases: &Array<f32>,
     out: &mut Array<f32>,
     before: &mut Array<f32>,
+    noticed: &mut Array<u32>,
+    place: u32,
     rows: u32,
     stride: u32,
     groups: u32,
@@ -127,6 +138,7 @@ fn norm_kernel(
     #[comptime] centred: bool,
     #[comptime] biased: bool,
     #[comptime] keeps: bool,
+    #[comptime] watched: bool,
     #[comptime] units: usize,
     #[comptime] planes: bool,
 ) {
@@ -145,7 +157,14 @@ fn norm_kernel(
         } else {
             let first = row * stride + group * width;
             let mean = mean_of(x, first, width, centred, units, planes);
-            let inverse = inverse_root(x, first, width, mean, eps, units, planes);
+            let square = mean_square(x, first, width, mean, units, planes);
+            if comptime!(watched) {
+                // Not less than infinity: NaN too.
+                if UNIT_POS == 0 && !(square < f32::INFINITY) {
+                    notice(noticed, place);
+                }
+            }
+            let inverse = inverse_root(square, eps);
             for i in range_stepped(UNIT_POS as usize, width, units) {
                 let value = x[first + i];
                 if comptime!(keeps) {
@@ -223,7 +242,7 @@ fn norm_back_kernel(
             let first = row * normed + group * width;
             let of_dy = row * stride + group * width;
             let mean = mean_of(x, first, width, centred, units, planes);
-            let inverse = inverse_root(x, first, width, mean, eps, units, planes);
+            let inverse = inverse_root(mean_square(x, first, width, mean, units, planes), eps);
             let mut along = f32::new(0.0);
             let mut sum = f32::new(0.0);
             for i in range_stepped(UNIT_POS as usize, width, units) {

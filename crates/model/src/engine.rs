@@ -29,6 +29,7 @@ mod meter;
 mod on_engine;
 pub(crate) mod rotary;
 pub(crate) mod shapes;
+mod watch;
 
 pub use meter::KvMeter;
 #[cfg(feature = "cuda")]
@@ -36,6 +37,7 @@ pub(crate) use on_engine::Cuda;
 #[cfg(feature = "vulkan")]
 pub(crate) use on_engine::Vulkan;
 pub(crate) use on_engine::{Listed, OnEngine, PerEngine, map_engine, on_engine};
+pub(crate) use watch::{are_small, is_finite};
 
 /// The device failed to compute or to hand over a result.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,8 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     type Attention: fmt::Debug + Send + Sync;
     /// Sequences of a step made ready for [`Self::attend_cached`].
     type CachedAttention: fmt::Debug;
+    /// What remembers where a pass stopped to be finite.
+    type Watch: fmt::Debug;
     /// Keys and values of one sequence in several blocks.
     type Cache: Cache<Rows = Self::Rows>;
 
@@ -113,6 +117,19 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     /// # Errors
     /// If the device failed, at whatever led to this matrix.
     fn download(&self, rows: Self::Rows) -> Result<Vec<f32>, DeviceFailure>;
+
+    /// A watch over a pass.
+    fn watch(&self) -> Self::Watch;
+
+    /// `x`, if a value of which cannot be squared, as a norm does, `watch` remembers `place`, a number from 1 on, unless it remembers one already. `normed` says that
+    /// the next thing that happens to `x` is a norm of its rows.
+    fn watched(&self, x: Self::Rows, place: u32, normed: bool, watch: &Self::Watch) -> Self::Rows;
+
+    /// Waits for what leaves the device at the end of a pass, all of it at once.
+    ///
+    /// # Errors
+    /// If the device failed, at whatever led to these matrices.
+    fn fetch(&self, leaving: Vec<Leaving<Self::Rows>>, watch: Self::Watch) -> Result<Fetched, DeviceFailure>;
 
     /// Numbers of rows, ascending, for [`Self::gather`] and [`Self::add_picked`].
     fn pick(&self, rows: &[u32]) -> Self::Picked;
@@ -310,6 +327,27 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
 
     /// What a product takes for a weight of so many values that is kept in `dtype`.
     fn weight_values(&self, dtype: Dtype, values: u64) -> u64;
+}
+
+/// Rows that leave the device.
+#[derive(Debug)]
+pub(crate) struct Leaving<R> {
+    pub(crate) rows: R,
+    /// The first of them that is wanted.
+    pub(crate) first: usize,
+    /// What is remembered if one of their values is not finite.
+    pub(crate) place: u32,
+    /// Whether they may be rounded to bf16.
+    pub(crate) rounded: bool,
+}
+
+/// What a pass gave.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    /// Values of the wanted rows of each matrix, row-major.
+    pub(crate) matrices: Vec<Vec<f32>>,
+    /// The first place that was remembered.
+    pub(crate) not_finite: Option<u32>,
 }
 
 /// Rows that sequences grow by, before their queries and keys are turned.

@@ -27,6 +27,6 @@ pub use engine::shapes::PAGE_TOKENS;
 pub use engine::{DeviceFailure, KvMeter};
 pub use kv::KvCache;
 pub use stack::{
-    BlockStack, CachedPrefix, CachedRows, Division, ForwardOutput, ForwardPass, InputGrads, Keep, OnePlace,
+    BlockStack, CachedPrefix, CachedRows, Division, ForwardOutput, ForwardPass, InputGrads, Keep, Manner, OnePlace,
     OutputGrads, PassError, Pause, Place, SpanTables, Stash, StepSize,
 };

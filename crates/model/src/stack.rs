@@ -29,7 +29,7 @@ pub use block::Keep;
 use blocks::Blocks;
 pub use division::{Division, Place};
 pub use memory::StepSize;
-pub use pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Pause};
+pub use pass::{ForwardOutput, ForwardPass, InputGrads, Manner, OutputGrads, PassError, Pause};
 pub use span_tables::SpanTables;
 pub use stash::Stash;
 pub use step::{CachedPrefix, CachedRows};

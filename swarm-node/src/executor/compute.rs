@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use petals_model::{
-    BlockStack, ForwardOutput, ForwardPass, Keep, OnePlace, OutputGrads, PassError, Pause, Stash, StepSize,
+    BlockStack, ForwardOutput, ForwardPass, Keep, Manner, OnePlace, OutputGrads, PassError, Pause, Stash, StepSize,
 };
 use petals_protocol::{BlockPasses, PassLayout, Refusal, Span, StashId, StashLevel};
 
@@ -28,17 +28,19 @@ pub(crate) struct Compute<'a> {
 impl Compute<'_> {
     /// Runs a pass whose request was checked. Memory is weighed before anything is allocated.
     pub(crate) fn run(&self, pass: Pass, stashes: &Mutex<StashStore<Stash>>) -> Result<(Output, BlockPasses), Refusal> {
-        let Pass { stream, layout, work, .. } = pass;
+        let Pass { stream, layout, work, rounded, .. } = pass;
         self.check_memory(self.activation_bytes(&layout))?;
         match work {
-            Work::Forward { inputs, stash } => self.forward(layout, inputs, stash.map(|id| (stream, id)), stashes),
+            Work::Forward { inputs, stash } => {
+                self.forward((layout, rounded), inputs, stash.map(|id| (stream, id)), stashes)
+            }
             Work::KeysValues { inputs } => self.keys_values(&layout, inputs),
             Work::Backward { stash: Some(id), grads, text_grad, .. } => {
                 let stash = lock(stashes).take((stream, id), &layout).ok_or(Refusal::StashGone)?;
-                self.backward(stash, grads, text_grad, 0)
+                self.backward(stash, (grads, text_grad), rounded, 0)
             }
             Work::Backward { stash: None, inputs: Some(inputs), grads, text_grad } => {
-                self.replay(&layout, inputs, grads, text_grad)
+                self.replay(&layout, inputs, (grads, text_grad), rounded)
             }
             Work::Step { .. } => Err(Refusal::Internal { what: "a step is not a pass".into() }),
             Work::Backward { stash: None, inputs: None, .. } => {
@@ -49,7 +51,7 @@ impl Compute<'_> {
 
     fn forward(
         &self,
-        layout: PassLayout,
+        (layout, rounded): (PassLayout, bool),
         inputs: Inputs,
         key: Option<(u64, StashId)>,
         stashes: &Mutex<StashStore<Stash>>,
@@ -62,7 +64,7 @@ impl Compute<'_> {
             StashLevel::Inputs => (Keep::Inputs, Size { bytes: sizes.inputs.unwrap_or_default(), reduced: None }),
             StashLevel::Full => (Keep::Everything, Size { bytes: sizes.full, reduced: sizes.inputs }),
         };
-        let ForwardOutput { text, prefix, stash, .. } = self.run_forward(&layout, inputs, keep)?;
+        let ForwardOutput { text, prefix, stash, .. } = self.run_forward(&layout, inputs, keep, rounded)?;
         let passes = passes_of_forward(&layout);
         let kept =
             key.zip(stash).is_some_and(|(key, stash)| lock(stashes).insert(key, layout, stash, size, Instant::now()));
@@ -92,8 +94,8 @@ impl Compute<'_> {
         &self,
         layout: &PassLayout,
         inputs: Inputs,
-        grads: OutputGrads,
-        text_grad: bool,
+        grads: (OutputGrads, bool),
+        rounded: bool,
     ) -> Result<(Output, BlockPasses), Refusal> {
         let activations = self.activation_bytes(layout);
         let whole = activations.saturating_add(self.stash_bytes(layout));
@@ -104,17 +106,17 @@ impl Compute<'_> {
             self.check_memory(parts.iter().fold(activations, |sum, part| sum.saturating_add(*part)))?;
             Keep::Inputs
         };
-        let stash = self.run_forward(layout, inputs, keep)?.stash;
+        let stash = self.run_forward(layout, inputs, keep, false)?.stash;
         let stash = stash.ok_or_else(|| Refusal::Internal { what: "a forward kept nothing".into() })?;
-        self.backward(stash, grads, text_grad, layout.span.len() as u32)
+        self.backward(stash, grads, rounded, layout.span.len() as u32)
     }
 
     /// `forward` blocks were run already for this.
     fn backward(
         &self,
         stash: Stash,
-        grads: OutputGrads,
-        text_grad: bool,
+        (grads, text_grad): (OutputGrads, bool),
+        rounded: bool,
         forward: u32,
     ) -> Result<(Output, BlockPasses), Refusal> {
         let (layout, repeats) = (stash.layout(), stash.has_inputs_only());
@@ -122,14 +124,25 @@ impl Compute<'_> {
         let backward =
             if layout.prefix_len > 0 || layout.has_tables() || text_grad { layout.span.len() as u32 } else { 0 };
         let forward = forward + if repeats { backward } else { 0 };
-        let grads = self.blocks.backward_with_pauses(stash, grads, text_grad, self.pause).map_err(refusal)?;
+        let grads = self.blocks.backward_as(stash, grads, text_grad, self.manner(rounded)).map_err(refusal)?;
         Ok((Output::Backward(grads), BlockPasses { forward, backward }))
     }
 
-    fn run_forward(&self, layout: &PassLayout, inputs: Inputs, keep: Keep) -> Result<ForwardOutput, Refusal> {
+    fn run_forward(
+        &self,
+        layout: &PassLayout,
+        inputs: Inputs,
+        keep: Keep,
+        rounded: bool,
+    ) -> Result<ForwardOutput, Refusal> {
         let Inputs { text, prefix, tables } = inputs;
         let tables = tables.map(|tables| tables.into_values());
-        self.blocks.forward_with_pauses(ForwardPass { layout, text, prefix, tables }, keep, self.pause).map_err(refusal)
+        let pass = ForwardPass { layout, text, prefix, tables };
+        self.blocks.forward_as(pass, keep, self.manner(rounded)).map_err(refusal)
+    }
+
+    fn manner(&self, rounded: bool) -> Manner<'_> {
+        Manner { pause: self.pause, rounded }
     }
 
     /// What stashes of such a pass take. Inputs alone are no choice if their backward would not fit into a pass.
@@ -197,7 +210,7 @@ const OUT_OF_MEMORY_PAUSE_MS: u32 = 1000;
 pub(crate) fn refusal(error: PassError) -> Refusal {
     tracing::debug!(%error, "pass refused");
     match error {
-        PassError::NotFinite(_) => Refusal::NotFinite { what: error.to_string() },
+        PassError::NotFinite(_) | PassError::BlockNotFinite(_) => Refusal::NotFinite { what: error.to_string() },
         PassError::Buffer { ref device, bytes, limit } => {
             Refusal::TooLarge { what: format!("a matrix of the pass on {device}"), got: bytes, limit }
         }

@@ -63,6 +63,8 @@ pub(crate) struct Pass {
     pub(crate) stream: u64,
     pub(crate) layout: PassLayout,
     pub(crate) work: Work,
+    /// Whether the rows that come of it are sent in bf16.
+    pub(crate) rounded: bool,
     pub(crate) arrived: Instant,
     pub(crate) deadline: Instant,
 }

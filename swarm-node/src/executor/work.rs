@@ -215,7 +215,10 @@ mod tests {
         let inputs = || Inputs { text: Vec::new(), prefix: None, tables: None };
         let cost = |lengths: &[u32], work: Work| {
             let (party, now) = (Party::unplaced(PeerId::random()), std::time::Instant::now());
-            cost(&Pass { party, stream: 1, layout: layout(lengths), work, arrived: now, deadline: now }, 100)
+            cost(
+                &Pass { party, stream: 1, layout: layout(lengths), work, rounded: false, arrived: now, deadline: now },
+                100,
+            )
         };
         let forward = || Work::Forward { inputs: inputs(), stash: None };
         assert_eq!(cost(&[10, 20], forward()), 4 * 30);

@@ -89,7 +89,8 @@ impl Asked {
 
     pub(crate) fn into_pass(self, asker: Asker) -> Pass {
         let Asker { party, stream, arrived, deadline } = asker;
-        Pass { party, stream, layout: self.layout, work: self.work, arrived, deadline }
+        let rounded = self.reply.dtype == WireDtype::Bf16;
+        Pass { party, stream, layout: self.layout, work: self.work, rounded, arrived, deadline }
     }
 
     /// Bytes of the reply's tensors before they are narrowed to its dtype.

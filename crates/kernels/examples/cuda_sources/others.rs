@@ -3,8 +3,8 @@
 use std::error::Error;
 
 use petals_kernels::{
-    Activation, NormShape, Rotation, Strided, activate, activate_back, add, add_picked, column_sums, copy, dot_rows,
-    gather, norm, norm_back, rotate, scale_area, scale_rows, small_product, zero,
+    Activation, Leaving, NormShape, Rotation, Strided, activate, activate_back, add, add_picked, column_sums, copy,
+    dot_rows, gather, norm, norm_back, rotate, scale_area, scale_rows, small_product, zero,
 };
 
 use super::{Sources, When};
@@ -24,6 +24,13 @@ pub(super) const ACTIVATIONS: [(Activation, &str); 6] = [
 
 pub(super) fn write(sources: &mut Sources) -> Result<(), Box<dyn Error>> {
     norms(sources)?;
+    sources.of(When::Training, "", "leaving", |gpu| {
+        let x = gpu.empty(ROWS * WIDTH);
+        gpu.check(&x, &gpu.watch(), 1);
+        let leaving = Leaving { values: &x, first: 0, place: 1, rounded: true };
+        // Nothing was computed, so there is nothing to read.
+        let _ = gpu.fetch(&[leaving], gpu.watch());
+    })?;
     for (activation, name) in ACTIVATIONS {
         for (is_gated, kind) in [(true, "gated_"), (false, "")] {
             sources.of(When::Training, "", &format!("{kind}{name}"), |gpu| {
@@ -76,7 +83,10 @@ fn norms(sources: &mut Sources) -> Result<(), Box<dyn Error>> {
                 let [x, out, before] = [(); 3].map(|()| gpu.empty(ROWS * WIDTH));
                 let weights = gpu.empty(width);
                 let shape = NormShape { rows: ROWS, stride: WIDTH, groups, width, centred, eps: 1e-5 };
-                norm(gpu, shape, &x, (&weights, centred.then_some(&weights)), &out, keeps.then_some(&before));
+                let watch = gpu.watch();
+                let watched = (groups == 1 && !keeps).then_some((&watch, 1));
+                let weights_and_biases = (&weights, centred.then_some(&weights));
+                norm(gpu, shape, &x, weights_and_biases, &out, keeps.then_some(&before), watched);
                 if keeps {
                     norm_back(gpu, shape, &before, &weights, &x, &out);
                 }

@@ -6,7 +6,8 @@ use burn::tensor::IndexingUpdateOp;
 
 use super::rotary::{Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
-use super::{DeviceFailure, Engine, KvMeter, NormWeights};
+use super::watch::HostWatch;
+use super::{DeviceFailure, Engine, Fetched, KvMeter, Leaving, NormWeights};
 use crate::checkpoint::blocks::WeightColumns;
 use crate::config::MlpDesign;
 use crate::device::{Dtype, KvDtype};
@@ -50,6 +51,7 @@ impl Engine for Burn {
     type Angles = rotary::Angles;
     type Attention = (Heads, Vec<Group>);
     type CachedAttention = CachedAttention;
+    type Watch = HostWatch;
     type Cache = GrowingCache;
 
     fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
@@ -77,6 +79,25 @@ impl Engine for Burn {
 
     fn download(&self, rows: Tensor<2>) -> Result<Vec<f32>, DeviceFailure> {
         into_vec(rows)
+    }
+
+    fn watch(&self) -> HostWatch {
+        HostWatch::default()
+    }
+
+    fn watched(&self, x: Tensor<2>, place: u32, _: bool, watch: &HostWatch) -> Tensor<2> {
+        // What cannot be had is told when the pass is fetched.
+        if let Ok(values) = into_vec(x.clone()) {
+            watch.enter(&values, place);
+        }
+        x
+    }
+
+    fn fetch(&self, leaving: Vec<Leaving<Tensor<2>>>, watch: HostWatch) -> Result<Fetched, DeviceFailure> {
+        watch.leave(leaving, |rows| {
+            let width = width_of(&rows);
+            Ok((into_vec(rows)?, width))
+        })
     }
 
     fn pick(&self, rows: &[u32]) -> Indices {

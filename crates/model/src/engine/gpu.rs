@@ -11,7 +11,7 @@ use petals_kernels as kernels;
 
 use super::rotary::{Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
-use super::{DeviceFailure, Engine, KvMeter, NewRows, NormWeights};
+use super::{DeviceFailure, Engine, Fetched, KvMeter, Leaving, NewRows, NormWeights};
 use crate::checkpoint::blocks::WeightColumns;
 use crate::config::MlpDesign;
 use crate::device::{Dtype, KvDtype};
@@ -70,10 +70,18 @@ impl<R: Runtime> Gpu<R> {
         GpuRows::new(self.gpu.empty(height * width), height, width)
     }
 
+    fn answer<T>(&self, answer: Result<T, kernels::GpuFailure>) -> Result<T, DeviceFailure> {
+        if answer.is_err() {
+            // What pools hold for other sizes may be what the next pass lacks.
+            self.gpu.clean_up();
+        }
+        answer.map_err(|e| DeviceFailure(e.to_string()))
+    }
+
     /// The same values where nobody else sees them change.
     fn own(&self, rows: GpuRows) -> GpuRows {
         if rows.values.is_own() {
-            return rows;
+            return GpuRows { watched: None, ..rows };
         }
         let copy = self.empty(rows.height, rows.width);
         kernels::copy(&self.gpu, (&rows.values, 0), (&copy.values, 0), rows.len());
@@ -89,6 +97,7 @@ impl<R: Runtime> Engine for Gpu<R> {
     type Angles = rotary::Angles;
     type Attention = Attention;
     type CachedAttention = CachedAttention;
+    type Watch = kernels::Watch;
     type Cache = PagedCache<R>;
 
     fn install<T: Send>(&self, pass: impl FnOnce() -> T + Send) -> T {
@@ -119,12 +128,39 @@ impl<R: Runtime> Engine for Gpu<R> {
 
     fn download(&self, rows: GpuRows) -> Result<Vec<f32>, DeviceFailure> {
         let len = rows.len();
-        let values = self.gpu.download(&rows.values.first(len)).map_err(|e| DeviceFailure(e.to_string()));
-        if values.is_err() {
-            // What pools hold for other sizes may be what the next pass lacks.
-            self.gpu.clean_up();
+        self.answer(self.gpu.download(&rows.values.first(len)))
+    }
+
+    fn watch(&self) -> kernels::Watch {
+        self.gpu.watch()
+    }
+
+    fn watched(&self, x: GpuRows, place: u32, normed: bool, watch: &kernels::Watch) -> GpuRows {
+        if normed {
+            return GpuRows { watched: Some((watch.clone(), place)), ..x };
         }
-        values
+        self.gpu.check(&x.values, watch, place);
+        x
+    }
+
+    fn fetch(&self, leaving: Vec<Leaving<GpuRows>>, watch: kernels::Watch) -> Result<Fetched, DeviceFailure> {
+        let of_matrix = |leaving: &'_ Leaving<GpuRows>| {
+            let Leaving { rows, first, place, rounded } = leaving;
+            let values = rows.values.clone().first(rows.len());
+            (values, first * rows.width, *place, *rounded)
+        };
+        let buffers: Vec<_> = leaving.iter().map(of_matrix).collect();
+        let leaving: Vec<_> = buffers
+            .iter()
+            .map(|(values, first, place, rounded)| kernels::Leaving {
+                values,
+                first: *first,
+                place: *place,
+                rounded: *rounded,
+            })
+            .collect();
+        let kernels::Fetched { matrices, not_finite } = self.answer(self.gpu.fetch(&leaving, watch))?;
+        Ok(Fetched { matrices, not_finite })
     }
 
     fn pick(&self, rows: &[u32]) -> kernels::Buffer {

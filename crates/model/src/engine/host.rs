@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use super::rotary::{CosSin, Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
-use super::{DeviceFailure, Engine, KvMeter};
+use super::watch::HostWatch;
+use super::{DeviceFailure, Engine, Fetched, KvMeter, Leaving};
 use crate::checkpoint::NormWeights;
 use crate::checkpoint::blocks::WeightColumns;
 use crate::config::MlpDesign;
@@ -78,6 +79,7 @@ impl Engine for Host {
     type Angles = CosSin;
     type Attention = (Heads, Geometry);
     type CachedAttention = (Heads, Vec<Grown>);
+    type Watch = HostWatch;
     type Cache = PagedCache;
 
     /// On one of rayon's threads: from any other, each part would be handed over and waited for, which takes longer than a small
@@ -117,6 +119,22 @@ impl Engine for Host {
 
     fn download(&self, rows: HostRows) -> Result<Vec<f32>, DeviceFailure> {
         Ok(rows.into_values())
+    }
+
+    fn watch(&self) -> HostWatch {
+        HostWatch::default()
+    }
+
+    fn watched(&self, x: HostRows, place: u32, _: bool, watch: &HostWatch) -> HostRows {
+        watch.enter(x.values(), place);
+        x
+    }
+
+    fn fetch(&self, leaving: Vec<Leaving<HostRows>>, watch: HostWatch) -> Result<Fetched, DeviceFailure> {
+        watch.leave(leaving, |rows| {
+            let width = rows.width();
+            Ok((rows.into_values(), width))
+        })
     }
 
     fn pick(&self, rows: &[u32]) -> Vec<u32> {

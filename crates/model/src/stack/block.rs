@@ -95,6 +95,14 @@ impl<E: Engine> Block<E> {
         (y, (keep == Keep::Inputs).then_some(KeptBlock::Input(stash.input)))
     }
 
+    /// Lets the watch over a pass see what the block in front of this one, which has the number `number` in its span, gives.
+    pub(super) fn watched(&self, engine: &E, x: E::Rows, number: usize, watch: &E::Watch) -> E::Rows {
+        if number == 0 {
+            return x;
+        }
+        engine.watched(x, number as u32, self.attention_norm.is_some(), watch)
+    }
+
     /// A forward of rows whose queries attend as `attend` says, given those and the rows' keys and values, neither of them turned.
     pub(super) fn step(
         &self,

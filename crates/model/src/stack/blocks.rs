@@ -5,13 +5,13 @@ use std::sync::Arc;
 use petals_protocol::{BlockTable, Injection, PassLayout, Span, TableKind};
 
 use super::block::{Attended, Block, Keep, KeptBlock, Needed};
-use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Pause, finite};
+use super::pass::{ForwardOutput, ForwardPass, InputGrads, Manner, OutputGrads, PassError};
 use super::plan::{PassPlan, Variety};
 use super::rows::ActiveRows;
 use super::stash::{Kept, Stashes};
 use super::tables::{self, Adapted, BlockTables, Given};
 use crate::config::{LayerDesign, ModelConfig};
-use crate::engine::{Engine, Listed, OnEngine};
+use crate::engine::{Engine, Fetched, Leaving, Listed, OnEngine};
 
 /// The blocks of a span.
 #[derive(Debug)]
@@ -52,36 +52,28 @@ impl<E: Engine> Blocks<E> {
         &self,
         pass: ForwardPass<'_>,
         keep: Keep,
-        pause: Pause<'_>,
+        manner: Manner<'_>,
     ) -> Result<(ForwardOutput, Option<OnEngine<Stashes>>), PassError>
     where
         E: Listed,
     {
-        let (output, kept) = self.engine.install(|| self.run_forward(pass, keep, None, pause))?;
+        let (output, kept) = self.engine.install(|| self.run_forward(pass, keep, false, manner))?;
         Ok((output, kept.map(E::wrap)))
     }
 
     /// See [`super::BlockStack::forward_with_keys_values`]; the pass has been checked.
     pub(super) fn forward_with_keys_values(&self, pass: ForwardPass<'_>) -> Result<ForwardOutput, PassError> {
-        self.engine.install(|| {
-            let mut of_prefix = Vec::with_capacity(pass.layout.span.len());
-            let (output, _) = self.run_forward(pass, Keep::Nothing, Some(&mut of_prefix), &|| ())?;
-            let mut keys_values = Vec::new();
-            for rows in of_prefix {
-                keys_values.extend(self.engine.download(rows)?);
-            }
-            finite("the keys and values of the prefix", &keys_values)?;
-            Ok(ForwardOutput { keys_values: Some(keys_values), ..output })
-        })
+        let (output, _) = self.engine.install(|| self.run_forward(pass, Keep::Nothing, true, Manner::PLAIN))?;
+        Ok(output)
     }
 
-    /// Where they are wanted, and nothing is kept, each block's keys and values of the prefix are added to `of_prefix`.
+    /// With `keys_values`, where nothing is kept, the output has those of the prefix.
     fn run_forward(
         &self,
         pass: ForwardPass<'_>,
         keep: Keep,
-        mut of_prefix: Option<&mut Vec<E::Rows>>,
-        pause: Pause<'_>,
+        keys_values: bool,
+        manner: Manner<'_>,
     ) -> Result<(ForwardOutput, Option<Kept<E>>), PassError> {
         let ForwardPass { layout, text, prefix, tables } = pass;
         let (engine, d) = (&self.engine, self.config.hidden_size);
@@ -90,22 +82,26 @@ impl<E: Engine> Blocks<E> {
         let mut tables = tables.map_or_else(Vec::new, |values| BlockTables::upload_all(engine, &slots, &values));
         // Under replacement there is no prefix yet: the prompts will put it in front.
         let mut x = engine.upload(join(prefix, text), d);
-        let mut kept = Vec::new();
+        let (watch, mut kept, mut of_prefix) = (engine.watch(), Vec::new(), Vec::new());
         for (number, block) in self.of(layout.span).iter().enumerate() {
             if number > 0 {
-                pause();
+                (manner.pause)();
             }
             let mut own = tables.get_mut(number);
             if let Some(prompts) = own.as_mut().and_then(|own| own.prompts.take()) {
                 x = self.inject(layout, x, &prompts);
             }
+            x = block.watched(engine, x, number, &watch);
             let plan = plan.block(number, block.layer);
             let adapted = own.as_deref().map(|own| self.adapted(own, &x, plan.step.rows));
             let given = given(own.as_deref(), adapted.as_slice());
-            x = if let Some(of_prefix) = &mut of_prefix {
+            x = if keys_values {
                 block.step(engine, x, plan.step, given, |q, kv| {
                     let Attended { output, turned } = block.attend(engine, (q, kv), plan, given);
-                    of_prefix.extend(turned.map(|(_, kv)| engine.slice(&kv, 0..layout.prefix_rows())));
+                    of_prefix.extend(turned.map(|(_, kv)| {
+                        let rows = engine.slice(&kv, 0..layout.prefix_rows());
+                        Leaving { rows, first: 0, place: place_of(number), rounded: false }
+                    }));
                     output
                 })
             } else {
@@ -114,12 +110,16 @@ impl<E: Engine> Blocks<E> {
                 y
             };
         }
-        let all = engine.download(x)?;
-        let (prefix, text) = split(layout.returns_prefix().then_some(layout.prefix_rows() * d), all);
-        finite("the span's text output", &text)?;
-        prefix.as_ref().map_or(Ok(()), |prefix| finite("the span's prefix output", prefix))?;
+        let in_front = layout.returns_prefix().then(|| layout.prefix_rows());
+        let last = place_of(layout.span.len() - 1);
+        let mut leaving = in_front_and_behind(engine, x, in_front, last, manner.rounded);
+        let parts = leaving.len();
+        leaving.extend(of_prefix);
+        let mut matrices = checked(engine.fetch(leaving, watch)?, layout.span)?.into_iter();
+        let (prefix, text) = prefix_and_text(matrices.by_ref().take(parts).collect());
         let kept = (keep != Keep::Nothing).then_some(Kept { plan, blocks: kept, tables });
-        Ok((ForwardOutput { text, prefix, stash: None, keys_values: None }, kept))
+        let keys_values = keys_values.then(|| matrices.collect::<Vec<_>>().concat());
+        Ok((ForwardOutput { text, prefix, stash: None, keys_values }, kept))
     }
 
     /// A block's tables over all rows of `x`.
@@ -134,13 +134,13 @@ impl<E: Engine> Blocks<E> {
         layout: &PassLayout,
         kept: OnEngine<Stashes>,
         (grads, text_grad): (OutputGrads, bool),
-        pause: Pause<'_>,
+        manner: Manner<'_>,
     ) -> Result<InputGrads, PassError>
     where
         E: Listed,
     {
         let kept = E::unwrap(kept).ok_or(PassError::ForeignStash)?;
-        self.engine.install(|| self.run_backward(layout, kept, (grads, text_grad), pause))
+        self.engine.install(|| self.run_backward(layout, kept, (grads, text_grad), manner))
     }
 
     fn run_backward(
@@ -148,16 +148,17 @@ impl<E: Engine> Blocks<E> {
         layout: &PassLayout,
         Kept { plan, blocks: mut kept, tables }: Kept<E>,
         (grads, text_grad): (OutputGrads, bool),
-        pause: Pause<'_>,
+        manner: Manner<'_>,
     ) -> Result<InputGrads, PassError> {
         let (engine, m, d) = (&self.engine, layout.hidden_prefix_rows(), self.config.hidden_size);
         let slots = layout.block_tables(self.config.block_widths());
         let of_block: usize = slots.iter().map(BlockTable::values).sum();
-        let mut of_tables = layout.has_tables().then(|| vec![0.0; layout.span.len() * of_block]);
-        let mut dy = engine.upload(join(grads.prefix, grads.text), d);
+        // Gradients of tables, and where they go, are fetched in the end, so that nothing waits in between.
+        let mut of_tables = Vec::new();
+        let mut dy = Some(engine.upload(join(grads.prefix, grads.text), d));
         for (number, block) in self.of(layout.span).iter().enumerate().rev() {
             if number + 1 < layout.span.len() {
-                pause();
+                (manner.pause)();
             }
             let kept: KeptBlock<E> = kept.pop().ok_or(PassError::ForeignStash)?;
             let needed = match (number > 0 || text_grad, m) {
@@ -168,51 +169,52 @@ impl<E: Engine> Blocks<E> {
             let (own, plan) = (tables.get(number), plan.block(number, block.layer));
             let adapted = own.map(|own| self.adapted(own, kept.input(), plan.step.rows));
             let given = given(own, adapted.as_slice());
-            let (dx, table_grads) = block.backward(engine, kept, dy, plan, given, needed);
-            let Some(of_tables) = &mut of_tables else {
-                dy = dx.ok_or(PassError::ForeignStash)?;
-                continue;
-            };
-            let of_block = &mut of_tables[number * of_block..(number + 1) * of_block];
-            tables::download(engine, &slots, table_grads, of_block)?;
+            let incoming = dy.take().ok_or(PassError::ForeignStash)?;
+            let (dx, table_grads) = block.backward(engine, kept, incoming, plan, given, needed);
+            let first_of = |kind| tables::first_of(&slots, kind).map(|first| number * of_block + first);
+            of_tables.extend(table_grads.into_iter().filter_map(|(kind, rows)| Some((first_of(kind)?, rows))));
             // Nothing is left for blocks in front of the first one.
-            let Some(dx) = dx else {
-                let grads = InputGrads { text: None, prefix: None, tables: Some(std::mem::take(of_tables)) };
-                grads.check_finite()?;
-                return Ok(grads);
-            };
-            let prompts = slots.first().filter(|slot| slot.kind == TableKind::Prompts).map(BlockTable::values);
-            dy = match prompts {
-                None => dx,
-                Some(count) => self.take_prompt_gradient(layout, dx, &mut of_block[..count])?,
+            dy = match (first_of(TableKind::Prompts), dx) {
+                (Some(first), Some(dx)) => {
+                    let (prompts, rest) = self.prompt_gradient(layout, dx);
+                    of_tables.push((first, prompts));
+                    Some(rest)
+                }
+                (_, dx) => dx,
             };
         }
-        let all = engine.download(dy)?;
-        let (prefix, text) = match (layout.carries_prefix(), text_grad) {
-            (true, _) => split(Some(m * d), all),
-            (false, _) => (None, all),
-        };
-        let grads = InputGrads { text: text_grad.then_some(text), prefix, tables: of_tables };
-        grads.check_finite()?;
+        let in_front = layout.carries_prefix().then_some(m);
+        let mut leaving = dy.map_or_else(Vec::new, |dy| in_front_and_behind(engine, dy, in_front, 1, manner.rounded));
+        let parts = leaving.len();
+        let (firsts, rows): (Vec<usize>, Vec<E::Rows>) = of_tables.into_iter().unzip();
+        leaving.extend(rows.into_iter().map(|rows| Leaving { rows, first: 0, place: 1, rounded: false }));
+        let Fetched { matrices, not_finite } = engine.fetch(leaving, engine.watch())?;
+        let mut matrices = matrices.into_iter();
+        let (prefix, text) = prefix_and_text(matrices.by_ref().take(parts).collect());
+        let tables = layout.has_tables().then(|| {
+            let mut tables = vec![0.0; layout.span.len() * of_block];
+            for (first, values) in firsts.into_iter().zip(matrices) {
+                tables[first..first + values.len()].copy_from_slice(&values);
+            }
+            tables
+        });
+        let grads = InputGrads { text: text_grad.then_some(text), prefix, tables };
+        if not_finite.is_some() {
+            grads.check_finite()?;
+            // It was too large for bf16 alone.
+            return Err(PassError::NotFinite("a gradient"));
+        }
         Ok(grads)
     }
 
-    /// Writes the gradient of a block's prompts to `prompts`, and gives back what goes on to the block before.
-    fn take_prompt_gradient(
-        &self,
-        layout: &PassLayout,
-        dx: E::Rows,
-        prompts: &mut [f32],
-    ) -> Result<E::Rows, PassError> {
+    /// The gradient of a block's prompts, and what goes on to the block before.
+    fn prompt_gradient(&self, layout: &PassLayout, dx: E::Rows) -> (E::Rows, E::Rows) {
         let (engine, m) = (&self.engine, layout.prefix_rows());
         // A replaced prefix has no input: its gradient ends in the prompts.
-        let (head, rest) = if layout.carries_prefix() || engine.height(&dx) == m {
-            (engine.slice(&dx, 0..m), dx)
-        } else {
-            engine.split(dx, m)
-        };
-        prompts.copy_from_slice(&engine.download(head)?);
-        Ok(rest)
+        if layout.carries_prefix() || engine.height(&dx) == m {
+            return (engine.slice(&dx, 0..m), dx);
+        }
+        engine.split(dx, m)
     }
 
     /// What happens to the prefix before a block; `x` is without a prefix under [`Injection::Replace`].
@@ -222,6 +224,24 @@ impl<E: Engine> Blocks<E> {
             Injection::Add => self.engine.add(x, prompts, 0),
             Injection::Replace => self.engine.join(prompts, x),
         }
+    }
+}
+
+/// What a watch remembers if what the block `number` of a span gives is not finite.
+pub(super) fn place_of(number: usize) -> u32 {
+    number as u32 + 1
+}
+
+/// What a pass through `span` gave.
+///
+/// # Errors
+/// [`PassError::BlockNotFinite`] if its watch has remembered a block.
+pub(super) fn checked(fetched: Fetched, span: Span) -> Result<Vec<Vec<f32>>, PassError> {
+    match fetched.not_finite {
+        Some(place) => {
+            Err(PassError::BlockNotFinite(span.start() + place.saturating_sub(1).min(span.len() as u32 - 1)))
+        }
+        None => Ok(fetched.matrices),
     }
 }
 
@@ -240,9 +260,20 @@ fn join(prefix: Option<Vec<f32>>, text: Vec<f32>) -> Vec<f32> {
     }
 }
 
-/// Prefix of so many values, if there is one in front, and text.
-fn split(prefix: Option<usize>, mut all: Vec<f32>) -> (Option<Vec<f32>>, Vec<f32>) {
-    let Some(length) = prefix else { return (None, all) };
-    let text = all.split_off(length);
-    (Some(all), text)
+/// The rows of a text, and before them those of a prefix if there are so many in front, which are few and always leave as they are.
+fn in_front_and_behind<E: Engine>(
+    engine: &E,
+    rows: E::Rows,
+    in_front: Option<usize>,
+    place: u32,
+    rounded: bool,
+) -> Vec<Leaving<E::Rows>> {
+    let prefix = in_front.map(|m| Leaving { rows: engine.slice(&rows, 0..m), first: 0, place, rounded: false });
+    prefix.into_iter().chain([Leaving { rows, first: in_front.unwrap_or(0), place, rounded }]).collect()
+}
+
+/// The values of [`in_front_and_behind`], if there were any.
+fn prefix_and_text(mut parts: Vec<Vec<f32>>) -> (Option<Vec<f32>>, Vec<f32>) {
+    let text = parts.pop().unwrap_or_default();
+    (parts.pop(), text)
 }

@@ -4,7 +4,7 @@ use petals_protocol::{PassLayout, Span};
 
 use super::BlockStack;
 use super::block::Keep;
-use super::pass::{ForwardOutput, ForwardPass, InputGrads, OutputGrads, PassError, Pause, small_enough};
+use super::pass::{ForwardOutput, ForwardPass, InputGrads, Manner, OutputGrads, PassError, small_enough};
 use super::stash::{Stash, StashPart};
 use crate::engine::on_engine;
 
@@ -18,18 +18,18 @@ impl BlockStack {
     /// [`PassError`] if the layout makes no sense or is not for these blocks, if an input is missing, superfluous or of
     /// the wrong size, if a device fails, or if an output is not finite.
     pub fn forward(&self, pass: ForwardPass<'_>, keep: Keep) -> Result<ForwardOutput, PassError> {
-        self.forward_with_pauses(pass, keep, &|| ())
+        self.forward_as(pass, keep, Manner::PLAIN)
     }
 
-    /// As [`Self::forward`]; `pause` is called between blocks, and may run others' rows through these blocks meanwhile.
+    /// As [`Self::forward`], in a manner of one's own.
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn forward_with_pauses(
+    pub fn forward_as(
         &self,
         pass: ForwardPass<'_>,
         keep: Keep,
-        pause: Pause<'_>,
+        manner: Manner<'_>,
     ) -> Result<ForwardOutput, PassError> {
         pass.check(self.span, &self.config)?;
         self.check_layout(pass.layout)?;
@@ -38,7 +38,7 @@ impl BlockStack {
         let layout = pass.layout;
         let mut kept = Vec::new();
         let output = self.run_forward(pass, |part, own, pass| {
-            let (output, of_part) = on_engine!(&part.blocks, blocks => blocks.forward(pass, keep, pause))?;
+            let (output, of_part) = on_engine!(&part.blocks, blocks => blocks.forward(pass, keep, manner.of(own.end() == layout.span.end())))?;
             kept.extend(of_part.map(|kept| StashPart { span: own, device: part.place.device.clone(), kept }));
             Ok(output)
         })?;
@@ -96,19 +96,19 @@ impl BlockStack {
     /// [`PassError`] if the stash is another stack's, if a gradient is missing, superfluous or of the wrong size, if a
     /// device fails, or if a result is not finite.
     pub fn backward(&self, stash: Stash, grads: OutputGrads, text_grad: bool) -> Result<InputGrads, PassError> {
-        self.backward_with_pauses(stash, grads, text_grad, &|| ())
+        self.backward_as(stash, grads, text_grad, Manner::PLAIN)
     }
 
-    /// As [`Self::backward`]; `pause` is called between blocks, and may run others' rows through these blocks meanwhile.
+    /// As [`Self::backward`], in a manner of one's own.
     ///
     /// # Errors
     /// As [`Self::backward`].
-    pub fn backward_with_pauses(
+    pub fn backward_as(
         &self,
         stash: Stash,
         grads: OutputGrads,
         text_grad: bool,
-        pause: Pause<'_>,
+        manner: Manner<'_>,
     ) -> Result<InputGrads, PassError> {
         grads.check(stash.layout(), self.span, &self.config)?;
         let (layout, mut kept) = stash.into_parts();
@@ -125,7 +125,7 @@ impl BlockStack {
             let own_layout = layout_of(&layout, own);
             let Some(own_grads) = grads.take() else { return Err(PassError::ForeignStash) };
             result = on_engine!(&part.blocks, blocks => {
-                blocks.backward(&own_layout, kept, (own_grads, number > 0 || text_grad), pause)
+                blocks.backward(&own_layout, kept, (own_grads, number > 0 || text_grad), manner.of(number == 0))
             })?;
             of_tables.extend(result.tables.take());
             if number > 0 {

@@ -1,13 +1,40 @@
 //! What goes into a pass and comes out of it, and the checks on both.
 
+use std::fmt;
+
 use petals_protocol::{LayoutError, Module, Modules, PassLayout, Span, WeightChange};
 
 use super::stash::Stash;
 use crate::config::ModelConfig;
-use crate::engine::DeviceFailure;
+use crate::engine::{DeviceFailure, are_small, is_finite};
 
 /// Called by a pass between two blocks, on the thread that computes.
 pub type Pause<'a> = &'a (dyn Fn() + Sync);
+
+/// How a pass is run.
+#[derive(Clone, Copy)]
+pub struct Manner<'a> {
+    /// What is done between blocks: it may run others' rows through them.
+    pub pause: Pause<'a>,
+    /// Whether results will be rounded to bf16 anyway: they may then leave a device in half as many bytes.
+    pub rounded: bool,
+}
+
+impl Manner<'_> {
+    /// Without pauses, with results as they are.
+    pub const PLAIN: Self = Self { pause: &|| (), rounded: false };
+
+    /// The same for a part of a pass, whose results are those of the pass, or go on as they are.
+    pub(super) fn of(self, last: bool) -> Self {
+        Self { rounded: self.rounded && last, ..self }
+    }
+}
+
+impl fmt::Debug for Manner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manner").field("rounded", &self.rounded).finish_non_exhaustive()
+    }
+}
 
 /// Inputs of a forward. `T` text rows, `m` prefix rows, `n` blocks in the span, `d` hidden size; all row-major.
 #[derive(Debug)]
@@ -119,6 +146,10 @@ pub enum PassError {
     /// A value is NaN or infinite: the inputs were extreme, or the weights are broken.
     #[error("{0} is not finite")]
     NotFinite(&'static str),
+    /// What a block gives is NaN, infinite or too large for a norm, and what came before was not: the inputs were extreme, the block's weights are broken, or its dtype is too
+    /// narrow for them.
+    #[error("what block {0} gives is not finite, or so large that its square is not")]
+    BlockNotFinite(u32),
     /// Keys and values of a prefix where there is none.
     #[error("keys and values of a prefix were asked for, and the pass has no prefix")]
     NoPrefix,
@@ -197,19 +228,14 @@ pub(super) fn changeable(change: WeightChange, config: &ModelConfig) -> Result<(
     }
 }
 
-/// Refuses values so large that a norm, which squares them and adds the squares up, would make zeros of the others: no model has such, and what follows would look like
-/// results.
+/// Refuses values that no norm can square.
 pub(super) fn small_enough(what: &'static str, values: &[f32]) -> Result<(), PassError> {
-    const MOST: f32 = 1e15;
-    let small =
-        values.chunks(1 << 12).all(|chunk| chunk.iter().fold(true, |all, v| all & ((v.abs() <= MOST) | v.is_nan())));
-    if small { Ok(()) } else { Err(PassError::NotFinite(what)) }
+    if are_small(values) { Ok(()) } else { Err(PassError::NotFinite(what)) }
 }
 
 /// Refuses NaN and infinities.
 pub(super) fn finite(what: &'static str, values: &[f32]) -> Result<(), PassError> {
-    let finite = values.chunks(1 << 12).all(|chunk| chunk.iter().fold(true, |all, v| all & v.is_finite()));
-    if finite { Ok(()) } else { Err(PassError::NotFinite(what)) }
+    if is_finite(values) { Ok(()) } else { Err(PassError::NotFinite(what)) }
 }
 
 fn size(what: &'static str, values: &[f32], expected: usize) -> Result<(), PassError> {

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use petals_protocol::{Injection, Span};
 
-use super::blocks::Blocks;
-use super::pass::{PassError, finite};
+use super::blocks::{Blocks, checked, place_of};
+use super::pass::PassError;
 use super::plan::{ByWindow, StepPlan};
 use super::rows::ActiveRows;
 use super::span_tables::SpanTables;
@@ -13,7 +13,7 @@ use super::tables::{Adapted, BlockTables, Given, WeightTables};
 use super::{BlockStack, Part};
 use crate::engine::rotary::Place;
 use crate::engine::shapes::{Grown, Growth};
-use crate::engine::{Cache, Engine, KvMeter, Listed, NewRows, map_engine, on_engine, write};
+use crate::engine::{Cache, Engine, KvMeter, Leaving, Listed, NewRows, map_engine, on_engine, write};
 use crate::kv::{CachePart, KvCache};
 
 /// A sequence and how many rows a step adds to it.
@@ -98,22 +98,17 @@ impl BlockStack {
             return Ok(Vec::new());
         }
         let work = Work { span, text, read_rows, prefix: None };
-        self.run_step(sequences, work, "the span's text output")
+        self.run_step(sequences, work)
     }
 
     /// Runs a step through each part that has blocks of it.
-    fn run_step(
-        &self,
-        sequences: &mut [CachedRows<'_>],
-        work: Work<'_>,
-        what: &'static str,
-    ) -> Result<Vec<f32>, PassError> {
+    fn run_step(&self, sequences: &mut [CachedRows<'_>], work: Work<'_>) -> Result<Vec<f32>, PassError> {
         let Work { span, mut text, read_rows, prefix } = work;
         for (number, (own, part)) in self.parts_of(span).enumerate() {
             // Rows are read of the last block alone.
             let read_rows = read_rows.filter(|_| own.end() == span.end());
             let work = Work { span: own, text, read_rows, prefix };
-            match on_engine!(&part.blocks, blocks => blocks.step((number, part), sequences, work, what)) {
+            match on_engine!(&part.blocks, blocks => blocks.step((number, part), sequences, work)) {
                 Ok(rows) => text = rows,
                 Err(error) => {
                     sequences.iter_mut().for_each(|sequence| sequence.cache.abandon());
@@ -150,7 +145,7 @@ impl BlockStack {
         let text = hidden.unwrap_or_else(|| vec![0.0; rows * d]);
         let work = Work { span: cache.span(), text, read_rows: None, prefix: Some(injection) };
         let sequences = &mut [CachedRows { cache: &mut *cache, rows, tables }];
-        let output = self.run_step(sequences, work, "the span's prefix output")?;
+        let output = self.run_step(sequences, work)?;
         Ok(has_hidden.then_some(output))
     }
 
@@ -191,7 +186,6 @@ impl<E: Listed> Blocks<E> {
         part: (usize, &Part),
         sequences: &mut [CachedRows<'_>],
         work: Work<'_>,
-        what: &'static str,
     ) -> Result<Vec<f32>, PassError> {
         let growth = |s: &CachedRows<'_>| Growth { len: s.cache.len(), rows: s.rows, long: s.cache.is_long() };
         let grown: Vec<Growth> = sequences.iter().map(growth).collect();
@@ -204,9 +198,14 @@ impl<E: Listed> Blocks<E> {
         for (cache, growth) in caches.iter_mut().zip(&grown) {
             cache.grow(growth.len, growth.rows);
         }
-        let output = self.engine.install(|| self.engine.download(self.run_step(&grown, &tables, &mut caches, work)))?;
-        finite(what, &output)?;
-        Ok(output)
+        let span = work.span;
+        let fetched = self.engine.install(|| {
+            let watch = self.engine.watch();
+            let rows = self.run_step(&grown, &tables, &mut caches, work, &watch);
+            let leaving = Leaving { rows, first: 0, place: place_of(span.len() - 1), rounded: false };
+            self.engine.fetch(vec![leaving], watch)
+        })?;
+        Ok(checked(fetched, span)?.pop().unwrap_or_default())
     }
 }
 
@@ -217,6 +216,7 @@ impl<E: Engine> Blocks<E> {
         tables: &[SequenceTables<'_, E>],
         caches: &mut [&mut E::Cache],
         work: Work<'_>,
+        watch: &E::Watch,
     ) -> E::Rows {
         let Work { span, text, read_rows, prefix } = work;
         let (engine, heads) = (&self.engine, self.config.heads());
@@ -262,6 +262,7 @@ impl<E: Engine> Blocks<E> {
                 }
                 x = engine.add(x, prompts, 0);
             }
+            x = block.watched(engine, x, number, watch);
             x = block.step(engine, x, plan, given, |queries, keys_values| {
                 let StepPlan { key_angles, query_angles, heads, .. } = plan;
                 let sinks = block.sinks.as_ref();

@@ -5,8 +5,8 @@ use std::ops::Range;
 use petals_protocol::{BlockTable, BlockWidths, Module, TableKind};
 
 use crate::config::ModelConfig;
+use crate::engine::Engine;
 use crate::engine::shapes::Area;
-use crate::engine::{DeviceFailure, Engine};
 
 /// The tables of one block.
 #[derive(Debug)]
@@ -119,27 +119,10 @@ pub(super) fn lasting_bytes(tables: &[BlockTable]) -> u64 {
     4 * tables.iter().filter(stays).map(|table| table.values() as u64).sum::<u64>()
 }
 
-/// Writes gradients where their tables lie in a block's values.
-///
-/// # Errors
-/// If the device failed.
-pub(super) fn download<E: Engine>(
-    engine: &E,
-    tables: &[BlockTable],
-    grads: TableGrads<E>,
-    values: &mut [f32],
-) -> Result<(), DeviceFailure> {
-    for (kind, rows) in grads {
-        let mut first = 0;
-        for table in tables {
-            if table.kind == kind {
-                values[first..first + table.values()].copy_from_slice(&engine.download(rows)?);
-                break;
-            }
-            first += table.values();
-        }
-    }
-    Ok(())
+/// Where the table of this kind begins in a block's values, if there is one.
+pub(super) fn first_of(tables: &[BlockTable], kind: TableKind) -> Option<usize> {
+    let number = tables.iter().position(|table| table.kind == kind)?;
+    Some(tables[..number].iter().map(BlockTable::values).sum())
 }
 
 impl<E: Engine> WeightTables<E> {

@@ -302,7 +302,8 @@ fn wrong_inputs_are_refused_by_name() {
     assert!(refusal(&long, |_| ()).contains("301 positions"));
     let empty = PassLayout { lengths: vec![], ..bare.clone() };
     assert!(refusal(&empty, |_| ()).contains("impossible layout"));
-    assert_eq!(refusal(&bare, |i| i.text[3] = f32::NAN), "the span's text output is not finite");
+    let broken = refusal(&bare, |i| i.text[3] = f32::NAN);
+    assert_eq!(broken, "what block 0 gives is not finite, or so large that its square is not");
     assert_eq!(refusal(&bare, |i| i.text[3] = 3e38), "the square of a value that enters the span is not finite");
     let stash = forward(&stack, &layout, inputs(&layout)).stash.unwrap();
     let grads = OutputGrads { prefix: None, ..output_grads(&layout) };

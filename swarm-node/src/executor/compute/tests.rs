@@ -37,7 +37,8 @@ impl Server {
 
     fn run(&self, layout: &PassLayout, work: Work) -> Result<(Output, BlockPasses), Refusal> {
         let (party, now) = (Party::unplaced(PeerId::random()), Instant::now());
-        let pass = Pass { party, stream: STREAM, layout: layout.clone(), work, arrived: now, deadline: now };
+        let pass =
+            Pass { party, stream: STREAM, layout: layout.clone(), work, rounded: false, arrived: now, deadline: now };
         self.compute.run(pass, &self.stashes)
     }
 

@@ -32,7 +32,9 @@ impl Client {
         let text = vec![0.1; rows as usize * self.hidden];
         let work = work(Inputs { text, prefix: None, tables: None });
         let (arrived, deadline) = (Instant::now(), Instant::now() + Duration::from_secs(60));
-        self.handle.submit(Pass { party: self.party, stream: 1, layout, work, arrived, deadline }).unwrap()
+        self.handle
+            .submit(Pass { party: self.party, stream: 1, layout, work, rounded: false, arrived, deadline })
+            .unwrap()
     }
 
     fn step(&self, start: u32) -> Answer {

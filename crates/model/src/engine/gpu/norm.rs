@@ -42,7 +42,8 @@ impl Norm {
     ) {
         let weights = (&self.weights, self.biases.as_ref());
         let before = before.map(|before| &before.values);
-        kernels::norm(gpu, self.shape(x, groups), &x.values, weights, &y.values, before);
+        let watched = x.watched.as_ref().map(|(watch, place)| (watch, *place));
+        kernels::norm(gpu, self.shape(x, groups), &x.values, weights, &y.values, before, watched);
     }
 
     /// The gradient of [`Self::forward`]'s rows in `dx`, given these runs as they were.

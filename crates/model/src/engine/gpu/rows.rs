@@ -11,11 +11,13 @@ pub(crate) struct GpuRows {
     pub(super) values: kernels::Buffer,
     pub(super) height: usize,
     pub(super) width: usize,
+    /// Who is told by the norm of these rows, and what, if they are not finite.
+    pub(super) watched: Option<(kernels::Watch, u32)>,
 }
 
 impl GpuRows {
     pub(super) fn new(values: kernels::Buffer, height: usize, width: usize) -> Self {
-        Self { values, height, width }
+        Self { values, height, width, watched: None }
     }
 
     pub(super) fn len(&self) -> usize {

@@ -231,7 +231,7 @@ fn rolled_back_positions_and_failed_steps_leave_no_trace() {
         let broken = vec![f32::NAN; D];
         assert!(matches!(
             stack.step(broken, &mut [CachedRows { cache: &mut cache, rows: 1, tables: None }], None),
-            Err(PassError::NotFinite(_))
+            Err(PassError::BlockNotFinite(0))
         ));
         assert_eq!(cache.len(), 10);
         let got = add(&stack, &mut cache, &text[10 * D..]);
