@@ -247,9 +247,9 @@ impl RemoteSequence {
         self.view.peers().waited(peer, measured.rows, measured.elapsed);
     }
 
-    /// A name that no other session or stash of this client has.
-    pub(crate) fn session_id(&self) -> SessionId {
-        SessionId(self.next_name.fetch_add(1, Ordering::Relaxed))
+    /// A name that no other session or stash of this client has, with a salt.
+    pub(crate) fn session_id(&self, salt: u32) -> SessionId {
+        SessionId::salted(salt, self.next_name.fetch_add(1, Ordering::Relaxed))
     }
 
     fn tell(&self, event: SwarmEvent) {

@@ -29,6 +29,7 @@ use chunk::{Chunk, Wanted};
 pub struct InferenceSession {
     sequence: Arc<RemoteSequence>,
     tables: Option<Arc<PromptTables>>,
+    cache_salt: u32,
     limits: SessionOpen,
     hops: Vec<SessionHop>,
     /// What entered the span that begins at a block, for the spans of the hops.
@@ -82,10 +83,11 @@ impl OpenHop {
 
 impl InferenceSession {
     /// A session of `sequences` empty sequences that may grow to `max_tokens` text positions each. Nothing is asked of any server
-    /// before the first step.
+    /// before the first step. Pages that servers keep of how it begins are for sessions with this salt.
     pub fn new(
         sequence: Arc<RemoteSequence>,
         tables: Option<Arc<PromptTables>>,
+        cache_salt: u32,
         sequences: usize,
         max_tokens: usize,
     ) -> Self {
@@ -98,7 +100,7 @@ impl InferenceSession {
         };
         let inputs = BTreeMap::from([(sequence.blocks().start(), first)]);
         let (hops, timings, lengths) = (Vec::new(), Vec::new(), vec![0; sequences]);
-        Self { sequence, tables, limits, hops, inputs, lengths, timings, recent: Arc::default() }
+        Self { sequence, tables, cache_salt, limits, hops, inputs, lengths, timings, recent: Arc::default() }
     }
 
     /// Text positions of each sequence.
@@ -350,7 +352,7 @@ impl InferenceSession {
     /// A session that no server knows yet.
     fn new_session(&self, connection: &Arc<HopConnection>) -> OpenHop {
         let known = vec![0; self.lengths.len()];
-        OpenHop { connection: connection.clone(), id: self.sequence.session_id(), known, order: None }
+        OpenHop { connection: connection.clone(), id: self.sequence.session_id(self.cache_salt), known, order: None }
     }
 
     /// What makes a request one of a server's session.
