@@ -55,6 +55,7 @@ pub use sequence::{
     SequenceConfig, SequenceError, ServedWeights, SwarmEvent, Trace, Verdict, Verification,
 };
 pub use servers::hop::{HopError, ServerWork, TrafficCount};
+pub use servers::local::{LocalBlocks, LocalBlocksError, LocalError};
 pub use servers::peers::{CostEstimate, Figure, Source};
 pub use servers::weights::{KnownWeights, KnownWeightsError};
 pub use tuning::Pace;

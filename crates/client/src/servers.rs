@@ -8,6 +8,7 @@
 //! | `accepted` | in which dtypes servers may compute |
 //! | `hop` | one stream: many requests, each answered once |
 //! | `exchange` | one span of a micro-batch over it: tensors out, checked tensors in |
+//! | `local` | blocks that this client runs itself |
 //! | `retry` | how long to wait before the next attempt, and when to stop |
 //!
 //! Apart from the sequence above because it knows one server at a time: which ones make a route, and what to do when one of
@@ -16,6 +17,7 @@
 pub(crate) mod accepted;
 pub(crate) mod exchange;
 pub(crate) mod hop;
+pub(crate) mod local;
 pub(crate) mod peers;
 pub(crate) mod retry;
 pub(crate) mod view;
