@@ -1,5 +1,6 @@
 //! The first blocks of a model run by the client, so that nobody else sees what goes in. Nothing may change by it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use petals_client::{
@@ -14,7 +15,18 @@ use serde_json::json;
 
 use crate::curves::training;
 
-const MODES: [&str; 4] = ["bare", "ptune", "replace", "add"];
+const MODES: [&str; 7] = ["bare", "ptune", "replace", "add", "peft-lora", "peft-ia3", "peft-prefix"];
+
+/// Where the adapter of a mode is; not every family has each.
+fn adapter(goldens: &Goldens, mode: &str) -> Option<PathBuf> {
+    let name = if mode.starts_with("peft") { format!("adapters/{mode}") } else { format!("init-{mode}") };
+    Some(goldens.path(&name)).filter(|path| path.exists())
+}
+
+/// Those that there are of a family.
+fn modes(goldens: &Goldens) -> Vec<&'static str> {
+    MODES.into_iter().filter(|mode| *mode == "bare" || adapter(goldens, mode).is_some()).collect()
+}
 
 /// Without local blocks, and with the first `blocks` of them.
 fn models(
@@ -25,10 +37,8 @@ fn models(
     relay: RelayMode,
 ) -> anyhow::Result<[RemoteModel; 2]> {
     let adapted = AdaptedModel::new(swarm.model.clone(), String::new(), swarm.local.config());
-    let tables = match mode {
-        "bare" => None,
-        mode => Some(Arc::new(Adapter::load(&goldens.path(&format!("init-{mode}")), &adapted)?.tables)),
-    };
+    let path = adapter(goldens, mode);
+    let tables = path.map(|path| anyhow::Ok(Arc::new(Adapter::load(&path, &adapted)?.tables))).transpose()?;
     let local = Arc::new(LocalBlocks::open(&goldens.model(), Span::new(0, blocks)?, Dtype::F32)?);
     let model = |local| {
         let sequence = Arc::new(swarm.sequence(SequenceConfig { relay, local, ..SequenceConfig::default() }));
@@ -49,7 +59,7 @@ async fn passes_and_gradients_are_to_the_bit_what_servers_alone_give() -> anyhow
         let goldens = Goldens::load(family)?;
         let spans: &[&str] = if number % 2 == 0 { &["0..1", "1..2", "2..4"] } else { &["0..2", "2..3", "3..4"] };
         let swarm = LocalSwarm::start(&goldens.model(), spans, ExecutorConfig::default()).await?;
-        for (mode, relay, blocks) in MODES
+        for (mode, relay, blocks) in modes(&goldens)
             .into_iter()
             .flat_map(|mode| [(mode, RelayMode::Chain, 1 + number as u32 % 2), (mode, RelayMode::Star, 2)])
         {
@@ -115,10 +125,9 @@ async fn sessions_wander_alike_with_windows_and_without() -> anyhow::Result<()> 
         let middle = format!("1..{}", blocks - 1);
         let last = format!("{}..{blocks}", blocks - 1);
         let swarm = LocalSwarm::start(&goldens.model(), &["0..1", &middle, &last], ExecutorConfig::default()).await?;
-        for (mode, relay) in MODES.into_iter().flat_map(|mode| [(mode, RelayMode::Chain), (mode, RelayMode::Star)]) {
-            if mode != "bare" && !goldens.path(&format!("init-{mode}")).exists() {
-                continue;
-            }
+        for (mode, relay) in
+            modes(&goldens).into_iter().flat_map(|mode| [(mode, RelayMode::Chain), (mode, RelayMode::Star)])
+        {
             let [all, some] = models(&goldens, &swarm, mode, 1, relay)?;
             let (got, expected) = (wander(some).await?, wander(all).await?);
             for (step, (got, expected)) in got.iter().zip(&expected).enumerate() {
@@ -171,14 +180,18 @@ fn spans_that_a_client_cannot_run_are_named() -> anyhow::Result<()> {
     let goldens = Goldens::load("llama-gqa")?;
     let swarm = ProcessSwarm::start(&goldens.model(), &["0..4"])?;
     for span in ["1..2", "0..4", "0..9"] {
-        let output = swarm.tune("generate")?.args(&["--prompt", "a", "--local-blocks", span]).output()?;
+        let output = swarm
+            .tune("generate")?
+            .args(&["--prompt", "a", "--max-new-tokens", "1", "--local-blocks", span])
+            .output()?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(
             output.status.code() == Some(2) && stderr.contains("0..1 to 0..3") && stderr.contains(span),
             "{stderr}"
         );
     }
-    let output = swarm.tune("generate")?.args(&["--prompt", "a", "--trusted-first", "2"]).output()?;
+    let output =
+        swarm.tune("generate")?.args(&["--prompt", "a", "--max-new-tokens", "1", "--trusted-first", "2"]).output()?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && stderr.contains("--trusted"), "{stderr}");
     Ok(())
