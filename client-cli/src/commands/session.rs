@@ -78,6 +78,7 @@ pub(super) async fn connect_noting(
     let weights = |path: &PathBuf| KnownWeights::load(path, &files.adapted.id, files.blocks);
     let local = |span| LocalBlocks::open(&args.model, span, args.dtype).map(Arc::new).map_err(CliError::input);
     let config = SequenceConfig {
+        reputation: petals_settings::cache_dir().map(|cache| cache.join("reputation")),
         local: args.route.local_blocks.map(local).transpose()?,
         server_dtypes: args.route.server_dtype.iter().map(ToString::to_string).collect(),
         weights: args.route.weights.as_ref().map(weights).transpose().map_err(CliError::input)?,

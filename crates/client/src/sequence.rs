@@ -5,6 +5,7 @@
 //! server to server in a chain are found out by running forward again from the last known one.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use crate::servers::exchange::{Ends, Flow, HopInput};
 use crate::servers::hop::{HopConnection, HopError, ServerWork, TrafficCount};
 use crate::servers::local::LocalBlocks;
 use crate::servers::peers::{Measurement, PassSize};
+use crate::servers::reputation::Reputation;
 use crate::servers::view::SwarmView;
 use crate::servers::weights::KnownWeights;
 
@@ -71,6 +73,8 @@ pub struct SequenceConfig {
     pub server_dtypes: Vec<String>,
     /// The first blocks, if this client runs them itself: no server is asked for them. Default: none.
     pub local: Option<Arc<LocalBlocks>>,
+    /// File in which servers that gave wrong results are remembered for the next run. Default: none.
+    pub reputation: Option<PathBuf>,
     /// Which servers may run what. Default: every one what it holds.
     pub rules: RouteRules,
     /// Routes that the micro-batches of a step are spread over at most. Default 4.
@@ -93,6 +97,7 @@ impl Default for SequenceConfig {
             weights: None,
             server_dtypes: Vec::new(),
             local: None,
+            reputation: None,
             rules: RouteRules::default(),
             routes: 4,
             hedge_after: Duration::from_secs(1),
@@ -161,7 +166,15 @@ impl RemoteSequence {
         let served = behind.unwrap_or(blocks);
         let accepted = Accepted::new(&config.server_dtypes, config.verify > 0.0);
         Self {
-            view: Arc::new(SwarmView::new(swarm, model, served, config.weights.as_ref(), accepted)),
+            view: Arc::new(SwarmView::new(
+                swarm,
+                model,
+                served,
+                config.weights.as_ref(),
+                accepted,
+                config.rules.clone(),
+                config.reputation.clone().map(Reputation::new),
+            )),
             blocks,
             served,
             hidden,

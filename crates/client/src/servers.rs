@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `view` | who serves the model, and open streams to them |
 //! | `peers` | what this client has experienced with each |
+//! | `sample` | which of those that are listed are asked what they are |
+//! | `reputation` | what is remembered of them from one run to the next |
 //! | `weights` | which copy of the model is used, where servers have different ones |
 //! | `accepted` | in which dtypes servers may compute |
 //! | `hop` | one stream: many requests, each answered once |
@@ -19,6 +21,8 @@ pub(crate) mod exchange;
 pub(crate) mod hop;
 pub(crate) mod local;
 pub(crate) mod peers;
+pub(crate) mod reputation;
 pub(crate) mod retry;
+pub(crate) mod sample;
 pub(crate) mod view;
 pub(crate) mod weights;

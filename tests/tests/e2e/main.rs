@@ -44,6 +44,7 @@ mod quantised;
 mod refusals;
 mod relay;
 mod relay_hostile;
+mod reputation;
 mod resume;
 mod routing;
 mod runs;

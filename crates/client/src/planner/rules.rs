@@ -75,13 +75,23 @@ impl fmt::Display for Exclusion {
 }
 
 impl RouteRules {
+    /// Peers that the user named for something else than never to use them.
+    pub(crate) fn named(&self) -> impl Iterator<Item = &PeerId> {
+        self.allow.iter().chain(&self.trusted).chain(self.pins.iter().map(|(_, peer)| peer))
+    }
+
+    /// Whether `peer` is among [`Self::named`].
+    pub(crate) fn names(&self, peer: &PeerId) -> bool {
+        self.named().any(|named| named == peer)
+    }
+
     /// Why `peer` may not run `block` of a model that consists of `model`, if it may not.
     pub(super) fn exclusion(&self, peer: PeerId, block: u32, model: Span) -> Option<Exclusion> {
         self.peer_exclusion(peer).or_else(|| self.block_exclusion(peer, block, model))
     }
 
     /// Why `peer` may not run anything.
-    pub(super) fn peer_exclusion(&self, peer: PeerId) -> Option<Exclusion> {
+    pub(crate) fn peer_exclusion(&self, peer: PeerId) -> Option<Exclusion> {
         if self.block.contains(&peer) {
             return Some(Exclusion::Blocked);
         }
