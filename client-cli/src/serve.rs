@@ -2,7 +2,7 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `paths`, `router`, `guard`, `unpack` | which path does what, for whom, and what it is sent |
+//! | `paths`, `router`, `guard`, `caller`, `unpack` | which path does what, for whom, and what it is sent |
 //! | `app` | what the endpoints share |
 //! | `fields`, `parameters`, `prompts`, `refused`, `room` | what requests have in common |
 //! | `completions`, `chats`, `conversation`, `tools` | texts and conversations to be continued |
@@ -15,6 +15,7 @@
 //! | `metrics` | figures for Prometheus |
 
 mod app;
+mod caller;
 mod chats;
 mod completions;
 mod conversation;

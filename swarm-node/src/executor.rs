@@ -77,13 +77,15 @@ pub struct ExecutorConfig {
     pub kv_bytes: u64,
     /// How long a session is kept that nobody uses.
     pub session_lifetime: Duration,
+    /// Whether sessions of different peers share the pages of what they begin with.
+    pub share_prefixes: bool,
     /// How the memory of stashes, passes and sessions is divided among the devices of the blocks.
     pub rooms: Rooms,
 }
 
 impl Default for ExecutorConfig {
     /// 256 passes, 64 of one peer, 1 GiB of stash of any level for at most 5 minutes, 4 GiB for a pass, 1 GiB for
-    /// sessions that are used every 10 minutes; all of it in one memory.
+    /// sessions that are used every 10 minutes, whose pages each peer has for itself; all of it in one memory.
     fn default() -> Self {
         Self {
             queue: 256,
@@ -94,6 +96,7 @@ impl Default for ExecutorConfig {
             stash_policy: StashPolicy::Auto,
             kv_bytes: 1 << 30,
             session_lifetime: Duration::from_secs(600),
+            share_prefixes: false,
             rooms: Rooms::default(),
         }
     }
@@ -153,7 +156,7 @@ impl Executor {
             )),
             mean_us: AtomicU64::new(0),
         });
-        let prefixes = Prefixes::new(config.kv_bytes / PREFIX_PART);
+        let prefixes = Prefixes::new(config.kv_bytes / PREFIX_PART, config.share_prefixes);
         let worker = Worker { config, prefixes, crowd: crowd::Crowd::new(), shared: shared.clone() };
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })

@@ -43,9 +43,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "KEY", conflicts_with = "api_key_file")]
     pub(crate) api_key: Option<String>,
 
-    /// File with the key that clients must have.
+    /// File with the keys of which clients must have one, each in a line. Each key has its texts kept for itself.
     #[arg(long, value_name = "FILE")]
     pub(crate) api_key_file: Option<PathBuf>,
+
+    /// Let all users have what is kept of each other's texts (a system prompt that all begin with is then computed once). The price is privacy: who guesses
+    /// how somebody's text begins sees by `cached_tokens`, and by the time, that it is right. Default: each key, or without keys each address, has its own.
+    #[arg(long)]
+    pub(crate) share_prefixes: bool,
 
     /// Let pages of this origin use the API from a browser, for example `https://chat.example.org`; `*`: of any.
     #[arg(long, value_name = "ORIGIN", num_args = 1.., value_parser = origin)]

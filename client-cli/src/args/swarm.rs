@@ -39,7 +39,7 @@ pub(crate) struct SwarmArgs {
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration_above_zero)]
     pub(crate) give_up_after: Duration,
 
-    /// Type in which the head's weights are kept here: auto (f32), f32, bf16, f16, int8 (8.5 bits a weight) or int4 (4.5 bits). Half precision takes half the
+    /// Type in which the weights of the head and of --local-blocks are kept here: auto (f32), f32, bf16, f16, int8 (8.5 bits a weight) or int4 (4.5 bits). Half precision takes half the
     /// memory and, where the processor multiplies bf16, a fraction of the time; a token of int8 takes a quarter of both, of int4 an eighth.
     #[arg(long, value_name = "DTYPE", default_value = "auto")]
     pub(crate) dtype: Dtype,
@@ -122,6 +122,19 @@ pub(crate) struct RoutingArgs {
     #[arg(long, value_name = "PEER", num_args = 1.., value_parser = peer_id)]
     pub(crate) trusted: Vec<PeerId>,
 
+    /// How many of the first blocks --trusted peers alone run: the more, the less others can tell of what goes in.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "trusted")]
+    pub(crate) trusted_first: u32,
+
+    /// How many of the last blocks --trusted peers alone run: the more, the less others can tell of what comes out.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "trusted")]
+    pub(crate) trusted_last: u32,
+
+    /// Run these blocks, the first ones, on this machine, for example 0..2: no server then sees a text's embeddings, which are as good as the text. Their
+    /// weights must be here (those of a model from the hub are fetched), and take memory in --dtype.
+    #[arg(long, value_name = "A..B")]
+    pub(crate) local_blocks: Option<Span>,
+
     /// Use only servers whose weights are these, a file as `petals-tune fingerprint` writes it [default: those that most servers have].
     #[arg(long, value_name = "HASHFILE")]
     pub(crate) weights: Option<PathBuf>,
@@ -154,6 +167,8 @@ impl RoutingArgs {
             block: self.block.iter().copied().collect(),
             pins: self.pin.clone(),
             trusted: self.trusted.iter().copied().collect(),
+            trusted_first: self.trusted_first,
+            trusted_last: self.trusted_last,
         }
     }
 }

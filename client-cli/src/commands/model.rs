@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
+use petals_client::Span;
 use petals_hub::{Hub, HubError, Meter, ModelSource, Settings, SourceError};
 
 use crate::args::Command;
@@ -17,32 +18,42 @@ pub(crate) struct Models(#[allow(dead_code, reason = "held, not read")] Vec<Mode
 /// Puts the directories of models in the place of their names. What is needed of them is fetched, and shows itself.
 pub(crate) async fn find(command: &mut Command, output: Output) -> Result<Models, CliError> {
     let all = command.needs_all_weights();
+    let of_client = |local| if all { Weights::All } else { Weights::OfClient(local) };
     let mut models = Vec::new();
     let Some(swarm) = command.swarm() else { return Ok(Models(models)) };
     let most = swarm.max_disk;
-    let source = found(swarm.model.clone(), all, most, output).await?;
+    let source = found(swarm.model.clone(), of_client(swarm.route.local_blocks), most, output).await?;
     swarm.model = source.path().to_owned();
     models.push(source);
     if let Some(draft) = command.draft_model() {
-        let source = found(draft.clone(), true, most, output).await?;
+        let source = found(draft.clone(), Weights::All, most, output).await?;
         *draft = source.path().to_owned();
         models.push(source);
     }
     Ok(Models(models))
 }
 
+/// Which weights of a model are needed here.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Weights {
+    /// All.
+    All,
+    /// Embeddings, norm and head, and those of blocks that run on this machine.
+    OfClient(Option<Span>),
+}
+
 pub(super) async fn found(
     model: PathBuf,
-    all: bool,
+    weights: Weights,
     most: Option<u64>,
     output: Output,
 ) -> Result<ModelSource, CliError> {
     let find = move || -> Result<ModelSource, SourceError> {
         let source = ModelSource::find(&model, || hub(most, output))?;
-        if all {
-            source.fetch_all()?
-        } else {
-            source.fetch_client()?
+        match weights {
+            Weights::All => source.fetch_all()?,
+            Weights::OfClient(None) => source.fetch_client()?,
+            Weights::OfClient(Some(blocks)) => source.fetch_client_and(blocks)?,
         }
         Ok(source)
     };

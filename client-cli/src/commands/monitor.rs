@@ -41,7 +41,7 @@ pub(crate) async fn run(args: MonitorArgs, output: Output) -> Result<(), CliErro
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
     let source = match args.model {
-        Some(model) => Some(model::found(model, false, None, output).await?),
+        Some(model) => Some(model::found(model, model::Weights::OfClient(None), None, output).await?),
         None => None,
     };
     let shape = source.as_ref().map(|source| ModelShape::open(source.path(), args.model_name.as_deref()));

@@ -44,7 +44,7 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
         }
         adapters.push((name.clone(), Arc::new(session::adapter(&files, directory)?.tables)));
     }
-    let key = api_key(&args)?;
+    let keys = api_keys(&args)?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
     let log = SwarmLog::default();
@@ -58,14 +58,14 @@ pub(crate) async fn run(args: ServeArgs, output: Output) -> Result<(), CliError>
     let models = Models::new(files.adapted.id.name(), files.config.max_position_embeddings, adapters);
     let chat = template.as_ref().err().cloned();
     let names = models.names().into_iter().map(str::to_owned).collect();
-    output.emit(&Serving { url: format!("http://{address}"), models: names, key: key.is_some(), chat })?;
-    if key.is_none() && !address.ip().is_loopback() {
+    output.emit(&Serving { url: format!("http://{address}"), models: names, key: !keys.is_empty(), chat })?;
+    if keys.is_empty() && !address.ip().is_loopback() {
         tracing::warn!(
             "anybody who reaches {address} may use this server: --api-key-file or {KEY_VARIABLE} sets a key"
         );
     }
     let hosts = address.ip().is_loopback().then_some(args.allow_host);
-    let guard = Guard::new(key.as_deref(), args.cors, args.limits.request_bytes, hosts);
+    let guard = Guard::new(&keys, args.cors, args.limits.request_bytes, hosts, args.share_prefixes);
     let name = files.adapted.id.to_string();
     let shown = Arc::new(ClientPage::new(engine.clone(), log));
     let swarm_page = Arc::new(SwarmPage::new(swarm.clone(), Some(name), shown));
@@ -119,14 +119,14 @@ async fn expire(engine: &Engine) {
     }
 }
 
-/// The key that clients need, from wherever it is given.
-fn api_key(args: &ServeArgs) -> Result<Option<String>, CliError> {
+/// The keys of which clients need one, from wherever they are given; none if anybody may come.
+fn api_keys(args: &ServeArgs) -> Result<Vec<String>, CliError> {
     match (&args.api_key, &args.api_key_file) {
-        (Some(key), _) => key::checked(key).map(Some),
-        (None, Some(file)) => key::read(file).map(Some),
+        (Some(key), _) => key::checked(key).map(|key| vec![key]),
+        (None, Some(file)) => key::read_all(file),
         (None, None) => match std::env::var(KEY_VARIABLE) {
-            Ok(key) => key::checked(&key).map(Some),
-            Err(std::env::VarError::NotPresent) => Ok(None),
+            Ok(key) => key::checked(&key).map(|key| vec![key]),
+            Err(std::env::VarError::NotPresent) => Ok(Vec::new()),
             Err(error) => Err(CliError::Usage(format!("{KEY_VARIABLE}: {error}"))),
         },
     }

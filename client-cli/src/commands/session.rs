@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use petals_client::{
-    Adapter, JoinError, KnownWeights, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle,
+    Adapter, JoinError, KnownWeights, LocalBlocks, ModelFiles, RemoteSequence, SequenceConfig, SwarmEvent, SwarmHandle,
 };
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -76,7 +76,10 @@ pub(super) async fn connect_noting(
     log: Option<SwarmLog>,
 ) -> Result<(Arc<RemoteSequence>, SwarmHandle), CliError> {
     let weights = |path: &PathBuf| KnownWeights::load(path, &files.adapted.id, files.blocks);
+    let local = |span| LocalBlocks::open(&args.model, span, args.dtype).map(Arc::new).map_err(CliError::input);
     let config = SequenceConfig {
+        reputation: petals_settings::cache_dir().map(|cache| cache.join("reputation")),
+        local: args.route.local_blocks.map(local).transpose()?,
         server_dtypes: args.route.server_dtype.iter().map(ToString::to_string).collect(),
         weights: args.route.weights.as_ref().map(weights).transpose().map_err(CliError::input)?,
         request_timeout: args.request_timeout,

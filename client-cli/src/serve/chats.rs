@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::app::{App, blocking};
+use super::caller::Caller;
 use super::conversation;
 use super::engine::{Job, Plan, Progress};
 use super::error::ApiError;
@@ -55,8 +56,12 @@ pub(super) struct Begun {
 }
 
 /// Answers a request; `model` is the model that it names.
-pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Response, ApiError> {
-    let Begun { model, shape, receiver, stream, include_usage } = begin(app, body, model).await?;
+pub(super) async fn complete(
+    app: &Arc<App>,
+    (caller, body): (Caller, Bytes),
+    model: &mut String,
+) -> Result<Response, ApiError> {
+    let Begun { model, shape, receiver, stream, include_usage } = begin(app, (caller, body), model).await?;
     Reply::new(Chunks::new(Kind::Chat, model, include_usage), shape, receiver).tell(stream).await
 }
 
@@ -75,7 +80,11 @@ pub(super) async fn count(app: &Arc<App>, body: Bytes, model: &mut String) -> Re
 ///
 /// # Errors
 /// 400, 404, and what [`Engine::start`](super::engine::Engine::start) refuses.
-pub(super) async fn begin(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Begun, ApiError> {
+pub(super) async fn begin(
+    app: &Arc<App>,
+    (caller, body): (Caller, Bytes),
+    model: &mut String,
+) -> Result<Begun, ApiError> {
     let arrived = Instant::now();
     let mut fields = Fields::parse(&body)?;
     let parameters = Parameters::take(&mut fields, app.engine.vocabulary(), 1)?;
@@ -111,6 +120,7 @@ pub(super) async fn begin(app: &Arc<App>, body: Bytes, model: &mut String) -> Re
         room(app, &served, parameters.max_new_tokens, prompt.len(), "messages", app.default_new_tokens)?;
     let plan = Arc::new(Plan {
         model: served.clone(),
+        caller,
         stop: parameters.stop.clone(),
         stop_tokens: app.engine.stop_tokens(&parameters),
         conversation: true,

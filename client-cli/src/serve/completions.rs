@@ -8,6 +8,7 @@ use axum::response::Response;
 use serde_json::Value;
 
 use super::app::{App, blocking};
+use super::caller::Caller;
 use super::engine::{Job, Plan};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -55,7 +56,11 @@ impl Extras {
 }
 
 /// Answers a request; `model` is the model that it names.
-pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Response, ApiError> {
+pub(super) async fn complete(
+    app: &Arc<App>,
+    (caller, body): (Caller, Bytes),
+    model: &mut String,
+) -> Result<Response, ApiError> {
     let arrived = Instant::now();
     let mut fields = Fields::parse(&body)?;
     drop(body);
@@ -79,6 +84,7 @@ pub(super) async fn complete(app: &Arc<App>, body: Bytes, model: &mut String) ->
     let encoded = encoded.await?;
     let plan = Arc::new(Plan {
         model: served.clone(),
+        caller,
         stop: parameters.stop.clone(),
         stop_tokens: app.engine.stop_tokens(&parameters),
         conversation: false,

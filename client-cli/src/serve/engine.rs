@@ -10,6 +10,7 @@ use petals_client::{Allowed, Finish, Generation, GenerationConfig, Generator, Re
 use petals_page::ShownRoute;
 use tokio::sync::mpsc;
 
+use super::caller::Caller;
 use super::error::ApiError;
 use super::grammar::{Form, Grammar, Grammars};
 use super::metrics::{Metrics, Now};
@@ -45,6 +46,8 @@ pub(crate) struct Engine {
 pub(super) struct Plan {
     /// By which model.
     pub(super) model: Arc<ServedModel>,
+    /// Whose they are.
+    pub(super) caller: Caller,
     /// Texts that end a text.
     pub(super) stop: Vec<String>,
     /// Tokens that end it.
@@ -269,11 +272,12 @@ impl Engine {
         let Job { number, plan, prompt, sampling, max_new_tokens } = job;
         let model = &plan.model;
         let needed = prompt.len() + max_new_tokens;
-        let mut generator = self.pool.take(&model.name, &prompt, needed).unwrap_or_else(|| {
+        let mut generator = self.pool.take((plan.caller, &model.name), &prompt, needed).unwrap_or_else(|| {
             // A conversation gets room to grow into.
             let room =
                 if plan.conversation { needed.saturating_mul(2).max(CONVERSATION).min(model.room) } else { needed };
-            Generator::new(self.model.clone().with_tables(model.tables.clone()), room)
+            let salted = self.model.clone().with_cache_salt(plan.caller.salt());
+            Generator::new(salted.with_tables(model.tables.clone()), room)
         });
         if let Some(top) = plan.prompt_logprobs {
             let scores = generator.score(&prompt, top).await.map_err(ApiError::of_generation)?;
@@ -341,7 +345,7 @@ impl Engine {
         let mut whole = prompt.to_vec();
         whole.extend(tokens);
         let room = generator.max_tokens();
-        self.pool.put(&model.name, whole, room, generator);
+        self.pool.put((plan.caller, &model.name), whole, room, generator);
         Ok(done)
     }
 }

@@ -1,4 +1,4 @@
-//! Who may use the server: the API key, browsers of other origins, sizes.
+//! Who may use the server: API keys, browsers of other origins, sizes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use petals_page::{Key, is_meant};
 
+use super::caller::{Caller, Callers};
 use super::error::ApiError;
 use super::unpack::unpack;
 use super::weight::{Weight, Weights};
@@ -29,7 +30,9 @@ const EXCESS: usize = 16 << 20;
 /// The rules.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    key: Option<Key>,
+    /// None: anybody may use the server.
+    keys: Vec<Key>,
+    callers: Callers,
     origins: Vec<String>,
     request_bytes: usize,
     weights: Weights,
@@ -38,28 +41,39 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Rules: the key that clients need, origins whose pages may use the server, the largest request, and, if only this machine reaches the
-    /// server, the names besides `localhost` that it may be called by.
+    /// Rules: the keys of which clients need one, origins whose pages may use the server, the largest request, and, if only this machine reaches the
+    /// server, the names besides `localhost` that it may be called by. With `together`, callers have what is left of each other's texts.
     pub(crate) fn new(
-        key: Option<&str>,
+        keys: &[String],
         origins: Vec<String>,
         request_bytes: usize,
         hosts: Option<Vec<String>>,
+        together: bool,
     ) -> Self {
-        Self { key: key.map(Key::new), origins, request_bytes, weights: Weights::new(request_bytes), hosts }
+        let keys = keys.iter().map(|key| Key::new(key)).collect();
+        let (callers, weights) = (Callers::new(together), Weights::new(request_bytes));
+        Self { keys, callers, origins, request_bytes, weights, hosts }
     }
 
-    fn admits(&self, headers: &HeaderMap) -> bool {
-        let Some(key) = self.key else { return true };
+    /// Whose request it is, if it may be made.
+    fn admits(&self, request: &Request) -> Option<Caller> {
+        if self.keys.is_empty() {
+            return Some(self.callers.from_address(request));
+        }
+        let headers = request.headers();
         // Anthropic's clients have a header of their own; some send both.
         let own = headers.get(KEY_HEADER).and_then(|value| value.to_str().ok());
-        key.is_borne(headers) || own.is_some_and(|given| key.is(given))
+        let has = |key: &Key| key.is_borne(headers) || own.is_some_and(|given| key.is(given));
+        // All are compared, so that the time does not say how far down the list a key stands.
+        let found =
+            self.keys.iter().enumerate().fold(None, |found, (number, key)| has(key).then_some(number).or(found));
+        found.map(|number| self.callers.with_key(number))
     }
 
     /// Whether a request that came to this machine alone was meant for it. A page of a foreign name that its owner lets point to
     /// 127.0.0.1 would be of the same origin as this server. Behind a key that does not matter.
     fn meant(&self, headers: &HeaderMap) -> bool {
-        let Some(hosts) = self.hosts.as_ref().filter(|_| self.key.is_none()) else { return true };
+        let Some(hosts) = self.hosts.as_ref().filter(|_| self.keys.is_empty()) else { return true };
         is_meant(headers, hosts)
     }
 
@@ -73,9 +87,11 @@ impl Guard {
     }
 }
 
-/// Lets only those through who have the key.
-pub(super) async fn key(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    if guard.admits(request.headers()) { next.run(request).await } else { ApiError::unauthorized().into_response() }
+/// Lets only those through who have a key, and notes who they are.
+pub(super) async fn key(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    let Some(caller) = guard.admits(&request) else { return ApiError::unauthorized().into_response() };
+    request.extensions_mut().insert(caller);
+    next.run(request).await
 }
 
 /// Answers browsers that ask what pages of other origins may do, and marks answers for them.
@@ -165,7 +181,8 @@ mod tests {
         let meant = |key: Option<&str>, hosts: Option<Vec<&str>>, host: &'static str| {
             let hosts = hosts.map(|hosts| hosts.into_iter().map(str::to_owned).collect());
             let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
-            Guard::new(key, Vec::new(), 1, hosts).meant(&headers)
+            let keys: Vec<String> = key.into_iter().map(str::to_owned).collect();
+            Guard::new(&keys, Vec::new(), 1, hosts, false).meant(&headers)
         };
         for host in ["localhost:80", "127.0.0.1", "[::1]:8080", "a.localhost"] {
             assert!(meant(None, Some(vec![]), host), "{host}");
@@ -175,5 +192,20 @@ mod tests {
         assert!(!meant(None, Some(vec!["api.internal"]), "evil.example"));
         assert!(meant(None, Some(vec!["*"]), "any.example"));
         assert!(meant(Some("key"), Some(vec![]), "any.example") && meant(None, None, "any.example"));
+    }
+
+    #[test]
+    fn callers_are_known_by_their_keys() {
+        let keys = ["one".to_owned(), "two".to_owned()];
+        let guard = Guard::new(&keys, Vec::new(), 1, None, false);
+        let with = |name: &'static str, value: &'static str| {
+            let mut request = Request::new(Body::empty());
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+            guard.admits(&request)
+        };
+        let (one, two) = (with("authorization", "Bearer one"), with("x-api-key", "two"));
+        assert!(one.is_some() && two.is_some() && one != two);
+        assert_eq!(with("x-api-key", "one"), one);
+        assert_eq!((with("x-api-key", "three"), guard.admits(&Request::new(Body::empty()))), (None, None));
     }
 }

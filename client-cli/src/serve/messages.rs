@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::app::App;
+use super::caller::Caller;
 use super::chats;
 use super::error::ApiError;
 use super::fields::Fields;
@@ -33,10 +34,14 @@ pub(super) fn is_client(headers: &HeaderMap) -> bool {
 }
 
 /// Answers a request; `model` is the model that it names.
-pub(super) async fn create(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    app: &Arc<App>,
+    (caller, body): (Caller, Bytes),
+    model: &mut String,
+) -> Result<Response, ApiError> {
     let chat = chat(Fields::parse(&body)?, false)?;
     drop(body);
-    let begun = chats::begin(app, Bytes::from(chat.to_string()), model).await.map_err(reworded)?;
+    let begun = chats::begin(app, (caller, Bytes::from(chat.to_string())), model).await.map_err(reworded)?;
     let face = Output::new(begun.model, begun.shape.prompt_tokens);
     Reply::new(face, begun.shape, begun.receiver).tell(begun.stream).await
 }

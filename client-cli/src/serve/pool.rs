@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use petals_client::Generator;
 
+use super::caller::Caller;
+
 /// A generator with the text that its session has.
 #[derive(Debug)]
 struct Idle<G> {
+    caller: Caller,
     model: String,
     tokens: Vec<u32>,
     room: usize,
@@ -29,14 +32,16 @@ impl<G> Pool<G> {
         Self { idle: Mutex::new(Vec::new()), most, timeout }
     }
 
-    /// The generator whose text has the longest common beginning with `text`, if it has room for `needed` tokens. One is taken only
+    /// The generator of a caller and a model whose text has the longest common beginning with `text`, if it has room for `needed` tokens. One is taken only
     /// if more of its text is used than lost: another conversation may go on from it. One that the text outgrew is dropped.
-    pub(super) fn take(&self, model: &str, text: &[u32], needed: usize) -> Option<G> {
+    pub(super) fn take(&self, (caller, model): (Caller, &str), text: &[u32], needed: usize) -> Option<G> {
         let mut idle = self.lock();
         let common = |idle: &Idle<G>| idle.tokens.iter().zip(text).take_while(|(a, b)| a == b).count();
         let fits = |(_, idle): &(usize, &Idle<G>)| {
             let common = common(idle);
-            idle.model == model && common > 0 && (2 * common >= idle.tokens.len() || common + 1 >= text.len())
+            (idle.caller, idle.model.as_str()) == (caller, model)
+                && common > 0
+                && (2 * common >= idle.tokens.len() || common + 1 >= text.len())
         };
         let (at, _) = idle.iter().enumerate().filter(fits).max_by_key(|(_, idle)| common(idle))?;
         let found = idle.swap_remove(at);
@@ -44,9 +49,9 @@ impl<G> Pool<G> {
     }
 
     /// Keeps a generator that has `text`, and room for `room` tokens. If there are too many the oldest goes.
-    pub(super) fn put(&self, model: &str, text: Vec<u32>, room: usize, generator: G) {
+    pub(super) fn put(&self, (caller, model): (Caller, &str), text: Vec<u32>, room: usize, generator: G) {
         let mut idle = self.lock();
-        idle.push(Idle { model: model.to_owned(), tokens: text, room, since: Instant::now(), generator });
+        idle.push(Idle { caller, model: model.to_owned(), tokens: text, room, since: Instant::now(), generator });
         while idle.len() > self.most {
             remove_oldest(&mut idle);
         }
@@ -85,39 +90,53 @@ fn remove_oldest<G>(idle: &mut Vec<Idle<G>>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::caller::Callers;
     use super::*;
 
     fn pool(most: usize) -> Pool<&'static str> {
         Pool::new(most, Duration::from_secs(60))
     }
 
+    fn anybody() -> Caller {
+        Callers::new(true).with_key(0)
+    }
+
+    #[test]
+    fn nobody_gets_what_is_of_somebody_else() {
+        let (pool, callers) = (pool(8), Callers::new(false));
+        let [one, other] = [0, 1].map(|number| callers.with_key(number));
+        pool.put((one, "m"), vec![1, 2, 3, 4], 100, "a secret");
+        assert_eq!(pool.take((other, "m"), &[1, 2, 3, 4, 5], 50), None);
+        assert_eq!(pool.take((one, "m"), &[1, 2, 3, 4, 5], 50), Some("a secret"));
+    }
+
     #[test]
     fn the_longest_common_beginning_is_gone_on_from() {
         let pool = pool(8);
-        pool.put("m", vec![1, 2, 3, 4], 100, "short");
-        pool.put("m", vec![1, 2, 3, 4, 5, 6], 100, "long");
-        pool.put("m:a", vec![1, 2, 3, 4, 5, 6, 7], 100, "of an adapter");
-        assert_eq!(pool.take("m", &[1, 2, 3, 4, 5, 6, 7, 8], 50), Some("long"));
-        assert_eq!(pool.take("m", &[1, 2, 3, 4, 5, 6, 7, 8], 50), Some("short"));
-        assert_eq!(pool.take("m", &[1, 2, 3, 4, 5, 6, 7, 8], 50), None);
+        pool.put((anybody(), "m"), vec![1, 2, 3, 4], 100, "short");
+        pool.put((anybody(), "m"), vec![1, 2, 3, 4, 5, 6], 100, "long");
+        pool.put((anybody(), "m:a"), vec![1, 2, 3, 4, 5, 6, 7], 100, "of an adapter");
+        assert_eq!(pool.take((anybody(), "m"), &[1, 2, 3, 4, 5, 6, 7, 8], 50), Some("long"));
+        assert_eq!(pool.take((anybody(), "m"), &[1, 2, 3, 4, 5, 6, 7, 8], 50), Some("short"));
+        assert_eq!(pool.take((anybody(), "m"), &[1, 2, 3, 4, 5, 6, 7, 8], 50), None);
         assert_eq!(pool.len(), 1);
     }
 
     #[test]
     fn another_conversation_with_the_same_beginning_is_left_alone() {
         let pool = pool(8);
-        pool.put("m", vec![1, 2, 3, 4, 5, 6, 7, 8], 100, "other");
-        assert_eq!(pool.take("m", &[1, 2, 9, 9, 9], 50), None);
-        assert_eq!(pool.take("m", &[9], 50), None);
+        pool.put((anybody(), "m"), vec![1, 2, 3, 4, 5, 6, 7, 8], 100, "other");
+        assert_eq!(pool.take((anybody(), "m"), &[1, 2, 9, 9, 9], 50), None);
+        assert_eq!(pool.take((anybody(), "m"), &[9], 50), None);
         // The same prompt again has all that it needs there.
-        assert_eq!(pool.take("m", &[1, 2, 9], 50), Some("other"));
+        assert_eq!(pool.take((anybody(), "m"), &[1, 2, 9], 50), Some("other"));
     }
 
     #[test]
     fn what_a_text_outgrew_is_dropped() {
         let pool = pool(8);
-        pool.put("m", vec![1, 2], 10, "small");
-        assert_eq!(pool.take("m", &[1, 2, 3], 11), None);
+        pool.put((anybody(), "m"), vec![1, 2], 10, "small");
+        assert_eq!(pool.take((anybody(), "m"), &[1, 2, 3], 11), None);
         assert_eq!(pool.len(), 0);
     }
 
@@ -125,17 +144,17 @@ mod tests {
     fn only_so_many_are_kept_and_only_for_so_long() {
         let pool = pool(2);
         for (token, name) in [(1, "a"), (2, "b"), (3, "c")] {
-            pool.put("m", vec![token], 10, name);
+            pool.put((anybody(), "m"), vec![token], 10, name);
         }
-        assert_eq!((pool.len(), pool.take("m", &[1], 2)), (2, None));
+        assert_eq!((pool.len(), pool.take((anybody(), "m"), &[1], 2)), (2, None));
         pool.give_up_oldest();
-        assert_eq!((pool.take("m", &[2], 2), pool.take("m", &[3], 2)), (None, Some("c")));
+        assert_eq!((pool.take((anybody(), "m"), &[2], 2), pool.take((anybody(), "m"), &[3], 2)), (None, Some("c")));
         let short = Pool::new(2, Duration::ZERO);
-        short.put("m", vec![1], 10, "a");
+        short.put((anybody(), "m"), vec![1], 10, "a");
         short.expire();
         assert_eq!(short.len(), 0);
         let none = Pool::new(0, Duration::from_secs(60));
-        none.put("m", vec![1], 10, "a");
+        none.put((anybody(), "m"), vec![1], 10, "a");
         assert_eq!(none.len(), 0);
     }
 }

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::app::App;
+use super::caller::Caller;
 use super::chats;
 use super::error::ApiError;
 use super::fields::Fields;
@@ -27,10 +28,14 @@ mod request;
 mod tools;
 
 /// Answers a request; `model` is the model that it names.
-pub(super) async fn create(app: &Arc<App>, body: Bytes, model: &mut String) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    app: &Arc<App>,
+    (caller, body): (Caller, Bytes),
+    model: &mut String,
+) -> Result<Response, ApiError> {
     let Asked { chat, mut repeated, items, store } = Asked::take(Fields::parse(&body)?, &app.kept)?;
     drop(body);
-    let begun = chats::begin(app, Bytes::from(chat.to_string()), model).await.map_err(reworded)?;
+    let begun = chats::begin(app, (caller, Bytes::from(chat.to_string())), model).await.map_err(reworded)?;
     repeated.insert("model".to_owned(), begun.model.into());
     let face = Output::new(repeated, store.then(|| (app.clone(), items)));
     Reply::new(face, begun.shape, begun.receiver).tell(begun.stream).await

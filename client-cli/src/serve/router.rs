@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use petals_page::{state_answer, swarm_document};
 
 use super::app::App;
+use super::caller::Caller;
 use super::error::ApiError;
 use super::{chats, completions, embeddings, guard, messages, page, paths, responses, tokens};
 
@@ -73,8 +74,9 @@ async fn model(
 async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "completions");
     let answer = async {
+        let caller = Caller::of(&request);
         let (body, _weight) = guard::body(&app.guard, request).await?;
-        completions::complete(&app, body, &mut count.model).await
+        completions::complete(&app, (caller, body), &mut count.model).await
     };
     let answer = answer.await;
     count.answered(&answer);
@@ -84,8 +86,9 @@ async fn complete(State(app): State<Arc<App>>, request: Request) -> Result<Respo
 async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "chat");
     let answer = async {
+        let caller = Caller::of(&request);
         let (body, _weight) = guard::body(&app.guard, request).await?;
-        chats::complete(&app, body, &mut count.model).await
+        chats::complete(&app, (caller, body), &mut count.model).await
     };
     let answer = answer.await;
     count.answered(&answer);
@@ -95,8 +98,9 @@ async fn chat(State(app): State<Arc<App>>, request: Request) -> Result<Response,
 async fn respond(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "responses");
     let answer = async {
+        let caller = Caller::of(&request);
         let (body, _weight) = guard::body(&app.guard, request).await?;
-        responses::create(&app, body, &mut count.model).await
+        responses::create(&app, (caller, body), &mut count.model).await
     };
     let answer = answer.await;
     count.answered(&answer);
@@ -132,8 +136,9 @@ async fn forget(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<R
 async fn message(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut count = Count::new(&app, "messages");
     let answer = async {
+        let caller = Caller::of(&request);
         let (body, _weight) = guard::body(&app.guard, request).await?;
-        messages::create(&app, body, &mut count.model).await
+        messages::create(&app, (caller, body), &mut count.model).await
     };
     let answer = answer.await;
     count.answered(&answer);

@@ -45,7 +45,7 @@ pub use petals_protocol::{
     WireVersion, is_printable,
 };
 pub use petals_swarm::{
-    BlockCount, Invitation, ModelStatus, PeerId, SwarmHandle, SwarmStatus, parse_peers, swarm_status,
+    BlockCount, Invitation, Listed, ModelStatus, PeerId, SwarmHandle, SwarmStatus, parse_peers, swarm_status,
 };
 pub use planner::{
     Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Route, RouteRules, WeightedRoute,
@@ -55,7 +55,9 @@ pub use sequence::{
     SequenceConfig, SequenceError, ServedWeights, SwarmEvent, Trace, Verdict, Verification,
 };
 pub use servers::hop::{HopError, ServerWork, TrafficCount};
+pub use servers::local::{LocalBlocks, LocalBlocksError, LocalError};
 pub use servers::peers::{CostEstimate, Figure, Source};
+pub use servers::sample::{ENOUGH, EXPLORED, NAMES_AGE, RECORDS_AGE, Sample};
 pub use servers::weights::{KnownWeights, KnownWeightsError};
 pub use tuning::Pace;
 pub use tuning::aids::Aids;

@@ -5,6 +5,7 @@
 //! server to server in a chain are found out by running forward again from the last known one.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,7 +19,9 @@ use crate::planner::{Exclusion, Hop, Planner, Route, RouteRules};
 use crate::servers::accepted::Accepted;
 use crate::servers::exchange::{Ends, Flow, HopInput};
 use crate::servers::hop::{HopConnection, HopError, ServerWork, TrafficCount};
+use crate::servers::local::LocalBlocks;
 use crate::servers::peers::{Measurement, PassSize};
+use crate::servers::reputation::Reputation;
 use crate::servers::view::SwarmView;
 use crate::servers::weights::KnownWeights;
 
@@ -30,6 +33,7 @@ mod event;
 mod explain;
 mod forward;
 mod hedge;
+mod local;
 mod prefix;
 mod recover;
 mod relays;
@@ -67,6 +71,10 @@ pub struct SequenceConfig {
     pub weights: Option<KnownWeights>,
     /// Dtypes in which servers may compute; empty for all, with [`Self::verify`] for all but int4. Default: empty.
     pub server_dtypes: Vec<String>,
+    /// The first blocks, if this client runs them itself: no server is asked for them. Default: none.
+    pub local: Option<Arc<LocalBlocks>>,
+    /// File in which servers that gave wrong results are remembered for the next run. Default: none.
+    pub reputation: Option<PathBuf>,
     /// Which servers may run what. Default: every one what it holds.
     pub rules: RouteRules,
     /// Routes that the micro-batches of a step are spread over at most. Default 4.
@@ -88,6 +96,8 @@ impl Default for SequenceConfig {
             relay: RelayMode::default(),
             weights: None,
             server_dtypes: Vec::new(),
+            local: None,
+            reputation: None,
             rules: RouteRules::default(),
             routes: 4,
             hedge_after: Duration::from_secs(1),
@@ -131,7 +141,10 @@ pub struct PassGradients {
 #[derive(Debug)]
 pub struct RemoteSequence {
     view: Arc<SwarmView>,
+    /// All of the model.
     blocks: Span,
+    /// Those of them that servers are asked for.
+    served: Span,
     hidden: usize,
     config: SequenceConfig,
     relays: Relays,
@@ -149,10 +162,21 @@ impl RemoteSequence {
         if config.verify > 0.0 {
             config.relay = RelayMode::Star;
         }
+        let behind = config.local.as_ref().and_then(|local| Span::new(local.span().end(), blocks.end()).ok());
+        let served = behind.unwrap_or(blocks);
         let accepted = Accepted::new(&config.server_dtypes, config.verify > 0.0);
         Self {
-            view: Arc::new(SwarmView::new(swarm, model, blocks, config.weights.as_ref(), accepted)),
+            view: Arc::new(SwarmView::new(
+                swarm,
+                model,
+                served,
+                config.weights.as_ref(),
+                accepted,
+                config.rules.clone(),
+                config.reputation.clone().map(Reputation::new),
+            )),
             blocks,
+            served,
             hidden,
             config,
             relays: Relays::default(),
@@ -195,7 +219,7 @@ impl RemoteSequence {
         self.view.refresh(Duration::ZERO).await?;
         let candidates = self.candidates(self.pass_size(rows), self.config.relay, &HashSet::new(), Exclusion::Rejected);
         let planner = Planner::new(&candidates, &self.config.rules, self.blocks);
-        planner.fastest(self.blocks).map_err(|missing| SequenceError::Missing { missing, waited: Duration::ZERO })
+        planner.fastest(self.served).map_err(|missing| SequenceError::Missing { missing, waited: Duration::ZERO })
     }
 
     /// A pass of `rows` rows, all of which travel.
@@ -211,6 +235,11 @@ impl RemoteSequence {
     /// The blocks that the sequence is made of.
     pub fn blocks(&self) -> Span {
         self.blocks
+    }
+
+    /// Those of them that servers are asked for: all but the local ones.
+    pub(crate) fn served(&self) -> Span {
+        self.served
     }
 
     /// Width of the hidden states.
@@ -247,9 +276,9 @@ impl RemoteSequence {
         self.view.peers().waited(peer, measured.rows, measured.elapsed);
     }
 
-    /// A name that no other session or stash of this client has.
-    pub(crate) fn session_id(&self) -> SessionId {
-        SessionId(self.next_name.fetch_add(1, Ordering::Relaxed))
+    /// A name that no other session or stash of this client has, with a salt.
+    pub(crate) fn session_id(&self, salt: u32) -> SessionId {
+        SessionId::salted(salt, self.next_name.fetch_add(1, Ordering::Relaxed))
     }
 
     fn tell(&self, event: SwarmEvent) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use petals_model::Checkpoint;
+use petals_protocol::Span;
 
 use crate::error::{HubError, SourceError};
 use crate::reference::ModelName;
@@ -104,6 +105,19 @@ impl ModelSource {
     /// [`SourceError`].
     pub fn fetch_client(&self) -> Result<(), SourceError> {
         self.fetch_with(|checkpoint| checkpoint.client_files())
+    }
+
+    /// As [`Self::fetch_client`], with the weights of some blocks.
+    ///
+    /// # Errors
+    /// [`SourceError`].
+    pub fn fetch_client_and(&self, blocks: Span) -> Result<(), SourceError> {
+        self.fetch_with(|checkpoint| {
+            let mut files = checkpoint.client_files();
+            // What the model does not have is told by whoever loads it.
+            files.extend(checkpoint.blocks().intersect(blocks).into_iter().flat_map(|own| checkpoint.span_files(own)));
+            files
+        })
     }
 
     /// Brings all weights, and what [`Self::fetch_client`] brings.

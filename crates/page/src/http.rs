@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -75,7 +77,8 @@ impl Drop for Open {
     }
 }
 
-/// Serves at most `most` connections at a time, further ones wait to be accepted, until `stop`; what is under way then has `grace` to end.
+/// Serves at most `most` connections at a time, further ones wait to be accepted, until `stop`; requests have the [`Origin`] that they come from among
+/// their extensions; what is under way then has `grace` to end.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -110,7 +113,11 @@ pub async fn serve(
         };
         // Tokens are small packets that should not wait for each other.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
+        let (service, origin) = (TowerToHyperService::new(router.clone()), place.1.origin);
+        let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(origin);
+            service.call(request)
+        });
         let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             if let Err(error) = connection.await {

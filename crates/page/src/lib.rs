@@ -19,6 +19,7 @@ mod watch;
 pub use document::document;
 pub use guard::{Key, is_meant};
 pub use http::{FEW, serve};
+pub use petals_swarm::Origin;
 pub use router::{Rules, router, state_answer, swarm_document};
 pub use shown::{Counts, Shown, SwarmPage};
 pub use state::{Failure, JoinLines, RouteHop, ShownRoute};

@@ -211,13 +211,33 @@ pub struct StashId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TablesId(pub u64);
 
-/// Names a session. Chosen by the client, unique on its stream.
+/// Names a session. Chosen by the client, unique on its stream. Its upper half is a salt: a server that keeps what sessions begin with has
+/// it for those of the same client and salt alone, so that a client with several users can keep them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(pub u64);
+
+impl SessionId {
+    /// The name with this number, of which the lower half counts, among those of a salt.
+    pub fn salted(salt: u32, number: u64) -> Self {
+        Self((u64::from(salt) << 32) | (number & u64::from(u32::MAX)))
+    }
+
+    /// Whose sessions may have what this one begins with.
+    pub fn salt(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_has_its_salt_in_its_name() {
+        let id = SessionId::salted(7, (3 << 32) | 5);
+        assert_eq!((id, id.salt()), (SessionId((7 << 32) | 5), 7));
+        assert_eq!(SessionId(5).salt(), 0);
+    }
 
     #[test]
     fn span_is_parsed_and_printed() {

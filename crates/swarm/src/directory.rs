@@ -1,6 +1,6 @@
 //! Looking up who serves a model.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -19,7 +19,7 @@ use crate::record::{SignedRecord, unix_ms};
 const PARALLEL: usize = 32;
 /// Answers waiting to be looked at.
 const ANSWERS: usize = 256;
-/// Servers of one model that are looked at. Keeps a flood of made-up provider entries from costing more than this.
+/// Servers of one model that are looked at, and names of one block. Keeps a flood of made-up provider entries from costing more than this.
 const MAX_SERVERS: usize = 1024;
 /// Once some node has answered, how long the others are waited for. A query ends by itself when all nodes near the key
 /// have answered, which on a healthy network is sooner; this is for nodes that have just died. 1 s: the first answer may
@@ -39,6 +39,15 @@ pub struct DirectoryEntry {
     pub info: ServerInfo,
     /// Where it says it is, under its signature.
     pub addresses: Vec<Multiaddr>,
+}
+
+/// Who claims to hold which of some blocks. Names alone: anybody may put them there.
+#[derive(Debug, Clone, Default)]
+pub struct Listed {
+    /// Of each block.
+    pub of_block: BTreeMap<u32, HashSet<PeerId>>,
+    /// Whether every query came to its end.
+    pub complete: bool,
 }
 
 /// Why a lookup found nothing.
@@ -69,6 +78,43 @@ impl SwarmHandle {
         lookup(self, model, blocks, self.lookup_timeout()).await
     }
 
+    /// Who claims to hold any of `blocks`: the first half of [`Self::lookup`], which asks for every block.
+    ///
+    /// # Errors
+    /// [`LookupError::Closed`], and [`LookupError::Span`].
+    pub async fn list(&self, model: &ModelId, blocks: Span) -> Result<Listed, LookupError> {
+        if blocks.end() > MAX_BLOCKS {
+            return Err(LookupError::Span(blocks.end()));
+        }
+        find_servers(self, model, blocks, Instant::now() + self.lookup_timeout() / 2).await
+    }
+
+    /// What each of `peers` says of itself, as far as it serves any of `blocks`, and whether every query came to its end: the other half of
+    /// [`Self::lookup`], which asks for every server, within half of its time.
+    ///
+    /// # Errors
+    /// [`LookupError::Closed`].
+    pub async fn describe(
+        &self,
+        model: &ModelId,
+        blocks: Span,
+        peers: HashSet<PeerId>,
+    ) -> Result<(Vec<DirectoryEntry>, bool), LookupError> {
+        describe_servers(self, model, blocks, peers, Instant::now() + self.lookup_timeout() / 2).await
+    }
+
+    /// Why nothing was found, if the reason is not that there is nothing.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub fn found_nothing(&self, complete: bool) -> Result<(), LookupError> {
+        match complete {
+            _ if self.is_alone_unwillingly() => Err(LookupError::NotConnected),
+            false => Err(LookupError::TimedOut(self.lookup_timeout())),
+            true => Ok(()),
+        }
+    }
+
     /// Servers of `blocks` whose records are refused because one of the clocks is wrong: those that say themselves, now, what is not of
     /// this time.
     ///
@@ -91,25 +137,36 @@ async fn lookup(
     }
     let start = Instant::now();
     // Names without records are worth nothing, so the first step leaves time for the second.
-    let (peers, all_answered) = find_servers(swarm, model, blocks, start + within / 2).await?;
+    let listed = find_servers(swarm, model, blocks, start + within / 2).await?;
+    let (peers, all_answered) = (listed.peers(), listed.complete);
     let (entries, all_described) = describe_servers(swarm, model, blocks, peers, start + within).await?;
-    match (entries.is_empty(), all_answered && all_described) {
-        (true, _) if swarm.is_alone_unwillingly() => Err(LookupError::NotConnected),
-        (true, false) => Err(LookupError::TimedOut(within)),
-        (_, complete) => {
-            tracing::debug!(%model, %blocks, servers = entries.len(), complete, took = ?start.elapsed(), "lookup");
-            Ok(entries)
+    let complete = all_answered && all_described;
+    if entries.is_empty() {
+        swarm.found_nothing(complete)?;
+    }
+    tracing::debug!(%model, %blocks, servers = entries.len(), complete, took = ?start.elapsed(), "lookup");
+    Ok(entries)
+}
+
+impl Listed {
+    /// All of them, up to a bound.
+    fn peers(&self) -> HashSet<PeerId> {
+        let mut all = HashSet::new();
+        for peers in self.of_block.values() {
+            let room = MAX_SERVERS.saturating_sub(all.len());
+            all.extend(peers.iter().take(room));
         }
+        all
     }
 }
 
-/// Who claims to serve any of `blocks`, and whether every query came to its end.
+/// Who claims to serve any of `blocks`.
 async fn find_servers(
     swarm: &SwarmHandle,
     model: &ModelId,
     blocks: Span,
     deadline: Instant,
-) -> Result<(HashSet<PeerId>, bool), LookupError> {
+) -> Result<Listed, LookupError> {
     let of_block = |block| async move {
         let (found, answers) = mpsc::channel(ANSWERS);
         let query = DirectoryQuery::Providers { model: model.clone(), block, found };
@@ -118,21 +175,22 @@ async fn find_servers(
         }
         let mut peers = HashSet::new();
         let complete = collect(answers, deadline, usize::MAX, |peer| {
-            peers.insert(peer);
+            if peers.len() < MAX_SERVERS {
+                peers.insert(peer);
+            }
             true
         });
         let complete = complete.await;
-        Ok((peers, complete))
+        Ok((block, peers, complete))
     };
     let mut results = stream::iter(blocks.blocks()).map(of_block).buffer_unordered(PARALLEL);
-    let (mut all, mut complete) = (HashSet::new(), true);
+    let mut listed = Listed { complete: true, ..Listed::default() };
     while let Some(result) = results.next().await {
-        let (peers, finished) = result?;
-        complete &= finished;
-        let room = MAX_SERVERS.saturating_sub(all.len());
-        all.extend(peers.into_iter().take(room));
+        let (block, peers, finished) = result?;
+        listed.complete &= finished;
+        listed.of_block.insert(block, peers);
     }
-    Ok((all, complete))
+    Ok(listed)
 }
 
 /// What each of `peers` says of itself, as far as it serves any of `blocks`.
@@ -190,7 +248,7 @@ async fn wrong_clocks(
         return Err(LookupError::Span(blocks.end()));
     }
     let start = Instant::now();
-    let (peers, _) = find_servers(swarm, model, blocks, start + within / 2).await?;
+    let peers = find_servers(swarm, model, blocks, start + within / 2).await?.peers();
     let of_peer = |peer| async move {
         let (found, answers) = mpsc::channel(ANSWERS);
         if !swarm.query(DirectoryQuery::Record { model: model.clone(), peer, own: true, found }).await {

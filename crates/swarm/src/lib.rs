@@ -39,7 +39,7 @@ pub use addresses::{
 };
 pub use clock::{ClockOffset, WrongClock};
 pub use config::{RelayLimits, SwarmConfig, SwarmMode};
-pub use directory::{DirectoryEntry, LookupError};
+pub use directory::{DirectoryEntry, Listed, LookupError};
 pub use identity::{Identity, IdentityError};
 pub use invitation::{Invitation, InvitationError};
 pub use libp2p::{Multiaddr, PeerId};

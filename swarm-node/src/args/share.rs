@@ -1,4 +1,4 @@
-//! Files of a model from the hub that servers pass on to each other.
+//! What this server lets peers have of what is here: files of the model, and what others' texts left.
 
 use clap::Args;
 
@@ -15,6 +15,11 @@ pub struct ShareArgs {
     /// Most bytes a second that others are given, such as 10M. Default: as many as the link carries.
     #[arg(long, value_name = "SIZE", requires = "share_weights", value_parser = share_rate)]
     pub share_rate: Option<u64>,
+    /// Let peers have the keys and values of what others' texts begin with, so that a system prompt that many have is computed once. The price is privacy:
+    /// anybody who guesses the first 64 tokens of somebody's text (and then the next 64) can tell by the time of an answer that it was here. Default:
+    /// each peer has its own.
+    #[arg(long)]
+    pub share_prefixes: bool,
 }
 
 fn share_rate(text: &str) -> Result<u64, String> {

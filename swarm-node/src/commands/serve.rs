@@ -232,6 +232,7 @@ async fn start(
         queue: args.queue as usize,
         queue_per_peer: args.queue_per_peer as usize,
         rooms: budgets.rooms,
+        share_prefixes: args.share.share_prefixes,
         ..ExecutorConfig::default()
     };
     let config = ServerConfig {

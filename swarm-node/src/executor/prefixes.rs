@@ -1,11 +1,13 @@
 //! Keys and values of what sessions begin with: the prefix of an adapter, and the first pages of the text behind it (a system prompt,
-//! the chat so far). Sessions that begin alike share them.
+//! the chat so far). Sessions of one peer that begin alike share them, and those of all peers only where the node's owner said so: whoever shares
+//! pages with somebody can tell by the time whether a text was there before, and so guess others' texts page by page.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use petals_model::{BlockStack, CachedPrefix, KvCache, KvMeter, PAGE_TOKENS, PassError, SpanTables};
-use petals_protocol::{PassLayout, Span, encode};
+use petals_protocol::{PassLayout, SessionId, Span, encode};
+use petals_swarm::PeerId;
 
 use super::compute::Compute;
 
@@ -19,6 +21,13 @@ impl PrefixKey {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.0);
         hash(&mut hasher, rows);
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The key of what this is the key of, kept for those alone whom `audience` names.
+    fn within(self, (peer, salt): (PeerId, u32)) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.0).update(&salt.to_le_bytes()).update(&peer.to_bytes());
         Self(*hasher.finalize().as_bytes())
     }
 
@@ -58,6 +67,8 @@ pub(crate) struct Opening {
 /// The prefixes and openings that were used last, within a budget of bytes.
 #[derive(Debug)]
 pub(crate) struct Prefixes {
+    /// Whether peers share with each other.
+    shared: bool,
     kept: HashMap<PrefixKey, Kept>,
     budget: u64,
     bytes: u64,
@@ -76,8 +87,17 @@ struct Kept {
 }
 
 impl Prefixes {
-    pub(crate) fn new(budget: u64) -> Self {
-        Self { kept: HashMap::new(), budget, bytes: 0, clock: 0, meter: KvMeter::default(), tables: HashMap::new() }
+    /// Nothing yet, of at most `budget` bytes; with `shared`, peers have what others left.
+    pub(crate) fn new(budget: u64, shared: bool) -> Self {
+        Self {
+            shared,
+            kept: HashMap::new(),
+            budget,
+            bytes: 0,
+            clock: 0,
+            meter: KvMeter::default(),
+            tables: HashMap::new(),
+        }
     }
 
     /// Counts the pages of all caches of a node.
@@ -85,7 +105,15 @@ impl Prefixes {
         &self.meter
     }
 
-    /// Tables on the device. Sessions with the same ones share them, so that their rows become one product.
+    /// The key under which a session of `peer` finds what is kept of `content`. A client that gives its sessions a salt keeps its own users apart, and
+    /// shares with nobody.
+    pub(crate) fn key(&self, content: PrefixKey, peer: PeerId, session: SessionId) -> PrefixKey {
+        let salt = session.salt();
+        if self.shared && salt == 0 { content } else { content.within((peer, salt)) }
+    }
+
+    /// Tables on the device. Sessions with the same ones share them, so that their rows become one product, whoever they are of: only who has all of
+    /// an adapter could learn that somebody else uses it too.
     pub(crate) fn tables(
         &mut self,
         blocks: &BlockStack,

@@ -182,8 +182,9 @@ fn prepare(
         let values = tables.as_ref().map(Tables::values);
         let longest = limits.max_positions as usize;
         let is_long = blocks.config().is_long(longest);
-        let text_key = PrefixKey::new(&layout, prefix.as_deref(), values, is_long);
-        let tables = values.map(|values| prefixes.tables(blocks, text_key, &layout, values)).transpose();
+        let content = PrefixKey::new(&layout, prefix.as_deref(), values, is_long);
+        let text_key = prefixes.key(content, party.peer, key.1);
+        let tables = values.map(|values| prefixes.tables(blocks, content, &layout, values)).transpose();
         let tables = tables.map_err(refusal)?;
         let begun = if layout.prefix_len > 0 {
             let (rows, injection) = (layout.prefix_rows(), layout.injection);

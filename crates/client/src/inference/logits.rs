@@ -32,6 +32,8 @@ pub struct RemoteModel {
     pub local: Arc<ClientModel>,
     /// What is in front of the text and beside the weights, if anything.
     pub tables: Option<Arc<PromptTables>>,
+    /// Whose texts these are, among the users of this client.
+    pub(crate) cache_salt: u32,
     /// One for all clones.
     head: Arc<SharedHead>,
 }
@@ -40,7 +42,7 @@ impl RemoteModel {
     /// A model without prompts. Texts of its clones that need the head at the same time share the work.
     pub fn new(sequence: Arc<RemoteSequence>, local: Arc<ClientModel>) -> Self {
         let head = Arc::new(SharedHead::new(local.clone()));
-        Self { sequence, local, tables: None, head }
+        Self { sequence, local, tables: None, cache_salt: 0, head }
     }
 
     /// The same model with other prompts in front, or none.
@@ -48,6 +50,13 @@ impl RemoteModel {
     pub fn with_tables(self, tables: Option<Arc<PromptTables>>) -> Self {
         let tables = tables.map(|tables| tables.entered(&self.local));
         Self { tables, ..self }
+    }
+
+    /// The same model for one of several users: what servers keep of how sessions begin is for those with the same salt alone. With 0 it is for all
+    /// of this client's, and for other clients' where a server shares among them.
+    #[must_use]
+    pub fn with_cache_salt(self, cache_salt: u32) -> Self {
+        Self { cache_salt, ..self }
     }
 
     /// Hidden states behind the last block (before the final norm) of every text row, `[tokens, hidden]`, packed like

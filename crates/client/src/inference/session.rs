@@ -19,19 +19,24 @@ use crate::servers::peers::{Measurement, PassSize};
 use crate::servers::retry::Retry;
 
 mod chunk;
+mod local;
 mod pushed;
 mod whole;
 
 use chunk::{Chunk, Wanted};
+use local::LocalCaches;
 
 /// Sequences in progress, all behind the same prompts.
 #[derive(Debug)]
 pub struct InferenceSession {
     sequence: Arc<RemoteSequence>,
     tables: Option<Arc<PromptTables>>,
+    cache_salt: u32,
     limits: SessionOpen,
     hops: Vec<SessionHop>,
-    /// What entered the span that begins at a block, for the spans of the hops.
+    /// Of the blocks that are not asked of servers.
+    local: Option<LocalCaches>,
+    /// What entered the span that begins at a block, for the spans of the hops and for the local blocks.
     inputs: BTreeMap<u32, Inputs>,
     /// Text positions of each sequence.
     lengths: Vec<usize>,
@@ -82,10 +87,11 @@ impl OpenHop {
 
 impl InferenceSession {
     /// A session of `sequences` empty sequences that may grow to `max_tokens` text positions each. Nothing is asked of any server
-    /// before the first step.
+    /// before the first step. Pages that servers keep of how it begins are for sessions with this salt.
     pub fn new(
         sequence: Arc<RemoteSequence>,
         tables: Option<Arc<PromptTables>>,
+        cache_salt: u32,
         sequences: usize,
         max_tokens: usize,
     ) -> Self {
@@ -97,8 +103,9 @@ impl InferenceSession {
             prefix: tables.as_ref().filter(|tables| tables.carries_prefix()).map(|tables| tables.input().to_vec()),
         };
         let inputs = BTreeMap::from([(sequence.blocks().start(), first)]);
-        let (hops, timings, lengths) = (Vec::new(), Vec::new(), vec![0; sequences]);
-        Self { sequence, tables, limits, hops, inputs, lengths, timings, recent: Arc::default() }
+        let local = sequence.config().local.clone().map(LocalCaches::new);
+        let (hops, timings, lengths, recent) = (Vec::new(), Vec::new(), vec![0; sequences], Arc::default());
+        Self { sequence, tables, cache_salt, limits, hops, local, inputs, lengths, timings, recent }
     }
 
     /// Text positions of each sequence.
@@ -127,6 +134,9 @@ impl InferenceSession {
         for inputs in self.inputs.values_mut() {
             inputs.rows = order.iter().map(|&from| inputs.rows[from as usize].clone()).collect();
         }
+        if let Some(local) = &mut self.local {
+            local.reorder(&order);
+        }
         for open in self.hops.iter_mut().filter_map(|hop| hop.open.as_mut()) {
             let before = open.order.take();
             let from = |&from: &u32| before.as_ref().map_or(from, |before| before[from as usize]);
@@ -141,10 +151,10 @@ impl InferenceSession {
     /// See [`SequenceError`]; a server's failure is not an error. After an error the session is as before.
     pub async fn step(&mut self, text: &[f32], lengths: &[usize], read: &[u32]) -> Result<Vec<f32>, SequenceError> {
         self.settle();
-        let (hidden, blocks) = (self.sequence.hidden(), self.sequence.blocks());
+        let (hidden, blocks) = (self.sequence.hidden(), self.sequence.served());
         let target: Vec<usize> = self.lengths.iter().zip(lengths).map(|(old, new)| old + new).collect();
         let mut rest = text;
-        if let Some(first) = self.inputs.get_mut(&blocks.start()) {
+        if let Some(first) = self.inputs.get_mut(&self.sequence.blocks().start()) {
             for (rows, &new) in first.rows.iter_mut().zip(lengths) {
                 let (own, others) = rest.split_at((new * hidden).min(rest.len()));
                 rows.extend_from_slice(own);
@@ -158,6 +168,7 @@ impl InferenceSession {
             self.lengths = target;
             return Ok(output);
         }
+        self.enter(&target).await?;
         let mut retry = Retry::new(self.sequence.config().give_up_after);
         let way = Way { relay: self.sequence.config().relay, purpose: None };
         if self.hops.is_empty() {
@@ -210,8 +221,8 @@ impl InferenceSession {
     fn settle(&mut self) {
         let hidden = self.sequence.hidden();
         let begins: Vec<u32> = self.hops.iter().map(|hop| hop.hop.span.start()).collect();
-        let first = self.sequence.blocks().start();
-        self.inputs.retain(|block, _| *block == first || begins.contains(block));
+        let first = self.sequence.served().start();
+        self.inputs.retain(|block, _| *block <= first || begins.contains(block));
         for inputs in self.inputs.values_mut() {
             for (rows, &length) in inputs.rows.iter_mut().zip(&self.lengths) {
                 rows.truncate(length * hidden);
@@ -350,7 +361,7 @@ impl InferenceSession {
     /// A session that no server knows yet.
     fn new_session(&self, connection: &Arc<HopConnection>) -> OpenHop {
         let known = vec![0; self.lengths.len()];
-        OpenHop { connection: connection.clone(), id: self.sequence.session_id(), known, order: None }
+        OpenHop { connection: connection.clone(), id: self.sequence.session_id(self.cache_salt), known, order: None }
     }
 
     /// What makes a request one of a server's session.

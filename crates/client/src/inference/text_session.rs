@@ -15,7 +15,8 @@ pub struct TextSession {
 impl TextSession {
     /// A session of `sequences` empty texts that may grow to `max_tokens` tokens each.
     pub fn new(model: RemoteModel, sequences: usize, max_tokens: usize) -> Self {
-        let session = InferenceSession::new(model.sequence.clone(), model.tables.clone(), sequences, max_tokens);
+        let (sequence, tables) = (model.sequence.clone(), model.tables.clone());
+        let session = InferenceSession::new(sequence, tables, model.cache_salt, sequences, max_tokens);
         Self { model, session }
     }
 

@@ -7,7 +7,7 @@ use petals_protocol::Span;
 use petals_swarm::PeerId;
 
 /// The user's wishes. By default every server may run what it holds.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RouteRules {
     /// Only these servers; empty: all.
     pub allow: HashSet<PeerId>,
@@ -15,9 +15,20 @@ pub struct RouteRules {
     pub block: HashSet<PeerId>,
     /// These blocks on this server alone. Where pins overlap the last one counts.
     pub pins: Vec<(Span, PeerId)>,
-    /// The model's first and last blocks only on these; empty: on all. Whoever runs them sees what goes in (which tells
+    /// The model's first and last blocks, as many as the next two say, only on these; empty: on all. Whoever runs them sees what goes in (which tells
     /// the text) and what comes out (which tells the next word).
     pub trusted: HashSet<PeerId>,
+    /// First blocks that only trusted servers run.
+    pub trusted_first: u32,
+    /// Last blocks that only trusted servers run.
+    pub trusted_last: u32,
+}
+
+impl Default for RouteRules {
+    fn default() -> Self {
+        let (allow, block, pins, trusted) = Default::default();
+        Self { allow, block, pins, trusted, trusted_first: 1, trusted_last: 1 }
+    }
 }
 
 /// Why a server that holds a block may not run it.
@@ -30,7 +41,7 @@ pub enum Exclusion {
     Blocked,
     /// The block is pinned to another one.
     Pinned(PeerId),
-    /// It would be the first or last hop, and is not trusted.
+    /// The block is one of the first or last ones, and it is not trusted.
     NotTrusted,
     /// Other servers found its results to be wrong.
     Untrue,
@@ -52,7 +63,7 @@ impl fmt::Display for Exclusion {
             Self::NotAllowed => f.write_str("not in --allow"),
             Self::Blocked => f.write_str("in --block"),
             Self::Pinned(peer) => write!(f, "--pin gives the block to {peer}"),
-            Self::NotTrusted => f.write_str("not in --trusted, as first and last hops must be"),
+            Self::NotTrusted => f.write_str("not in --trusted, as whoever runs the first and last blocks must be"),
             Self::Untrue => f.write_str("others found its results to be wrong"),
             Self::OtherWeights => f.write_str("it has other weights than those in use"),
             Self::UnnamedWeights => f.write_str("it does not say which weights it has, as --weights demands"),
@@ -64,13 +75,23 @@ impl fmt::Display for Exclusion {
 }
 
 impl RouteRules {
+    /// Peers that the user named for something else than never to use them.
+    pub(crate) fn named(&self) -> impl Iterator<Item = &PeerId> {
+        self.allow.iter().chain(&self.trusted).chain(self.pins.iter().map(|(_, peer)| peer))
+    }
+
+    /// Whether `peer` is among [`Self::named`].
+    pub(crate) fn names(&self, peer: &PeerId) -> bool {
+        self.named().any(|named| named == peer)
+    }
+
     /// Why `peer` may not run `block` of a model that consists of `model`, if it may not.
     pub(super) fn exclusion(&self, peer: PeerId, block: u32, model: Span) -> Option<Exclusion> {
         self.peer_exclusion(peer).or_else(|| self.block_exclusion(peer, block, model))
     }
 
     /// Why `peer` may not run anything.
-    pub(super) fn peer_exclusion(&self, peer: PeerId) -> Option<Exclusion> {
+    pub(crate) fn peer_exclusion(&self, peer: PeerId) -> Option<Exclusion> {
         if self.block.contains(&peer) {
             return Some(Exclusion::Blocked);
         }
@@ -83,7 +104,9 @@ impl RouteRules {
         if let Some((_, pinned)) = pin.filter(|(_, pinned)| *pinned != peer) {
             return Some(Exclusion::Pinned(*pinned));
         }
-        let at_an_end = block == model.start() || block + 1 == model.end();
+        let before = block.saturating_sub(model.start());
+        let behind = model.end().saturating_sub(block).saturating_sub(1);
+        let at_an_end = before < self.trusted_first || behind < self.trusted_last;
         let distrusted = at_an_end && !self.trusted.is_empty() && !self.trusted.contains(&peer);
         distrusted.then_some(Exclusion::NotTrusted)
     }
@@ -142,5 +165,27 @@ mod tests {
             [Some(Exclusion::NotTrusted), None, None, Some(Exclusion::NotTrusted)]
         );
         assert!((0..4).all(|block| rules.exclusion(friend, block, model).is_none()));
+    }
+
+    #[test]
+    fn as_many_blocks_are_trusted_peers_as_the_user_wants() {
+        let (friend, stranger) = (PeerId::random(), PeerId::random());
+        let rules = |trusted_first, trusted_last| RouteRules {
+            trusted: [friend].into(),
+            trusted_first,
+            trusted_last,
+            ..RouteRules::default()
+        };
+        let model = Span::new(0, 6).unwrap();
+        let refused = |rules: &RouteRules| -> Vec<u32> {
+            (0..6).filter(|&block| rules.exclusion(stranger, block, model).is_some()).collect()
+        };
+        assert_eq!(refused(&rules(3, 1)), [0, 1, 2, 5]);
+        assert_eq!(refused(&rules(0, 2)), [4, 5]);
+        assert_eq!(refused(&rules(0, 0)), [0; 0]);
+        assert_eq!(refused(&rules(9, 0)).len(), 6);
+        assert!((0..6).all(|block| rules(9, 9).exclusion(friend, block, model).is_none()));
+        let nobody = RouteRules { trusted: [].into(), ..rules(6, 6) };
+        assert_eq!(refused(&nobody), [0; 0], "without trusted peers there is nothing to choose");
     }
 }

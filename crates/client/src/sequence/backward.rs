@@ -113,6 +113,9 @@ impl RemoteSequence {
                 }
             }
         }
+        if let Some(stash) = trace.local.take() {
+            flow = self.leave(stash, flow, &mut gradients).await?;
+        }
         gradients.prefix = flow.prefix;
         Ok(gradients)
     }
@@ -213,7 +216,7 @@ impl RemoteSequence {
             Some((id, connection)) => (Some(id), connection),
             None => (None, self.view.connection(hop.peer, self.config.request_timeout).await?),
         };
-        let text_grad = hop.span.start() > self.blocks.start();
+        let text_grad = self.wants_text_grad(input, hop.span);
         let request = self.hop_input(input, hop, flow, Ends::default());
         request.backward(&connection, BackwardInput { stash, grad: Some(grad), text_grad }).await
     }

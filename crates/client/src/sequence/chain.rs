@@ -173,7 +173,7 @@ impl RemoteSequence {
             let hop = record.hop;
             let mut stash = record.stash.take().ok_or(HopError::Lost)?;
             let request = self.hop_input(input, hop, None, ends);
-            let text_grad = hop.span.start() > self.blocks.start();
+            let text_grad = self.wants_text_grad(input, hop.span);
             let asked = BackwardInput { stash: Some(stash.id), grad: Some(grad), text_grad };
             let answer = request.backward(&stash.connection, asked).await?;
             stash.used = true;

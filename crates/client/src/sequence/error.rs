@@ -7,6 +7,7 @@ use petals_swarm::{LookupError, PeerId};
 
 use crate::planner::MissingBlocks;
 use crate::servers::hop::HopError;
+use crate::servers::local::LocalError;
 
 /// Characters of a failure's description.
 const LONGEST_REASON: usize = 300;
@@ -54,6 +55,9 @@ pub enum SequenceError {
         #[source]
         last: Box<HopError>,
     },
+    /// The blocks that this client runs itself failed.
+    #[error("the blocks on this machine (--local-blocks) failed")]
+    Local(#[from] LocalError),
     /// The directory cannot be asked.
     #[error("cannot look up servers")]
     Lookup(#[from] LookupError),

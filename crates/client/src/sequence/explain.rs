@@ -82,7 +82,7 @@ impl RemoteSequence {
         let considered = self.view.considered(pass, direct, &|_| None);
         let candidates: Vec<Candidate> = considered.iter().map(|c| c.candidate.clone()).collect();
         let planner = Planner::new(&candidates, rules, self.blocks);
-        let mut route = planner.fastest(self.blocks);
+        let mut route = planner.fastest(self.served);
         if let Err(missing) = &mut route {
             missing.note = self.view.missing_note(missing).await;
         }
@@ -122,7 +122,7 @@ impl RemoteSequence {
             let costs = planner.costs(&route.hops).unwrap_or_default();
             ExplainedRoute { hops: route.hops.into_iter().zip(costs).collect(), seconds: route.seconds }
         });
-        let training = routes::plan(&planner, Purpose::Steady, self.blocks, self.config.routes).unwrap_or_default();
+        let training = routes::plan(&planner, Purpose::Steady, self.served, self.config.routes).unwrap_or_default();
         Ok(Explanation { servers, route: explained, training })
     }
 }

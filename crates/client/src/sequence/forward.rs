@@ -43,10 +43,10 @@ impl RemoteSequence {
     ) -> Result<(Vec<f32>, Trace), SequenceError> {
         let text = Arc::new(std::mem::take(&mut input.text));
         let prefix = input.tables.as_ref().filter(|t| t.carries_prefix()).map(|t| t.input().to_vec());
-        let mut trace = Trace { input: Arc::new(input), hops: Vec::new() };
-        let flow = Flow { text, prefix };
+        let (flow, local) = self.enter(&input, Flow { text, prefix }, keep).await?;
+        let mut trace = Trace { input: Arc::new(input), local, hops: Vec::new() };
         let way = Way { relay, purpose: Some(purpose) };
-        let output = self.advance(&trace.input, self.blocks, flow, keep, way, &mut trace.hops).await?;
+        let output = self.advance(&trace.input, self.served, flow, keep, way, &mut trace.hops).await?;
         Ok((Arc::unwrap_or_clone(output.text), trace))
     }
 

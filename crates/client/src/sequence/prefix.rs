@@ -20,8 +20,9 @@ impl RemoteSequence {
         let Some(tables) = input.tables.clone() else { return Ok(Vec::new()) };
         let of_row = 2 * tables.shape().widths.key;
         let prefix = tables.carries_prefix().then(|| tables.input().to_vec());
-        let mut flow = Flow { text: std::mem::take(&mut input.text).into(), prefix };
-        let (pass, mut at, mut all) = (self.pass_of(&input), self.blocks.start(), Vec::new());
+        let flow = Flow { text: std::mem::take(&mut input.text).into(), prefix };
+        let (mut flow, mut all) = self.enter_with_keys_values(&input, flow).await?;
+        let (pass, mut at) = (self.pass_of(&input), self.served.start());
         let mut retry = Retry::new(self.config.give_up_after);
         while let Ok(rest) = Span::new(at, self.blocks.end()) {
             // Planned anew for every hop: this is done once for a run, and never in a chain.
@@ -62,7 +63,10 @@ impl RemoteSequence {
             if let Ok(span) = Span::new(block, block + 1)
                 && span.end() < self.blocks.end()
             {
-                flow = self.advance(&input, span, flow, false, Way::STAR, &mut records).await?;
+                flow = match self.enter_block(&input, span, flow).await? {
+                    Ok(left) => left,
+                    Err(flow) => self.advance(&input, span, flow, false, Way::STAR, &mut records).await?,
+                };
                 records.clear();
             }
         }

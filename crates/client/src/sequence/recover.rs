@@ -53,7 +53,7 @@ impl RemoteSequence {
     }
 
     fn plan_now(&self, span: Span, pass: PassSize, way: Way, retry: &mut Retry) -> Result<Vec<Hop>, MissingBlocks> {
-        if let Some(purpose) = way.purpose.filter(|_| span == self.blocks && retry.rejected_by().is_empty()) {
+        if let Some(purpose) = way.purpose.filter(|_| span == self.served && retry.rejected_by().is_empty()) {
             return self.next_route(purpose, pass, way.relay);
         }
         let candidates = self.candidates(pass, way.relay, retry.rejected_by(), Exclusion::Rejected);

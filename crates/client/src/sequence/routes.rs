@@ -109,7 +109,7 @@ impl RemoteSequence {
         }
         let candidates = self.candidates(pass, relay, &HashSet::new(), Exclusion::Rejected);
         let planner = Planner::new(&candidates, &self.config.rules, self.blocks);
-        let routes = plan(&planner, purpose, self.blocks, self.config.routes)?;
+        let routes = plan(&planner, purpose, self.served, self.config.routes)?;
         let mut in_use = lock(&self.routes.0);
         let (routes, owed) = match in_use.remove(&purpose) {
             Some(old) if old.relay == relay => keep(&planner, old, routes, purpose.depth()),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use petals_model::Stash;
 use petals_protocol::StashId;
 
 use super::PassInput;
@@ -15,6 +16,8 @@ use crate::servers::peers::Measurement;
 #[derive(Debug)]
 pub struct Trace {
     pub(super) input: Arc<PassInput>,
+    /// Of the local blocks.
+    pub(super) local: Option<Stash>,
     pub(super) hops: Vec<HopRecord>,
 }
 

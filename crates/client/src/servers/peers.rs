@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use petals_swarm::PeerId;
 
+use super::reputation::{Charge, Entry, Reputation, unix_s};
 use crate::lock::lock;
 
 mod estimate;
@@ -101,7 +102,11 @@ impl PeerRecord {
 
 /// Failures, bans and measured speed, by peer.
 #[derive(Debug, Default)]
-pub(crate) struct PeerTable(Mutex<HashMap<PeerId, PeerRecord>>);
+pub(crate) struct PeerTable {
+    records: Mutex<HashMap<PeerId, PeerRecord>>,
+    /// Where the next run learns who gave wrong results.
+    reputation: Option<Reputation>,
+}
 
 /// One answered request.
 #[derive(Debug, Clone, Copy)]
@@ -137,12 +142,36 @@ fn mix(old: Option<f64>, new: f64) -> f64 {
 }
 
 impl PeerTable {
+    /// With what earlier runs found out, as far as it still counts.
+    pub(crate) fn remembering(reputation: Option<Reputation>) -> Self {
+        let (now, now_s) = (Instant::now(), unix_s());
+        let table = Self { reputation, ..Self::default() };
+        for entry in table.reputation.iter().flat_map(|reputation| reputation.load(now_s)) {
+            table.with(entry.peer, |record| match entry.charge {
+                Charge::Untrue => record.untrue = true,
+                Charge::Suspended { until_s, times } => {
+                    let left = Duration::from_secs(until_s.saturating_sub(now_s)).min(LONGEST_SUSPENSION);
+                    record.suspended = Some((now + left, times));
+                }
+            });
+        }
+        table
+    }
+
     fn with<T>(&self, peer: PeerId, change: impl FnOnce(&mut PeerRecord) -> T) -> T {
-        change(lock(&self.0).entry(peer).or_default())
+        change(lock(&self.records).entry(peer).or_default())
+    }
+
+    /// Has the next run know it. Seldom, and a short file.
+    fn remember(&self, peer: PeerId, charge: impl FnOnce(u64) -> Charge) {
+        if let Some(reputation) = &self.reputation {
+            let at_s = unix_s();
+            reputation.add(Entry { peer, charge: charge(at_s), at_s }, at_s);
+        }
     }
 
     fn record(&self, peer: PeerId) -> PeerRecord {
-        lock(&self.0).get(&peer).cloned().unwrap_or_default()
+        lock(&self.records).get(&peer).cloned().unwrap_or_default()
     }
 
     /// Ends a ban and takes the measurement into account.
@@ -237,15 +266,18 @@ impl PeerTable {
     /// Its results are wrong: never to be used again by this client.
     pub(crate) fn untrue(&self, peer: PeerId) {
         self.with(peer, |record| (record.untrue, record.wrong_at) = (true, Some(Instant::now())));
+        self.remember(peer, |_| Charge::Untrue);
     }
 
     /// Strangers say that its results are wrong: like a ban, which no success ends.
     pub(crate) fn suspend(&self, peer: PeerId, now: Instant) {
-        self.with(peer, |record| {
-            let times = record.suspended.map_or(0, |(_, times)| times);
-            let time = (SUSPENSION * 2u32.pow(times.min(8))).min(LONGEST_SUSPENSION);
-            (record.suspended, record.wrong_at) = (Some((now + time, times + 1)), Some(now));
+        let (time, times) = self.with(peer, |record| {
+            let times = record.suspended.map_or(0, |(_, times)| times).saturating_add(1);
+            let time = (SUSPENSION * 2u32.pow((times - 1).min(8))).min(LONGEST_SUSPENSION);
+            (record.suspended, record.wrong_at) = (Some((now + time, times)), Some(now));
+            (time, times)
         });
+        self.remember(peer, |now_s| Charge::Suspended { until_s: now_s + time.as_secs(), times });
     }
 
     /// Whether its results were found to be wrong since some time, by whomever.

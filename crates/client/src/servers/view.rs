@@ -7,22 +7,26 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
-use petals_swarm::{DirectoryEntry, LookupError, PeerId, SwarmHandle, network_of};
+use petals_swarm::{DirectoryEntry, PeerId, SwarmHandle, network_of};
 
 use super::accepted::Accepted;
 use super::hop::{HopConnection, HopError, ServerWork, Traffic, TrafficCount};
 use super::peers::{CostEstimate, Measurement, PassSize, PeerTable};
+use super::reputation::Reputation;
 use super::weights::{KnownWeights, Weights};
 use crate::lock::lock;
-use crate::planner::{Candidate, Exclusion};
+use crate::planner::{Candidate, Exclusion, RouteRules};
 
-/// A view older than this is refreshed while it goes on being used.
+/// A view older than this is refreshed while it goes on being used, as far as `refresh` says.
 const MAX_AGE: Duration = Duration::from_secs(30);
 
 /// Longest wait for a connection and the greeting on it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(15);
 
 mod notes;
+mod refresh;
+
+use refresh::Refreshed;
 
 type Slot = Arc<tokio::sync::Mutex<Option<Arc<HopConnection>>>>;
 
@@ -34,13 +38,15 @@ struct Known {
     next: Arc<[(PeerId, f32)]>,
     /// Why its weights keep it from being used.
     weights: Option<Exclusion>,
+    /// When it said so.
+    seen: Instant,
 }
 
 impl Known {
     fn new(entry: DirectoryEntry, weights: &Weights) -> Self {
         let (weights, next) = (weights.exclusion(&entry.info), entry.info.next_pings.iter());
         let next = next.filter_map(|(peer, ping)| Some((peer.parse().ok()?, *ping))).collect();
-        Self { entry: Arc::new(entry), next, weights }
+        Self { entry: Arc::new(entry), next, weights, seen: Instant::now() }
     }
 }
 
@@ -58,11 +64,12 @@ pub(crate) struct SwarmView {
     model: ModelId,
     blocks: Span,
     servers: Mutex<HashMap<PeerId, Known>>,
-    /// When the last lookup ended; held while one runs, so that many waiting passes ask once.
-    refreshed: tokio::sync::Mutex<Option<Instant>>,
+    /// What the last lookup was told; held while one runs, so that many waiting passes ask once.
+    refreshed: tokio::sync::Mutex<Option<Refreshed>>,
     slots: Mutex<HashMap<PeerId, Slot>>,
     weights: Weights,
     accepted: Accepted,
+    rules: RouteRules,
     peers: PeerTable,
     traffic: Arc<Traffic>,
     /// Counts what may change a route: failures, refusals, news of the directory.
@@ -77,17 +84,20 @@ impl SwarmView {
         blocks: Span,
         weights: Option<&KnownWeights>,
         accepted: Accepted,
+        rules: RouteRules,
+        reputation: Option<Reputation>,
     ) -> Self {
         Self {
             weights: Weights::new(blocks, weights),
             accepted,
+            rules,
             swarm,
             model,
             blocks,
             servers: Mutex::default(),
             refreshed: tokio::sync::Mutex::new(None),
             slots: Mutex::default(),
-            peers: PeerTable::default(),
+            peers: PeerTable::remembering(reputation),
             traffic: Arc::default(),
             version: AtomicU64::new(0),
         }
@@ -100,63 +110,6 @@ impl SwarmView {
 
     fn changed(&self) {
         self.version.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Asks the directory in the background if the last answer is older than `max_age`.
-    pub(crate) fn refresh_soon(self: &Arc<Self>, max_age: Duration) {
-        // Held by a lookup under way, whose answer will do.
-        if self.refreshed.try_lock().is_ok_and(|at| at.is_none_or(|at| at.elapsed() >= max_age)) {
-            let view = self.clone();
-            tokio::spawn(async move {
-                if let Err(error) = view.refresh(max_age).await {
-                    tracing::debug!(%error, "the directory does not answer");
-                }
-            });
-        }
-    }
-
-    /// Waits for the directory's first answer; later ones come in the background.
-    pub(crate) async fn ready(self: &Arc<Self>) -> Result<(), LookupError> {
-        if lock(&self.servers).is_empty() {
-            return self.refresh(MAX_AGE).await;
-        }
-        self.refresh_soon(MAX_AGE);
-        Ok(())
-    }
-
-    /// Asks the directory if the last answer is older than `max_age`.
-    pub(crate) async fn refresh(&self, max_age: Duration) -> Result<(), LookupError> {
-        let mut refreshed = self.refreshed.lock().await;
-        if refreshed.is_some_and(|at| at.elapsed() < max_age) {
-            return Ok(());
-        }
-        let found = match self.swarm.lookup(&self.model, self.blocks).await {
-            Ok(found) => found,
-            // What was known is better than nothing, and asking again at once is no better than this time.
-            Err(error) if !lock(&self.servers).is_empty() => {
-                tracing::debug!(%error, "the directory does not answer, keeping the known servers");
-                *refreshed = Some(Instant::now());
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        let mut fresh: HashMap<PeerId, Known> =
-            found.into_iter().map(|entry| (entry.peer, Known::new(entry, &self.weights))).collect();
-        // A lookup may miss some; a server with an open stream is there whatever the directory says.
-        let connected: Vec<PeerId> =
-            lock(&self.slots).iter().filter(|(_, slot)| is_open(slot)).map(|(p, _)| *p).collect();
-        let mut servers = lock(&self.servers);
-        for peer in connected {
-            if let Some(known) = servers.remove(&peer) {
-                fresh.entry(peer).or_insert(known);
-            }
-        }
-        self.weights.learn(fresh.values().map(|known| &*known.entry));
-        fresh.values_mut().for_each(|known| known.weights = self.weights.exclusion(&known.entry.info));
-        *servers = fresh;
-        *refreshed = Some(Instant::now());
-        self.changed();
-        Ok(())
     }
 
     /// Servers that are online, as planning `pass` needs them. Those in `without` are excluded for the reason given. With

@@ -19,6 +19,8 @@ struct Server {
     compute: Compute<'static>,
     store: Mutex<SessionStore>,
     prefixes: Prefixes,
+    /// Who opens sessions.
+    party: Party,
     next: u64,
 }
 
@@ -30,7 +32,7 @@ impl Server {
         let blocks = Arc::new(fixture::stack());
         let (rooms, policy) = (Rooms::default(), StashPolicy::Auto);
         let compute = Compute { blocks, rooms, pass_bytes: 1 << 30, policy, pause: &|| () };
-        Self { compute, store: Mutex::new(store), prefixes: Prefixes::new(budget), next: 0 }
+        Self { compute, store: Mutex::new(store), prefixes: Prefixes::new(budget, false), party: someone(), next: 0 }
     }
 
     fn hidden(&self) -> usize {
@@ -56,7 +58,7 @@ impl Server {
         let limits = SessionOpen { max_sequences: 1, max_positions: 400 };
         let inputs = Inputs { text: text.to_vec(), prefix, tables };
         let starts = vec![0];
-        (key, self.step(Step { key, party: someone(), layout, inputs, starts, order: None, open: Some(limits) }))
+        (key, self.step(Step { key, party: self.party, layout, inputs, starts, order: None, open: Some(limits) }))
     }
 
     /// A row behind the first `start`.
@@ -145,6 +147,7 @@ fn a_known_beginning_is_not_computed_again() {
         read_rows: None,
     };
     let key = PrefixKey::new(&layout(3, injection), None, Some(&tables), false);
+    let key = server.prefixes.key(key, server.party.peer, SessionId(0));
     let bare = PrefixKey::new(&layout(0, Injection::None), None, None, false);
     let mut known = |text: &[f32], read| server.prefixes.opening(key, text, d, read).map(|found| found.rows);
     assert_eq!(known(&text, 0), Some(128));
@@ -156,12 +159,43 @@ fn a_known_beginning_is_not_computed_again() {
 }
 
 #[test]
+fn what_one_peer_began_with_is_not_there_for_another() {
+    let salted = |salt| SessionId::salted(salt, 1 << 20);
+    // Whether peers share, whether another one comes second, the salts of both sessions, and whether the second one has pages of the first.
+    for (shared, other, salts, known) in [
+        (false, false, [0, 0], true),
+        (false, true, [0, 0], false),
+        (false, false, [1, 2], false),
+        (false, false, [2, 2], true),
+        (true, true, [0, 0], true),
+        (true, true, [1, 1], false),
+        (true, false, [1, 0], false),
+    ] {
+        let mut server = Server::new(1 << 30);
+        server.prefixes = Prefixes::new(1 << 30, shared);
+        let text = values(7, 150 * server.hidden());
+        let mut new_bytes = [0, 0];
+        for (new, salt) in new_bytes.iter_mut().zip(salts) {
+            server.next = salted(salt).0 + server.next % 100;
+            let before = server.prefixes.meter().bytes();
+            server.open(Injection::Replace, &text, None);
+            *new = server.prefixes.meter().bytes() - before;
+            if other {
+                server.party = someone();
+            }
+        }
+        let [first, second] = new_bytes;
+        assert!(if known { second < first / 2 } else { second == first }, "{shared} {other} {salts:?}: {new_bytes:?}");
+    }
+}
+
+#[test]
 fn a_small_budget_keeps_the_newest() {
     let mut server = Server::new(0);
     let d = server.hidden();
     let blocks = server.compute.blocks.clone();
     let page = blocks.kv_page_bytes(blocks.span());
-    server.prefixes = Prefixes::new(3 * (page + 4 * (PAGE_TOKENS * d) as u64));
+    server.prefixes = Prefixes::new(3 * (page + 4 * (PAGE_TOKENS * d) as u64), false);
     for seed in 0..10 {
         server.open(Injection::Replace, &values(seed, 140 * d), None);
     }

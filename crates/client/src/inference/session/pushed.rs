@@ -39,8 +39,8 @@ impl InferenceSession {
             let failure = match self.try_push(&hops, target, read).await {
                 Ok(output) => {
                     // Of what went between the servers nothing is known here any more.
-                    let first = self.sequence.blocks().start();
-                    self.inputs.retain(|block, _| *block == first);
+                    let first = self.sequence.served().start();
+                    self.inputs.retain(|block, _| *block <= first);
                     return Ok(Some(output));
                 }
                 Err(failure) => failure,
