@@ -38,6 +38,7 @@ mod oneself;
 mod openai;
 mod page;
 mod placement;
+mod placement_liars;
 mod quantised;
 mod refusals;
 mod relay;
