@@ -3,7 +3,7 @@
 //!
 //! usage: cargo run --release --workspace --example placement_sim -- [SEED]
 
-use petals_node::placement::Coverage;
+use petals_node::placement::{Claim, Coverage};
 
 #[path = "../src/placement/sim.rs"]
 mod sim;
@@ -16,13 +16,16 @@ fn main() {
     println!(
         "crash; records up to 60 s old, rates measured to 10 %; looks every 5 minutes. Throughput is that of the worst"
     );
-    println!("block beside the bound, all servers' speed over all blocks.");
+    println!(
+        "block beside the bound, all servers' speed over all blocks. Liars claim the first half, at 3e38 tokens/s, from one network."
+    );
     println!();
     println!(
-        "| servers | blocks | moving | covered after | phase | hours | moves/server/h | taken back | mean | worst | uncovered |"
+        "| servers | liars | blocks | moving | covered after | phase | hours | moves/server/h | taken back | mean | worst | uncovered |"
     );
-    println!("|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|");
-    for (servers, blocks) in [(1000, 32), (1000, 80), (1000, 126), (60, 80)] {
+    println!("|---:|---:|---:|---|---:|---|---:|---:|---:|---:|---:|---:|");
+    let honest = [(1000, 32, 0), (1000, 80, 0), (1000, 126, 0), (60, 80, 0)];
+    for (servers, blocks, liars) in honest.into_iter().chain([(1000, 80, 1000), (60, 80, 1), (60, 80, 1000)]) {
         for period in [300.0, 0.0] {
             let scenario = Scenario {
                 blocks,
@@ -34,6 +37,7 @@ fn main() {
                 period,
                 age: 60.0,
                 noise: 0.1,
+                liars,
                 seed,
             };
             let report = play(scenario);
@@ -42,7 +46,7 @@ fn main() {
                 let (mean, worst, first) = (100.0 * mean_quality, 100.0 * worst_quality, report.first_cover);
                 let moving = if period > 0.0 { "yes" } else { "no" };
                 println!(
-                    "| {servers} | {blocks} | {moving} | {first:.0} s | {name} | {hours:.1} | {moves:.3} | {taken_back:.3} | {mean:.0} % | {worst:.0} % | {uncovered:.0} s |"
+                    "| {servers} | {liars} | {blocks} | {moving} | {first:.0} s | {name} | {hours:.1} | {moves:.3} | {taken_back:.3} | {mean:.0} % | {worst:.0} % | {uncovered:.0} s |"
                 );
             };
             line("settling", scenario.arrival / 3600.0, report.settling);

@@ -10,6 +10,7 @@
 //! | `pass` | what is submitted, and what comes of it |
 //! | `queue`, `crowd`, `batch` | what runs next, and what runs together |
 //! | `compute`, `steps`, `pauses` | a pass of training, a step of sessions, and steps between the blocks of a pass |
+//! | `alone` | moments in which nothing is computed for others |
 //! | `stash`, `sessions`, `memory`, `prefixes` | what they leave behind for the next one |
 //! | `work`, `told` | how much it was, and what is told of it |
 //!
@@ -30,6 +31,7 @@ use crate::lock::lock;
 use crate::machine::rooms::Rooms;
 use crate::machine::speed::Speed;
 
+mod alone;
 mod batch;
 mod compute;
 mod crowd;
@@ -110,6 +112,8 @@ struct State {
     /// The span of the pass that is being computed.
     running: Option<Span>,
     stopping: bool,
+    /// How many want that nothing is computed for others.
+    for_nobody: usize,
     /// What is served now and, while a node moves, behind it what it served before.
     stacks: Vec<Arc<BlockStack>>,
 }
@@ -144,7 +148,7 @@ impl Executor {
         let queue = FairQueue::new(config.queue, config.queue_per_peer);
         let stacks = vec![Arc::new(blocks)];
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { queue, running: None, stopping: false, stacks }),
+            state: Mutex::new(State { queue, running: None, stopping: false, for_nobody: 0, stacks }),
             wake: Condvar::new(),
             speed,
             work: WorkDone::default(),
@@ -186,6 +190,7 @@ impl ExecutorHandle {
         if state.stopping {
             return Err(Refusal::Draining);
         }
+        alone::refuse_if_alone(&state)?;
         let waiting = state.queue.len() as u64 + 1;
         let share = Share::of(&pass);
         let hidden = state.stacks.first().map_or(1, |blocks| blocks.config().hidden_size);

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `coverage` | pure: what is known of the swarm goes in, a span comes out |
 //! | `mover` | acts on it |
+//! | `holders` | who was found to hold which blocks, and who not: asked for rows that this node can check |
+//! | `presence` | whether the servers of records are there at all |
 //! | `hosted` | what this node hosts now, which requests are held to |
 //! | `figures` | keeps what the directory says of it up to date |
 //! | `sim` | a thousand servers in simulated time, for tests and `examples/placement_sim.rs` |
@@ -13,9 +15,11 @@
 
 mod coverage;
 pub(crate) mod figures;
+mod holders;
 pub(crate) mod hosted;
 pub(crate) mod mover;
+pub(crate) mod presence;
 #[cfg(test)]
 mod sim;
 
-pub use coverage::{Coverage, rate};
+pub use coverage::{Claim, Coverage, neighbourhood, rate};

@@ -134,7 +134,7 @@ impl Server {
             Figures { swarm: swarm.clone(), hosted: hosted.clone(), executor: handle.clone(), speed: speed.clone() };
         upkeep.0.spawn(figures.run(upkeep.1.clone()));
         if let Some(config) = config.rebalance {
-            let mover = Mover { config, swarm: swarm.clone(), hosted, executor: handle, speed, checkpoint };
+            let mover = Mover::new(config, swarm.clone(), hosted, (handle, speed), checkpoint);
             upkeep.0.spawn(upkeep.1.clone().run_until_cancelled_owned(mover.run()));
         }
         Ok(Self { swarm, service, executor, streams, cancel, upkeep })

@@ -14,7 +14,7 @@ mod sequence;
 mod servers;
 mod tuning;
 
-pub use adapter::atomic_file::WriteError;
+pub use adapter::atomic_file::{WriteError, write_atomically};
 pub use adapter::card::{CardData, CardDetails, CardScore};
 pub use adapter::labels::{Label, LabelError, LabelMap};
 pub use adapter::merge::{MergeError, merge};

@@ -3,11 +3,13 @@
 mod announcer;
 mod dialler;
 mod event_loop;
+mod gate;
 mod handle;
 mod members;
 mod publisher;
 mod queries;
 mod reach;
+mod targets;
 mod transport;
 mod view;
 
@@ -35,6 +37,7 @@ use crate::config::{SwarmConfig, SwarmMode};
 use crate::identity::Identity;
 use crate::streams::{self, Admission, AllowList, INCOMING_CAPACITY, Incoming, Spoken};
 use event_loop::EventLoop;
+use targets::SharedTargets;
 use view::View;
 
 /// Commands waiting for the event loop, which takes microseconds for each.
@@ -105,8 +108,9 @@ impl SwarmNode {
             allowed.clone(),
         );
         let carried = Carried::new(&config.relay_limits);
-        let swarm = build_swarm(&identity, &config, (streams, content_streams), &carried)?;
-        let swarm = (swarm, carried);
+        let targets = SharedTargets::new(&config);
+        let swarm = build_swarm(&identity, &config, (streams, content_streams), &carried, &targets)?;
+        let swarm = (swarm, carried, targets);
 
         let (commands, command_receiver) = mpsc::channel(COMMAND_CAPACITY);
         let (view_sender, view) = watch::channel(View::default());
@@ -132,9 +136,10 @@ fn build_swarm(
     config: &SwarmConfig,
     streams: (streams::Behaviour, streams::Behaviour),
     carried: &Carried,
+    targets: &SharedTargets,
 ) -> Result<Swarm<Behaviour>, StartError> {
     let (transport, relay_client) =
-        transport::build(identity, config.dial_timeout, config.swarm_key).map_err(StartError::Transport)?;
+        transport::build(identity, config.dial_timeout, config.swarm_key, targets).map_err(StartError::Transport)?;
     let behaviour = Behaviour::new(identity, config, streams, carried, relay_client);
     let swarm_config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(config.idle_timeout);
     Ok(Swarm::new(transport, behaviour, identity.peer_id(), swarm_config))

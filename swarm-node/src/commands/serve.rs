@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use petals_model::{Checkpoint, Device, Division, Place};
 use petals_protocol::{ModelId, ServerInfo, ServerState, Span};
-use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle};
+use petals_swarm::{DirectoryEntry, Incoming, SwarmHandle, network_of};
 
 use super::events::NodeEvent;
 use super::join;
@@ -25,8 +25,9 @@ use crate::executor::ExecutorConfig;
 use crate::machine::division;
 use crate::machine::measure::{self, MeasureConfig};
 use crate::machine::memory::Free;
-use crate::placement::Coverage;
 use crate::placement::mover::{RebalanceConfig, random};
+use crate::placement::presence::Presence;
+use crate::placement::{Claim, Coverage, neighbourhood};
 use crate::server::{Server, ServerConfig};
 use crate::sharing::Sharing;
 
@@ -318,7 +319,7 @@ fn fitting(checkpoint: &Checkpoint, places: &[Place], free: &Free) -> Result<u32
 /// `count` blocks where the swarm is weakest, announced. Of servers that choose at the same moment, all but the one with
 /// the lowest id choose again.
 async fn place(swarm: &SwarmHandle, model: &ModelId, all: Span, count: u32) -> Result<Span, NodeError> {
-    let (mut announced, mut earlier) = (None, HashSet::new());
+    let (mut announced, mut earlier, presence) = (None, HashSet::new(), Presence::default());
     for _ in 0..PLACE_ATTEMPTS {
         let servers = match swarm.lookup(model, all).await {
             Ok(entries) => entries,
@@ -335,8 +336,11 @@ async fn place(swarm: &SwarmHandle, model: &ModelId, all: Span, count: u32) -> R
             let settled = entry.info.state != ServerState::Joining || earlier.contains(&entry.peer);
             entry.peer != local && (settled || entry.peer < local)
         };
+        let servers = presence.present(swarm, servers).await;
         let others = servers.iter().filter(counts);
-        let coverage = Coverage::of(all.end(), others.map(|entry| &entry.info));
+        let claim = |entry: &DirectoryEntry| Claim::of(&entry.info, network_of(&entry.addresses).map(neighbourhood));
+        let claims: Vec<Claim> = others.filter_map(claim).collect();
+        let coverage = Coverage::of(all.end(), None, &claims);
         let span = coverage.worst_window(count).context("no range of blocks to serve")?;
         if announced == Some(span) || swarm.connected_peers().is_empty() {
             tracing::info!(%span, servers = servers.len(), "chose the blocks that are served worst");

@@ -2,6 +2,12 @@
 //!
 //! Pure: what is known of the swarm goes in, a span comes out. `mover.rs` acts on it, `examples/placement_sim.rs` plays
 //! it through with a thousand servers.
+//!
+//! What servers say of themselves are claims. So what one of them says that it can do counts up to some times what is usual, all that are
+//! found in one network count as one of those at most, and only who was found to hold a block (`holders.rs`) lets another leave it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
 
 use petals_protocol::{ServerInfo, ServerState, Span};
 
@@ -17,6 +23,41 @@ const WORST_FIRST: i32 = 8;
 /// none.
 const UNKNOWN_RATE: f64 = 1.0;
 const LEAST_RATE: f64 = 1e-3;
+/// What a claim counts at most, and all claims of one network together, in medians of what is claimed. Nobody has measured them. Four: a
+/// faster server is better used as one of several anyway, and a liar is no more than that.
+const MOST_MEDIANS: f64 = 4.0;
+/// Others that must hold a block before somebody leaves it for the sake of balance. One of them may be about to vanish.
+const HOLDERS_WANTED: u32 = 2;
+/// Where that fills a hole: a swarm of three servers has no more.
+const HOLDERS_FOR_A_HOLE: u32 = 1;
+
+/// What a server says that it offers, and whether that was found to be so.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Claim {
+    /// The blocks that it serves, or is about to.
+    pub span: Span,
+    /// Tokens per second of forward that it says it does.
+    pub rate: Option<f64>,
+    /// Whether it has the blocks and stays.
+    pub holds: bool,
+    /// Those with the same one are counted together; `None` for one by itself.
+    pub network: Option<IpAddr>,
+}
+
+impl Claim {
+    /// What a record claims, if it is of a server that serves or is about to. One that announced a move counts where it goes to, and no longer as
+    /// one that holds what it leaves.
+    pub fn of(info: &ServerInfo, network: Option<IpAddr>) -> Option<Self> {
+        let stays = info.moving_to.is_none();
+        let claim = |holds| Self { span: info.moving_to.unwrap_or(info.span), rate: rate(info), holds, network };
+        match info.state {
+            ServerState::Online => Some(claim(stays)),
+            ServerState::Joining => Some(claim(false)),
+            ServerState::Draining if !stays => Some(claim(false)),
+            _ => None,
+        }
+    }
+}
 
 /// How well each block of a model is served.
 #[derive(Debug, Clone)]
@@ -27,9 +68,23 @@ pub struct Coverage {
     holders: Vec<u32>,
 }
 
-/// Tokens per second that a server says it offers.
+/// Tokens per second that a server says it offers, if that is a number.
 pub fn rate(info: &ServerInfo) -> Option<f64> {
-    Some(f64::from(info.forward_tokens_per_s?).max(LEAST_RATE))
+    let rate = f64::from(info.forward_tokens_per_s?);
+    rate.is_finite().then(|| rate.max(LEAST_RATE))
+}
+
+/// The network that an address of the internet is counted to: what one owner gets cheaply, 256 addresses of IPv4, or 64 bits of IPv6. Addresses of
+/// local networks count by themselves: there are no strangers there.
+pub fn neighbourhood(network: IpAddr) -> IpAddr {
+    match network {
+        IpAddr::V4(ip) if !(ip.is_private() || ip.is_loopback() || ip.is_link_local()) => {
+            let [a, b, c, _] = ip.octets();
+            Ipv4Addr::new(a, b, c, 0).into()
+        }
+        // Those of IPv6 come with no more than their first 64 bits.
+        other => other,
+    }
 }
 
 impl Coverage {
@@ -38,22 +93,36 @@ impl Coverage {
         Self { throughput: vec![0.0; blocks as usize], holders: vec![0; blocks as usize] }
     }
 
-    /// What `servers` offer for a model of `blocks` blocks. One that announced a move counts where it goes to, and no
-    /// longer as one that holds what it leaves. One that is still loading and does not know its speed counts like the
-    /// others on average, so that not everybody who comes meanwhile joins it.
-    pub fn of<'a>(blocks: u32, servers: impl IntoIterator<Item = &'a ServerInfo>) -> Self {
-        let servers: Vec<&ServerInfo> = servers.into_iter().collect();
-        let known: Vec<f64> = servers.iter().filter_map(|info| rate(info)).collect();
-        let usual = if known.is_empty() { UNKNOWN_RATE } else { known.iter().sum::<f64>() / known.len() as f64 };
+    /// What `claims` come to for a model of `blocks` blocks, seen by a server that does `own` tokens per second itself, if it knows.
+    ///
+    /// One that is still loading and does not know its speed counts like the others on average, so that not everybody who comes meanwhile joins it.
+    pub fn of(blocks: u32, own: Option<f64>, claims: &[Claim]) -> Self {
+        let mut networks: HashMap<IpAddr, Vec<Claim>> = HashMap::new();
+        let mut single = Vec::new();
+        for claim in claims {
+            match claim.network {
+                Some(network) => networks.entry(network).or_default().push(*claim),
+                None => single.push(*claim),
+            }
+        }
+        // One voice for each network, or the one that has most ids would say what is usual.
+        let voices = networks.values().filter_map(|of| median(of.iter().filter_map(|claim| claim.rate).collect()));
+        let known: Vec<f64> = single.iter().filter_map(|claim| claim.rate).chain(voices).chain(own).collect();
+        let most = median(known.clone()).map_or(f64::INFINITY, |usual| MOST_MEDIANS * usual);
+        let usual = match known.len() - usize::from(own.is_some()) {
+            0 => UNKNOWN_RATE.min(most),
+            others => known[..others].iter().map(|rate| rate.min(most)).sum::<f64>() / others as f64,
+        };
+        let counted = |claim: &Claim| claim.rate.unwrap_or(usual).min(most);
         let mut coverage = Self::new(blocks);
-        for info in servers {
-            let stays = info.moving_to.is_none();
-            let (span, rate) = (info.moving_to.unwrap_or(info.span), rate(info).unwrap_or(usual));
-            match info.state {
-                ServerState::Online => coverage.add(span, rate, stays),
-                ServerState::Joining => coverage.add(span, rate, false),
-                ServerState::Draining if !stays => coverage.add(span, rate, false),
-                _ => {}
+        single.iter().for_each(|claim| coverage.add(claim.span, counted(claim), claim.holds));
+        for of in networks.values() {
+            let mut together = Self::new(blocks);
+            of.iter().for_each(|claim| together.add(claim.span, counted(claim), claim.holds));
+            let blocks = together.throughput.iter().zip(&together.holders);
+            for (block, (throughput, holders)) in blocks.enumerate() {
+                coverage.throughput[block] += throughput.min(most);
+                coverage.holders[block] += (*holders).min(1);
             }
         }
         coverage
@@ -89,11 +158,18 @@ impl Coverage {
         self.throughput.iter().copied().fold(f64::INFINITY, f64::min)
     }
 
-    /// Whether every block of `span` outside of `kept` is held by somebody else. Whoever leaves others behind leaves no
-    /// hole.
-    pub fn is_held(&self, span: Span, kept: Span) -> bool {
-        let held = |block: u32| self.holders.get(block as usize).is_none_or(|holders| *holders > 0);
+    /// Whether every block of `span` outside of `kept` is held by `wanted` others.
+    fn is_held(&self, span: Span, kept: Span, wanted: u32) -> bool {
+        let held = |block: u32| self.holders.get(block as usize).is_none_or(|holders| *holders >= wanted);
         span.blocks().all(|block| kept.contains(block) || held(block))
+    }
+
+    /// Whether a server may leave `here` for `there`: others hold what it leaves, two of them unless it fills a hole. Whoever leaves others behind
+    /// leaves no hole.
+    pub fn may_leave(&self, here: Span, there: Span) -> bool {
+        let is_hole = |block: u32| self.throughput.get(block as usize).is_some_and(|throughput| *throughput <= 0.0);
+        let fills = there.blocks().any(|block| !here.contains(block) && is_hole(block));
+        self.is_held(here, there, if fills { HOLDERS_FOR_A_HOLE } else { HOLDERS_WANTED })
     }
 
     /// The range of `count` blocks whose worst-served blocks are worst: the window whose throughputs, sorted, are
@@ -128,7 +204,7 @@ impl Coverage {
         let scale = self.throughput.iter().sum::<f64>() / self.throughput.len() as f64 + rate;
         let spans = (0..=last).filter_map(|start| Span::new(start, start + count).ok());
         let mut best = (self.cost(here, rate, scale), None);
-        let possible = |there: &Span| *there != here && self.is_held(here, *there) && self.gains(here, *there, rate);
+        let possible = |there: &Span| *there != here && self.may_leave(here, *there) && self.gains(here, *there, rate);
         for there in spans.filter(possible) {
             let cost = self.cost(there, rate, scale);
             if cost < best.0 {
@@ -163,6 +239,12 @@ impl Coverage {
             }
         })
     }
+}
+
+/// The lower one of the two in the middle, if there are two: of an honest server and a liar it is not the liar's word that counts.
+fn median(mut rates: Vec<f64>) -> Option<f64> {
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len().checked_sub(1)? / 2).copied()
 }
 
 #[cfg(test)]

@@ -4,18 +4,23 @@
 //! announced at the same time see each other when they look again: the one with the lower id goes, the other one thinks
 //! again. A server serves what it has until it has what it moves to, and in the last moment looks once more whether
 //! somebody else holds what it leaves.
+//!
+//! Nobody's word is enough for that: first the records say whether a move would be worth it, then those who say that they hold what would be left
+//! are asked for rows (`holders.rs`), and then it is decided again, with those who answered rightly.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use petals_model::{BlockStack, Checkpoint, Division};
-use petals_protocol::{BlockHashes, ServerInfo, ServerState, Span};
-use petals_swarm::{DirectoryEntry, PeerId, SwarmHandle};
+use petals_protocol::{BlockHashes, ServerState, Span};
+use petals_swarm::{DirectoryEntry, PeerId, SwarmHandle, network_of};
 
-use super::coverage::{Coverage, rate};
+use super::coverage::{Claim, Coverage, neighbourhood, rate};
 use super::figures::put_speed;
+use super::holders::{Found, Holders};
 use super::hosted::Hosted;
+use super::presence::Presence;
 use crate::executor::ExecutorHandle;
 use crate::machine::division;
 use crate::machine::memory::Free;
@@ -39,12 +44,23 @@ pub struct RebalanceConfig {
 /// The task of one server.
 #[derive(Debug)]
 pub(crate) struct Mover {
-    pub(crate) config: RebalanceConfig,
-    pub(crate) swarm: SwarmHandle,
-    pub(crate) hosted: Arc<Hosted>,
-    pub(crate) executor: ExecutorHandle,
-    pub(crate) speed: Arc<Speed>,
-    pub(crate) checkpoint: Arc<Checkpoint>,
+    config: RebalanceConfig,
+    swarm: SwarmHandle,
+    hosted: Arc<Hosted>,
+    executor: ExecutorHandle,
+    speed: Arc<Speed>,
+    checkpoint: Arc<Checkpoint>,
+    holders: Holders,
+    presence: Presence,
+}
+
+/// What is enough for a server to count as one that holds its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// Its record.
+    Word,
+    /// That it answered rightly.
+    Answer,
 }
 
 /// How others that announced a move are counted.
@@ -57,6 +73,18 @@ enum Others {
 }
 
 impl Mover {
+    /// A server that has not looked around yet.
+    pub(crate) fn new(
+        config: RebalanceConfig,
+        swarm: SwarmHandle,
+        hosted: Arc<Hosted>,
+        (executor, speed): (ExecutorHandle, Arc<Speed>),
+        checkpoint: Arc<Checkpoint>,
+    ) -> Self {
+        let holders = Holders::new(swarm.clone(), hosted.clone(), executor.clone());
+        Self { config, swarm, hosted, executor, speed, checkpoint, holders, presence: Presence::default() }
+    }
+
     /// Looks and moves for ever. Dropping this between two steps of a move leaves a server that serves one of both spans.
     pub(crate) async fn run(self) {
         loop {
@@ -77,18 +105,29 @@ impl Mover {
         if info.state != ServerState::Online {
             return None;
         }
-        self.coverage(others).await?.better(here, rate(&info)?)
+        let (entries, rate) = (self.others().await?, rate(&info)?);
+        let there = self.coverage(&entries, others, Proof::Word).better(here, rate)?;
+        self.holders.ask(&entries, here, there).await;
+        self.coverage(&entries, others, Proof::Answer).better(here, rate)
     }
 
-    /// What the others offer. `None` if the directory does not say: nobody moves on a guess.
-    async fn coverage(&self, others: Others) -> Option<Coverage> {
+    /// The other servers. `None` if the directory does not say: nobody moves on a guess.
+    async fn others(&self) -> Option<Vec<DirectoryEntry>> {
         let (model, all) = (self.hosted.model(), self.checkpoint.blocks());
         let local = self.swarm.local_peer();
         let found = self.swarm.lookup(&model, all).await;
-        let found = found.inspect_err(|error| tracing::debug!(%error, "cannot look where blocks are missing")).ok()?;
-        let counted = |entry: DirectoryEntry| (entry.peer != local).then(|| counted(entry, local, others));
-        let infos: Vec<ServerInfo> = found.into_iter().filter_map(counted).collect();
-        Some(Coverage::of(all.end(), &infos))
+        let mut found =
+            found.inspect_err(|error| tracing::debug!(%error, "cannot look where blocks are missing")).ok()?;
+        found.retain(|entry| entry.peer != local && self.holders.found(&entry.peer) != Some(Found::Not));
+        Some(self.presence.present(&self.swarm, found).await)
+    }
+
+    /// What they offer.
+    fn coverage(&self, entries: &[DirectoryEntry], others: Others, proof: Proof) -> Coverage {
+        let local = self.swarm.local_peer();
+        let counted = |entry: &DirectoryEntry| self.claims(entry, local, others, proof);
+        let claims: Vec<Claim> = entries.iter().flat_map(counted).collect();
+        Coverage::of(self.checkpoint.blocks().end(), rate(&self.hosted.info()), &claims)
     }
 
     async fn move_to(&self, here: Span, there: Span) -> anyhow::Result<()> {
@@ -192,7 +231,27 @@ impl Mover {
 
     /// Whether others hold what would be left, and none of them is about to leave it.
     async fn may_leave(&self, here: Span, there: Span) -> bool {
-        self.coverage(Others::Go).await.is_some_and(|coverage| coverage.is_held(here, there))
+        let Some(entries) = self.others().await else { return false };
+        self.holders.ask(&entries, here, there).await;
+        self.coverage(&entries, Others::Go, Proof::Answer).may_leave(here, there)
+    }
+
+    /// What an entry claims, as it is counted by the server with the id `local`: as far as its record goes, or as far as it was found to be right.
+    fn claims(&self, entry: &DirectoryEntry, local: PeerId, others: Others, proof: Proof) -> Vec<Claim> {
+        let mut info = entry.info.clone();
+        if others == Others::Yield && entry.peer > local {
+            info.moving_to = None;
+        }
+        let Some(claim) = Claim::of(&info, network_of(&entry.addresses).map(neighbourhood)) else { return Vec::new() };
+        if proof == Proof::Word || !claim.holds {
+            return vec![claim];
+        }
+        match self.holders.found(&entry.peer) {
+            Some(Found::Not) => Vec::new(),
+            // What both hold is proven, and the rest is not.
+            Some(Found::Holds(proven)) => in_parts(claim, proven),
+            None => vec![Claim { holds: false, ..claim }],
+        }
     }
 
     async fn drained(&self, there: Span) {
@@ -219,13 +278,12 @@ pub(crate) fn weights_of(checkpoint: &Checkpoint, span: Span) -> Option<BlockHas
     BlockHashes::new(hashes.ok()?)
 }
 
-/// A server as it is counted by the one with the id `local`.
-fn counted(entry: DirectoryEntry, local: PeerId, others: Others) -> ServerInfo {
-    let DirectoryEntry { peer, mut info, .. } = entry;
-    if others == Others::Yield && peer > local {
-        info.moving_to = None;
-    }
-    info
+/// A claim in up to three parts, of which that in `proven` is held.
+fn in_parts(claim: Claim, proven: Span) -> Vec<Claim> {
+    let Some(both) = claim.span.intersect(proven) else { return vec![Claim { holds: false, ..claim }] };
+    let part = |start, end, holds| Some(Claim { span: Span::new(start, end).ok()?, holds, ..claim });
+    let (before, behind) = (part(claim.span.start(), both.start(), false), part(both.end(), claim.span.end(), false));
+    [before, part(both.start(), both.end(), true), behind].into_iter().flatten().collect()
 }
 
 /// A number in 0..1 that differs between servers and moments.

@@ -1,10 +1,14 @@
 //! A swarm in simulated time: servers that come, choose, move, leave and crash, and see each other's records late.
 //!
 //! The decisions are those of real servers ([`Coverage`]); only the network is left out. Same seed, same result.
+//!
+//! There may be liars: records of one network that claim the first half of the model at a speed that nobody has, and serve nothing.
+
+use std::net::{IpAddr, Ipv4Addr};
 
 use petals_protocol::Span;
 
-use super::Coverage;
+use super::{Claim, Coverage};
 
 /// What is played through. Times are in seconds.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +28,8 @@ pub(crate) struct Scenario {
     pub(crate) age: f64,
     /// Measured rates are off by up to this part, anew in each record.
     pub(crate) noise: f64,
+    /// Records of liars, who are there from the first moment to the last.
+    pub(crate) liars: usize,
     pub(crate) seed: u64,
 }
 
@@ -246,7 +252,7 @@ impl World {
                 }
             }
             (Step::Switch(there), Some(here)) => {
-                if self.view(number, true).is_held(here, there) {
+                if self.view(number, true).may_leave(here, there) {
                     self.truth.remove(here, rate, true);
                     self.truth.add(there, rate, true);
                     self.servers[number].span = Some(there);
@@ -291,15 +297,23 @@ impl World {
     /// What one server sees of the others. `all_go`: whether all who announced a move count where they go, or only those
     /// that need not wait for this one.
     fn view(&mut self, viewer: usize, all_go: bool) -> Coverage {
-        let mut coverage = Coverage::new(self.scenario.blocks);
+        let mut claims = Vec::with_capacity(self.servers.len() + self.scenario.liars);
+        let Server { speed, count, online, .. } = self.servers[viewer];
+        let own = online.then(|| speed / f64::from(count));
         for (number, server) in self.servers.iter().enumerate() {
             let read = self.now - self.scenario.age * self.random.next();
             let known = server.records.partition_point(|(at, _)| *at <= read);
             let record = known.checked_sub(1).and_then(|last| server.records[last].1);
             let Some(Seen { span, moving_to, online, rate }) = record.filter(|_| number != viewer) else { continue };
             let moving_to = moving_to.filter(|_| all_go || number < viewer);
-            coverage.add(moving_to.unwrap_or(span), rate, online && moving_to.is_none());
+            // Whoever has the blocks answers rightly when asked.
+            let holds = online && moving_to.is_none();
+            claims.push(Claim { span: moving_to.unwrap_or(span), rate: Some(rate), holds, network: None });
         }
-        coverage
+        let lied = Span::new(0, self.scenario.blocks.div_ceil(2)).ok();
+        let network = Some(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 0)));
+        let lie = |span| Claim { span, rate: Some(f32::MAX.into()), holds: false, network };
+        claims.extend(lied.map(lie).into_iter().cycle().take(self.scenario.liars));
+        Coverage::of(self.scenario.blocks, own, &claims)
     }
 }

@@ -5,3 +5,4 @@ mod fleet;
 mod internet;
 mod nat;
 mod storm;
+mod strangers;

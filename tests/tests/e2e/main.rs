@@ -39,6 +39,7 @@ mod oneself;
 mod openai;
 mod page;
 mod placement;
+mod placement_liars;
 mod private_prefixes;
 mod quantised;
 mod refusals;

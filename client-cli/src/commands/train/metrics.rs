@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use petals_client::write_atomically;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -67,8 +68,7 @@ impl Metrics {
             }
         }
         // Whoever is killed here has the old file or the new one.
-        let fresh = path.with_extension("jsonl.new");
-        fs::write(&fresh, kept).and_then(|()| fs::rename(&fresh, &path)).map_err(failed)?;
+        write_atomically(&path, kept.as_bytes()).map_err(anyhow::Error::from)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
         Ok((Self { path, file, last: last_measured, best: best_measured }, best))
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -17,12 +18,12 @@ pub struct WriteError {
 ///
 /// # Errors
 /// [`WriteError`]; the old file, if any, is untouched then.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
     let failed = |source| WriteError { path: path.to_owned(), source };
     let directory = directory_of(path);
     fs::create_dir_all(directory).map_err(failed)?;
     remove_leftovers(directory, path);
-    let temporary = directory.join(temporary_name(path, &std::process::id().to_string()));
+    let temporary = directory.join(temporary_name(path, &unforeseen()));
     let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         // Best effort: what is left behind is removed by the next write.
@@ -39,9 +40,15 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    // Never one that is there: in a directory that others may write to it may be a link to something of this user's.
+    let mut file = File::options().write(true).create_new(true).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+/// Part of a name that nobody else can know before it is there. The keys of the standard library's hashes are random.
+fn unforeseen() -> String {
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
 fn temporary_name(path: &Path, writer: &str) -> OsString {
@@ -85,6 +92,18 @@ mod tests {
         write_atomically(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(names(&directory), [".other.bin.1234.tmp", "state.bin"]);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_that_lies_in_wait_is_not_written_through() {
+        let root = tempfile::tempdir().unwrap();
+        let (mine, link) = (root.path().join("mine"), root.path().join(".state.bin.1.tmp"));
+        fs::write(&mine, b"precious").unwrap();
+        std::os::unix::fs::symlink(&mine, &link).unwrap();
+        assert!(write_synced(&link, b"x").is_err());
+        assert_eq!(fs::read(&mine).unwrap(), b"precious");
+        assert_ne!(unforeseen(), unforeseen());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::members::Members;
 use super::publisher::Publisher;
 use super::queries::{Queries, Query};
 use super::reach::Reach;
+use super::targets::SharedTargets;
 use super::view::{DirectoryTraffic, View};
 use crate::behaviour::Behaviour;
 use crate::carried::Carried;
@@ -61,6 +62,8 @@ pub(super) struct EventLoop {
     reach: Reach,
     /// Whose traffic is carried.
     carried: Carried,
+    /// Whom this node dials.
+    targets: SharedTargets,
     /// How much others may ask this node to keep.
     keeping: Rates<PeerId>,
     publisher: Publisher,
@@ -87,7 +90,7 @@ struct Remote {
 
 impl EventLoop {
     pub(super) fn new(
-        (swarm, carried): (Swarm<Behaviour>, Carried),
+        (swarm, carried, targets): (Swarm<Behaviour>, Carried, SharedTargets),
         identity: Identity,
         config: SwarmConfig,
         allowed: AllowList,
@@ -98,6 +101,7 @@ impl EventLoop {
         let mut dialler = Dialler::new(identity.peer_id(), &config.peers, config.redial_pause);
         let members = Members::load(config.members.clone(), identity.peer_id());
         dialler.remember(members.all(), Instant::now());
+        targets.with(|targets| targets.remember(members.all().iter().flat_map(|member| &member.addresses)));
         view.send_modify(|view| {
             view.wanted = dialler.peers();
             view.remembered = members.all().len();
@@ -110,6 +114,7 @@ impl EventLoop {
         let mut event_loop = Self {
             swarm,
             carried,
+            targets,
             identity,
             allowed,
             commands,

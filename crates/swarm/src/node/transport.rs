@@ -12,6 +12,8 @@ use libp2p::core::upgrade::Version;
 use libp2p::pnet::PnetConfig;
 use libp2p::{PeerId, dns, noise, quic, relay, tcp, yamux};
 
+use super::gate::Gate;
+use super::targets::SharedTargets;
 use crate::identity::Identity;
 use crate::swarm_key::SwarmKey;
 
@@ -30,6 +32,7 @@ pub(super) fn build(
     identity: &Identity,
     timeout: Duration,
     key: Option<SwarmKey>,
+    targets: &SharedTargets,
 ) -> Result<(Base, relay::client::Behaviour), Box<dyn Error + Send + Sync>> {
     let (circuits, relay_client) = relay::client::new(identity.peer_id());
     let circuits = circuits
@@ -39,14 +42,16 @@ pub(super) fn build(
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
     // That of a private swarm says what it was waiting for, so it must end first.
     let longest = if key.is_some() { timeout + EXPLANATION } else { timeout };
-    let direct = base(identity, timeout, key)?;
+    // Below names, so that those of strangers are judged by what they mean.
+    let direct = Gate::new(base(identity, timeout, key)?, targets.clone());
     let named = match dns::tokio::Transport::system(direct) {
         Ok(transport) => transport.boxed(),
         Err(error) => {
             // Closed machines may have no resolver; numeric addresses must still work there.
             tracing::debug!(%error, "no system resolver, using the default one");
             let (config, options) = (dns::ResolverConfig::default(), dns::ResolverOpts::default());
-            dns::tokio::Transport::custom(base(identity, timeout, key)?, config, options).boxed()
+            let direct = Gate::new(base(identity, timeout, key)?, targets.clone());
+            dns::tokio::Transport::custom(direct, config, options).boxed()
         }
     };
     let all = OrTransport::new(circuits, named).map(|either, _| either.into_inner());

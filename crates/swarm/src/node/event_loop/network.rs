@@ -78,6 +78,9 @@ impl EventLoop {
             self.update_relay_server();
         }
         let dialled = endpoint.is_dialer();
+        if dialled {
+            self.targets.with(|targets| targets.is_node(&address));
+        }
         self.remotes.insert(connection, Remote { peer, address, dialled, alive: Some(Instant::now()) });
         self.dialler.connected(&peer);
         self.view.send_modify(|view| {
@@ -253,6 +256,7 @@ impl EventLoop {
     /// Tells everyone concerned where this node is now.
     pub(super) fn refresh_addresses(&mut self) {
         let listening = self.listening();
+        self.targets.with(|targets| targets.listen_at(&listening));
         let external = self.external();
         let known: Vec<_> = self.swarm.external_addresses().cloned().collect();
         if known.len() != external.len() || known.iter().any(|address| !external.contains(address)) {
