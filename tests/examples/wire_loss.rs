@@ -1,12 +1,16 @@
 //! What narrow wires and narrow weights do to the loss.
 //!
-//! usage: cargo run --release --workspace --example wire_loss -- [STEPS]
+//! usage: cargo run --release --workspace --example wire_loss -- [STEPS] [DEVICE]
 //!
 //! Tunes the demo model through two servers (real processes over loopback) in each wire dtype, from the same start and in
 //! the same order, and prints the losses beside those of f32. Then the same with blocks and head in every dtype of weights, from a
 //! copy of the model whose weights are not bf16 already.
+//!
+//! With a device, such as `vulkan`, it does instead what that device's engine does to the loss: servers on it in f32 and in bf16, beside servers on the
+//! processor, from the same copy. Programs need to have been built for the device (`--features petals-node/vulkan`).
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use petals_e2e::ProcessSwarm;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -34,33 +38,53 @@ const TASKS: [(&str, &str, &[&str]); 3] = [
     ("causal-lm, ptune", "persona-train.jsonl", &["--task", "causal-lm", "--mode", "ptune", "--lr", "3e-2"]),
 ];
 
-type Losses = Vec<(&'static str, Vec<f64>)>;
+/// Losses of each step by what was compared, the reference first.
+type Losses = Vec<(String, Vec<f64>)>;
 
 fn main() -> anyhow::Result<()> {
     let steps: usize = std::env::args().nth(1).map_or(Ok(100), |text| text.parse())?;
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../demo");
     let (data, model) = (demo.join("data"), demo.join("model"));
-    let mut wires: Vec<Losses> = vec![Vec::new(); TASKS.len()];
-    for wire in WIRES {
-        let swarm = swarm(&model, "f32")?;
-        for ((_, file, training), losses) in TASKS.iter().zip(&mut wires) {
-            losses.push((wire, train(&swarm, data.join(file), &[*training, &["--wire-dtype", wire]].concat(), steps)?));
-        }
-    }
     let directory = tempfile::tempdir()?;
     let precise = directory.path().join("demo-f32");
     write_precise(&model, &precise)?;
+    if let Some(device) = std::env::args().nth(2) {
+        let mut of_tasks: Vec<Losses> = vec![Vec::new(); TASKS.len()];
+        for (device, dtype) in [("cpu", "f32"), ("cpu", "bf16"), (&device, "f32"), (&device, "bf16")] {
+            let swarm = swarm(&precise, device, dtype)?;
+            train_all(&swarm, &data, &["--dtype", dtype], steps, &format!("{device}, {dtype}"), &mut of_tasks)?;
+        }
+        print_tables("servers", &of_tasks);
+        return Ok(());
+    }
+    let mut wires: Vec<Losses> = vec![Vec::new(); TASKS.len()];
+    for wire in WIRES {
+        let swarm = swarm(&model, "cpu", "f32")?;
+        train_all(&swarm, &data, &["--wire-dtype", wire], steps, wire, &mut wires)?;
+    }
     let mut weights: Vec<Losses> = vec![Vec::new(); TASKS.len()];
     for dtype in WEIGHTS {
-        let swarm = swarm(&precise, dtype)?;
-        for ((_, file, training), losses) in TASKS.iter().zip(&mut weights) {
-            losses.push((dtype, train(&swarm, data.join(file), &[*training, &["--dtype", dtype]].concat(), steps)?));
-        }
+        let swarm = swarm(&precise, "cpu", dtype)?;
+        train_all(&swarm, &data, &["--dtype", dtype], steps, dtype, &mut weights)?;
     }
-    for (what, losses) in [("wire", wires), ("weights", weights)] {
-        for ((task, ..), runs) in TASKS.iter().zip(&losses) {
-            print_table(what, task, runs);
-        }
+    print_tables("wire", &wires);
+    print_tables("weights", &weights);
+    Ok(())
+}
+
+/// Every task through a swarm, with arguments of all, by the name of what is compared.
+fn train_all(
+    swarm: &ProcessSwarm,
+    data: &Path,
+    arguments: &[&str],
+    steps: usize,
+    name: &str,
+    of_tasks: &mut [Losses],
+) -> anyhow::Result<()> {
+    for ((task, file, training), losses) in TASKS.iter().zip(of_tasks) {
+        let started = Instant::now();
+        losses.push((name.to_owned(), train(swarm, data.join(file), &[*training, arguments].concat(), steps)?));
+        eprintln!("{name}: {task}, {steps} steps in {:.0} s", started.elapsed().as_secs_f64());
     }
     Ok(())
 }
@@ -89,8 +113,8 @@ fn write_precise(model: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(safetensors::serialize_to_file(views, None, &to.join("model.safetensors"))?)
 }
 
-fn swarm(model: &Path, dtype: &str) -> anyhow::Result<ProcessSwarm> {
-    let mut swarm = ProcessSwarm::start(model, &[])?;
+fn swarm(model: &Path, device: &str, dtype: &str) -> anyhow::Result<ProcessSwarm> {
+    let mut swarm = ProcessSwarm::start_with_device(model, device, &[])?;
     for span in ["0..4", "4..8"] {
         let server = swarm.spawn_server(&["--blocks", span, "--dtype", dtype])?;
         swarm.servers.push(server);
@@ -115,7 +139,13 @@ fn train(swarm: &ProcessSwarm, data: PathBuf, training: &[&str], steps: usize) -
     Ok(losses)
 }
 
-fn print_table(what: &str, task: &str, runs: &[(&str, Vec<f64>)]) {
+fn print_tables(what: &str, of_tasks: &[Losses]) {
+    for ((task, ..), runs) in TASKS.iter().zip(of_tasks) {
+        print_table(what, task, runs);
+    }
+}
+
+fn print_table(what: &str, task: &str, runs: &[(String, Vec<f64>)]) {
     let steps = runs.first().map_or(0, |(_, losses)| losses.len());
     let marks: Vec<usize> = [1, steps / 4, steps / 2, steps].into_iter().filter(|&step| step > 0).collect();
     let names: Vec<String> = marks.iter().map(|step| format!("step {step}")).collect();
