@@ -57,10 +57,10 @@ impl Watch {
 }
 
 /// Floats that leave the GPU.
-#[derive(Debug, Clone, Copy)]
-pub struct Leaving<'a> {
+#[derive(Debug, Clone)]
+pub struct Leaving {
     /// A matrix.
-    pub values: &'a Buffer,
+    pub values: Buffer,
     /// The first value of it that leaves; all behind it do.
     pub first: usize,
     /// What a watch remembers if one of them is not finite.
@@ -69,7 +69,7 @@ pub struct Leaving<'a> {
     pub rounded: bool,
 }
 
-impl Leaving<'_> {
+impl Leaving {
     fn len(&self) -> usize {
         self.values.len() - self.first
     }
@@ -99,8 +99,8 @@ impl<R: Runtime> Gpu<R> {
     ///
     /// # Errors
     /// If anything has failed since the last time.
-    pub fn fetch(&self, leaving: &[Leaving<'_>], watch: Watch) -> Result<Fetched, GpuFailure> {
-        let halves: Vec<Option<Buffer>> = leaving.iter().map(|one| self.prepare(*one, &watch)).collect();
+    pub fn fetch(&self, leaving: &[Leaving], watch: Watch) -> Result<Fetched, GpuFailure> {
+        let halves: Vec<Option<Buffer>> = leaving.iter().map(|one| self.prepare(one, &watch)).collect();
         let parts: Vec<Buffer> = leaving.iter().map(|one| one.values.part(one.first, one.len())).collect();
         let words_of = halves.iter().zip(&parts).map(|(halves, part)| halves.as_ref().unwrap_or(part));
         let mut words = self.download_words(&words_of.chain([&watch.place]).collect::<Vec<_>>())?;
@@ -124,14 +124,14 @@ impl<R: Runtime> Gpu<R> {
     }
 
     /// Looks at many values, and rounds them, if they are to be.
-    fn prepare(&self, leaving: Leaving<'_>, watch: &Watch) -> Option<Buffer> {
+    fn prepare(&self, leaving: &Leaving, watch: &Watch) -> Option<Buffer> {
         let Leaving { values, first, place, rounded } = leaving;
         let len = leaving.len();
         if len < MANY {
             return None;
         }
-        let halves = (rounded && len.is_multiple_of(2)).then(|| self.empty(len / 2));
-        look(self, (values, first), len, halves.as_ref(), (watch, place));
+        let halves = (*rounded && len.is_multiple_of(2)).then(|| self.empty(len / 2));
+        look(self, (values, *first), len, halves.as_ref(), (watch, *place));
         halves
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn write(sources: &mut Sources) -> Result<(), Box<dyn Error>> {
     sources.of(When::Training, "", "leaving", |gpu| {
         let x = gpu.empty(ROWS * WIDTH);
         gpu.check(&x, &gpu.watch(), 1);
-        let leaving = Leaving { values: &x, first: 0, place: 1, rounded: true };
+        let leaving = Leaving { values: x, first: 0, place: 1, rounded: true };
         // Nothing was computed, so there is nothing to read.
         let _ = gpu.fetch(&[leaving], gpu.watch());
     })?;

@@ -34,6 +34,7 @@ mod pool;
 mod projection;
 mod rotary;
 mod rows;
+mod transfer;
 
 /// The engine of a GPU.
 #[derive(Debug)]
@@ -64,28 +65,6 @@ impl<R: Runtime> Gpu<R> {
     #[cfg(test)]
     pub(crate) fn counts(&self) -> &kernels::Counts {
         self.gpu.counts()
-    }
-
-    fn empty(&self, height: usize, width: usize) -> GpuRows {
-        GpuRows::new(self.gpu.empty(height * width), height, width)
-    }
-
-    fn answer<T>(&self, answer: Result<T, kernels::GpuFailure>) -> Result<T, DeviceFailure> {
-        if answer.is_err() {
-            // What pools hold for other sizes may be what the next pass lacks.
-            self.gpu.clean_up();
-        }
-        answer.map_err(|e| DeviceFailure(e.to_string()))
-    }
-
-    /// The same values where nobody else sees them change.
-    fn own(&self, rows: GpuRows) -> GpuRows {
-        if rows.values.is_own() {
-            return GpuRows { watched: None, ..rows };
-        }
-        let copy = self.empty(rows.height, rows.width);
-        kernels::copy(&self.gpu, (&rows.values, 0), (&copy.values, 0), rows.len());
-        copy
     }
 }
 
@@ -127,8 +106,7 @@ impl<R: Runtime> Engine for Gpu<R> {
     }
 
     fn download(&self, rows: GpuRows) -> Result<Vec<f32>, DeviceFailure> {
-        let len = rows.len();
-        self.answer(self.gpu.download(&rows.values.first(len)))
+        self.downloaded(rows)
     }
 
     fn watch(&self) -> kernels::Watch {
@@ -136,31 +114,11 @@ impl<R: Runtime> Engine for Gpu<R> {
     }
 
     fn watched(&self, x: GpuRows, place: u32, normed: bool, watch: &kernels::Watch) -> GpuRows {
-        if normed {
-            return GpuRows { watched: Some((watch.clone(), place)), ..x };
-        }
-        self.gpu.check(&x.values, watch, place);
-        x
+        self.noting(x, place, normed, watch)
     }
 
     fn fetch(&self, leaving: Vec<Leaving<GpuRows>>, watch: kernels::Watch) -> Result<Fetched, DeviceFailure> {
-        let of_matrix = |leaving: &'_ Leaving<GpuRows>| {
-            let Leaving { rows, first, place, rounded } = leaving;
-            let values = rows.values.clone().first(rows.len());
-            (values, first * rows.width, *place, *rounded)
-        };
-        let buffers: Vec<_> = leaving.iter().map(of_matrix).collect();
-        let leaving: Vec<_> = buffers
-            .iter()
-            .map(|(values, first, place, rounded)| kernels::Leaving {
-                values,
-                first: *first,
-                place: *place,
-                rounded: *rounded,
-            })
-            .collect();
-        let kernels::Fetched { matrices, not_finite } = self.answer(self.gpu.fetch(&leaving, watch))?;
-        Ok(Fetched { matrices, not_finite })
+        self.fetched(leaving, watch)
     }
 
     fn pick(&self, rows: &[u32]) -> kernels::Buffer {

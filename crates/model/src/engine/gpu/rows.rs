@@ -1,7 +1,9 @@
 //! Matrices in the memory of a GPU.
 
+use cubecl::prelude::Runtime;
 use petals_kernels as kernels;
 
+use super::Gpu;
 use crate::config::{Activation, MlpDesign};
 use crate::engine::shapes::Area;
 
@@ -37,6 +39,23 @@ impl GpuRows {
     /// From the first value of an area on.
     pub(super) fn area(&self, area: &Area) -> kernels::Strided<'_> {
         kernels::Strided { first: area.rows.start * self.width + area.column, ..self.all() }
+    }
+}
+
+impl<R: Runtime> Gpu<R> {
+    /// A matrix of whatever was there before.
+    pub(super) fn empty(&self, height: usize, width: usize) -> GpuRows {
+        GpuRows::new(self.gpu.empty(height * width), height, width)
+    }
+
+    /// The same values where nobody else sees them change.
+    pub(super) fn own(&self, rows: GpuRows) -> GpuRows {
+        if rows.values.is_own() {
+            return GpuRows { watched: None, ..rows };
+        }
+        let copy = self.empty(rows.height, rows.width);
+        kernels::copy(&self.gpu, (&rows.values, 0), (&copy.values, 0), rows.len());
+        copy
     }
 }
 
