@@ -160,6 +160,7 @@ impl Holders {
             stream: u64::MAX,
             layout: layout.clone(),
             work: Work::Forward { inputs: Inputs { text: rows.clone(), prefix: None, tables: None }, stash: None },
+            rounded: false,
             arrived: now,
             deadline: now + OWN,
         };

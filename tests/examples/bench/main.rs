@@ -8,6 +8,7 @@
 //!   idle [BATCH]                                how much of a step two servers on a core each are idle
 //!   speculation [DIR [ROUND_TRIP_MS [MBIT]]]   generation over slow links, with and without foreseen tokens
 //!   memory [tiny|medium|small|DIR] [STEPS]      the servers' memory during a long run
+//!   model tiny|medium|small DIR                 writes one of the random models, for other benchmarks
 //!
 //! The programs must have been built (`cargo build --release --workspace`). Absolute figures move from machine to machine.
 
@@ -32,7 +33,18 @@ fn main() -> anyhow::Result<()> {
         Some((&"idle", options)) => idle::run(options),
         Some((&"memory", options)) => memory::run(options),
         Some((&"speculation", options)) => speculation::run(options),
-        _ => bail!("which benchmark? local, wan, idle, memory or speculation"),
+        Some((&"model", [name, directory])) => random(name)?.write(Path::new(directory)),
+        _ => bail!("which benchmark? local, wan, idle, memory, speculation, or model"),
+    }
+}
+
+/// The random model of this name.
+fn random(name: &str) -> anyhow::Result<RandomModel> {
+    match name {
+        "tiny" => Ok(RandomModel::TINY),
+        "medium" => Ok(RandomModel::MEDIUM),
+        "small" => Ok(RandomModel::SMALL),
+        other => bail!("no random model is called {other}: tiny, medium or small"),
     }
 }
 
@@ -45,11 +57,9 @@ struct Model {
 impl Model {
     /// `tiny`, `medium`, `small`, or the directory of a checkpoint.
     fn named(name: &str) -> anyhow::Result<Self> {
-        match name {
-            "tiny" => Self::random(RandomModel::TINY),
-            "medium" => Self::random(RandomModel::MEDIUM),
-            "small" => Self::random(RandomModel::SMALL),
-            directory => Ok(Self { directory: directory.into(), _random: None }),
+        match random(name) {
+            Ok(model) => Self::random(model),
+            Err(_) => Ok(Self { directory: name.into(), _random: None }),
         }
     }
 
