@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use petals_protocol::{
-    ForwardRequest, Injection, ModelId, PassLayout, Refusal, Request, Response, RowSource, RowTarget, Span,
-    TableSource, Tensor, WireDtype,
+    ForwardRequest, FrameLimits, Injection, ModelId, PassLayout, Refusal, Request, Response, RowSource, RowTarget,
+    Span, TableSource, Tensor, WireDtype,
 };
 use petals_swarm::{Identity, PeerId, RequestStream, SwarmConfig, SwarmNode};
 use tokio::task::JoinSet;
@@ -78,7 +78,7 @@ pub async fn load(
         let (node, _) = SwarmNode::start(Identity::generate(), SwarmConfig::client()).await?;
         let stream = RequestStream::new(node.open_stream(peer, &addresses, PATIENCE).await?);
         let hello = Request::Hello { model: target.model.clone() };
-        let answer = stream.request(hello, Vec::new(), PATIENCE).await?.0;
+        let answer = stream.request(hello, Vec::new(), 0, PATIENCE).await?.0;
         anyhow::ensure!(matches!(answer, Response::Welcome(_)), "{answer:?}");
         let (stream, count) = (Arc::new(stream), Arc::new(Counts::default()));
         for _ in 0..habit.in_flight {
@@ -151,7 +151,7 @@ async fn ask(stream: &RequestStream, target: &Target, rows: u32) -> anyhow::Resu
     };
     let shape = [rows as usize, target.hidden];
     let text = Tensor::from_f32(WireDtype::Bf16, &shape, &vec![0.1; shape[0] * shape[1]]);
-    match stream.request(Request::Forward(request), vec![text], PATIENCE).await?.0 {
+    match stream.request(Request::Forward(request), vec![text], FrameLimits::default().max_body, PATIENCE).await?.0 {
         Response::Forward(_) => Ok(true),
         Response::Refused(Refusal::Busy { retry_after_ms }) => {
             tokio::time::sleep(Duration::from_millis(retry_after_ms.into())).await;

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use petals_page::{Key, is_meant};
+use petals_page::{Key, Origin, Portion, Portions, is_meant};
 
 use super::caller::{Caller, Callers};
 use super::error::ApiError;
@@ -24,6 +24,10 @@ use super::weight::{Weight, Weights};
 const KEY_HEADER: &str = "x-api-key";
 /// Longest time that a request's body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bodies of the largest size that may be arriving at a time. One address has three quarters of that at most.
+const ARRIVING: usize = 16;
+/// Pause before it is looked again whether there is memory for more of a body.
+const PAUSE: Duration = Duration::from_millis(20);
 /// Bytes beyond the limit that are read before the connection is cut.
 const EXCESS: usize = 16 << 20;
 
@@ -36,6 +40,8 @@ pub(crate) struct Guard {
     origins: Vec<String>,
     request_bytes: usize,
     weights: Weights,
+    /// Bytes of bodies that are arriving.
+    arriving: Arc<Portions>,
     /// Names under which proxies and containers reach a server that listens on this machine alone; nothing if it does not.
     hosts: Option<Vec<String>>,
 }
@@ -52,7 +58,8 @@ impl Guard {
     ) -> Self {
         let keys = keys.iter().map(|key| Key::new(key)).collect();
         let (callers, weights) = (Callers::new(together), Weights::new(request_bytes));
-        Self { keys, callers, origins, request_bytes, weights, hosts }
+        let arriving = Portions::new(request_bytes.saturating_mul(ARRIVING));
+        Self { keys, callers, origins, request_bytes, weights, arriving, hosts }
     }
 
     /// Whose request it is, if it may be made.
@@ -145,7 +152,8 @@ pub(super) async fn body(guard: &Guard, request: Request) -> Result<(Bytes, Weig
     if !json.is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
         return Err(ApiError::not_json());
     }
-    match tokio::time::timeout(BODY_TIMEOUT, collect(body, limit)).await {
+    let origin = head.extensions.get::<Origin>().copied().unwrap_or(Origin::Unknown);
+    match tokio::time::timeout(BODY_TIMEOUT, collect(body, limit, (&guard.arriving, origin))).await {
         Ok(bytes) => {
             let body = unpack(bytes?, header(CONTENT_ENCODING), limit)?;
             let weight = guard.weights.take(&body).await?;
@@ -155,14 +163,29 @@ pub(super) async fn body(guard: &Guard, request: Request) -> Result<(Bytes, Weig
     }
 }
 
-/// A body of at most `limit` bytes. Somewhat more is read and dropped, so that who sends it gets to read why it is refused.
-async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
+/// A body of at most `limit` bytes. Its memory is taken as it arrives, and where there is none it is not read any further until there is. Somewhat more is read
+/// and dropped, so that who sends it gets to read why it is refused.
+async fn collect(body: Body, limit: usize, (arriving, origin): (&Arc<Portions>, Origin)) -> Result<Bytes, ApiError> {
     let mut chunks = body.into_data_stream();
     let (mut bytes, mut total) = (Vec::new(), 0_usize);
+    let mut memory = None;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_| ApiError::invalid("the request was cut off"))?;
         total = total.saturating_add(chunk.len());
         if total <= limit {
+            loop {
+                let there = match &mut memory {
+                    Some(memory) => Portion::grow(memory, chunk.len()),
+                    None => {
+                        memory = arriving.take(origin, chunk.len());
+                        memory.is_some()
+                    }
+                };
+                if there {
+                    break;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
             bytes.extend_from_slice(&chunk);
         } else if total > limit.saturating_add(EXCESS) {
             break;
@@ -207,5 +230,27 @@ mod tests {
         assert!(one.is_some() && two.is_some() && one != two);
         assert_eq!(with("x-api-key", "one"), one);
         assert_eq!((with("x-api-key", "three"), guard.admits(&Request::new(Body::empty()))), (None, None));
+    }
+
+    #[tokio::test]
+    async fn bodies_of_one_address_leave_memory_to_others() {
+        let limit = 1 << 10;
+        let arriving = Portions::new(4 * limit);
+        let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|ip| Origin::of_ip(ip.parse().unwrap()));
+        // A body of which most is there, and the rest never comes.
+        let slow = || {
+            let first = Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 1000]));
+            Body::from_stream(futures::stream::iter([first]).chain(futures::stream::pending()))
+        };
+        let mut held: Vec<_> = (0..8).map(|_| Box::pin(collect(slow(), limit, (&arriving, one)))).collect();
+        for body in &mut held {
+            assert!(tokio::time::timeout(Duration::from_millis(5), body).await.is_err(), "it never ends");
+        }
+        let whole = |origin| collect(Body::from(vec![b'x'; 1000]), limit, (&arriving, origin));
+        let soon = Duration::from_millis(200);
+        assert!(tokio::time::timeout(soon, whole(one)).await.is_err(), "the address has its part");
+        assert!(tokio::time::timeout(soon, whole(other)).await.is_ok_and(|body| body.is_ok_and(|b| b.len() == 1000)));
+        drop(held);
+        assert!(tokio::time::timeout(soon, whole(one)).await.is_ok_and(|body| body.is_ok()), "all is given back");
     }
 }

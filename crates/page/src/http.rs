@@ -1,7 +1,5 @@
 //! Connections, with bounds.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +12,9 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use petals_swarm::Origin;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
+
+use super::portions::Portions;
 
 /// Connections of a page at a time. Each takes a file descriptor from a program that has better use for them.
 pub const FEW: usize = 64;
@@ -25,57 +25,10 @@ const HEAD_BYTES: usize = 64 << 10;
 /// Pause after the system refused a connection, for example for lack of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// An address has at most so many times the connections that are left free then: alone three quarters of them, as a proxy needs.
-const TIMES_FREE: usize = 3;
-
-/// Connections by address.
-#[derive(Debug)]
-struct Connections {
-    most: usize,
-    open: Mutex<(usize, HashMap<Origin, usize>)>,
-}
-
-/// One connection, until it is dropped.
-#[derive(Debug)]
-struct Open {
-    connections: Arc<Connections>,
-    origin: Origin,
-}
-
-impl Connections {
-    fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most, open: Mutex::default() })
-    }
-
-    /// One more of an address, unless it has enough: who holds them all without asking for anything leaves some to others.
-    fn open(self: &Arc<Self>, ip: IpAddr) -> Option<Open> {
-        let origin = Origin::of_ip(ip);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let (all, of_origins) = &mut *open;
-        let of_origin = of_origins.entry(origin).or_default();
-        let left = self.most.saturating_sub(*all + 1);
-        if *of_origin > 0 && *of_origin >= TIMES_FREE * left {
-            return None;
-        }
-        *of_origin += 1;
-        *all += 1;
-        Some(Open { connections: self.clone(), origin })
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let mut open = self.connections.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let (all, of_origins) = &mut *open;
-        *all = all.saturating_sub(1);
-        if let Some(of_origin) = of_origins.get_mut(&self.origin) {
-            *of_origin = of_origin.saturating_sub(1);
-            if *of_origin == 0 {
-                of_origins.remove(&self.origin);
-            }
-        }
-    }
-}
+/// Longest time until the head of a connection's first request is there.
+const FIRST_HEAD: Duration = Duration::from_secs(15);
+/// Of all connections one in so many may wait for its first head: who sends heads slowly keeps nobody from connecting.
+const HEADS: usize = 4;
 
 /// Serves at most `most` connections at a time, further ones wait to be accepted, until `stop`; requests have the [`Origin`] that they come from among
 /// their extensions; what is under way then has `grace` to end.
@@ -86,7 +39,19 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
     grace: Duration,
 ) {
-    let (places, connections) = (Arc::new(Semaphore::new(most)), Connections::new(most));
+    serve_within(listener, router, most, FIRST_HEAD, (stop, grace)).await;
+}
+
+/// As [`serve`]; the first request of a connection must begin within `first_head`.
+async fn serve_within(
+    listener: TcpListener,
+    router: Router,
+    most: usize,
+    first_head: Duration,
+    (stop, grace): (impl Future<Output = ()>, Duration),
+) {
+    let (places, connections) = (Arc::new(Semaphore::new(most)), Portions::new(most));
+    let heads = Portions::new((most / HEADS).max(1));
     let graceful = GracefulShutdown::new();
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES);
@@ -95,7 +60,11 @@ pub async fn serve(
         let accepted = async {
             let place = places.clone().acquire_owned().await.ok()?;
             match listener.accept().await {
-                Ok((stream, from)) => connections.open(from.ip()).map(|open| (stream, (place, open))),
+                Ok((stream, from)) => {
+                    let origin = Origin::of_ip(from.ip());
+                    let (open, head) = (connections.take(origin, 1)?, heads.take(origin, 1)?);
+                    Some((stream, origin, head, (place, open)))
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(PAUSE).await;
@@ -103,7 +72,7 @@ pub async fn serve(
                 }
             }
         };
-        let (stream, place) = tokio::select! {
+        let (stream, origin, head, place) = tokio::select! {
             biased;
             () = &mut stop => break,
             accepted = accepted => match accepted {
@@ -113,17 +82,33 @@ pub async fn serve(
         };
         // Tokens are small packets that should not wait for each other.
         let _ = stream.set_nodelay(true);
-        let (service, origin) = (TowerToHyperService::new(router.clone()), place.1.origin);
+        let service = TowerToHyperService::new(router.clone());
+        let (waiting, begun) = (Arc::new(Mutex::new(Some(head))), Arc::new(Notify::new()));
+        let (head, first) = (waiting.clone(), begun.clone());
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+            // A head is there.
+            if head.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+                first.notify_one();
+            }
             request.extensions_mut().insert(origin);
             service.call(request)
         });
         let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => Some(ended),
+                () = begun.notified() => None,
+                () = tokio::time::sleep(first_head) => Some(Ok(())),
+            };
+            let ended = match ended {
+                Some(ended) => ended,
+                None => connection.await,
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%error, "a connection ended");
             }
-            drop(place);
+            drop((waiting, place));
         });
     }
     drop(listener);
@@ -134,19 +119,68 @@ pub async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
     use super::*;
 
-    #[test]
-    fn one_address_leaves_connections_to_others() {
-        let connections = Connections::new(64);
-        let open = |ip: &str| connections.open(ip.parse().unwrap());
-        let held: Vec<Open> = std::iter::from_fn(|| open("10.0.0.1")).collect();
-        assert_eq!(held.len(), 48);
-        let net: Vec<Open> = (0..64).filter_map(|n| open(&format!("2001:db8::{n:x}"))).collect();
-        assert_eq!(net.len(), 12, "a net of IPv6 is one address");
-        assert!(open("10.0.0.2").is_some(), "there is some left for the next");
-        drop((held, net));
-        let (all, of_origins) = &*connections.open.lock().unwrap();
-        assert_eq!((*all, of_origins.len()), (0, 0));
+    /// Longest time until a first head is there, in these tests.
+    const SOON: Duration = Duration::from_millis(700);
+
+    async fn served(most: usize) -> std::net::SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "here" }));
+        tokio::spawn(serve_within(listener, router, most, SOON, (std::future::pending(), Duration::ZERO)));
+        address
+    }
+
+    /// What is answered to a request, whose head comes at once; nothing if the connection is closed.
+    async fn ask(address: std::net::SocketAddr) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        answer
+    }
+
+    #[tokio::test]
+    async fn heads_that_never_come_take_a_part_of_the_places_and_not_for_long() {
+        let address = served(64).await;
+        let mut slow = Vec::new();
+        for _ in 0..64 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: loc").await;
+            slow.push(stream);
+        }
+        // Which of them are left: one whose connection was closed at once can be read to its end.
+        let mut open = 0;
+        for stream in &mut slow {
+            let mut byte = [0; 1];
+            let read = tokio::time::timeout(Duration::from_millis(30), stream.read(&mut byte)).await;
+            open += usize::from(read.is_err());
+        }
+        assert_eq!(open, 64 / HEADS * 3 / 4, "three quarters of what waits for heads");
+        // A head that comes frees its place, so one after the other is served as soon as there is one.
+        drop(slow);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for _ in 0..40 {
+            assert!(ask(address).await.ends_with("here"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_request_ends_and_one_that_had_one_stays() {
+        let address = served(64).await;
+        let (mut silent, mut kept) =
+            (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+        kept.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let mut all = Vec::new();
+        let ended = tokio::time::timeout(10 * SOON, silent.read_to_end(&mut all)).await;
+        assert!(ended.is_ok(), "it stays");
+        let mut all = Vec::new();
+        let ended = tokio::time::timeout(2 * SOON, kept.read_to_end(&mut all)).await;
+        assert!(ended.is_err(), "it is closed");
     }
 }

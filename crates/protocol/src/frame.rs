@@ -143,6 +143,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(self.pending.insert(preamble).body_len)
     }
 
+    /// The id of the frame whose body's length was told last.
+    pub fn next_id(&self) -> Option<u64> {
+        self.pending.as_ref().map(|preamble| preamble.id)
+    }
+
     /// Bytes of the header of the frame whose body's length was told last.
     pub fn header_len(&self) -> u64 {
         self.pending.as_ref().map_or(0, |preamble| preamble.header_len.into())

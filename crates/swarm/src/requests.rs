@@ -1,6 +1,6 @@
 //! Asking over a block stream: many requests under way, each answered once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,6 +14,9 @@ use tokio::time::timeout;
 /// Requests that wait for the writer. More only take memory: the stream itself is the bottleneck.
 const OUTBOX: usize = 8;
 
+/// Requests that were given up and whose answers may still come; what is sent for others is unasked for.
+const GIVEN_UP: usize = 1024;
+
 /// Why a request brought no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -24,6 +27,14 @@ pub enum RequestError {
     /// The connection broke.
     #[error("the connection was lost")]
     Lost,
+    /// More came than was asked for. The stream is of no further use.
+    #[error("an answer of {got} bytes, where at most {most} were asked for")]
+    Unasked {
+        /// Bytes of the answer's tensors.
+        got: u64,
+        /// Most that what was asked for takes.
+        most: u64,
+    },
 }
 
 /// What the asking end does beside sending requests and waiting for answers. `()` does nothing.
@@ -51,7 +62,40 @@ impl Exchange for () {
     fn answered(&self, _: &Response, _: u64, _: bool) {}
 }
 
-type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Frame<Response>>>>>;
+type Pending = Arc<Mutex<Awaited>>;
+type Answer = Result<Frame<Response>, RequestError>;
+
+/// Requests whose answers may come, with the most bytes of tensors that these may have.
+#[derive(Debug, Default)]
+struct Awaited {
+    waiting: HashMap<u64, (oneshot::Sender<Answer>, u64)>,
+    /// Nobody waits for these any more, the oldest in front.
+    given_up: VecDeque<(u64, u64)>,
+}
+
+impl Awaited {
+    /// Most bytes of tensors that the answer to a request may have. One that is not known may have none.
+    fn most(&self, id: u64) -> u64 {
+        let given_up = || self.given_up.iter().find(|(given_up, _)| *given_up == id).map(|(_, most)| *most);
+        self.waiting.get(&id).map(|(_, most)| *most).or_else(given_up).unwrap_or_default()
+    }
+
+    /// Who waits for an answer that has come.
+    fn take(&mut self, id: u64) -> Option<oneshot::Sender<Answer>> {
+        self.given_up.retain(|(given_up, _)| *given_up != id);
+        self.waiting.remove(&id).map(|(waiting, _)| waiting)
+    }
+
+    /// Nobody waits for an answer any more; whether somebody did.
+    fn give_up(&mut self, id: u64) -> bool {
+        let Some((_, most)) = self.waiting.remove(&id) else { return false };
+        if self.given_up.len() == GIVEN_UP {
+            self.given_up.pop_front();
+        }
+        self.given_up.push_back((id, most));
+        true
+    }
+}
 
 #[derive(Debug)]
 struct Outgoing<X> {
@@ -88,9 +132,10 @@ impl RequestStream {
         &self,
         request: Request,
         tensors: Vec<Tensor>,
+        most: u64,
         patience: Duration,
     ) -> Result<(Response, Vec<Tensor>), RequestError> {
-        self.request_with(request, tensors, None, patience).await
+        self.request_with(request, tensors, None, most, patience).await
     }
 }
 
@@ -115,13 +160,14 @@ impl<E: Exchange> RequestStream<E> {
                     () = reads => {}
                 }
                 // Whoever waits learns at once that nothing will come.
-                lock(&pending).clear();
+                lock(&pending).waiting.clear();
             }
         });
         Self { outbox, pending, next: AtomicU64::new(0), _tasks: tasks }
     }
 
-    /// Sends a request and waits for its answer. Dropping the future gives the request up and tells the other end.
+    /// Sends a request and waits for its answer, of which the tensors may have at most `most` bytes: whoever sends more has not been asked for it, and is not
+    /// read any further. Dropping the future gives the request up and tells the other end.
     ///
     /// # Errors
     /// [`RequestError`]. A refusal is an answer.
@@ -130,14 +176,15 @@ impl<E: Exchange> RequestStream<E> {
         request: Request,
         tensors: Vec<Tensor>,
         extra: Option<E::Extra>,
+        most: u64,
         patience: Duration,
     ) -> Result<(Response, Vec<Tensor>), RequestError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        lock(&self.pending).insert(id, reply);
+        lock(&self.pending).waiting.insert(id, (reply, most));
         // The stream may have ended before the insertion; then nobody clears the entry any more.
         if !self.is_open() {
-            lock(&self.pending).remove(&id);
+            lock(&self.pending).waiting.remove(&id);
             return Err(RequestError::Lost);
         }
         let mut waiting = Waiting { stream: self, id, sent: false };
@@ -145,7 +192,7 @@ impl<E: Exchange> RequestStream<E> {
             let outgoing = Outgoing { id, request, tensors, extra };
             self.outbox.send(outgoing).await.map_err(|_| RequestError::Lost)?;
             waiting.sent = true;
-            answer.await.map_err(|_| RequestError::Lost)
+            answer.await.map_err(|_| RequestError::Lost)?
         };
         let frame = timeout(patience, exchange).await.map_err(|_| RequestError::Timeout(patience))??;
         Ok((frame.message, frame.tensors))
@@ -165,7 +212,7 @@ impl<E: Exchange> RequestStream<E> {
 
     /// Requests without an answer so far.
     pub fn under_way(&self) -> usize {
-        lock(&self.pending).len()
+        lock(&self.pending).waiting.len()
     }
 
     /// Whether the stream can still be used.
@@ -183,7 +230,7 @@ struct Waiting<'a, E: Exchange> {
 
 impl<E: Exchange> Drop for Waiting<'_, E> {
     fn drop(&mut self) {
-        let unanswered = lock(&self.stream.pending).remove(&self.id).is_some();
+        let unanswered = lock(&self.stream.pending).give_up(self.id);
         if unanswered && self.sent {
             self.stream.notify(Request::Cancel { request: self.id });
         }
@@ -217,13 +264,29 @@ async fn read_answers<R: AsyncRead + Unpin>(read: R, pending: Pending, exchange:
     let mut reader = FrameReader::new(read, FrameKind::Response, FrameLimits::default());
     loop {
         let before = reader.bytes_read();
-        match reader.read::<Response>().await {
-            Ok(frame) => {
-                let waiting = lock(&pending).remove(&frame.id);
+        let read = async {
+            let got = reader.next_body_len().await?;
+            let id = reader.next_id().unwrap_or_default();
+            let most = lock(&pending).most(id);
+            if got > most {
+                return Ok(Err((id, RequestError::Unasked { got, most })));
+            }
+            reader.read::<Response>().await.map(Ok)
+        };
+        match read.await {
+            Ok(Ok(frame)) => {
+                let waiting = lock(&pending).take(frame.id);
                 exchange.answered(&frame.message, reader.bytes_read() - before, waiting.is_some());
                 if let Some(waiting) = waiting {
-                    let _ = waiting.send(frame);
+                    let _ = waiting.send(Ok(frame));
                 }
+            }
+            Ok(Err((id, unasked))) => {
+                tracing::debug!(%unasked, "a stream to a server is given up");
+                if let Some(waiting) = lock(&pending).take(id) {
+                    let _ = waiting.send(Err(unasked));
+                }
+                return;
             }
             Err(error) => {
                 tracing::debug!(%error, "stream to a server ended");
@@ -232,3 +295,6 @@ async fn read_answers<R: AsyncRead + Unpin>(read: R, pending: Pending, exchange:
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -94,7 +94,7 @@ impl Service {
     async fn open(&self, peer: PeerId, addresses: &[Multiaddr]) -> anyhow::Result<(RequestStream, Limits)> {
         let stream = RequestStream::new(self.swarm.open_stream(peer, addresses, PATIENCE).await?);
         let hello = Request::Hello { model: self.shared.info.model.clone() };
-        match stream.request(hello, Vec::new(), PATIENCE).await? {
+        match stream.request(hello, Vec::new(), 0, PATIENCE).await? {
             (Response::Welcome(welcome), _) => Ok((stream, welcome.limits)),
             (other, _) => bail!("no greeting: {other:?}"),
         }
@@ -120,7 +120,7 @@ impl Service {
         let entries = self.swarm.lookup(&self.shared.info.model, whole(&self.shared.info)?).await?;
         let entry = entries.into_iter().find(|entry| entry.peer == peer).context("an unknown server")?;
         let (stream, _) = self.open(peer, &entry.addresses).await?;
-        match stream.request(Request::Relay { token: next.token }, rows, PATIENCE).await? {
+        match stream.request(Request::Relay { token: next.token }, rows, 0, PATIENCE).await? {
             (Response::Relayed, _) => Ok(()),
             (other, _) => bail!("not relayed: {other:?}"),
         }
@@ -143,7 +143,7 @@ impl Service {
             tensors.splice(place..place, rows);
         }
         let backward = matches!(request, Request::Backward(_));
-        let (response, tensors) = honest.request(request, tensors, PATIENCE).await?;
+        let (response, tensors) = honest.request(request, tensors, FrameLimits::default().max_body, PATIENCE).await?;
         if let Response::Refused(_) = response {
             return Ok((response, Vec::new()));
         }

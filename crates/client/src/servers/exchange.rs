@@ -116,8 +116,11 @@ impl HopInput<'_> {
     ) -> Result<Forwarded, HopError> {
         let rows = self.ends.source == RowSource::Inline;
         let started = Instant::now();
+        let (layout, own) = (&self.layout, keys_values.unwrap_or_default());
+        let prefix = if layout.returns_prefix() { layout.prefix_rows() } else { 0 };
+        let most = self.most(layout.output_rows(), prefix, layout.span.len() * layout.prefix_rows() * own);
         let (response, tensors) =
-            self.ask(connection, &request, || self.inputs(rows), self.request_tables(rows)).await?;
+            self.ask(connection, &request, || self.inputs(rows), self.request_tables(rows), most).await?;
         let Response::Forward(reply) = response else { return Err(wrong_kind()) };
         let layout = &self.layout;
         let mut tensors = Answer(tensors.into_iter());
@@ -172,7 +175,11 @@ impl HopInput<'_> {
         });
         let tables = self.request_tables(true).filter(|_| stash.is_none());
         let started = Instant::now();
-        let (response, tensors) = self.ask(connection, &request, tensors, tables).await?;
+        let text = if text_grad { layout.tokens() } else { 0 };
+        let prefix = if layout.carries_prefix() { layout.prefix_rows() } else { 0 };
+        let own = self.tables.filter(|_| layout.has_tables()).map_or(0, |tables| tables.block_values());
+        let most = self.most(text, prefix, layout.span.len() * own);
+        let (response, tensors) = self.ask(connection, &request, tensors, tables, most).await?;
         let Response::Backward(reply) = response else { return Err(wrong_kind()) };
         let mut tensors = Answer(tensors.into_iter());
         let grad = match self.ends.target {
@@ -223,14 +230,25 @@ impl HopInput<'_> {
         request: &Request,
         tensors: impl Fn() -> Result<Vec<Tensor>, HopError>,
         tables: Option<RequestTables>,
+        most: u64,
     ) -> Result<(Response, Vec<Tensor>), HopError> {
-        let answer = connection.request(request.clone(), tensors()?, tables.clone(), self.patience).await;
+        let answer = connection.request(request.clone(), tensors()?, tables.clone(), most, self.patience).await;
         match answer {
             Err(HopError::Refused(Refusal::TablesGone)) if tables.is_some() => {
-                connection.request(request.clone(), tensors()?, tables, self.patience).await
+                connection.request(request.clone(), tensors()?, tables, most, self.patience).await
             }
             answer => answer,
         }
+    }
+
+    /// Bytes that an answer may have: of text rows, unless they go to another server, of prefix rows, which go where those go, and of `own` values that come
+    /// here in any case.
+    fn most(&self, text: usize, prefix: usize, own: usize) -> u64 {
+        let (text, prefix) = if self.ends.target == RowTarget::Reply { (text, prefix) } else { (0, 0) };
+        // Each tensor by itself: some have a few bytes beside their values.
+        let of_text = self.dtype.byte_len(text.saturating_mul(self.hidden)).unwrap_or(usize::MAX);
+        let of_others = prefix.saturating_mul(self.hidden).saturating_add(own).saturating_mul(4);
+        of_text.saturating_add(of_others) as u64
     }
 
     fn text(&self, values: &[f32]) -> Tensor {

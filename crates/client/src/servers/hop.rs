@@ -70,6 +70,7 @@ impl From<RequestError> for HopError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::Timeout(patience) => Self::Timeout(patience),
+            error @ RequestError::Unasked { .. } => Self::BadReply(error.to_string()),
             _ => Self::Lost,
         }
     }
@@ -244,7 +245,7 @@ impl HopConnection {
             books,
         };
         let (response, _) =
-            connection.request(Request::Hello { model: model.clone() }, Vec::new(), None, patience).await?;
+            connection.request(Request::Hello { model: model.clone() }, Vec::new(), None, 0, patience).await?;
         let Response::Welcome(welcome) = response else {
             return Err(HopError::BadReply("the server did not return the greeting".into()));
         };
@@ -259,17 +260,18 @@ impl HopConnection {
     /// Sends a request and waits for its answer. Refusals come back as [`HopError::Refused`]. Dropping the future gives
     /// the request up, on the server too.
     ///
-    /// `tables` are not among the tensors: they are added if the server does not have them yet. After a refusal with
+    /// The answer's tensors may have at most `most` bytes. `tables` are not among those of the request: they are added if the server does not have them yet. After a refusal with
     /// [`Refusal::TablesGone`] the same request brings them with it.
     pub(crate) async fn request(
         &self,
         request: Request,
         tensors: Vec<Tensor>,
         tables: Option<RequestTables>,
+        most: u64,
         patience: Duration,
     ) -> Result<(Response, Vec<Tensor>), HopError> {
         let named = tables.as_ref().map(RequestTables::id);
-        match self.stream.request_with(request, tensors, tables, patience).await? {
+        match self.stream.request_with(request, tensors, tables, most, patience).await? {
             (Response::Refused(refusal), _) => {
                 if let Some(named) = named.filter(|_| refusal == Refusal::TablesGone) {
                     lock(&self.books.tables).gone(named);

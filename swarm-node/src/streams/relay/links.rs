@@ -126,7 +126,7 @@ impl RelayLinks {
         let place = timeout(patience, places.of(asker).reserve(1)).await;
         let _place = place.map_err(|_| RequestError::Timeout(patience))?.ok_or(RequestError::Lost)?;
         let patience = patience.saturating_sub(started.elapsed());
-        match link.stream.request(Request::Relay { token: next.token }, tensors, patience).await?.0 {
+        match link.stream.request(Request::Relay { token: next.token }, tensors, 0, patience).await?.0 {
             Response::Relayed => Ok(bytes),
             Response::Refused(refusal) => Err(RelayError::Refused(refusal)),
             _ => Err(RelayError::Answer),
@@ -171,7 +171,7 @@ impl RelayLinks {
         let path = stream.path();
         let stream = RequestStream::new(stream);
         let hello = Request::Hello { model: self.model.clone() };
-        match stream.request(hello, Vec::new(), CONNECT_PATIENCE).await?.0 {
+        match stream.request(hello, Vec::new(), 0, CONNECT_PATIENCE).await?.0 {
             Response::Welcome(welcome) => Ok(Link { stream, path, max_body: welcome.limits.max_body }),
             Response::Refused(refusal) => Err(RelayError::Refused(refusal)),
             _ => Err(RelayError::Greeting),
