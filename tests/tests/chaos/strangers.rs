@@ -166,7 +166,10 @@ async fn take_what_there_is(attacker: &Attacker, kind: usize) -> anyhow::Result<
             0 => claims(stream).await,
             1 => waits(stream).await,
             2 => sessions(stream).await,
-            _ => Ok(drop(tokio::time::timeout(HELD, stream.ended()).await)),
+            _ => {
+                let _ = tokio::time::timeout(HELD, stream.ended()).await;
+                Ok(())
+            }
         }
     });
     futures::future::join_all(rounds).await.into_iter().collect()
