@@ -13,6 +13,7 @@ use crate::cache::{Kept, rounded_bits};
 use crate::gpu::Buffer;
 
 mod back;
+mod board;
 mod combine;
 mod forward;
 mod source;

@@ -55,12 +55,11 @@ impl Format {
 #[cube]
 pub(crate) fn half_to_float(bits: u32) -> f32 {
     let sign = (bits & 0x8000u32) << 16u32;
-    let exponent = (bits >> 10u32) & 0x1fu32;
-    let mantissa = bits & 0x3ffu32;
-    let normal = f32::reinterpret(sign | ((exponent + 112u32) << 23u32) | (mantissa << 13u32));
-    let small = f32::cast_from(mantissa) * f32::new(5.960_464_5e-8);
-    let small = f32::reinterpret(u32::reinterpret(small) | sign);
-    select(exponent == 0u32, small, normal)
+    let magnitude = (bits & 0x7fffu32) << 13u32;
+    let normal = magnitude + 0x3800_0000u32;
+    // With an exponent of its own the fraction is above 2^-14 by what it stands for.
+    let small = u32::reinterpret(f32::reinterpret(magnitude + 0x3880_0000u32) - f32::new(6.103_515_6e-5));
+    f32::reinterpret(select(magnitude < 0x0080_0000u32, small, normal) | sign)
 }
 
 /// A whole number below 2^23, as a float: what is put into the low bits of 2^23 is added to it.

@@ -132,7 +132,8 @@ fn skinny_kernel(
     let of_group = comptime!(shape.results());
     let mut rows_of_x = SharedMemory::<f32>::new(comptime!(shape.rows * depth));
     let mut meanings = SharedMemory::<f32>::new(16usize);
-    let unit = UNIT_POS as usize;
+    // As in attention: the compiler knows how large this is, and how often loops over it run.
+    let unit = UNIT_POS_X as usize;
     let (group, lane) = (unit / LANES, unit % LANES);
     let (rows, inputs, results) = (rows as usize, inputs as usize, results as usize);
     let (words_of_row, scale_words) = (words_of_row as usize, scale_words as usize);
@@ -270,7 +271,7 @@ fn write(
 fn totals_of(sums: &Array<f32>, #[comptime] shape: Shape) -> SharedMemory<f32> {
     let count = comptime!(shape.sums());
     let mut totals = SharedMemory::<f32>::new(comptime!(GROUPS * count));
-    let unit = UNIT_POS as usize;
+    let unit = UNIT_POS_X as usize;
     let (group, lane) = (unit / LANES, unit % LANES);
     if comptime!(shape.planes) {
         #[unroll]
