@@ -180,7 +180,7 @@ impl Holders {
             let stream = self.swarm.open_stream(entry.peer, &entry.addresses, CONNECT).await.ok()?;
             let stream = RequestStream::new(stream);
             let hello = Request::Hello { model: self.hosted.model() };
-            match stream.request(hello, Vec::new(), CONNECT).await.ok()?.0 {
+            match stream.request(hello, Vec::new(), 0, CONNECT).await.ok()?.0 {
                 Response::Welcome(_) => Some((stream, entry.info.dtype.clone())),
                 _ => None,
             }
@@ -223,7 +223,8 @@ impl Question {
         });
         let shape = [ROWS, self.hidden];
         let rows = Tensor::from_f32(WireDtype::F32, &shape, &self.rows);
-        match stream.request(request, vec![rows], ANSWER).await {
+        let most = (size_of::<f32>() * self.rows.len()) as u64;
+        match stream.request(request, vec![rows], most, ANSWER).await {
             Err(error) => Err(error.to_string()),
             Ok((Response::Refused(Refusal::Busy { .. } | Refusal::Draining | Refusal::WrongSpan { .. }), _)) => {
                 Ok(Verdict::Unknown)
