@@ -23,9 +23,13 @@ const WORST_FIRST: i32 = 8;
 /// none.
 const UNKNOWN_RATE: f64 = 1.0;
 const LEAST_RATE: f64 = 1e-3;
-/// What a claim counts at most, and all claims of one network together, in medians of what is claimed. Nobody has measured them. Four: a
-/// faster server is better used as one of several anyway, and a liar is no more than that.
-const MOST_MEDIANS: f64 = 4.0;
+/// What a claim counts at most, and all claims of one network together: what a tenth of the networks say to exceed, which takes more than a few liars, within
+/// so many medians. Nobody has measured any of it. Servers differ by more than four times, and a cap at four would waste the fast ones.
+const FAST_TENTHS: usize = 9;
+const LEAST_CAP: f64 = 4.0;
+const MOST_CAP: f64 = 16.0;
+/// In a large swarm, as much as this part of what a block has on average: so little moves nobody, whoever says it.
+const SMALL_PART: f64 = 0.1;
 /// Others that must hold a block before somebody leaves it for the sake of balance. One of them may be about to vanish.
 const HOLDERS_WANTED: u32 = 2;
 /// Where that fills a hole: a swarm of three servers has no more.
@@ -108,11 +112,22 @@ impl Coverage {
         // One voice for each network, or the one that has most ids would say what is usual.
         let voices = networks.values().filter_map(|of| median(of.iter().filter_map(|claim| claim.rate).collect()));
         let known: Vec<f64> = single.iter().filter_map(|claim| claim.rate).chain(voices).chain(own).collect();
-        let most = median(known.clone()).map_or(f64::INFINITY, |usual| MOST_MEDIANS * usual);
-        let usual = match known.len() - usize::from(own.is_some()) {
-            0 => UNKNOWN_RATE.min(most),
-            others => known[..others].iter().map(|rate| rate.min(most)).sum::<f64>() / others as f64,
+        let others = &known[..known.len() - usize::from(own.is_some())];
+        let beside = |most: f64| {
+            let usual = match others.len() {
+                0 => UNKNOWN_RATE.min(most),
+                count => others.iter().map(|rate| rate.min(most)).sum::<f64>() / count as f64,
+            };
+            Self::up_to(blocks, most, usual, &single, &networks)
         };
+        let most = cap(known.clone());
+        let coverage = beside(most);
+        let mean = coverage.throughput.iter().sum::<f64>() / f64::from(blocks.max(1));
+        if SMALL_PART * mean > most { beside(SMALL_PART * mean) } else { coverage }
+    }
+
+    /// What claims come to of which each counts `most` at most, and all of one network together.
+    fn up_to(blocks: u32, most: f64, usual: f64, single: &[Claim], networks: &HashMap<IpAddr, Vec<Claim>>) -> Self {
         let counted = |claim: &Claim| claim.rate.unwrap_or(usual).min(most);
         let mut coverage = Self::new(blocks);
         single.iter().for_each(|claim| coverage.add(claim.span, counted(claim), claim.holds));
@@ -239,6 +254,15 @@ impl Coverage {
             }
         })
     }
+}
+
+/// What a claim counts at most beside these of others.
+fn cap(mut rates: Vec<f64>) -> f64 {
+    let Some(usual) = median(rates.clone()) else { return f64::INFINITY };
+    rates.sort_by(f64::total_cmp);
+    // Never the largest one: that may be the liar's.
+    let fast = (FAST_TENTHS * (rates.len() - 1) / 10).min(rates.len().saturating_sub(2));
+    rates[fast].clamp(LEAST_CAP * usual, MOST_CAP * usual)
 }
 
 /// The lower one of the two in the middle, if there are two: of an honest server and a liar it is not the liar's word that counts.

@@ -346,9 +346,9 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let (mut targets, now) = (Targets::new(&config(&EVERYWHERE, &PUBLIC)), Instant::now());
         let host = |n: usize| address(&format!("/ip4/203.{}.{}.1/tcp/1", n / 250, n % 250));
-        (0..2 * MOST_HOSTS).for_each(|n| {
+        for n in 0..2 * MOST_HOSTS {
             let _ = targets.judge(&host(n), now, |_| None);
-        });
+        }
         assert!(targets.hosts.len() <= MOST_HOSTS);
         let later = now + Duration::from_secs(60);
         assert_eq!(targets.judge(&host(3 * MOST_HOSTS), later, |_| None), Ok(()));
