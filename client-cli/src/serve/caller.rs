@@ -40,12 +40,12 @@ impl Callers {
     }
 
     /// Who has the key of this number.
-    pub(super) fn with_key(&self, number: usize) -> Caller {
+    pub(super) fn by_key(&self, number: usize) -> Caller {
         self.caller(("key", number))
     }
 
     /// Who sent a request without a key. Behind a proxy that is the proxy.
-    pub(super) fn from_address(&self, request: &Request) -> Caller {
+    pub(super) fn by_address(&self, request: &Request) -> Caller {
         self.caller(("address", request.extensions().get::<Origin>()))
     }
 
@@ -70,23 +70,23 @@ mod tests {
     #[test]
     fn keys_and_addresses_are_told_apart_unless_all_share() {
         let callers = Callers::new(false);
-        assert_eq!(callers.with_key(1), callers.with_key(1));
-        assert_ne!(callers.with_key(0), callers.with_key(1));
-        let of = |ip: &str| callers.from_address(&from(ip));
+        assert_eq!(callers.by_key(1), callers.by_key(1));
+        assert_ne!(callers.by_key(0), callers.by_key(1));
+        let of = |ip: &str| callers.by_address(&from(ip));
         assert_eq!(of("2001:db8::1"), of("2001:db8::2"), "one network");
         assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
-        assert_ne!(of("10.0.0.1"), callers.with_key(0));
-        assert!((0..64).all(|number| callers.with_key(number).salt() != 0));
+        assert_ne!(of("10.0.0.1"), callers.by_key(0));
+        assert!((0..64).all(|number| callers.by_key(number).salt() != 0));
         let together = Callers::new(true);
-        assert_eq!(together.with_key(0), together.from_address(&from("10.0.0.1")));
-        assert_eq!(together.with_key(0).salt(), 0);
+        assert_eq!(together.by_key(0), together.by_address(&from("10.0.0.1")));
+        assert_eq!(together.by_key(0).salt(), 0);
     }
 
     #[test]
     fn a_request_says_whose_it_is() {
         let (callers, mut request) = (Callers::new(false), from("10.0.0.1"));
         assert_eq!(Caller::of(&request), Caller::EVERYBODY);
-        request.extensions_mut().insert(callers.with_key(3));
-        assert_eq!(Caller::of(&request), callers.with_key(3));
+        request.extensions_mut().insert(callers.by_key(3));
+        assert_eq!(Caller::of(&request), callers.by_key(3));
     }
 }

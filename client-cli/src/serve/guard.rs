@@ -65,7 +65,7 @@ impl Guard {
     /// Whose request it is, if it may be made.
     fn admits(&self, request: &Request) -> Option<Caller> {
         if self.keys.is_empty() {
-            return Some(self.callers.from_address(request));
+            return Some(self.callers.by_address(request));
         }
         let headers = request.headers();
         // Anthropic's clients have a header of their own; some send both.
@@ -74,7 +74,7 @@ impl Guard {
         // All are compared, so that the time does not say how far down the list a key stands.
         let found =
             self.keys.iter().enumerate().fold(None, |found, (number, key)| has(key).then_some(number).or(found));
-        found.map(|number| self.callers.with_key(number))
+        found.map(|number| self.callers.by_key(number))
     }
 
     /// Whether a request that came to this machine alone was meant for it. A page of a foreign name that its owner lets point to

@@ -98,13 +98,13 @@ mod tests {
     }
 
     fn anybody() -> Caller {
-        Callers::new(true).with_key(0)
+        Callers::new(true).by_key(0)
     }
 
     #[test]
     fn nobody_gets_what_is_of_somebody_else() {
         let (pool, callers) = (pool(8), Callers::new(false));
-        let [one, other] = [0, 1].map(|number| callers.with_key(number));
+        let [one, other] = [0, 1].map(|number| callers.by_key(number));
         pool.put((one, "m"), vec![1, 2, 3, 4], 100, "a secret");
         assert_eq!(pool.take((other, "m"), &[1, 2, 3, 4, 5], 50), None);
         assert_eq!(pool.take((one, "m"), &[1, 2, 3, 4, 5], 50), Some("a secret"));

@@ -202,12 +202,18 @@ fn look_kernel(
             halves[at] = low | (high << 16u32);
             u32::max(low & 0x7fffu32, high & 0x7fffu32) << 16u32
         } else {
-            u32::reinterpret(values[first as usize + at]) & 0x7fff_ffffu32
+            u32::reinterpret(values[first as usize + at])
         };
-        if largest >= 0x7f80_0000u32 {
+        if is_not_finite(largest) {
             notice(noticed, place);
         }
     }
+}
+
+/// Whether the bits of a float are those of NaN or of an infinity. A comparison of floats would not do: compilers may take them for finite.
+#[cube]
+pub(crate) fn is_not_finite(bits: u32) -> bool {
+    (bits & 0x7fff_ffffu32) >= 0x7f80_0000u32
 }
 
 /// Remembers the first place. Several units may do so at a time; all of a launch write the same.

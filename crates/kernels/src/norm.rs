@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use crate::boundary::{Watch, notice};
+use crate::boundary::{Watch, is_not_finite, notice};
 use crate::gpu::{Buffer, Gpu};
 use crate::{LANES, cube_sum, launch};
 
@@ -159,8 +159,7 @@ fn norm_kernel(
             let mean = mean_of(x, first, width, centred, units, planes);
             let square = mean_square(x, first, width, mean, units, planes);
             if comptime!(watched) {
-                // Not less than infinity: NaN too.
-                if UNIT_POS == 0 && !(square < f32::INFINITY) {
+                if UNIT_POS == 0 && is_not_finite(u32::reinterpret(square)) {
                     notice(noticed, place);
                 }
             }

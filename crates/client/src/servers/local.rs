@@ -36,7 +36,7 @@ pub enum LocalBlocksError {
         /// Which.
         span: Span,
         /// What is wrong.
-        source: CheckpointError,
+        source: Box<CheckpointError>,
     },
 }
 
@@ -63,7 +63,7 @@ impl LocalBlocks {
             return Err(LocalBlocksError::Span { asked: span, blocks });
         }
         let stack = checkpoint.load_span(span, &Device::cpu(), dtype);
-        let stack = stack.map_err(|source| LocalBlocksError::Checkpoint { span, source })?;
+        let stack = stack.map_err(|source| LocalBlocksError::Checkpoint { span, source: source.into() })?;
         Ok(Self { stack: Arc::new(stack), turn: Semaphore::new(1) })
     }
 
@@ -73,7 +73,11 @@ impl LocalBlocks {
     /// [`LocalBlocksError`].
     pub fn open(directory: &Path, span: Span, dtype: Dtype) -> Result<Self, LocalBlocksError> {
         let checkpoint = Checkpoint::open(directory);
-        Self::load(&checkpoint.map_err(|source| LocalBlocksError::Checkpoint { span, source })?, span, dtype)
+        Self::load(
+            &checkpoint.map_err(|source| LocalBlocksError::Checkpoint { span, source: source.into() })?,
+            span,
+            dtype,
+        )
     }
 
     /// Which.
