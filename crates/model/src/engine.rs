@@ -340,6 +340,7 @@ pub(crate) struct Leaving<R> {
     /// What is remembered if one of their values is not finite.
     pub(crate) place: u32,
     /// Whether they may be rounded to bf16.
+    #[cfg_attr(not(any(feature = "cuda", feature = "vulkan")), expect(dead_code, reason = "what a GPU saves by it"))]
     pub(crate) rounded: bool,
 }
 
