@@ -1,4 +1,4 @@
-// The root mean square norm of rows, beside sums in double precision.
+// The root mean square norm of rows, beside sums in double precision, and what its watch notes of a row that is not finite.
 #include <cuda_runtime.h>
 #include "rms.0_norm.cu"
 alignas(16) uint8 dynamic_shared_mem[1 << 18];
@@ -10,10 +10,23 @@ int main() {
     for (float &value : weights) value = noise();
     info_st info{};
     info.scalars_float[0] = 1e-5f;
-    const uint32 numbers[] = {rows, width, 1, width};
+    const uint32 place = 7, numbers[] = {place, rows, width, 1, width};
     memcpy(info.scalars_uint32, numbers, sizeof numbers);
+    uint32 noticed = 0;
     // Two cubes too many.
-    launch(rows + 2, 1, 256, [&] { norm_kernel(x.data(), weights.data(), nothing.data(), out.data(), nothing.data(), info); });
+    const auto norm = [&] {
+        launch(rows + 2, 1, 256, [&] { norm_kernel(x.data(), weights.data(), nothing.data(), out.data(), nothing.data(), &noticed, info); });
+    };
+    for (float bad : {NAN, INFINITY, 3e38f}) {
+        std::swap(x[3 * width + 5], bad);
+        noticed = 0;
+        norm();
+        std::swap(x[3 * width + 5], bad);
+        if (noticed != place) return verdict("norm, what is not finite", INFINITY);
+    }
+    noticed = 0;
+    norm();
+    if (noticed != 0) return verdict("norm, what is finite", INFINITY);
     double worst = 0;
     for (unsigned row = 0; row < rows; row++) {
         double squares = 0;
