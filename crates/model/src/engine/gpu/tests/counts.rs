@@ -89,14 +89,7 @@ fn a_pass_with_a_matrix_that_no_buffer_holds_is_refused_and_the_next_one_is_comp
     // What a card holds in one piece may be more than this machine has.
     let Some(limit) = stack.largest_buffer().filter(|limit| *limit <= 1 << 28) else { return };
     let rows = (limit / (2 * 96 * 4) + 1) as u32;
-    let layout = |lengths| PassLayout {
-        span: stack.span(),
-        lengths,
-        prefix_len: 0,
-        injection: Injection::None,
-        weights: Default::default(),
-        read_rows: None,
-    };
+    let layout = |lengths| plain(&stack, lengths);
     let forward = |layout: &PassLayout| {
         let text = vec![0.1; layout.tokens() * D];
         stack.forward(ForwardPass { layout, text, prefix: None, tables: None }, Keep::Nothing)
@@ -111,14 +104,7 @@ fn training_waits_once_a_pass_and_its_launches_do_not_depend_on_rows() {
     let Some(stack) = llama(Dtype::F32) else { return };
     let pass = |lengths: Vec<u32>| {
         let tokens: u32 = lengths.iter().sum();
-        let layout = PassLayout {
-            span: stack.span(),
-            lengths,
-            prefix_len: 0,
-            injection: Injection::None,
-            weights: Default::default(),
-            read_rows: None,
-        };
+        let layout = plain(&stack, lengths);
         let text = noise(1, tokens as usize * D);
         let given = ForwardPass { layout: &layout, text: text.clone(), prefix: None, tables: None };
         let (output, forward) = counted(&stack, || stack.forward(given, Keep::Everything).unwrap());
