@@ -2,7 +2,8 @@
 //!
 //! `PETALS_TEST_DEVICE` (default `cpu`) chooses the device and `PETALS_GOLDENS` the goldens' folder, so that this binary
 //! can be carried to a machine with a GPU. There, tolerances are ten times as wide: products are rounded differently. `PETALS_TEST_DTYPE` (default `f32`) is that
-//! of the weights; what rounds them has wider tolerances still.
+//! of the weights. What was recorded is of weights in f32, from which rounding them leads away by several percent in models as small and random as these; so with another dtype everything
+//! is compared with what burn's operations in f32 make of the same rounded weights, which the same test with f32 holds against the recordings.
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy takes for production code")]
 
 use std::env;
@@ -176,14 +177,21 @@ fn dtype() -> Dtype {
 
 /// How much wider tolerances are than on the CPU and by Vulkan, where f32 is f32.
 fn slack(device: &Device) -> f32 {
-    if dtype() != Dtype::F32 {
-        return 1000.0;
-    }
-    if !device.to_string().starts_with("cuda") {
-        return 1.0;
-    }
-    println!("{device}: tolerances are 10 times as wide, tensor cores round f32");
-    10.0
+    let slack = match device.to_string().starts_with("cpu") {
+        // With weights that are not f32 its kernels round rows too.
+        true if dtype() != Dtype::F32 => 3000.0,
+        true => 1.0,
+        false if dtype() != Dtype::F32 => 10.0,
+        false if device.to_string().starts_with("cuda") => 10.0,
+        false => 1.0,
+    };
+    println!("{device}, {}: tolerances are {slack} times as wide", dtype());
+    slack
+}
+
+/// What computes in place of the recordings, where those are of other weights.
+fn in_place_of_recordings(golden: &Golden) -> Option<Swarm> {
+    (dtype() != Dtype::F32).then(|| Swarm::load(golden, SPLITS[0], &Device::reference()))
 }
 
 #[test]
@@ -192,6 +200,7 @@ fn every_block_and_every_span_has_the_recorded_outputs() {
         let golden = Golden::read(&family);
         let states = golden.tensor("hidden_states");
         let layer = states.len() / 5;
+        let other = in_place_of_recordings(&golden);
         for device in devices() {
             let whole = golden.checkpoint().load_span(Span::new(0, 4).unwrap(), &device, dtype()).unwrap();
             for (start, end) in [(0, 1), (1, 2), (2, 3), (3, 4), (0, 4), (1, 3)] {
@@ -206,9 +215,15 @@ fn every_block_and_every_span_has_the_recorded_outputs() {
                     read_rows: None,
                 };
                 let text = states[start as usize * layer..][..layer].to_vec();
-                let pass = ForwardPass { layout: &layout, text, prefix: None, tables: None };
-                let output = whole.forward(pass, Keep::Nothing).unwrap().text;
-                assert_close(&format!("{family} {span}"), &output, &states[end as usize * layer..][..layer], tolerance);
+                let output = |stack: &BlockStack| {
+                    let pass = ForwardPass { layout: &layout, text: text.clone(), prefix: None, tables: None };
+                    stack.forward(pass, Keep::Nothing).unwrap().text
+                };
+                let expected = match &other {
+                    Some(other) => output(&other.stacks[0]),
+                    None => states[end as usize * layer..][..layer].to_vec(),
+                };
+                assert_close(&format!("{family} {span} on {device}"), &output(&whole), &expected, tolerance);
             }
         }
     }
@@ -220,15 +235,18 @@ fn logits_are_the_recorded_ones_in_every_mode_and_split() {
         let golden = Golden::read(&family);
         for (split, device) in splits(number) {
             let swarm = Swarm::load(&golden, split, &device);
-            let rows = golden.rows(false);
+            let (rows, other) = (golden.rows(false), in_place_of_recordings(&golden));
             let tolerance = 1e-4 * slack(&device);
-            let bare = swarm.client.lm_logits(&swarm.forward(&rows, None, None, Keep::Inputs).text).unwrap();
-            assert_close(&format!("{family} {split:?}"), &bare, &golden.tensor("logits"), tolerance);
+            let check = |what: &str, tables: Option<&Tables>, recorded: &str| {
+                let logits = |swarm: &Swarm| {
+                    swarm.client.lm_logits(&swarm.forward(&rows, tables, None, Keep::Inputs).text).unwrap()
+                };
+                let expected = other.as_ref().map_or_else(|| golden.tensor(recorded), logits);
+                assert_close(&format!("{family} {what} {split:?} on {device}"), &logits(&swarm), &expected, tolerance);
+            };
+            check("", None, "logits");
             for mode in MODES {
-                let run = swarm.forward(&rows, Some(&Tables::read(&golden, mode)), None, Keep::Inputs);
-                let logits = swarm.client.lm_logits(&run.text).unwrap();
-                let expected = golden.tensor(&format!("logits.{mode}"));
-                assert_close(&format!("{family} {mode} {split:?}"), &logits, &expected, tolerance);
+                check(mode, Some(&Tables::read(&golden, mode)), &format!("logits.{mode}"));
             }
         }
     }
@@ -312,23 +330,27 @@ fn losses_and_gradients_are_the_recorded_ones_in_every_mode_task_split_and_stash
         let golden = Golden::read(&family);
         for (split, device) in splits(number) {
             let swarm = Swarm::load(&golden, split, &device);
-            let slack = slack(&device);
+            let (slack, other) = (slack(&device), in_place_of_recordings(&golden));
             let runs = MODES.into_iter().flat_map(|mode| ["causal-lm", "seq-cls"].map(|task| (mode, task)));
             for ((mode, task), keep) in runs.flat_map(|run| [Keep::Everything, Keep::Inputs].map(|keep| (run, keep))) {
-                let (loss, grads) = step(&golden, &swarm, &golden.rows(true), (mode, task), keep);
-                let expected = golden.scalars[format!("loss.{mode}.{task}")].as_f64().unwrap();
+                let step = |swarm| step(&golden, swarm, &golden.rows(true), (mode, task), keep);
+                let (loss, grads) = step(&swarm);
+                let other = other.as_ref().map(step);
+                let expected = match &other {
+                    Some((loss, _)) => *loss,
+                    None => golden.scalars[format!("loss.{mode}.{task}")].as_f64().unwrap(),
+                };
                 assert!(
                     (loss - expected).abs() < 1e-5 * f64::from(slack) * expected,
-                    "{family} {mode} {task}: loss {loss} for {expected}"
+                    "{family} {mode} {task} on {device}: loss {loss} for {expected}"
                 );
-                for (table, grad) in grads {
-                    let expected = golden.tensor(&format!("grad.{mode}.{task}.{table}"));
-                    assert_close(
-                        &format!("{family} {mode} {task} {table} {split:?} {keep:?}"),
-                        &grad,
-                        &expected,
-                        1e-4 * slack,
-                    );
+                for (number, (table, grad)) in grads.iter().enumerate() {
+                    let expected = match &other {
+                        Some((_, grads)) => grads[number].1.clone(),
+                        None => golden.tensor(&format!("grad.{mode}.{task}.{table}")),
+                    };
+                    let what = format!("{family} {mode} {task} {table} {split:?} {keep:?} on {device}");
+                    assert_close(&what, grad, &expected, 1e-4 * slack);
                 }
             }
         }
@@ -348,20 +370,30 @@ fn adapters_of_every_kind_have_the_recorded_logits_losses_and_gradients() {
             recorded.map_or(KINDS.to_vec(), |kinds| kinds.iter().map(|kind| kind.as_str().unwrap()).collect());
         for (split, device) in splits(number) {
             let swarm = Swarm::load(&golden, split, &device);
-            let slack = slack(&device);
+            let (slack, other) = (slack(&device), in_place_of_recordings(&golden));
             for kind in KINDS.into_iter().filter(|kind| recorded.contains(kind)) {
                 let tables = Tables::of_kind(&adapters, kind);
                 let what = format!("{family} {kind} {split:?} on {device}");
-                let run = swarm.forward(&golden.rows(false), Some(&tables), None, Keep::Inputs);
-                let logits = swarm.client.lm_logits(&run.text).unwrap();
-                assert_close(&what, &logits, &adapters.tensor(&format!("logits.{kind}")), 1e-4 * slack);
+                let logits = |swarm: &Swarm| {
+                    let run = swarm.forward(&golden.rows(false), Some(&tables), None, Keep::Inputs);
+                    swarm.client.lm_logits(&run.text).unwrap()
+                };
+                let expected = other.as_ref().map_or_else(|| adapters.tensor(&format!("logits.{kind}")), logits);
+                assert_close(&what, &logits(&swarm), &expected, 1e-4 * slack);
                 let runs = ["causal-lm", "seq-cls"].into_iter();
                 for (task, keep) in runs.flat_map(|task| [Keep::Everything, Keep::Inputs].map(|keep| (task, keep))) {
-                    let (loss, grad) = step_with(&golden, &swarm, &golden.rows(true), (&tables, task), keep);
-                    let expected = adapters.scalars[format!("loss.{kind}.{task}")].as_f64().unwrap();
+                    let step = |swarm| step_with(&golden, swarm, &golden.rows(true), (&tables, task), keep);
+                    let (loss, grad) = step(&swarm);
+                    let (expected, of_tables) = match other.as_ref().map(step) {
+                        Some((loss, grad)) => (loss.0, grad.1),
+                        None => {
+                            let loss = adapters.scalars[format!("loss.{kind}.{task}")].as_f64().unwrap();
+                            (loss, adapters.tensor(&format!("grad.{kind}.{task}")))
+                        }
+                    };
                     let error = (loss.0 - expected).abs() / expected;
                     assert!(error < 1e-5 * f64::from(slack), "{what} {task}: loss {} for {expected}", loss.0);
-                    let expected = adapters.tensor(&format!("grad.{kind}.{task}"));
+                    let expected = of_tables;
                     assert_close(&format!("{what} {task} {keep:?}"), &grad.1, &expected, 1e-4 * slack);
                 }
             }
