@@ -5,9 +5,11 @@ use cubecl::prelude::*;
 use crate::Format;
 use crate::activation::Activation;
 use crate::gpu::{Buffer, Gpu};
+use crate::mixture::Chosen;
 
 mod large;
 mod skinny;
+mod slots;
 mod tiled;
 
 pub use large::{Halves, Large};
@@ -102,6 +104,26 @@ pub fn product<R: Runtime>(gpu: &Gpu<R>, weight: &Weight, columns: Columns, prod
     } else {
         skinny::launch(gpu, weight, columns, product, onto);
     }
+}
+
+/// Multiplies by experts that rows have chosen: `out` has a row for each choice. The weight has `count` experts one behind the other, and so has the bias; `per_choice` says whether `x`
+/// has a row for each choice, or one for each row that chose.
+pub fn product_of_chosen<R: Runtime>(
+    gpu: &Gpu<R>,
+    weight: &Weight,
+    chosen: &Chosen,
+    (x, per_choice): (&Buffer, bool),
+    (bias, inside): (Option<&Buffer>, Inside),
+    out: &Buffer,
+) {
+    let choices = chosen.rows * chosen.used;
+    if choices == 0 {
+        return;
+    }
+    let columns = Columns { first: 0, count: weight.outputs / chosen.count };
+    let product = Product { x, first: 0, rows: choices, back: false, bias, inside };
+    let of_row = if per_choice { 1 } else { chosen.used };
+    skinny::launch_chosen(gpu, weight, columns, product, Onto::Write(out), (chosen, of_row));
 }
 
 impl<'a> Onto<'a> {

@@ -21,7 +21,7 @@ mod matrix;
 mod needed;
 mod norm;
 mod quantised;
-mod rounded;
+pub(crate) mod rounded;
 mod stored;
 mod text;
 

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::checkpoint::NormWeights;
 use crate::checkpoint::blocks::WeightColumns;
-use crate::config::MlpDesign;
+use crate::config::{ExpertsDesign, MlpDesign};
 use crate::device::{Dtype, KvDtype};
 use rotary::{Place, Rotary, Turn};
 use shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
@@ -27,6 +27,7 @@ mod cache;
 pub(crate) mod gpu;
 pub(crate) mod host;
 mod meter;
+mod mixture;
 mod on_engine;
 pub(crate) mod rotary;
 pub(crate) mod shapes;
@@ -34,6 +35,7 @@ mod watch;
 
 pub(crate) use cache::{Cache, NewRows, write};
 pub use meter::KvMeter;
+pub(crate) use mixture::Chosen;
 #[cfg(feature = "cuda")]
 pub(crate) use on_engine::Cuda;
 #[cfg(feature = "vulkan")]
@@ -74,6 +76,8 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     type Watch: fmt::Debug;
     /// Keys and values of one sequence in several blocks.
     type Cache: Cache<Rows = Self::Rows>;
+    /// Which experts of a mixture rows have chosen, see [`Self::choose`].
+    type Chosen: Chosen<Self>;
 
     /// Runs a whole pass where its parts are best started from.
     fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R;
@@ -99,6 +103,18 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
         column: impl Fn(usize, &mut [f32]) + Send + Sync + 'static,
     ) -> Self::Linear {
         self.load_linear(shape, bias, dtype, column)
+    }
+
+    /// Projections of one shape, `count` of them, each as [`Self::load_linear`] makes it; one behind the other, if the device chooses among them ([`Self::choose`]) and `alike` says that
+    /// their columns lie alike.
+    fn load_linears<C: WeightColumns>(
+        &self,
+        shape: [usize; 2],
+        dtype: Dtype,
+        (_count, _alike): (usize, bool),
+        given: impl Iterator<Item = (Option<Vec<f32>>, C)>,
+    ) -> Vec<Self::Linear> {
+        given.map(|(bias, columns)| self.load_linear(shape, bias, dtype, columns)).collect()
     }
 
     /// A norm, row by row.
@@ -246,6 +262,18 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
     fn activate_back(&self, mlp: MlpDesign, inside: Self::Rows, dy: &Self::Rows) -> Self::Rows;
 
     // Single rows, for mixtures of experts.
+
+    /// What `scores`, `[rows, count]`, choose, if the device does that itself for so many rows of a mixture whose first expert has the projections `first`. Where not, the host
+    /// does. `gates` have a value for each row, of which the sigmoid is taken.
+    fn choose(
+        &self,
+        _experts: &ExpertsDesign,
+        _first: [&Self::Linear; 2],
+        _scores: &Self::Rows,
+        _gates: Option<&Self::Rows>,
+    ) -> Option<Self::Chosen> {
+        None
+    }
 
     /// Multiplies each row by its factor.
     fn scale_rows(&self, x: Self::Rows, factors: &[f32]) -> Self::Rows;

@@ -6,9 +6,11 @@
 
 use cubecl::prelude::*;
 
+use super::slots::{Slots, collect, from_of, is_here, own_len, place_of};
 use super::{Columns, Inside, Onto, Product, Weight};
 use crate::activation::{Activation, gated};
 use crate::gpu::Gpu;
+use crate::mixture::Chosen;
 use crate::words::{BLOCK, offset_of, scale_of, weight_of_word};
 use crate::{Format, LANES, launch};
 
@@ -40,6 +42,8 @@ struct Shape {
     added: bool,
     two: bool,
     planes: bool,
+    /// If experts were chosen, what a row of cubes is for.
+    slots: Option<Slots>,
 }
 
 impl Shape {
@@ -60,8 +64,35 @@ impl Shape {
 }
 
 pub(super) fn launch<R: Runtime>(gpu: &Gpu<R>, weight: &Weight, columns: Columns, given: Product<'_>, onto: Onto<'_>) {
-    let rows = given.rows.next_power_of_two().min(ROWS);
+    start(gpu, weight, columns, given, onto, None);
+}
+
+/// As [`launch`] for each choice of an expert: `columns` are the first expert's, the others' are behind, and so are biases. `given` has as many rows as there are choices, each
+/// from the row of `x` that `of_row` of them share.
+pub(super) fn launch_chosen<R: Runtime>(
+    gpu: &Gpu<R>,
+    weight: &Weight,
+    columns: Columns,
+    given: Product<'_>,
+    onto: Onto<'_>,
+    (chosen, of_row): (&Chosen, usize),
+) {
+    start(gpu, weight, columns, given, onto, Some((chosen, of_row)));
+}
+
+fn start<R: Runtime>(
+    gpu: &Gpu<R>,
+    weight: &Weight,
+    columns: Columns,
+    given: Product<'_>,
+    onto: Onto<'_>,
+    chosen: Option<(&Chosen, usize)>,
+) {
+    // An expert has as many rows as there are, or, if that is fewer, twice as many as it would have if each had the same.
+    let most = chosen.map_or(given.rows, |(chosen, _)| chosen.rows.min(2 * given.rows.div_ceil(chosen.count)));
+    let rows = most.next_power_of_two().min(ROWS);
     let format = weight.format;
+    let slots = chosen.map(|(chosen, _)| if given.rows < chosen.count { Slots::Choices } else { Slots::Experts });
     let shape = Shape {
         format,
         rows,
@@ -75,14 +106,22 @@ pub(super) fn launch<R: Runtime>(gpu: &Gpu<R>, weight: &Weight, columns: Columns
         added: onto.is_added(),
         two: matches!(onto, Onto::WriteTwo(..)),
         planes: gpu.limits().planes,
+        slots,
     };
     let results = if shape.gate.is_some() { columns.count / 2 } else { columns.count };
     let (out, second) = onto.outputs();
-    let chunks = given.rows.div_ceil(rows);
-    gpu.counts().read(weight.bytes() * (chunks * columns.count) as u64 / weight.outputs.max(1) as u64);
+    // Of experts that more rows chose than are multiplied at a time there may be few: what has none for its cubes ends at once.
+    let chunks = chosen.map_or(given.rows, |(chosen, _)| chosen.rows).div_ceil(rows);
+    let (down, deep) = match chosen {
+        None => (chunks, 1),
+        Some((chosen, _)) => (given.rows.min(chosen.count), chunks),
+    };
+    let read = weight.bytes() * columns.count as u64 / weight.outputs.max(1) as u64;
+    // Who is chosen is not known here: as if those were as many as can be, and none by more rows than are multiplied at a time.
+    gpu.counts().read(read * down as u64);
     launch!(
         gpu,
-        CubeCount::Static(results.div_ceil(GROUPS * shape.results()) as u32, chunks as u32, 1),
+        CubeCount::Static(results.div_ceil(GROUPS * shape.results()) as u32, down as u32, deep as u32),
         UNITS,
         skinny_kernel,
         gpu.arg(given.x),
@@ -91,6 +130,7 @@ pub(super) fn launch<R: Runtime>(gpu: &Gpu<R>, weight: &Weight, columns: Columns
         gpu.input(weight.steps.as_ref()),
         gpu.input(weight.table.as_ref()),
         gpu.input(given.bias),
+        gpu.input(chosen.map(|(chosen, _)| &chosen.experts)),
         gpu.arg(out),
         gpu.output(second),
         given.first as u32,
@@ -99,9 +139,11 @@ pub(super) fn launch<R: Runtime>(gpu: &Gpu<R>, weight: &Weight, columns: Columns
         format.words_of_row(weight.inputs) as u32,
         format.scale_words_of_row(weight.inputs) as u32,
         columns.first as u32,
+        columns.count as u32,
         results as u32,
         onto.first() as u32,
         onto.split(results) as u32,
+        chosen.map_or(1, |(_, of_row)| of_row) as u32,
         shape,
     );
 }
@@ -114,6 +156,7 @@ fn skinny_kernel(
     steps: &Array<f32>,
     table: &Array<f32>,
     bias: &Array<f32>,
+    chosen: &Array<u32>,
     out: &mut Array<f32>,
     second: &mut Array<f32>,
     first: u32,
@@ -122,9 +165,11 @@ fn skinny_kernel(
     words_of_row: u32,
     scale_words: u32,
     first_column: u32,
+    columns: u32,
     results: u32,
     first_out: u32,
     split: u32,
+    of_row: u32,
     #[comptime] shape: Shape,
 ) {
     let of_word = comptime!(shape.format.of_word());
@@ -137,7 +182,17 @@ fn skinny_kernel(
     let (group, lane) = (unit / LANES, unit % LANES);
     let (rows, inputs, results) = (rows as usize, inputs as usize, results as usize);
     let (words_of_row, scale_words) = (words_of_row as usize, scale_words as usize);
-    let first_row = CUBE_POS_Y as usize * shape.rows;
+    let mut first_row = CUBE_POS_Y as usize * shape.rows;
+    let mut first_column = first_column as usize;
+    let mut own = SharedMemory::<u32>::new(comptime!(own_len(shape.slots, shape.rows)));
+    if comptime!(shape.slots.is_some()) {
+        let expert = collect(chosen, &mut own, rows, shape.rows, UNITS, shape.slots);
+        if !is_here(&own, rows, shape.rows, shape.slots) {
+            terminate!();
+        }
+        first_row = 0usize;
+        first_column += expert * columns as usize;
+    }
     let first_result = (CUBE_POS_X as usize * GROUPS + group) * of_group;
     if comptime!(shape.format == Format::Table) {
         if unit < 16 {
@@ -149,7 +204,7 @@ fn skinny_kernel(
     for i in 0..shape.taken {
         // What is too much is computed again, and not written.
         let result = min(first_result + comptime!(i % of_group), results - 1);
-        taken[i] = first_column as usize + result + comptime!(i / of_group) * results;
+        taken[i] = first_column + result + comptime!(i / of_group) * results;
     }
     let mut sums = Array::<f32>::new(comptime!(shape.sums()));
     #[unroll]
@@ -174,8 +229,10 @@ fn skinny_kernel(
         for at in range_stepped(unit, comptime!(shape.rows * depth), UNITS) {
             let (row, within) = (at / depth, at % depth);
             let mut value = f32::new(0.0);
-            if first_row + row < rows && base * of_word + within < inputs {
-                value = x[(first as usize + first_row + row) * inputs + base * of_word + within];
+            let place = place_of(&own, first_row + row, shape.slots);
+            if place < rows && base * of_word + within < inputs {
+                let from = from_of(place, first as usize, of_row as usize, shape.slots);
+                value = x[from * inputs + base * of_word + within];
             }
             let (word, part) = (within / of_word, within % of_word);
             rows_of_x[row * depth + (word / LANES * of_word + part) * LANES + word % LANES] = value;
@@ -224,20 +281,21 @@ fn skinny_kernel(
         let (row, result) = (at / comptime!(GROUPS * of_group), at % comptime!(GROUPS * of_group));
         let (of_group_at, group) = (result % of_group, result / of_group);
         let column = (CUBE_POS_X as usize * GROUPS + group) * of_group + of_group_at;
-        if column < results && first_row + row < rows {
+        let place = place_of(&own, first_row + row, shape.slots);
+        if column < results && place < rows {
             let at = group * comptime!(shape.sums()) + of_group_at * shape.rows + row;
             let mut y = totals[at];
             if comptime!(shape.biased) {
-                y += bias[first_column as usize + column];
+                y += bias[first_column + column];
             }
             if comptime!(shape.gate.is_some()) {
                 let mut up = totals[at + comptime!(of_group * shape.rows)];
                 if comptime!(shape.biased) {
-                    up += bias[first_column as usize + column + results];
+                    up += bias[first_column + column + results];
                 }
                 y = gated(y, up, comptime!(shape.gate.unwrap_or(Activation::Relu)));
             }
-            write(out, second, y, first_out as usize + first_row + row, column, split as usize, results, shape);
+            write(out, second, y, first_out as usize + place, column, split as usize, results, shape);
         }
     }
 }

@@ -53,6 +53,7 @@ impl Engine for Burn {
     type CachedAttention = CachedAttention;
     type Watch = HostWatch;
     type Cache = GrowingCache;
+    type Chosen = std::convert::Infallible;
 
     fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         pass()

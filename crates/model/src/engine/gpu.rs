@@ -1,7 +1,7 @@
 //! GPUs by kernels of our own (the crate `petals-kernels`), on whichever runtime drives them.
 //!
 //! Everything between kernels is f32. Weights are packed in the layout that all products read, `[output, input]`; caches are pages in one buffer for each block. Nothing in a
-//! span waits for the device but a mixture's choice of experts: launches are queued, and a pass waits once, for its result.
+//! span waits for the device but a mixture that many rows go through, or that is trained through: launches are queued, and a pass waits once, for its result.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::rotary::{Place, Rotary, Turn};
 use super::shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 use super::{DeviceFailure, Engine, Fetched, KvMeter, Leaving, NewRows, NormWeights};
 use crate::checkpoint::blocks::WeightColumns;
-use crate::config::MlpDesign;
+use crate::config::{ExpertsDesign, MlpDesign};
 use crate::device::{Dtype, KvDtype};
 use attention::Attention;
 use cache::PagedCache;
@@ -28,6 +28,7 @@ mod cache;
 mod cached_attention;
 mod linear;
 mod memory;
+mod mixture;
 mod norm;
 mod pack;
 mod pool;
@@ -78,6 +79,7 @@ impl<R: Runtime> Engine for Gpu<R> {
     type CachedAttention = CachedAttention;
     type Watch = kernels::Watch;
     type Cache = PagedCache<R>;
+    type Chosen = mixture::Chosen;
 
     fn install<T: Send>(&self, pass: impl FnOnce() -> T + Send) -> T {
         pass()
@@ -91,6 +93,16 @@ impl<R: Runtime> Engine for Gpu<R> {
         columns: impl WeightColumns,
     ) -> Linear {
         Linear::new(&self.gpu, shape, bias, dtype, &columns)
+    }
+
+    fn load_linears<C: WeightColumns>(
+        &self,
+        shape: [usize; 2],
+        dtype: Dtype,
+        which: (usize, bool),
+        given: impl Iterator<Item = (Option<Vec<f32>>, C)>,
+    ) -> Vec<Linear> {
+        Linear::several(&self.gpu, shape, dtype, which, given)
     }
 
     fn load_norm(&self, weights: NormWeights) -> Norm {
@@ -299,6 +311,16 @@ impl<R: Runtime> Engine for Gpu<R> {
         let inside = self.own(inside);
         kernels::activate_back(&self.gpu, (rows::activation(mlp), mlp.gated), &dy.values, &inside.values, dy.width);
         inside
+    }
+
+    fn choose(
+        &self,
+        experts: &ExpertsDesign,
+        first: [&Linear; 2],
+        scores: &GpuRows,
+        gates: Option<&GpuRows>,
+    ) -> Option<mixture::Chosen> {
+        self.chosen(experts, first, scores, gates)
     }
 
     fn scale_rows(&self, x: GpuRows, factors: &[f32]) -> GpuRows {

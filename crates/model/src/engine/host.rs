@@ -81,6 +81,7 @@ impl Engine for Host {
     type CachedAttention = (Heads, Vec<Grown>);
     type Watch = HostWatch;
     type Cache = PagedCache;
+    type Chosen = std::convert::Infallible;
 
     /// On one of rayon's threads: from any other, each part would be handed over and waited for, which takes longer than a small
     /// part itself.

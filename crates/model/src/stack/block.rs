@@ -15,6 +15,7 @@ use crate::engine::shapes::Heads;
 use network::{InsideStash, Network};
 
 mod backward;
+mod chosen;
 mod experts;
 mod mlp;
 mod network;

@@ -7,7 +7,7 @@ use petals_protocol::Span;
 use super::block::{Block, BlockNetwork as Network, Experts, HeadNorms, Mlp, Shared};
 use super::blocks::Blocks;
 use super::{BlockStack, Division, Part as StackPart, Place};
-use crate::checkpoint::blocks::{Bits, Column, WeightColumns};
+use crate::checkpoint::blocks::{Bits, WeightColumns};
 use crate::checkpoint::{Checkpoint, CheckpointError, Matrix};
 use crate::config::{AttentionDesign, ExpertsDesign, HeadNorms as HeadNormsDesign, MlpDesign, ModelConfig, Part};
 use crate::device::{Device, DeviceError, Dtype, Kind, KvDtype};
@@ -19,6 +19,9 @@ use crate::engine::Vulkan;
 use crate::engine::burn::Burn;
 use crate::engine::host::Host;
 use crate::engine::{Engine, Listed, OnEngine};
+use columns::{Columns, Sources, Tensors};
+
+mod columns;
 
 impl Checkpoint {
     /// Bytes that the weights of `span` take on a device, in `dtype` ([`Dtype::Auto`] counts as f32; see [`Dtype::on`]).
@@ -229,14 +232,11 @@ impl<E: Engine> Loader<'_, E> {
         Ok(Mlp { design, inside: self.linear(&inside, design.bias)?, down: self.linear(&[down], design.bias)? })
     }
 
-    /// An expert, whose weights may stay in their files.
-    fn expert(&self, (inside, down): (Vec<Part>, Part), design: MlpDesign) -> Result<Mlp<E>, CheckpointError> {
-        if !self.checkpoint.experts_stay_in_files() {
-            return self.mlp((inside, down), design);
-        }
+    /// An expert whose weights stay in their files.
+    fn expert_in_files(&self, (inside, down): (Vec<Part>, Part), design: MlpDesign) -> Result<Mlp<E>, CheckpointError> {
         let linear = |parts: &[Part]| -> Result<_, CheckpointError> {
             let Sources { tensors, shape, bias } = self.sources(parts, design.bias)?;
-            Ok(self.engine.load_linear_in_place(shape, bias, self.dtype, move |n, values| (&tensors).column(n, values)))
+            Ok(self.engine.load_linear_in_place(shape, bias, self.dtype, move |n, values| tensors.column(n, values)))
         };
         Ok(Mlp { design, inside: linear(&inside)?, down: linear(&[down])? })
     }
@@ -244,15 +244,22 @@ impl<E: Engine> Loader<'_, E> {
     fn experts(&self, block: u32, design: ExpertsDesign) -> Result<Experts<E>, CheckpointError> {
         let (c, routers) = (self.config, self.dtype.of_routers());
         let mlp = MlpDesign { bias: design.bias, ..c.block.mlp };
-        let expert = |number| self.expert(c.expert_of(block, number, design.width), mlp);
+        let parts = (0..design.count).map(|number| c.expert_of(block, number, design.width));
         let shared = design.shared.map(|shared| -> Result<_, CheckpointError> {
             let gate = shared.gated.then(|| self.linear_in(routers, &[c.shared_gate_of(block)], false)).transpose()?;
             Ok(Shared { mlp: self.mlp(c.shared_expert_of(block, shared.width), mlp)?, gate })
         });
+        let experts = if self.checkpoint.experts_stay_in_files() {
+            parts.map(|parts| self.expert_in_files(parts, mlp)).collect::<Result<_, _>>()?
+        } else {
+            let (insides, downs): (Vec<_>, Vec<_>) = parts.map(|(inside, down)| (inside, vec![down])).unzip();
+            let both = self.linears(&insides, mlp.bias)?.into_iter().zip(self.linears(&downs, mlp.bias)?);
+            both.map(|(inside, down)| Mlp { design: mlp, inside, down }).collect()
+        };
         Ok(Experts {
             design,
             router: self.linear_in(routers, &[c.router_of(block, design.count)], design.bias)?,
-            experts: (0..design.count).map(expert).collect::<Result<_, _>>()?,
+            experts,
             shared: shared.transpose()?,
         })
     }
@@ -276,15 +283,24 @@ impl<E: Engine> Loader<'_, E> {
 
     fn linear_in(&self, dtype: Dtype, parts: &[Part], bias: bool) -> Result<E::Linear, CheckpointError> {
         let Sources { tensors, shape, bias } = self.sources(parts, bias)?;
-        tensors.0.iter().for_each(|(matrix, _)| matrix.want());
-        let bits = Bits::of(dtype).filter(|bits| !tensors.lie_in(*bits));
-        let rounded = bits.and_then(|bits| self.checkpoint.rounded(&format!("{parts:?}"), shape, bits, &&tensors));
-        let linear = match rounded {
-            Some(rounded) => self.engine.load_linear(shape, bias, dtype, rounded),
-            None => self.engine.load_linear(shape, bias, dtype, &tensors),
-        };
-        tensors.0.iter().for_each(|(matrix, _)| matrix.release());
-        Ok(linear)
+        Ok(self.engine.load_linear(shape, bias, dtype, self.columns(dtype, parts, (&tensors, shape))))
+    }
+
+    /// Projections of one shape.
+    fn linears(&self, all: &[Vec<Part>], bias: bool) -> Result<Vec<E::Linear>, CheckpointError> {
+        let sources = all.iter().map(|parts| self.sources(parts, bias)).collect::<Result<Vec<_>, _>>()?;
+        let Some(Sources { shape, tensors: first, .. }) = sources.first() else { return Ok(Vec::new()) };
+        let alike = sources.iter().all(|other| other.shape == *shape && other.tensors.bits() == first.bits());
+        let given = sources.iter().zip(all);
+        let given = given.map(|(sources, parts)| {
+            (sources.bias.clone(), self.columns(self.dtype, parts, (&sources.tensors, *shape)))
+        });
+        Ok(self.engine.load_linears(*shape, self.dtype, (all.len(), alike), given))
+    }
+
+    /// The columns of a projection in its files, or rounded on disk.
+    fn columns<'a>(&self, dtype: Dtype, parts: &[Part], (tensors, shape): (&'a Tensors, [usize; 2])) -> Columns<'a> {
+        Columns::wanted(tensors, |bits| self.checkpoint.rounded(&format!("{parts:?}"), shape, bits, tensors), dtype)
     }
 
     /// Where a projection is read from.
@@ -302,58 +318,5 @@ impl<E: Engine> Loader<'_, E> {
         let input = parts.first().map_or(0, |part| part.shape[1]);
         let output = parts.iter().map(|part| part.output).sum();
         Ok(Sources { tensors: Tensors(tensors), shape: [input, output], bias: bias.then_some(biases) })
-    }
-}
-
-/// A projection in its files.
-struct Sources {
-    tensors: Tensors,
-    /// `[input, output]`.
-    shape: [usize; 2],
-    bias: Option<Vec<f32>>,
-}
-
-/// The matrices whose rows are the columns of a weight, one after the other.
-struct Tensors(Vec<(Matrix, Part)>);
-
-impl Tensors {
-    /// The matrix and the row of it that is column `n`: files hold `[output, input]`.
-    fn row(&self, mut n: usize) -> Option<(&Matrix, usize)> {
-        for (matrix, part) in &self.0 {
-            if n < part.output {
-                return Some((matrix, part.row(n)));
-            }
-            n -= part.output;
-        }
-        None
-    }
-}
-
-impl Tensors {
-    /// Whether nothing is rounded to keep them in `bits`.
-    fn lie_in(&self, bits: Bits) -> bool {
-        let lie = WeightColumns::bits(&self);
-        lie.is_some_and(|lie| lie.fit_into(bits.kept(Some(lie))))
-    }
-}
-
-impl WeightColumns for &Tensors {
-    fn column(&self, n: usize, values: &mut [f32]) {
-        if let Some((matrix, row)) = self.row(n) {
-            matrix.decode_row(row, values);
-        }
-    }
-
-    /// Only if all lie alike.
-    fn bits(&self) -> Option<Bits> {
-        let [(first, _), others @ ..] = &self.0[..] else { return None };
-        let bits = first.bits()?;
-        others.iter().all(|(matrix, _)| matrix.bits() == Some(bits)).then_some(bits)
-    }
-
-    fn blocks(&self, n: usize, values: &mut [f32], to: &mut Column) {
-        if let Some((matrix, row)) = self.row(n) {
-            matrix.blocks_of(row, values, to);
-        }
     }
 }

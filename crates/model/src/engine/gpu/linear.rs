@@ -1,12 +1,13 @@
 //! A frozen projection `y = x·W + b`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cubecl::prelude::Runtime;
 use petals_kernels::{self as kernels, Buffer, Columns, Weight};
 
 use super::pack::{Packed, format_of, pack};
-use crate::checkpoint::blocks::WeightColumns;
+use crate::checkpoint::blocks::{Bits, WeightColumns};
 use crate::device::Dtype;
 
 /// Bytes of weights that are packed on the host at a time.
@@ -35,32 +36,40 @@ impl Linear {
         dtype: Dtype,
         columns: &impl WeightColumns,
     ) -> Self {
-        let (format, bits) = format_of(dtype, columns.bits());
-        let (of_row, scales_of_row) = (format.words_of_row(inputs), format.scale_words_of_row(inputs));
-        let weight = Weight {
-            format,
-            inputs,
-            outputs,
-            words: gpu.empty(outputs * of_row),
-            scales: format.is_scaled().then(|| gpu.empty(outputs * scales_of_row)),
-            steps: (format == kernels::Format::Offset).then(|| gpu.empty(2 * outputs)),
-            table: (format == kernels::Format::Table)
-                .then(|| gpu.upload(&bits.map(|bits| bits.table().map(f32::from)).unwrap_or_default())),
-        };
-        let piece = (PIECE / (of_row * size_of::<u32>()).max(1)).max(1);
-        for first in (0..outputs).step_by(piece) {
-            let rows = first..outputs.min(first + piece);
-            let Packed { words, scales, steps } = pack(columns, rows, inputs, (format, bits));
-            put(gpu, gpu.upload_words(&words), &weight.words, first * of_row);
-            if let Some(to) = &weight.scales {
-                put(gpu, gpu.upload_words(&scales), to, first * scales_of_row);
-            }
-            if let Some(to) = &weight.steps {
-                put(gpu, gpu.upload(&steps), to, first * 2);
-            }
-        }
+        let packing = format_of(dtype, columns.bits());
+        let weight = reserved(gpu, [inputs, outputs], packing);
+        fill(gpu, &weight, 0..outputs, packing, columns);
         let bias = bias.map(|bias| gpu.upload(&bias));
         Self { kept: Arc::new(Kept { weight, bias }), columns: Columns { first: 0, count: outputs } }
+    }
+
+    /// See [`crate::engine::Engine::load_linears`]. They are in one buffer if the device has buffers of that size.
+    pub(super) fn several<R: Runtime, C: WeightColumns>(
+        gpu: &kernels::Gpu<R>,
+        [inputs, outputs]: [usize; 2],
+        dtype: Dtype,
+        (count, alike): (usize, bool),
+        given: impl Iterator<Item = (Option<Vec<f32>>, C)>,
+    ) -> Vec<Self> {
+        let mut given = given.peekable();
+        let packing = given.peek().map(|(_, columns)| format_of(dtype, columns.bits()));
+        let fits = |(format, _): &(kernels::Format, _)| {
+            let words = format.words_of_row(inputs) as u64 * (outputs * count) as u64;
+            words * size_of::<u32>() as u64 <= gpu.limits().largest_buffer
+        };
+        let Some(packing) = packing.filter(|packing| alike && fits(packing)) else {
+            return given.map(|(bias, columns)| Self::new(gpu, [inputs, outputs], bias, dtype, &columns)).collect();
+        };
+        let weight = reserved(gpu, [inputs, outputs * count], packing);
+        let mut biases = Vec::new();
+        for (number, (bias, columns)) in given.take(count).enumerate() {
+            fill(gpu, &weight, number * outputs..(number + 1) * outputs, packing, &columns);
+            biases.extend(bias.unwrap_or_default());
+        }
+        let bias = (!biases.is_empty()).then(|| gpu.upload(&biases));
+        let kept = Arc::new(Kept { weight, bias });
+        let columns = |number| Columns { first: number * outputs, count: outputs };
+        (0..count).map(|number| Self { kept: Arc::clone(&kept), columns: columns(number) }).collect()
     }
 
     /// The two in one buffer, if they are alike and the device has buffers of that size.
@@ -96,6 +105,11 @@ impl Linear {
         follows.then(|| Self { kept: Arc::clone(&self.kept), columns })
     }
 
+    /// Whether this is the first of so many that lie one behind the other.
+    pub(super) fn is_first_of(&self, count: usize) -> bool {
+        self.columns.first == 0 && self.columns.count * count == self.kept.weight.outputs
+    }
+
     pub(super) fn weight(&self) -> &Weight {
         &self.kept.weight
     }
@@ -112,6 +126,49 @@ impl Linear {
     /// Values of a row that comes out.
     pub(super) fn outputs(&self) -> usize {
         self.columns.count
+    }
+}
+
+/// Memory for a weight.
+fn reserved<R: Runtime>(
+    gpu: &kernels::Gpu<R>,
+    [inputs, outputs]: [usize; 2],
+    (format, bits): (kernels::Format, Option<Bits>),
+) -> Weight {
+    Weight {
+        format,
+        inputs,
+        outputs,
+        words: gpu.empty(outputs * format.words_of_row(inputs)),
+        scales: format.is_scaled().then(|| gpu.empty(outputs * format.scale_words_of_row(inputs))),
+        steps: (format == kernels::Format::Offset).then(|| gpu.empty(2 * outputs)),
+        table: (format == kernels::Format::Table)
+            .then(|| gpu.upload(&bits.map(|bits| bits.table().map(f32::from)).unwrap_or_default())),
+    }
+}
+
+/// Packs `columns` into some rows of a weight.
+fn fill<R: Runtime>(
+    gpu: &kernels::Gpu<R>,
+    weight: &Weight,
+    rows: Range<usize>,
+    packing: (kernels::Format, Option<Bits>),
+    columns: &impl WeightColumns,
+) {
+    let (format, inputs) = (weight.format, weight.inputs);
+    let (of_row, scales_of_row) = (format.words_of_row(inputs), format.scale_words_of_row(inputs));
+    let piece = (PIECE / (of_row * size_of::<u32>()).max(1)).max(1);
+    for first in (0..rows.len()).step_by(piece) {
+        let columns_here = first..rows.len().min(first + piece);
+        let Packed { words, scales, steps } = pack(columns, columns_here, inputs, packing);
+        let first = rows.start + first;
+        put(gpu, gpu.upload_words(&words), &weight.words, first * of_row);
+        if let Some(to) = &weight.scales {
+            put(gpu, gpu.upload_words(&scales), to, first * scales_of_row);
+        }
+        if let Some(to) = &weight.steps {
+            put(gpu, gpu.upload(&steps), to, first * 2);
+        }
     }
 }
 

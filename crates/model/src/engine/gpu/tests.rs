@@ -11,6 +11,7 @@ use crate::fixture::noise;
 mod attention;
 mod caches;
 mod counts;
+mod mixtures;
 mod products;
 
 /// The first Vulkan device. Where there is none the test that asks says so and is done.

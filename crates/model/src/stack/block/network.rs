@@ -1,5 +1,6 @@
 //! What is behind attention: an MLP, or a mixture of experts.
 
+use super::chosen::ChosenInside;
 use super::experts::{Experts, ExpertsStash};
 use super::mlp::Mlp;
 use crate::engine::Engine;
@@ -20,6 +21,8 @@ pub(super) enum InsideStash<E: Engine> {
     /// Behind the activation, `[A, intermediate]`, where nothing is kept for a backward.
     Activated(E::Rows),
     Experts(ExpertsStash<E>),
+    /// Of experts that were chosen on the device, behind the activation, where nothing is kept for a backward.
+    Chosen(ChosenInside<E>),
 }
 
 impl<E: Engine> InsideStash<E> {
@@ -27,6 +30,7 @@ impl<E: Engine> InsideStash<E> {
         match self {
             Self::Dense(inside) | Self::Activated(inside) => E::bytes(inside),
             Self::Experts(stash) => stash.bytes(),
+            Self::Chosen(inside) => inside.bytes(),
         }
     }
 }
@@ -39,7 +43,7 @@ impl<E: Engine> Network<E> {
                 InsideStash::Activated(mlp.activated(engine, normed))
             }
             Self::Dense(mlp) => InsideStash::Dense(mlp.adapted_inside(engine, normed, given)),
-            Self::Experts(experts) => InsideStash::Experts(experts.inside(engine, normed)),
+            Self::Experts(experts) => experts.inside(engine, normed, keep),
         }
     }
 
@@ -55,6 +59,7 @@ impl<E: Engine> Network<E> {
             (Self::Dense(mlp), InsideStash::Dense(inside)) => mlp.adapted_out(engine, inside, sum, given),
             (Self::Dense(mlp), InsideStash::Activated(activated)) => mlp.down(engine, activated, sum),
             (Self::Experts(experts), InsideStash::Experts(stash)) => experts.out(engine, stash, sum),
+            (Self::Experts(experts), InsideStash::Chosen(inside)) => inside.out(engine, experts, sum),
             _ => unreachable!("a block's stash is of its own kind"),
         }
     }

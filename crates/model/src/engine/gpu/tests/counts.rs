@@ -2,7 +2,7 @@
 
 use petals_kernels::Counted;
 use petals_protocol::{Injection, PassLayout, Span};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::stack::{BlockStack, CachedRows, ForwardPass, Keep, Manner, OutputGrads, PassError};
@@ -23,6 +23,34 @@ fn llama_on(device: &Device, dtype: Dtype, broken: &[usize]) -> BlockStack {
         "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
     });
+    let factor = |name: &str| {
+        let is_broken = broken.iter().any(|block| name == format!("model.layers.{block}.mlp.down_proj.weight"));
+        if is_broken { 1e25 } else { 0.3 }
+    };
+    loaded_with(device, dtype, &config, factor, |name| {
+        let inside = ["gate", "up"].map(|side| (name(&format!("mlp.{side}_proj")), vec![96, D]));
+        inside.into_iter().chain([(name("mlp.down_proj"), vec![D, 96])]).collect()
+    })
+}
+
+/// The three blocks of a model of Llama's kind, whose networks have matrices of these names and shapes, given how matrices of a block are called.
+pub(super) fn loaded(
+    device: &Device,
+    dtype: Dtype,
+    config: &Value,
+    network: impl Fn(&dyn Fn(&str) -> String) -> Vec<(String, Vec<usize>)>,
+) -> BlockStack {
+    loaded_with(device, dtype, config, |_| 0.3, network)
+}
+
+/// The same with values that are at most a factor, which goes by the matrix.
+fn loaded_with(
+    device: &Device,
+    dtype: Dtype,
+    config: &Value,
+    factor: impl Fn(&str) -> f32,
+    network: impl Fn(&dyn Fn(&str) -> String) -> Vec<(String, Vec<usize>)>,
+) -> BlockStack {
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_owned(), vec![40, D]),
         ("model.norm.weight".to_owned(), vec![D]),
@@ -33,21 +61,19 @@ fn llama_on(device: &Device, dtype: Dtype, broken: &[usize]) -> BlockStack {
         shapes.extend(["input_layernorm", "post_attention_layernorm"].map(|name| (at(name), vec![D])));
         shapes.extend(["q", "o"].map(|name| (at(&format!("self_attn.{name}_proj")), vec![D, D])));
         shapes.extend(["k", "v"].map(|name| (at(&format!("self_attn.{name}_proj")), vec![32, D])));
-        shapes.extend(["gate", "up"].map(|name| (at(&format!("mlp.{name}_proj")), vec![96, D])));
-        shapes.push((at("mlp.down_proj"), vec![D, 96]));
+        shapes.extend(network(&at));
     }
     let tensors = shapes.into_iter().enumerate().map(|(seed, (name, shape))| {
-        let is_broken = broken.iter().any(|block| name == format!("model.layers.{block}.mlp.down_proj.weight"));
-        let factor = if is_broken { 1e25 } else { 0.3 };
+        let factor = factor(&name);
         let values = noise(seed as u64 + 1, shape.iter().product()).into_iter().map(|v| factor * v).collect();
         (name, (shape, values))
     });
-    let dir = fixture::model(&config, &tensors.collect());
+    let dir = fixture::model(config, &tensors.collect());
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     checkpoint.load_span(Span::new(0, BLOCKS as u32).unwrap(), device, dtype).unwrap()
 }
 
-fn counted<T>(stack: &BlockStack, act: impl FnOnce() -> T) -> (T, Counted) {
+pub(super) fn counted<T>(stack: &BlockStack, act: impl FnOnce() -> T) -> (T, Counted) {
     let counts = || stack.counts().unwrap();
     let before = counts();
     let result = act();
