@@ -14,10 +14,10 @@ static double product(unsigned rows, unsigned inputs) {
         words[i / inputs * of_row + at / 2] |= half << (16 * (at % 2));
     }
     info_st info{};
-    const uint32 numbers[] = {0, rows, inputs, of_row, 0, 0, outputs, 0, outputs};
+    const uint32 numbers[] = {0, rows, inputs, of_row, 0, 0, outputs, outputs, 0, outputs, 1};
     memcpy(info.scalars_uint32, numbers, sizeof numbers);
     launch((outputs + of_cube - 1) / of_cube, (rows + ROWS - 1) / ROWS, 128, [&] {
-        skinny_kernel(x.data(), words.data(), words.data(), nothing.data(), nothing.data(), nothing.data(), out.data(), nothing.data(), info);
+        skinny_kernel(x.data(), words.data(), words.data(), nothing.data(), nothing.data(), nothing.data(), words.data(), out.data(), nothing.data(), info);
     });
     double worst = 0;
     for (unsigned row = 0; row < rows; row++) for (unsigned o = 0; o < outputs; o++) {

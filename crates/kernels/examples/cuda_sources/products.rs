@@ -2,7 +2,10 @@
 
 use std::error::Error;
 
-use petals_kernels::{Activation, Columns, Format, Gpu, Inside, Onto, Product, Weight, product};
+use petals_kernels::{
+    Activation, Choice, Columns, Format, Gpu, Inside, Onto, Product, Weight, add_chosen, choose, product,
+    product_of_chosen,
+};
 
 use super::runtime::Printer;
 use super::{Sources, When};
@@ -75,7 +78,46 @@ pub(super) fn write(sources: &mut Sources) -> Result<(), Box<dyn Error>> {
             run(gpu, Format::Bf16, 1, false, Inside::Gated(activation), Ends::Written);
         })?;
     }
+    mixtures(sources)
+}
+
+/// Experts as in Mixtral 8x7B, Qwen3 30B-A3B and gpt-oss 120B: how many, how many a row goes through, their width, and whether they have biases.
+fn mixtures(sources: &mut Sources) -> Result<(), Box<dyn Error>> {
+    for (format, name) in FORMATS {
+        for (count, used, width, biased) in [(8, 2, MLP, false), (128, 8, 768, false), (128, 4, 2880, true)] {
+            for rows in [1, 16, 32] {
+                let group = format!("{name}, chosen experts");
+                sources.of(When::Decoding, &group, &format!("mixture_{name}_{count}_{used}_{rows}"), |gpu| {
+                    let choice = Choice { count, used, of_all: biased };
+                    let [scores, gates] = [rows * count, rows].map(|len| gpu.empty(len));
+                    let chosen = choose(gpu, choice, &scores, biased.then_some(&gates));
+                    let weight = |inputs, outputs: usize| weight(gpu, format, inputs, count * outputs);
+                    let bias = gpu.empty(count * 2 * width.max(HIDDEN));
+                    let bias = biased.then_some(&bias);
+                    let [x, inside, outputs] = [HIDDEN, used * width, used * HIDDEN].map(|len| gpu.empty(rows * len));
+                    let gated = Inside::Gated(if biased { Activation::ClampedSwish } else { Activation::Silu });
+                    product_of_chosen(gpu, &weight(HIDDEN, 2 * width), &chosen, (&x, false), (bias, gated), &inside);
+                    let down = weight(width, HIDDEN);
+                    product_of_chosen(gpu, &down, &chosen, (&inside, true), (bias, Inside::Plain), &outputs);
+                    add_chosen(gpu, &chosen, &outputs, (&x, HIDDEN), true);
+                })?;
+            }
+        }
+    }
     Ok(())
+}
+
+/// Memory for a weight.
+fn weight(gpu: &Gpu<Printer>, format: Format, inputs: usize, outputs: usize) -> Weight {
+    Weight {
+        format,
+        inputs,
+        outputs,
+        words: gpu.empty(outputs * format.words_of_row(inputs)),
+        scales: format.is_scaled().then(|| gpu.empty(outputs * format.scale_words_of_row(inputs))),
+        steps: (format == Format::Offset).then(|| gpu.empty(2 * outputs)),
+        table: (format == Format::Table).then(|| gpu.empty(16)),
+    }
 }
 
 /// Where results go.
@@ -89,15 +131,7 @@ enum Ends {
 
 fn run(gpu: &Gpu<Printer>, format: Format, rows: usize, back: bool, inside: Inside, ends: Ends) {
     let outputs = if inside == Inside::Plain { HIDDEN } else { 2 * MLP };
-    let weight = Weight {
-        format,
-        inputs: HIDDEN,
-        outputs,
-        words: gpu.empty(outputs * format.words_of_row(HIDDEN)),
-        scales: format.is_scaled().then(|| gpu.empty(outputs * format.scale_words_of_row(HIDDEN))),
-        steps: (format == Format::Offset).then(|| gpu.empty(2 * outputs)),
-        table: (format == Format::Table).then(|| gpu.empty(16)),
-    };
+    let weight = weight(gpu, format, HIDDEN, outputs);
     let [x, bias] = [rows * HIDDEN.max(outputs), outputs].map(|len| gpu.empty(len));
     let [out, second] = [(); 2].map(|()| gpu.empty(rows * outputs));
     let onto = match ends {

@@ -6,7 +6,7 @@
 
 use cubecl::prelude::*;
 
-use super::slots::{Slots, collect, from_of, is_here, own_len, place_of};
+use super::slots::{Slots, collect, first_column_of, from_of, is_here, own_len, place_of};
 use super::{Columns, Inside, Onto, Product, Weight};
 use crate::activation::{Activation, gated};
 use crate::gpu::Gpu;
@@ -183,15 +183,13 @@ fn skinny_kernel(
     let (rows, inputs, results) = (rows as usize, inputs as usize, results as usize);
     let (words_of_row, scale_words) = (words_of_row as usize, scale_words as usize);
     let mut first_row = CUBE_POS_Y as usize * shape.rows;
-    let mut first_column = first_column as usize;
     let mut own = SharedMemory::<u32>::new(comptime!(own_len(shape.slots, shape.rows)));
     if comptime!(shape.slots.is_some()) {
-        let expert = collect(chosen, &mut own, rows, shape.rows, UNITS, shape.slots);
+        collect(chosen, &mut own, rows, of_row as usize, shape.rows, UNITS, shape.slots);
         if !is_here(&own, rows, shape.rows, shape.slots) {
             terminate!();
         }
         first_row = 0usize;
-        first_column += expert * columns as usize;
     }
     let first_result = (CUBE_POS_X as usize * GROUPS + group) * of_group;
     if comptime!(shape.format == Format::Table) {
@@ -199,12 +197,13 @@ fn skinny_kernel(
             meanings[unit] = table[unit];
         }
     }
+    let column_of_first = first_column_of(&own, first_column, columns, shape.rows, shape.slots);
     let mut taken = Array::<usize>::new(shape.taken);
     #[unroll]
     for i in 0..shape.taken {
         // What is too much is computed again, and not written.
         let result = min(first_result + comptime!(i % of_group), results - 1);
-        taken[i] = first_column + result + comptime!(i / of_group) * results;
+        taken[i] = column_of_first + result + comptime!(i / of_group) * results;
     }
     let mut sums = Array::<f32>::new(comptime!(shape.sums()));
     #[unroll]
@@ -231,7 +230,7 @@ fn skinny_kernel(
             let mut value = f32::new(0.0);
             let place = place_of(&own, first_row + row, shape.slots);
             if place < rows && base * of_word + within < inputs {
-                let from = from_of(place, first as usize, of_row as usize, shape.slots);
+                let from = from_of(&own, row, first as usize + first_row, shape.rows, shape.slots);
                 value = x[from * inputs + base * of_word + within];
             }
             let (word, part) = (within / of_word, within % of_word);
@@ -285,6 +284,7 @@ fn skinny_kernel(
         if column < results && place < rows {
             let at = group * comptime!(shape.sums()) + of_group_at * shape.rows + row;
             let mut y = totals[at];
+            let first_column = first_column_of(&own, first_column, columns, shape.rows, shape.slots);
             if comptime!(shape.biased) {
                 y += bias[first_column + column];
             }

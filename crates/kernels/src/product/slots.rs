@@ -12,22 +12,23 @@ pub(super) enum Slots {
     Experts,
 }
 
-/// How long the list of a cube's rows is.
+/// How long the lists of a cube's rows are: where each goes, the first choice of their expert, the row of `x` that each comes from, and the expert. They are read where they are needed, so that
+/// registers are free in between.
 pub(super) fn own_len(slots: Option<Slots>, together: usize) -> usize {
-    if slots.is_some() { together + 1 } else { 1 }
+    if slots.is_some() { 2 * together + 2 } else { 1 }
 }
 
-/// Finds the choices that this cube computes, `together` at most, of `rows`: their numbers are in `own`, `rows` where there are no more, and behind them the first choice of their
-/// expert, which is returned.
+/// Finds the choices that this cube computes, `together` at most, of `rows`, each of a row of `x` that `of_row` of them share; `own` has `rows` where there are no more.
 #[cube]
 pub(super) fn collect(
     chosen: &Array<u32>,
     own: &mut SharedMemory<u32>,
     rows: usize,
+    of_row: usize,
     #[comptime] together: usize,
     #[comptime] units: usize,
     #[comptime] slots: Option<Slots>,
-) -> usize {
+) {
     let unit = UNIT_POS_X as usize;
     let passed_over = CUBE_POS_Z as usize * together;
     let mut expert = CUBE_POS_Y;
@@ -36,6 +37,9 @@ pub(super) fn collect(
     }
     if unit < comptime!(together + 1) {
         own[unit] = rows as u32;
+    }
+    if unit == 0 {
+        own[comptime!(2 * together + 1)] = expert;
     }
     sync_cube();
     for choice in range_stepped(unit, rows, units) {
@@ -49,11 +53,27 @@ pub(super) fn collect(
             }
             if before >= passed_over && before < passed_over + together {
                 own[before - passed_over] = choice as u32;
+                own[before - passed_over + comptime!(together + 1)] = (choice / of_row) as u32;
             }
         }
     }
     sync_cube();
-    expert as usize
+}
+
+/// The first of the weight's rows, `columns` of which are an expert's.
+#[cube]
+pub(super) fn first_column_of(
+    own: &SharedMemory<u32>,
+    first: u32,
+    columns: u32,
+    #[comptime] together: usize,
+    #[comptime] slots: Option<Slots>,
+) -> usize {
+    if comptime!(slots.is_some()) {
+        (first + own[comptime!(2 * together + 1)] * columns) as usize
+    } else {
+        first as usize
+    }
 }
 
 /// Whether there is anything to do that no other cube does.
@@ -77,8 +97,14 @@ pub(super) fn place_of(own: &SharedMemory<u32>, row: usize, #[comptime] slots: O
     if comptime!(slots.is_some()) { own[row] as usize } else { row }
 }
 
-/// The row of `x` that it is the product of.
+/// The row of `x` that this cube's row `row` comes from.
 #[cube]
-pub(super) fn from_of(place: usize, first: usize, of_row: usize, #[comptime] slots: Option<Slots>) -> usize {
-    if comptime!(slots.is_some()) { place / of_row } else { first + place }
+pub(super) fn from_of(
+    own: &SharedMemory<u32>,
+    row: usize,
+    first: usize,
+    #[comptime] together: usize,
+    #[comptime] slots: Option<Slots>,
+) -> usize {
+    if comptime!(slots.is_some()) { own[row + comptime!(together + 1)] as usize } else { first + row }
 }

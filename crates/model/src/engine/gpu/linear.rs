@@ -55,7 +55,8 @@ impl Linear {
         let packing = given.peek().map(|(_, columns)| format_of(dtype, columns.bits()));
         let fits = |(format, _): &(kernels::Format, _)| {
             let words = format.words_of_row(inputs) as u64 * (outputs * count) as u64;
-            words * size_of::<u32>() as u64 <= gpu.limits().largest_buffer
+            // Kernels count words in 32 bits.
+            words <= u64::from(u32::MAX) && words * size_of::<u32>() as u64 <= gpu.limits().largest_buffer
         };
         let Some(packing) = packing.filter(|packing| alike && fits(packing)) else {
             return given.map(|(bias, columns)| Self::new(gpu, [inputs, outputs], bias, dtype, &columns)).collect();

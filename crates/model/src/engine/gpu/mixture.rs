@@ -8,6 +8,11 @@ use super::linear::Linear;
 use super::rows::{GpuRows, activation};
 use crate::config::{ExpertWeights, ExpertsDesign, MlpDesign};
 
+/// Rows of an expert, if all have as many, up to which its weights are read once for all of them.
+const FEW: usize = 16;
+/// Most choices: every cube looks through them.
+const MOST_CHOICES: usize = 1024;
+
 /// What rows have chosen.
 #[derive(Debug)]
 pub(crate) struct Chosen {
@@ -25,8 +30,10 @@ impl<R: Runtime> Gpu<R> {
         scores: &GpuRows,
         gates: Option<&GpuRows>,
     ) -> Option<Chosen> {
+        let (rows, choices) = (scores.height, scores.height * experts.used);
+        let few = rows < kernels::MANY_ROWS || choices <= (FEW * experts.count).min(MOST_CHOICES);
         let together = first.iter().all(|first| first.is_first_of(experts.count));
-        if !together || scores.height >= kernels::MANY_ROWS || experts.count > kernels::MOST_EXPERTS {
+        if !few || !together || experts.count > kernels::MOST_EXPERTS {
             return None;
         }
         let of_all = experts.weights == ExpertWeights::OfAll;
