@@ -1,10 +1,14 @@
 //! Times how blocks are loaded, and how much memory that takes at most.
 //!
 //! usage: load_bench [MODEL_DIRECTORY [DTYPE]]
+//!        load_bench hashes [MODEL_DIRECTORY]
 //!
 //! Without a directory a checkpoint of the shape of Llama-3.2-1B is made: 16 blocks in bf16, 1.95 GB. Prints, for each dtype, seconds,
 //! bytes of weights, and what a process of its own had resident at most, weights and files, beside those bytes. The files come from the
 //! system's cache but for the first time.
+//!
+//! With `hashes`: how much longer loading takes because the blocks' hashes are computed on the way. For each dtype the median of the ratios of neighbouring
+//! loads, of which one has to hash and the other knows the hashes already.
 
 use std::error::Error;
 use std::io::{BufWriter, Write};
@@ -14,17 +18,24 @@ use std::time::Instant;
 
 use petals_model::{Checkpoint, Device, Dtype};
 
+/// Pairs of loads of a dtype; the first one warms up.
+const PAIRS: usize = 5;
 /// Hidden size, width of keys, width of the MLP, blocks.
 const SHAPE: [usize; 4] = [2048, 512, 8192, 16];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let own = tempfile::tempdir()?;
-    let given = std::env::args().nth(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    let hashes = arguments.next_if(|first| first == "hashes").is_some();
+    let given = arguments.next();
     let directory = given.as_deref().map_or(own.path(), Path::new);
     if given.is_none() {
         write_model(directory)?;
     }
-    if let Some(dtype) = std::env::args().nth(2) {
+    if hashes {
+        return [Dtype::Bf16, Dtype::F32, Dtype::Int8].into_iter().try_for_each(|dtype| compare(directory, dtype));
+    }
+    if let Some(dtype) = arguments.next() {
         return measure(directory, dtype.parse()?);
     }
     // What one process has given back its allocator may keep, and the next dtype would take it unseen.
@@ -47,6 +58,39 @@ fn measure(directory: &Path, dtype: Dtype) -> Result<(), Box<dyn Error>> {
         weights / seconds / 1e9,
         peak / 1e9,
         100.0 * peak / weights
+    );
+    Ok(())
+}
+
+/// Loads with hashing and without, in turns.
+fn compare(directory: &Path, dtype: Dtype) -> Result<(), Box<dyn Error>> {
+    let load = |knows: bool| {
+        let checkpoint = Checkpoint::open(directory)?;
+        let started = Instant::now();
+        if knows {
+            checkpoint.weights_of(checkpoint.blocks())?;
+        }
+        let hashed = started.elapsed().as_secs_f64();
+        checkpoint.load_span(checkpoint.blocks(), &Device::cpu(), dtype)?;
+        Ok::<_, Box<dyn Error>>((hashed, started.elapsed().as_secs_f64() - hashed))
+    };
+    let (mut pairs, mut alone) = (Vec::new(), Vec::new());
+    for number in 0..=PAIRS {
+        let order = if number % 2 == 0 { [false, true] } else { [true, false] };
+        let [first, second] = [load(order[0])?, load(order[1])?];
+        let (hashing, knowing) = if order[0] { (second, first) } else { (first, second) };
+        if number > 0 {
+            pairs.push((hashing.1 / knowing.1, hashing.1, knowing.1));
+            alone.push(knowing.0);
+        }
+    }
+    pairs.sort_by(|one, other| one.0.total_cmp(&other.0));
+    alone.sort_by(f64::total_cmp);
+    let (ratio, with, without) = pairs[PAIRS / 2];
+    let (least, most) = (pairs[0].0, pairs[PAIRS - 1].0);
+    let hashed = alone[PAIRS / 2];
+    println!(
+        "{dtype}: {with:.2} s with hashing, {without:.2} s without, {ratio:.2} times ({least:.2} to {most:.2}); hashing by itself {hashed:.2} s"
     );
     Ok(())
 }

@@ -215,7 +215,7 @@ mod tests {
             written_ms: 1_700_000_000_000,
             forward_tokens_per_s: Some(1234.5),
             moving_to: Some(Span::new(2, 6).unwrap()),
-            weights: BlockHashes::new(vec![WeightsHash([9; 12]); 4]),
+            weights: BlockHashes::new(vec![WeightsHash([9; 12]); 4], 80),
             next_pings: [("peer".to_owned(), 12.5)].into(),
             shares_weights: true,
             queue_depth: 2,
@@ -260,16 +260,20 @@ mod tests {
 
     #[test]
     fn weights_are_told_block_by_block_and_fit_beside_everything_else() {
-        let span = Span::new(7, 7 + MAX_HASHED_BLOCKS as u32).unwrap();
-        let hashes = (0..span.len()).map(|n| WeightsHash([n as u8; 12])).collect();
-        let pings = (0..MAX_NEXT_PINGS).map(|n| (format!("12D3KooW{n:044}"), 1_234.567_8)).collect();
-        let (weights, model_blocks) = (BlockHashes::new(hashes), Some(span.end()));
-        let full = ServerInfo { span, moving_to: Some(span), weights, next_pings: pings, model_blocks, ..info() };
-        // A kilobyte is left for addresses, key and signature.
-        assert!(full.to_json().len() <= MAX_RECORD_LEN - 1024, "{}", full.to_json().len());
-        let read = ServerInfo::from_json(full.to_json().as_bytes()).unwrap();
-        assert_eq!(read.weights_of(9), Some(WeightsHash([2; 12])));
-        assert_eq!((read.weights_of(6), read.weights_of(span.end())), (None, None));
+        for blocks in [170, 171, 500, MAX_HASHED_BLOCKS as u32] {
+            let span = Span::new(7.min(blocks / 512), blocks).unwrap();
+            let hashes = (0..span.len()).map(|n| WeightsHash([n as u8; 12])).collect();
+            let pings = (0..MAX_NEXT_PINGS).map(|n| (format!("12D3KooW{n:044}"), 1_234.567_8)).collect();
+            let (weights, model_blocks) = (BlockHashes::new(hashes, blocks as usize), Some(blocks));
+            let full = ServerInfo { span, moving_to: Some(span), weights, next_pings: pings, model_blocks, ..info() };
+            // A kilobyte is left for addresses, key and signature.
+            assert!(full.to_json().len() <= MAX_RECORD_LEN - 1024, "{}", full.to_json().len());
+            let read = ServerInfo::from_json(full.to_json().as_bytes()).unwrap();
+            assert_eq!(read.weights_of(span.start() + 2), Some(WeightsHash([2; 12]).as_told(blocks as usize)));
+            assert_eq!(read.weights_of(span.end()), None);
+        }
+        let inner = ServerInfo { span: Span::new(7, 11).unwrap(), ..info() };
+        assert_eq!((inner.weights_of(6), inner.weights_of(10)), (None, Some(WeightsHash([9; 12]))));
     }
 
     #[test]
@@ -278,7 +282,7 @@ mod tests {
         assert!(matches!(ServerInfo::from_json(b"{}"), Err(RecordError::Malformed(_))));
         let fewer = ServerInfo { model_blocks: Some(3), ..info() }.to_json();
         assert!(matches!(ServerInfo::from_json(fewer.as_bytes()), Err(RecordError::Impossible(_))));
-        let too_few = ServerInfo { weights: BlockHashes::new(vec![WeightsHash([9; 12]); 3]), ..info() }.to_json();
+        let too_few = ServerInfo { weights: BlockHashes::new(vec![WeightsHash([9; 12]); 3], 80), ..info() }.to_json();
         assert!(matches!(ServerInfo::from_json(too_few.as_bytes()), Err(RecordError::Impossible(_))));
         let empty_span = info().to_json().replace("[0,4]", "[4,4]");
         assert!(ServerInfo::from_json(empty_span.as_bytes()).is_err());

@@ -47,7 +47,7 @@ pub use member_file::MemberFile;
 pub use namesake::Namesake;
 pub use node::{AnnounceError, ConnectError, DirectoryTraffic, Reachability, StartError, SwarmHandle, SwarmNode};
 pub use requests::{Exchange, RequestError, RequestStream};
-pub use shares::{Origin, Party, Shares};
+pub use shares::{Holder, Origin, Party, Seat, Shares};
 pub use status::{BlockCount, ModelStatus, SwarmStatus, swarm_status};
 pub use streams::{Incoming, IncomingStream, OpenError, PeerStream, StreamPath, Traffic};
 pub use swarm_key::{SwarmKey, SwarmKeyError};

@@ -1,10 +1,10 @@
 //! How many bytes of requests and replies may be in memory, and who waits for some.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
-use petals_swarm::{Party, Shares};
+use petals_swarm::{Party, Seat, Shares};
 use tokio::sync::oneshot;
 
 use crate::lock::lock;
@@ -28,24 +28,28 @@ struct State {
 
 #[derive(Debug)]
 struct Waiting {
-    party: Party,
+    /// There as long as somebody waits.
+    of: Weak<Access>,
+    seat: Seat,
     bytes: u64,
     since: Instant,
     granted: oneshot::Sender<Reserved>,
 }
 
-/// One party's access to the memory, the same for all of its streams.
+/// One party's access to the memory. Making it takes longer than using it: who asks often keeps it. Clones are one access.
 #[derive(Debug, Clone)]
-pub(crate) struct PartyBudget {
+pub(crate) struct PartyBudget(Arc<Access>);
+
+#[derive(Debug)]
+struct Access {
     budget: Budget,
-    party: Party,
+    seat: Seat,
 }
 
 /// Memory that is taken until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reserved {
-    budget: Budget,
-    party: Party,
+    of: PartyBudget,
     bytes: u64,
 }
 
@@ -75,7 +79,8 @@ impl Budget {
 
     /// The access of `party`.
     pub(crate) fn of(&self, party: Party) -> PartyBudget {
-        PartyBudget { budget: self.clone(), party }
+        let seat = lock(&self.0).shares.seat(party);
+        PartyBudget(Arc::new(Access { budget: self.clone(), seat }))
     }
 
     /// Bytes that nobody holds.
@@ -83,52 +88,42 @@ impl Budget {
     pub(crate) fn free(&self) -> u64 {
         lock(&self.0).shares.free()
     }
-
-    /// Gives those their memory that wait for it, as far as there is some.
-    fn serve(&self) {
-        let granted = {
-            let mut state = lock(&self.0);
-            if state.waiting.is_empty() {
-                return;
-            }
-            state.grant(self)
-        };
-        // Not under the lock: what nobody waits for any more is given back at once.
-        for (waiting, reserved) in granted {
-            let _ = waiting.send(reserved);
-        }
-    }
 }
 
 impl State {
     /// Whether a party may take so much while those before it wait.
-    fn may_take(&self, party: Party, bytes: u64, before: Option<usize>, now: Instant) -> bool {
-        if !self.shares.may_take(party, bytes) {
+    fn may_take(&self, seat: Seat, bytes: u64, before: Option<usize>, now: Instant) -> bool {
+        if !self.shares.may_take(seat, bytes) {
             return false;
         }
         let overdue = |waiting: &Waiting| {
             now.saturating_duration_since(waiting.since) >= OVERDUE
-                && self.shares.held_by(waiting.party) == 0
                 && !waiting.granted.is_closed()
+                && self.shares.held_by(waiting.seat) == 0
         };
         let before = self.waiting.iter().take(before.unwrap_or(usize::MAX));
-        self.waiting.is_empty() || self.shares.is_modest(party, bytes) || !before.into_iter().any(overdue)
+        self.waiting.is_empty() || self.shares.is_modest(seat, bytes) || !before.into_iter().any(overdue)
     }
 
-    fn grant(&mut self, budget: &Budget) -> Vec<(oneshot::Sender<Reserved>, Reserved)> {
-        let (now, mut granted, mut at) = (Instant::now(), Vec::new(), 0);
+    /// Gives those their memory that wait for it, as far as there is some.
+    fn grant(&mut self) -> Vec<(oneshot::Sender<Reserved>, Reserved)> {
+        let mut granted = Vec::new();
+        if self.waiting.is_empty() {
+            return granted;
+        }
+        let (now, mut at) = (Instant::now(), 0);
         while let Some(waiting) = self.waiting.get(at) {
-            let (party, bytes) = (waiting.party, waiting.bytes);
+            let (seat, bytes) = (waiting.seat, waiting.bytes);
             let closed = waiting.granted.is_closed();
-            if !closed && !self.may_take(party, bytes, Some(at), now) {
+            if !closed && !self.may_take(seat, bytes, Some(at), now) {
                 at += 1;
                 continue;
             }
-            let Some(waiting) = self.waiting.remove(at) else { break };
-            if !closed {
-                self.shares.take(party, bytes);
-                granted.push((waiting.granted, Reserved { budget: budget.clone(), party, bytes }));
-            }
+            let Some(waiting) = self.waiting.remove(at).filter(|_| !closed) else { continue };
+            // Given up in this moment if it is not there; else what may be its last holder goes with the rest, to be dropped without the lock.
+            let Some(access) = waiting.of.upgrade() else { continue };
+            self.shares.take(seat, bytes);
+            granted.push((waiting.granted, Reserved { of: PartyBudget(access), bytes }));
         }
         granted
     }
@@ -138,14 +133,17 @@ impl PartyBudget {
     /// Waits for room; no more than what a party ever gets is demanded. `None` never comes as long as this is held.
     pub(crate) async fn reserve(&self, bytes: u64) -> Option<Reserved> {
         let answer = {
-            let mut state = lock(&self.budget.0);
-            let (now, bytes) = (Instant::now(), bytes.min(state.shares.most()));
-            if state.may_take(self.party, bytes, None, now) {
-                state.shares.take(self.party, bytes);
-                return Some(Reserved { budget: self.budget.clone(), party: self.party, bytes });
+            let Access { budget, seat } = &*self.0;
+            let mut state = lock(&budget.0);
+            let bytes = bytes.min(state.shares.most());
+            let now = Instant::now();
+            if state.may_take(*seat, bytes, None, now) {
+                state.shares.take(*seat, bytes);
+                return Some(Reserved { of: self.clone(), bytes });
             }
             let (granted, answer) = oneshot::channel();
-            state.waiting.push_back(Waiting { party: self.party, bytes, since: now, granted });
+            let of = Arc::downgrade(&self.0);
+            state.waiting.push_back(Waiting { of, seat: *seat, bytes, since: now, granted });
             answer
         };
         answer.await.ok()
@@ -153,9 +151,15 @@ impl PartyBudget {
 
     /// Reserves `bytes` beside the `held` ones without waiting.
     pub(crate) fn try_reserve(&self, bytes: u64, held: u64) -> Result<Reserved, NoRoom> {
-        let mut reserved = Reserved { budget: self.budget.clone(), party: self.party, bytes: 0 };
+        let mut reserved = Reserved { of: self.clone(), bytes: 0 };
         reserved.grow(bytes, held)?;
         Ok(reserved)
+    }
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        lock(&self.budget.0).shares.leave(self.seat);
     }
 }
 
@@ -167,15 +171,20 @@ impl Reserved {
 
     /// Takes `more` beside these and the `held` ones without waiting; on failure nothing has changed.
     pub(crate) fn grow(&mut self, more: u64, held: u64) -> Result<(), NoRoom> {
-        let mut state = lock(&self.budget.0);
+        // Whoever holds something may hold it.
+        if more == 0 {
+            return Ok(());
+        }
+        let Access { budget, seat } = &*self.of.0;
+        let mut state = lock(&budget.0);
         if self.bytes.saturating_add(more).saturating_add(held) > state.shares.most() {
             return Err(NoRoom::Ever);
         }
         // Whoever waits wants to begin something; this is to complete what has begun.
-        if !state.shares.may_take(self.party, more) {
+        if !state.shares.may_take(*seat, more) {
             return Err(NoRoom::Now);
         }
-        state.shares.take(self.party, more);
+        state.shares.take(*seat, more);
         self.bytes += more;
         Ok(())
     }
@@ -183,10 +192,19 @@ impl Reserved {
     /// Gives back what is beyond so many bytes.
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         let excess = self.bytes.saturating_sub(bytes);
-        if excess > 0 {
-            lock(&self.budget.0).shares.give(self.party, excess);
-            self.bytes -= excess;
-            self.budget.serve();
+        if excess == 0 {
+            return;
+        }
+        self.bytes -= excess;
+        let Access { budget, seat } = &*self.of.0;
+        let granted = {
+            let mut state = lock(&budget.0);
+            state.shares.give(*seat, excess);
+            state.grant()
+        };
+        // Not under the lock: what nobody waits for any more is given back at once.
+        for (waiting, reserved) in granted {
+            let _ = waiting.send(reserved);
         }
     }
 }

@@ -275,7 +275,7 @@ impl Mover {
 pub(crate) fn weights_of(checkpoint: &Checkpoint, span: Span) -> Option<BlockHashes> {
     let hashes = checkpoint.weights_of(span);
     let hashes = hashes.inspect_err(|error| tracing::warn!("others are not told which weights these are: {error}"));
-    BlockHashes::new(hashes.ok()?)
+    BlockHashes::new(hashes.ok()?, checkpoint.blocks().len())
 }
 
 /// A claim in up to three parts, of which that in `proven` is held.

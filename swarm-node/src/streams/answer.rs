@@ -11,7 +11,7 @@ use super::relay::{Delivery, Expected, Next};
 use super::request::{Asked, Asker, Encoded, ReplyShape, micros};
 use super::service::StreamService;
 use crate::executor::Done;
-use crate::machine::budget::Reserved;
+use crate::machine::budget::{PartyBudget, Reserved};
 
 /// A response with its tensors.
 pub(crate) type Answer = (Response, Vec<Tensor>);
@@ -33,15 +33,21 @@ enum Stage {
     /// In the executor's queue, or beyond.
     Queued(Computed),
     /// Waits for its rows, and takes no place in any queue. Most passes never do.
-    Waiting(Box<(Expected, Asked)>),
+    Waiting(Box<(Expected, Asked, PartyBudget)>),
 }
 
 impl Job {
     /// Queues the pass, or begins to wait for its rows. Not async, so that passes are queued in the order of a stream.
-    pub(crate) fn begin(service: Arc<StreamService>, asker: Asker, asked: Asked) -> Result<Self, Refusal> {
+    /// The memory of its reply is taken from `memory` where it was not before.
+    pub(crate) fn begin(
+        service: Arc<StreamService>,
+        asker: Asker,
+        memory: &PartyBudget,
+        asked: Asked,
+    ) -> Result<Self, Refusal> {
         let (reply, next) = (asked.reply.clone(), asked.next.clone());
         let stage = match asked.awaits {
-            Some(token) => Stage::Waiting(Box::new((service.rendezvous.expect(token)?, asked))),
+            Some(token) => Stage::Waiting(Box::new((service.rendezvous.expect(token)?, asked, memory.clone()))),
             None => Stage::Queued(service.executor.submit(asked.into_pass(asker))?),
         };
         Ok(Self { service, asker, stage, reply, next })
@@ -54,12 +60,12 @@ impl Job {
         let computed = match stage {
             Stage::Queued(computed) => computed,
             Stage::Waiting(waiting) => {
-                let (mut expected, asked) = *waiting;
+                let (mut expected, asked, memory) = *waiting;
                 let delivery = tokio::select! {
                     () = closing.cancelled() => return None,
                     delivery = timeout_at(asker.deadline.into(), expected.delivery()) => delivery.ok()??,
                 };
-                match fill_and_submit(&service, asker, asked, delivery) {
+                match fill_and_submit(&service, asker, &memory, asked, delivery) {
                     Ok((computed, memory, of_reply)) => {
                         (rows_of_another, room) = (Some(memory), Some(of_reply));
                         computed
@@ -92,13 +98,14 @@ impl Job {
 fn fill_and_submit(
     service: &StreamService,
     asker: Asker,
+    memory: &PartyBudget,
     mut asked: Asked,
     mut delivery: Delivery,
 ) -> Result<(Computed, Reserved, Reserved), Refusal> {
     let (held, decoded) = (delivery.memory.bytes(), delivery.tensors.iter().map(Tensor::f32_bytes).sum::<u64>());
     let grown = delivery.memory.grow(decoded.saturating_sub(held), 0);
     let room = grown.map_err(|no_room| service.no_room(no_room, decoded));
-    let room = room.and_then(|()| service.room_for_reply(asker.party, asked.reply_bytes(), 0));
+    let room = room.and_then(|()| service.room_for_reply(memory, asked.reply_bytes(), 0));
     let room = match room {
         Ok(room) => room,
         Err(refusal) => {

@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use petals_protocol::{FrameLimits, Limits, Refusal};
-use petals_swarm::Party;
 
 use super::relay::{RelayLinks, Rendezvous};
 use crate::executor::ExecutorHandle;
-use crate::machine::budget::{Budget, NoRoom, Reserved};
+use crate::machine::budget::{Budget, NoRoom, PartyBudget, Reserved};
 use crate::machine::speed::Speed;
 use crate::placement::hosted::Hosted;
 
@@ -81,10 +80,11 @@ impl StreamService {
             next_stream: AtomicU64::new(0),
         }
     }
-    /// Memory for a reply of `party` beside the `held` bytes of its request. Never waits: who waited here would keep its request's memory from others that
+
+    /// Memory `of` a party for a reply beside the `held` bytes of its request. Never waits: who waited here would keep its request's memory from others that
     /// wait too.
-    pub(super) fn room_for_reply(&self, party: Party, bytes: u64, held: u64) -> Result<Reserved, Refusal> {
-        let reserved = self.memory.of(party).try_reserve(bytes, held);
+    pub(super) fn room_for_reply(&self, of: &PartyBudget, bytes: u64, held: u64) -> Result<Reserved, Refusal> {
+        let reserved = of.try_reserve(bytes, held);
         reserved.map_err(|no_room| self.no_room(no_room, held.saturating_add(bytes)))
     }
 

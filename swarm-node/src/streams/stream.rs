@@ -108,7 +108,8 @@ struct OutFrame {
 /// What a request takes from its stream and from the node's memory.
 struct Held {
     _slot: OwnedSemaphorePermit,
-    _memory: Vec<Reserved>,
+    /// Of the request and of its reply.
+    _memory: [Option<Reserved>; 2],
 }
 
 /// When a request came, how many bytes of tensors it has, and what they take.
@@ -220,7 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
                 Ok(()) => (Response::Relayed, Vec::new()),
                 Err(refusal) => refused(refusal),
             };
-            let held = slot.map(|slot| Held { _slot: slot, _memory: Vec::new() });
+            let held = slot.map(|slot| Held { _slot: slot, _memory: [None, None] });
             let _ = replies.send(OutFrame { id, response, tensors, held }).await;
         });
         self.under_way.insert(id, task);
@@ -238,29 +239,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<IdleReader<ReadHalf<S>>> {
             let asked = request::pass(&service.hosted, &service.limits, &mut self.tables, pass, tensors)?;
             // Of rows that come from elsewhere nobody knows whether they come at all: their reply's memory is taken when they do.
             let room = match asked.awaits {
-                None => Some(service.room_for_reply(self.party, asked.reply_bytes(), memory.bytes())?),
+                None => Some(service.room_for_reply(&self.memory, asked.reply_bytes(), memory.bytes())?),
                 Some(_) => None,
             };
             let deadline = arrived + asked.patience;
             let asker = Asker { party: self.party, stream: self.stream, arrived, deadline };
-            Ok((Job::begin(service.clone(), asker, asked)?, room))
+            Ok((Job::begin(service.clone(), asker, &self.memory, asked)?, room))
         });
         let (job, room) = match begun {
             Ok(begun) => begun,
             Err(refusal) => {
-                let held = Held { _slot: slot, _memory: vec![memory] };
+                let held = Held { _slot: slot, _memory: [Some(memory), None] };
                 return self.reply(id, refused(refusal), Some(held)).await;
             }
         };
-        let held = Some(Held { _slot: slot, _memory: [Some(memory), room].into_iter().flatten().collect() });
+        let mut held = Held { _slot: slot, _memory: [Some(memory), room] };
         let (replies, closing) = (self.replies.clone(), self.closing.clone());
         let task = self.tasks.spawn(async move {
             let Some(((response, tensors), room)) = job.answer(closing).await else { return };
-            let held = held.map(|mut held| {
-                held._memory.extend(room);
-                held
-            });
-            let _ = replies.send(OutFrame { id, response, tensors, held }).await;
+            // Of rows that came from elsewhere.
+            if room.is_some() {
+                held._memory[1] = room;
+            }
+            let _ = replies.send(OutFrame { id, response, tensors, held: Some(held) }).await;
         });
         self.under_way.insert(id, task);
         Ok(())

@@ -64,6 +64,8 @@ impl RemoteSequence {
         let pass = self.pass_of(input);
         let mut route: VecDeque<Hop> = VecDeque::new();
         let mut retry = Retry::new(self.config.give_up_after);
+        // The largest value of `flow`, once it is known.
+        let mut size = None;
         while let Ok(rest) = Span::new(at, span.end()) {
             let Some(&hop) = route.front() else {
                 route = self.plan(rest, pass, way, &mut retry).await?.into();
@@ -81,6 +83,7 @@ impl RemoteSequence {
                 let first = records.len();
                 records.extend(hops);
                 let input = std::mem::replace(&mut flow, output);
+                size = None;
                 if let Some(record) = records.get_mut(first) {
                     record.flow = Some(input);
                 }
@@ -88,8 +91,9 @@ impl RemoteSequence {
                 let ask = |hop| self.forward_hop(input, hop, &flow, keep);
                 match self.raced(hop, pass, 1.0, ask(hop), ask).await {
                     Ok((hop, (output, stash, timing))) => {
-                        if let Err(error) = self.plausible(Kind::Rows, hop.span, largest_of(&flow), largest_of(&output))
-                        {
+                        let entered = *size.get_or_insert_with(|| largest_of(&flow));
+                        let left = largest_of(&output);
+                        if let Err(error) = self.plausible(Kind::Rows, hop.span, entered, left) {
                             self.recover(pass, hop, error, &mut retry).await?;
                             route.clear();
                             continue;
@@ -104,6 +108,7 @@ impl RemoteSequence {
                         }
                         let output = result.flow;
                         let flow = Some(std::mem::replace(&mut flow, output));
+                        size = Some(left);
                         records.push(HopRecord { hop, flow, stash, timing });
                         route.pop_front();
                     }
@@ -120,7 +125,7 @@ impl RemoteSequence {
                         {
                             self.doubted(Hop { peer, span }, &error);
                             retry.rejected(peer, false);
-                            (flow, at) = (entered, span.start());
+                            (flow, size, at) = (entered, None, span.start());
                         } else {
                             self.recover(pass, hop, error, &mut retry).await?;
                         }

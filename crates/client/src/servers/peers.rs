@@ -43,7 +43,7 @@ const HANDOVER_BYTES_PER_S: f64 = 3e6;
 /// Passes of so few rows are sessions' steps: their time is that of reading the weights, not of computing.
 const STEP_ROWS: usize = 4;
 
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 struct PeerRecord {
     failures: u32,
     banned_until: Option<Instant>,
@@ -72,7 +72,7 @@ struct PeerRecord {
 
 /// The last few values. Their minimum is what a quiet network and an idle processor would show: one ping that waited
 /// behind a handshake, or one pass behind this client's own others, does not change it.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 struct Recent<const N: usize>(VecDeque<f64>);
 
 impl<const N: usize> Recent<N> {
@@ -170,8 +170,13 @@ impl PeerTable {
         }
     }
 
-    fn record(&self, peer: PeerId) -> PeerRecord {
-        lock(&self.records).get(&peer).cloned().unwrap_or_default()
+    /// What `look` makes of what is known of a peer. Not a copy: this is asked for every request.
+    fn of<T>(&self, peer: PeerId, look: impl FnOnce(&PeerRecord) -> T) -> T {
+        let records = lock(&self.records);
+        match records.get(&peer) {
+            Some(record) => look(record),
+            None => look(&PeerRecord::default()),
+        }
     }
 
     /// Ends a ban and takes the measurement into account.
@@ -208,7 +213,7 @@ impl PeerTable {
     /// takes its place.
     pub(crate) fn chained(&self, hops: &[(PeerId, Measurement)], waited: Duration) {
         let ends = [hops.first(), hops.last()].into_iter().flatten();
-        let ways: f64 = ends.map(|(peer, _)| self.record(*peer).round_trip(false) / 2.0).sum();
+        let ways: f64 = ends.map(|(peer, _)| self.of(*peer, |record| record.round_trip(false)) / 2.0).sum();
         let of_hop = |(_, hop): &(PeerId, Measurement)| (hop.computed + hop.queued + hop.handed).as_secs_f64();
         let extra = unaccounted(waited.as_secs_f64(), ways + hops.iter().map(of_hop).sum::<f64>());
         hops.iter().for_each(|(peer, _)| self.with(*peer, |record| record.unaccounted.add(extra)));
@@ -231,9 +236,10 @@ impl PeerTable {
 
     /// For how long the planner should still avoid the peer, and after how many failures.
     pub(crate) fn ban(&self, peer: PeerId, now: Instant) -> Option<(Duration, u32)> {
-        let record = self.record(peer);
-        let banned = record.banned_until.map(|until| (until, record.failures));
-        let until = banned.into_iter().chain(record.suspended).filter(|(until, _)| now < *until).max();
+        let until = self.of(peer, |record| {
+            let banned = record.banned_until.map(|until| (until, record.failures));
+            banned.into_iter().chain(record.suspended).filter(|(until, _)| now < *until).max()
+        });
         until.map(|(until, times)| (until - now, times))
     }
 
@@ -249,9 +255,10 @@ impl PeerTable {
 
     /// Seconds that an answer about `rows` rows takes on average; nothing if there was none yet.
     pub(crate) fn usual_wait(&self, peer: PeerId, rows: usize) -> Option<f64> {
-        let waits = self.record(peer).waits;
-        let scaled = waits.iter().map(|&(of, wait)| wait * (rows as f64 / of.max(1) as f64).max(1.0));
-        (!waits.is_empty()).then(|| scaled.sum::<f64>() / waits.len() as f64)
+        self.of(peer, |PeerRecord { waits, .. }| {
+            let scaled = waits.iter().map(|&(of, wait)| wait * (rows as f64 / of.max(1) as f64).max(1.0));
+            (!waits.is_empty()).then(|| scaled.sum::<f64>() / waits.len() as f64)
+        })
     }
 
     /// The server had no room. Until it has shown otherwise its queue counts as long as it says, and as twice as long each
@@ -282,12 +289,12 @@ impl PeerTable {
 
     /// Whether its results were found to be wrong since some time, by whomever.
     pub(crate) fn found_wrong_since(&self, peer: PeerId, since: Instant) -> bool {
-        self.record(peer).wrong_at.is_some_and(|at| at >= since)
+        self.of(peer, |record| record.wrong_at.is_some_and(|at| at >= since))
     }
 
     /// Whether its results were found to be wrong.
     pub(crate) fn is_untrue(&self, peer: PeerId) -> bool {
-        self.record(peer).untrue
+        self.of(peer, |record| record.untrue)
     }
 
     /// It may be what kept a chain waiting.
@@ -297,7 +304,7 @@ impl PeerTable {
 
     /// Whether it kept a chain waiting not long ago and has answered nothing since.
     pub(crate) fn is_suspected(&self, peer: PeerId, now: Instant) -> bool {
-        self.record(peer).suspected_until.is_some_and(|until| now < until)
+        self.of(peer, |record| record.suspected_until.is_some_and(|until| now < until))
     }
 
     /// The last ping, as the network node shows it; it shows each for some time.

@@ -195,8 +195,8 @@ impl SwarmView {
 
     /// What `pass` is expected to cost at a known server.
     pub(crate) fn cost(&self, peer: PeerId, pass: PassSize) -> Option<CostEstimate> {
-        let known = lock(&self.servers).get(&peer).cloned()?;
-        Some(self.cost_at(peer, &known.entry.info, pass))
+        let entry = lock(&self.servers).get(&peer)?.entry.clone();
+        Some(self.cost_at(peer, &entry.info, pass))
     }
 
     /// What a known server says of itself.

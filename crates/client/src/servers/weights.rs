@@ -129,8 +129,9 @@ impl KnownWeights {
         (0..).zip(self.hashes.iter().copied())
     }
 
+    /// As servers tell them.
     fn chosen(&self) -> Chosen {
-        self.blocks().collect()
+        self.blocks().map(|(block, hash)| (block, hash.as_told(self.hashes.len()))).collect()
     }
 }
 

@@ -111,4 +111,61 @@ fn what_is_given_back_leaves_nothing_behind() {
         shares.give(*party, 7);
     }
     assert!(shares.is_empty() && shares.held() == 0 && shares.free() == 100);
+    assert_eq!((shares.members.len(), shares.origins.len()), (0, 0));
+}
+
+#[test]
+fn a_seat_asks_and_takes_as_its_party_does_and_counts_for_nothing_itself() {
+    let (mut seated, mut named) = (Shares::new(1200), Shares::new(1200));
+    let parties = [at(1), at(2), at(2), at(3)];
+    // Some who have a place and hold nothing make nobody's part smaller.
+    let seats: Vec<Seat> = parties.iter().map(|party| seated.seat(*party)).collect();
+    let mut random = 1u64;
+    for _ in 0..2000 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (who, amount) = ((random >> 33) as usize % parties.len(), random >> 40 & 255);
+        let (seat, party) = (seats[who], parties[who]);
+        assert_eq!(seated.may_take(seat, amount), named.may_take(party, amount));
+        assert_eq!(seated.is_modest(seat, amount), named.is_modest(party, amount));
+        assert_eq!((seated.portion(seat), seated.held_by(party)), (named.portion(party), named.held_by(party)));
+        if named.may_take(party, amount) && random >> 63 == 0 {
+            seated.take(seat, amount);
+            named.take(party, amount);
+        } else {
+            seated.give(seat, amount);
+            named.give(party, amount);
+        }
+        assert_eq!((seated.held(), seated.is_empty()), (named.held(), named.is_empty()));
+    }
+    seats.iter().for_each(|seat| seated.leave(*seat));
+    assert_eq!(seated.members.len(), parties.iter().filter(|party| named.held_by(**party) > 0).count());
+    parties.iter().for_each(|party| seated.give(*party, 1200));
+    assert_eq!((seated.members.len(), seated.origins.len(), seated.held()), (0, 0, 0));
+}
+
+#[test]
+fn who_is_gone_leaves_its_row_to_whoever_comes_next() {
+    let mut shares = Shares::new(100);
+    let keeps = shares.seat(at(1));
+    for number in 0..100 {
+        let (party, other) = (at(number % 7), at(number % 5));
+        let seats = [shares.seat(party), shares.seat(party), shares.seat(other)];
+        shares.take(seats[1], 3);
+        shares.leave(seats[0]);
+        assert_eq!((shares.held_by(party), shares.held_by(seats[2]), shares.held_by(keeps)), (3, 0, 0));
+        shares.give(seats[1], 3);
+        seats[1..].iter().for_each(|seat| shares.leave(*seat));
+    }
+    assert_eq!((shares.members.len(), shares.members.rows()), (1, 3));
+}
+
+#[test]
+fn peers_and_addresses_that_differ_in_anything_are_different_parties() {
+    let (one, state) = (at(1), std::collections::hash_map::RandomState::new());
+    let hash = |party: Party| std::hash::BuildHasher::hash_one(&state, party);
+    let copy = Party { peer: one.peer.to_string().parse().unwrap(), ..one };
+    assert_eq!((one, hash(one)), (copy, hash(copy)));
+    for other in [beside(one), Party { peer: one.peer, ..at(2) }, Party::unplaced(one.peer)] {
+        assert!(other != one && hash(other) != hash(one), "{other:?}");
+    }
 }

@@ -96,6 +96,7 @@ impl Behaviour {
 
     /// Opens a stream, over a new connection if there is none; see [`Dialling`] for which addresses are tried when.
     pub(crate) fn open(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, request: OpenRequest) {
+        self.forget_ended(peer);
         if let Some(connection) = self.connections.get(&peer).and_then(|all| all.first()) {
             self.request_on(peer, connection.id, request);
         } else if let Some(dialling) = self.dialling.get_mut(&peer) {
@@ -120,7 +121,17 @@ impl Behaviour {
         self.events.push_back(ToSwarm::NotifyHandler { peer_id, handler: NotifyHandler::One(connection), event });
     }
 
+    /// Passes over connections of a peer that have ended, which is told a moment later: whoever is told by its stream asks for another one at once.
+    fn forget_ended(&mut self, peer: PeerId) {
+        let Some(all) = self.connections.get_mut(&peer) else { return };
+        all.retain(|known| self.links.get(&known.id).is_none_or(|link| !link.closed.is_cancelled()));
+        if all.is_empty() {
+            self.connections.remove(&peer);
+        }
+    }
+
     fn on_connected(&mut self, peer: PeerId, id: ConnectionId, address: &Multiaddr) {
+        self.forget_ended(peer);
         let rank = Rank::of(address);
         let all = self.connections.entry(peer).or_default();
         all.insert(all.partition_point(|other| other.rank <= rank), Connection { id, rank });
@@ -275,3 +286,6 @@ impl NetworkBehaviour for Behaviour {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests;

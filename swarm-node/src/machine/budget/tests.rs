@@ -77,3 +77,25 @@ fn what_is_reserved_can_be_given_back_in_part_and_taken_again() {
     drop(claim);
     assert_eq!(budget.free(), 16 * UNIT);
 }
+
+#[test]
+fn a_budget_is_gone_with_whoever_used_it_even_if_somebody_waited_in_vain() {
+    let budget = Budget::new(16 * UNIT);
+    let (first, state) = (now(&budget, at(1), 9 * UNIT).unwrap(), Arc::downgrade(&budget.0));
+    assert!(now(&budget, at(1), 9 * UNIT).is_none());
+    let waiting = budget.of(at(2));
+    let mut wait = Box::pin(waiting.reserve(9 * UNIT));
+    assert!(wait.as_mut().now_or_never().is_none());
+    drop(wait);
+    drop((waiting, first, budget));
+    assert_eq!(state.strong_count(), 0);
+}
+
+#[test]
+fn whoever_has_an_access_and_holds_nothing_takes_nothing_from_others() {
+    let budget = Budget::new(16 * UNIT);
+    let idle: Vec<PartyBudget> = (2..100).map(|number| budget.of(at(number))).collect();
+    assert!(now(&budget, at(1), 9 * UNIT).is_some());
+    drop(idle);
+    assert!(now(&budget, at(1), 9 * UNIT).is_some());
+}

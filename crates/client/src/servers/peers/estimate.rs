@@ -6,7 +6,7 @@ use petals_protocol::ServerInfo;
 use petals_swarm::PeerId;
 use serde::Serialize;
 
-use super::{PeerTable, STEP_ROWS};
+use super::{PeerRecord, PeerTable, STEP_ROWS};
 
 /// Seconds for one row in one block where nothing was measured or announced: a middling CPU.
 const UNKNOWN_ROW_SECONDS: f64 = 50e-6;
@@ -103,15 +103,20 @@ fn first(measured: Option<f64>, announced: Option<f64>, assumed: f64) -> Figure 
 impl PeerTable {
     /// What `pass` is expected to cost. `own` requests of this client are under way there.
     pub(crate) fn estimate(&self, peer: PeerId, info: &ServerInfo, pass: PassSize, own: usize) -> CostEstimate {
-        let record = self.record(peer);
+        self.of(peer, |record| record.estimate(info, pass, own))
+    }
+}
+
+impl PeerRecord {
+    fn estimate(&self, info: &ServerInfo, pass: PassSize, own: usize) -> CostEstimate {
         let blocks = info.span.len() as f64;
         let per_block =
             |rate: Option<f32>| rate.filter(|rate| *rate > 0.0).map(|rate| 1.0 / (f64::from(rate) * blocks));
         let rows = pass.rows as f64;
         let many = |seconds: Option<f64>| seconds.map(|seconds| seconds * rows);
-        let (by_rows, announced) = (many(record.row_seconds), many(per_block(info.forward_tokens_per_s)));
+        let (by_rows, announced) = (many(self.row_seconds), many(per_block(info.forward_tokens_per_s)));
         let block_seconds = if pass.rows <= STEP_ROWS {
-            first(record.step_seconds, per_block(info.decode_tokens_per_s), UNKNOWN_ROW_SECONDS * rows).or(first(
+            first(self.step_seconds, per_block(info.decode_tokens_per_s), UNKNOWN_ROW_SECONDS * rows).or(first(
                 by_rows,
                 announced,
                 UNKNOWN_ROW_SECONDS * rows,
@@ -122,21 +127,21 @@ impl PeerTable {
         let load = info.queue_depth.min(MOST_LOAD).saturating_sub(own.min(MOST_LOAD as usize) as u32);
         let load = f64::from(load);
         let mut queue_seconds =
-            first(record.queues.least(), Some(load * block_seconds.value * blocks).filter(|wait| *wait > 0.0), 0.0);
-        if let Some((_, hint, times)) = record.busy.filter(|(until, ..)| Instant::now() < *until) {
+            first(self.queues.least(), Some(load * block_seconds.value * blocks).filter(|wait| *wait > 0.0), 0.0);
+        if let Some((_, hint, times)) = self.busy.filter(|(until, ..)| Instant::now() < *until) {
             let value = queue_seconds.value.max(hint * f64::powi(2.0, times - 1));
             queue_seconds = Figure { value, source: Source::Announced };
         }
         // What was waited is paid for, whoever says that it took no time.
-        if let Some(extra) = record.unaccounted.least().filter(|extra| *extra > 0.0) {
+        if let Some(extra) = self.unaccounted.least().filter(|extra| *extra > 0.0) {
             queue_seconds = Figure { value: queue_seconds.value + extra, source: Source::Measured };
         }
         CostEstimate {
             block_seconds,
             queue_seconds,
-            round_trip_seconds: first(record.ping(info.relayed), None, usual_round_trip(info.relayed)),
+            round_trip_seconds: first(self.ping(info.relayed), None, usual_round_trip(info.relayed)),
             bytes_per_s: first(
-                record.bytes_per_s,
+                self.bytes_per_s,
                 info.network_bytes_per_s.filter(|rate| *rate > 0.0).map(f64::from),
                 UNKNOWN_BYTES_PER_S,
             ),

@@ -17,7 +17,8 @@ fn span(start: u32, end: u32) -> Span {
 /// A server of a copy on some host; copy 0 says nothing.
 fn server(host: u8, (start, end): (u32, u32), copy: u8) -> DirectoryEntry {
     let mut info = ServerInfo::new(model(), span(start, end), ServerState::Online);
-    info.weights = (copy > 0).then(|| BlockHashes::new((start..end).map(|block| hash(copy, block)).collect()).unwrap());
+    info.weights =
+        (copy > 0).then(|| BlockHashes::new((start..end).map(|block| hash(copy, block)).collect(), 8).unwrap());
     let addresses = vec![format!("/ip4/203.0.113.{host}/tcp/1").parse().unwrap()];
     DirectoryEntry { peer: PeerId::random(), info, addresses }
 }
@@ -93,6 +94,22 @@ fn given_hashes_count_alone() {
     let weights = Weights::new(span(0, 4), Some(&known));
     assert_eq!(used(&weights, &servers), [false, false, true, false]);
     assert_eq!(weights.exclusion(&servers[3].info), Some(Exclusion::UnnamedWeights));
+}
+
+#[test]
+fn known_hashes_are_compared_with_what_servers_of_many_blocks_have_room_for() {
+    let hash = |copy: u8, block: u32| WeightsHash(std::array::from_fn(|at| copy + at as u8 + block as u8 % 7));
+    let known = KnownWeights::new(model(), (0..400).map(|block| hash(2, block)).collect());
+    let server = |start: u32, end: u32, copy: u8| {
+        let mut info = ServerInfo::new(model(), span(start, end), ServerState::Online);
+        info.weights = BlockHashes::new((start..end).map(|block| hash(copy, block)).collect(), 400);
+        DirectoryEntry { peer: PeerId::random(), info, addresses: Vec::new() }
+    };
+    let servers = [server(0, 400, 2), server(10, 20, 2), server(0, 400, 3), server(399, 400, 3)];
+    assert!(servers.iter().all(|server| server.info.weights.is_some()));
+    for weights in [Weights::new(span(0, 400), Some(&known)), Weights::new(span(0, 400), None)] {
+        assert_eq!(used(&weights, &servers), [true, true, false, false]);
+    }
 }
 
 #[test]
