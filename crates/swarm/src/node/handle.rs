@@ -17,6 +17,8 @@ use crate::streams::{Admission, Incoming, OpenError, OpenFailure, OpenRequest, P
 
 /// Attempts of one [`SwarmHandle::open_stream`]: a connection may close just when a stream is opened on it.
 const OPEN_ATTEMPTS: usize = 3;
+/// Before the second one, and twice as long before the third: a connection that ends takes no more requests some time before that is told.
+const LOST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for a connected peer to say what it speaks.
 const FIRST_WORDS: Duration = Duration::from_secs(2);
 /// Longest wait for others to take note that this server is leaving.
@@ -323,9 +325,9 @@ impl SwarmHandle {
         timeout: Duration,
     ) -> Result<PeerStream, OpenError> {
         let attempts = async {
-            for _ in 1..OPEN_ATTEMPTS {
+            for attempt in 1..OPEN_ATTEMPTS as u32 {
                 match self.open_once(protocol, peer, addresses).await {
-                    Err(OpenError::ConnectionLost(_)) => {}
+                    Err(OpenError::ConnectionLost(_)) => tokio::time::sleep(LOST_PAUSE * attempt).await,
                     result => return result,
                 }
             }
