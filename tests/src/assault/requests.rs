@@ -159,8 +159,8 @@ impl Id<'_> {
             self.answered(self.step(stream, session, 0, FIRST_ROWS).await?).await?;
             for position in FIRST_ROWS..FIRST_ROWS + MATES_STEPS {
                 let answer = self.step(stream, session, position, 1).await?;
-                // It made room for somebody who has less.
-                if matches!(answer, Response::Refused(Refusal::SessionGone)) {
+                // It made room for somebody who has less, or had no room for a step, behind which none can go on.
+                if matches!(answer, Response::Refused(Refusal::SessionGone | Refusal::BadRequest { .. })) {
                     break;
                 }
                 self.answered(answer).await?;
