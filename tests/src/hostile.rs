@@ -116,11 +116,32 @@ impl HostileServer {
         misbehaviour: Misbehaviour,
         pose: impl FnOnce(ServerInfo) -> ServerInfo,
     ) -> anyhow::Result<Self> {
-        let config = SwarmConfig {
-            listen: vec!["/ip4/127.0.0.1/tcp/0".parse()?],
-            peers: vec![member.clone()],
-            ..SwarmConfig::server()
-        };
+        Self::start_posing(&"/ip4/127.0.0.1/tcp/0".parse()?, member, model, span, misbehaviour, pose).await
+    }
+
+    /// As [`Self::start`], at an address of another network than loopback.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_at(
+        listen: &Multiaddr,
+        member: &Multiaddr,
+        model: &ModelId,
+        span: Span,
+        misbehaviour: Misbehaviour,
+    ) -> anyhow::Result<Self> {
+        Self::start_posing(listen, member, model, span, misbehaviour, |info| info).await
+    }
+
+    async fn start_posing(
+        listen: &Multiaddr,
+        member: &Multiaddr,
+        model: &ModelId,
+        span: Span,
+        misbehaviour: Misbehaviour,
+        pose: impl FnOnce(ServerInfo) -> ServerInfo,
+    ) -> anyhow::Result<Self> {
+        let config = SwarmConfig { listen: vec![listen.clone()], peers: vec![member.clone()], ..SwarmConfig::server() };
         let (swarm, mut incoming) = SwarmNode::start(Identity::generate(), config).await?;
         swarm.wait_connected(Duration::from_secs(10)).await?;
         let honest = honest(&swarm, model, span).await?;

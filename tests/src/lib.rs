@@ -2,8 +2,11 @@
 //! misbehaving servers, comparisons.
 
 mod api;
+mod assault;
 mod attacker;
+mod bystander;
 mod compare;
+mod forger;
 mod giver;
 mod goldens;
 mod hostile;
@@ -20,8 +23,11 @@ mod relay;
 mod wide_area;
 
 pub use api::ApiServer;
+pub use assault::{Assailants, Assault, assail};
 pub use attacker::{AttackStream, Attacker};
+pub use bystander::Bystander;
 pub use compare::{assert_close, assert_curves_close, largest_difference};
+pub use forger::Forger;
 pub use giver::{Giver, Giving};
 pub use goldens::{FAMILIES, Goldens};
 pub use hostile::{HostileServer, Misbehaviour};

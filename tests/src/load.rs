@@ -10,6 +10,7 @@ use petals_protocol::{
     Span, TableSource, Tensor, WireDtype,
 };
 use petals_swarm::{Identity, PeerId, RequestStream, SwarmConfig, SwarmNode};
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 mod leech;
@@ -40,7 +41,7 @@ pub struct Share {
 }
 
 /// The server under load.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
     /// Where it listens, ending in `/p2p/` and its id.
     pub address: String,

@@ -1,236 +1,108 @@
 //! Attackers on hosts of their own, with addresses of their own, beside somebody honest.
 
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use petals_e2e::{Access, AttackStream, Attacker, Goldens, Host, Internet, Node, Tune, assert_curves_close};
-use petals_protocol::{
-    ForwardRequest, Injection, ModelId, PassLayout, Request, Response, RowSource, RowTarget, SessionId, SessionOpen,
-    Span, StepRequest, TableSource, Tensor, WireDtype,
+use petals_e2e::{
+    Access, Assailants, Assault, Bystander, Goldens, Host, Internet, Node, Target, assail, assert_curves_close,
 };
-use petals_swarm::{Multiaddr, PeerId};
 
-/// Says to a process of this test program whom it attacks, and from where: address, model, own address.
-const ATTACK: &str = "PETALS_E2E_ATTACK";
-/// How long an attack goes on at most; it is ended when the honest run has ended.
-const LONGEST: Duration = Duration::from_secs(240);
-/// Ids of each host, and streams that each tries to hold.
-const IDS: usize = 4;
-const STREAMS: usize = 16;
+/// What makes this program do what attackers do.
+pub(crate) const AS_ATTACKER: [&str; 3] = ["--exact", "strangers::attack_from_this_host", "--nocapture"];
+/// Steps of a run beside them.
+const STEPS: usize = 200;
 /// Width of the tiny model.
 const HIDDEN: usize = 32;
-/// How long streams are held on which nothing is asked.
-const HELD: Duration = Duration::from_secs(20);
-const STEPS: &str = "200";
+/// Tokens of a text beside them.
+const TOKENS: usize = 100;
+/// Steps of a run beside passes that the tiny model takes a hundred times as long for as for an honest one, and what each of its steps, of some sixteen
+/// passes one behind the other, may take.
+const FEW_STEPS: usize = 30;
+const LONGEST_STEP: Duration = Duration::from_secs(2);
 
-fn serve(host: &Host, goldens: &Goldens, more: &[&str]) -> anyhow::Result<Node> {
+pub(crate) fn serve(host: &Host, goldens: &Goldens, more: &[&str]) -> anyhow::Result<Node> {
     let model = goldens.model();
     let model = model.to_str().context("a path that is not UTF-8")?;
     let serve = ["serve", "--model", model, "--device", "cpu", "--no-mdns", "--no-upnp", "--blocks", "0..4"];
     Node::start_on(host, &[&serve[..], more].concat())
 }
 
-fn training(host: &Host, goldens: &Goldens, peers: &str, out: &std::path::Path) -> anyhow::Result<Tune> {
-    let tune = Tune::on(host, &["train", "--peers", peers])?.path("--model", &goldens.model());
-    Ok(tune
-        .args(&["--mode", "deep_ptune", "--injection", "replace", "--prefix-len", "5", "--task", "causal-lm"])
-        .args(&["--steps", STEPS, "--batch-size", "32", "--accumulation", "4", "--lr", "0.003", "--no-shuffle"])
-        .args(&["--max-length", "64", "--micro-batch-tokens", "400", "--in-flight", "3"])
-        .path("--data", &Goldens::data("train-causal.jsonl"))
-        .path("--init-from", &goldens.path("init-replace"))
-        .path("--out", out))
-}
-
-/// Losses, and how long the steps took.
-fn run(tune: Tune) -> anyhow::Result<(Vec<f64>, Duration)> {
-    let mut ends = Vec::new();
-    let (losses, finished) = tune.watch(|event| {
-        ends.extend((event["event"] == "step").then(Instant::now));
-        true
-    })?;
-    anyhow::ensure!(finished && ends.len() > 1, "the run failed");
-    Ok((losses, ends[ends.len() - 1] - ends[0]))
-}
-
-/// Processes of this program that attack, ended when dropped.
-struct Attackers(Vec<Child>);
-
-impl Attackers {
-    fn start(hosts: &[&Host], server: &Node) -> anyhow::Result<Self> {
-        let this = std::env::current_exe()?;
-        let model = server.ready["model"].as_str().context("no model")?;
-        let start = |host: &&Host| {
-            let mut command = host.command(&this);
-            command.args(["--exact", "strangers::attack_from_this_host", "--nocapture"]);
-            command.env(ATTACK, format!("{} {model} {}", server.address, host.address()));
-            Ok(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?)
-        };
-        hosts.iter().map(start).collect::<anyhow::Result<_>>().map(Self)
-    }
-
-    /// Whether all of them are still at it.
-    fn are_there(&mut self) -> anyhow::Result<bool> {
-        for child in &mut self.0 {
-            if child.try_wait()?.is_some() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-}
-
-impl Drop for Attackers {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+/// What attackers are after.
+pub(crate) fn target(server: &Node) -> anyhow::Result<Target> {
+    let model = server.ready["model"].as_str().context("no model")?.parse()?;
+    Ok(Target { address: server.address.clone(), model, span: "0..4".parse()?, hidden: HIDDEN })
 }
 
 #[test]
 fn attackers_at_several_addresses_change_nothing_for_somebody_honest() -> anyhow::Result<()> {
-    let Some(internet) = Internet::new(&[Access::Public; 5])? else { return Ok(()) };
-    let (goldens, directory) = (Goldens::load("llama-gqa")?, tempfile::tempdir()?);
-    let mut server = serve(internet.host(0), &goldens, &[])?;
+    // Each of those ids on each of the hosts.
+    let (took, calm) = beside(&[Assault::Claims, Assault::Waits, Assault::Sessions, Assault::Streams], STEPS, &[])?;
+    assert!(took < 10 * calm + Duration::from_secs(10), "it hardly comes to its turn");
+    Ok(())
+}
+
+#[test]
+fn long_passes_and_batch_mates_of_many_change_nothing_for_somebody_honest() -> anyhow::Result<()> {
+    // So little that it is all taken before anything is measured.
+    let memory = ["--request-bytes", "64M", "--kv-bytes", "32M"];
+    let (took, calm) = beside(&[Assault::Passes, Assault::Mates, Assault::Passes, Assault::Mates], FEW_STEPS, &memory)?;
+    // A pass waits for one of the largest, not for all that wait.
+    assert!(took < calm + FEW_STEPS as u32 * LONGEST_STEP, "it hardly comes to its turn");
+    Ok(())
+}
+
+/// Somebody trains and generates beside attackers at three addresses: losses and tokens are those of a calm run, memory and descriptors of the server
+/// do not grow. Returns the longest time of three runs and that in calm; `scripts/bench-strangers` measures it, attack by attack.
+fn beside(assaults: &[Assault], steps: usize, memory: &[&str]) -> anyhow::Result<(Duration, Duration)> {
+    let Some(internet) = Internet::new(&[Access::Public; 5])? else { return Ok((Duration::ZERO, Duration::ZERO)) };
+    let goldens = Goldens::load("llama-gqa")?;
+    let mut server = serve(internet.host(0), &goldens, memory)?;
     server.ready = server.event("ready")?;
-    let client = internet.host(1);
-    let honest = |name: &str| training(client, &goldens, &server.address, &directory.path().join(name)).and_then(run);
+    let honest = Bystander::new(internet.host(1), &goldens, &server.address)?;
     // The first run warms everything up.
-    honest("first")?;
-    let (expected, calm) = honest("calm")?;
+    honest.trains(steps)?;
+    let (expected, calm) = honest.trains(steps)?;
+    let (text, calm_text) = honest.generates(TOKENS)?;
     let without = server.descriptors()?;
     let hosts: Vec<&Host> = (2..5).map(|number| internet.host(number)).collect();
-    let mut attackers = Attackers::start(&hosts, &server)?;
+    let targets = [target(&server)?];
+    let start = |assault: &Assault| Assailants::start(&hosts, &targets, &[*assault], &AS_ATTACKER);
+    let mut attackers = assaults.iter().map(start).collect::<anyhow::Result<Vec<_>>>()?;
     std::thread::sleep(Duration::from_secs(5));
-    let mut samples = Vec::new();
-    let sample = || Ok::<_, anyhow::Error>((server.resident_bytes()?, server.descriptors()?));
-    for round in 0..3 {
-        let (losses, took) = honest(&format!("beside-{round}"))?;
-        let ratio = took.as_secs_f64() / calm.as_secs_f64();
-        eprintln!("strangers: {took:.2?} beside 12 ids at 3 addresses, {calm:.2?} in calm: {ratio:.2} times as long");
+    let (mut samples, mut longest) = (Vec::new(), Duration::ZERO);
+    for _ in 0..3 {
+        let (losses, took) = honest.trains(steps)?;
+        let (tokens, took_text) = honest.generates(TOKENS)?;
+        let ratio = |took: Duration, calm: Duration| took.as_secs_f64() / calm.as_secs_f64();
+        eprintln!(
+            "strangers: beside {assaults:?} at 3 addresses, who got what they wanted {:?} times so far: training takes \
+             {took:.2?}, {:.2} times as long, {TOKENS} tokens {took_text:.2?}, {:.2} times",
+            attackers.iter().map(Assailants::done).collect::<Vec<_>>(),
+            ratio(took, calm),
+            ratio(took_text, calm_text)
+        );
         assert_curves_close("beside attackers", &losses, &expected, 1e-5);
-        assert!(took < 10 * calm + Duration::from_secs(10), "it hardly comes to its turn");
-        assert!(attackers.are_there()?, "an attacker gave up");
-        samples.push(sample()?);
+        assert_eq!(tokens, text, "beside attackers");
+        longest = longest.max(took);
+        for attackers in &mut attackers {
+            assert!(attackers.are_there()? && attackers.done() > 0, "an attacker gave up");
+        }
+        samples.push((server.resident_bytes()?, server.descriptors()?));
     }
     let [(before, _), .., (after, descriptors)] = samples.as_slice() else { anyhow::bail!("no samples") };
     let mib = [before >> 20, after >> 20];
     eprintln!("strangers: {mib:?} MiB after the first and the last run, {descriptors} descriptors at the end");
     assert!(*after <= before + before / 10 + (16 << 20), "the memory of the server grows: {mib:?} MiB");
-    assert!(*descriptors >= without + hosts.len() * IDS, "not all attackers are connected: {without}, {descriptors}");
+    let ids = hosts.len() * assaults.len();
+    assert!(*descriptors >= without + ids, "not all attackers are connected: {without}, {descriptors}");
     assert!(samples[2].1 <= samples[0].1 + 16, "the descriptors of the server grow: {samples:?}");
-    Ok(())
+    Ok((longest, calm))
 }
 
-/// What [`Attackers`] run on their hosts; nothing by itself.
+/// What [`Assailants`] run on their hosts; nothing by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn attack_from_this_host() -> anyhow::Result<()> {
-    let Ok(told) = std::env::var(ATTACK) else { return Ok(()) };
-    let words: Vec<&str> = told.split(' ').collect();
-    let [address, model, own] = words.as_slice() else { anyhow::bail!("{told:?} says nothing") };
-    let address: Multiaddr = address.parse()?;
-    let server: PeerId = address.to_string().rsplit('/').next().unwrap_or_default().parse()?;
-    let model: ModelId = model.parse()?;
-    let attack = async {
-        let mut ids = Vec::new();
-        for kind in 0..IDS {
-            let attacker = Attacker::after(own, (server, vec![address.clone()]), &model).await?;
-            ids.push(async move {
-                loop {
-                    // Whatever the server does about it, it begins again.
-                    let _ = take_what_there_is(&attacker, kind).await;
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
-            });
-        }
-        futures::future::join_all(ids).await;
-        Ok::<_, anyhow::Error>(())
-    };
-    tokio::time::timeout(LONGEST, attack).await.unwrap_or(Ok(()))
-}
-
-/// All the streams that one id gets, and on each of them what takes most.
-async fn take_what_there_is(attacker: &Attacker, kind: usize) -> anyhow::Result<()> {
-    let mut streams = Vec::new();
-    while streams.len() < STREAMS {
-        match attacker.greeted().await {
-            Ok(stream) => streams.push(stream),
-            Err(_) => break,
-        }
-    }
-    anyhow::ensure!(!streams.is_empty(), "no stream");
-    let rounds = streams.iter_mut().map(|stream| async move {
-        match kind {
-            0 => claims(stream).await,
-            1 => waits(stream).await,
-            2 => sessions(stream).await,
-            _ => {
-                let _ = tokio::time::timeout(HELD, stream.ended()).await;
-                Ok(())
-            }
-        }
-    });
-    futures::future::join_all(rounds).await.into_iter().collect()
-}
-
-/// The length of the largest request, and a byte of it each second.
-async fn claims(stream: &mut AttackStream) -> anyhow::Result<()> {
-    let rows = (stream.limits.max_body / (4 * HIDDEN as u64)).min(u64::from(stream.limits.max_rows)) as usize;
-    stream.claim(&Request::Forward(forward(rows as u32)), values(rows), 400).await?;
-    for _ in 0..40 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        stream.send_raw(&[0]).await?;
-    }
-    Ok(())
-}
-
-/// Forwards whose rows are to come from another server, which never come.
-async fn waits(stream: &mut AttackStream) -> anyhow::Result<()> {
-    for number in 0..32u8 {
-        let input = RowSource::Relay(petals_protocol::RelayToken([number; 16]));
-        let request = ForwardRequest { input, deadline_ms: 600_000, ..forward(stream.limits.max_rows) };
-        stream.send(number.into(), &Request::Forward(request), &[]).await?;
-    }
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    Ok(())
-}
-
-/// As many sessions as there are, for as long as can be: a step now and then keeps them.
-async fn sessions(stream: &mut AttackStream) -> anyhow::Result<()> {
-    let step = |session, start, open| {
-        let (session, starts) = (SessionId(session), vec![start]);
-        Request::Step(Box::new(StepRequest { session, forward: forward(1), starts, order: None, open }))
-    };
-    for session in 0..200 {
-        let open = Some(SessionOpen { max_sequences: 1, max_positions: 4096 });
-        if !matches!(stream.ask(&step(session, 0, open), &[values(1)]).await?, Response::Forward(_)) {
-            break;
-        }
-    }
-    for position in 1..20 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        stream.ask(&step(0, position, None), &[values(1)]).await?;
-    }
-    Ok(())
-}
-
-fn forward(rows: u32) -> ForwardRequest {
-    let layout = PassLayout {
-        span: Span::new(0, 4).expect("not empty"),
-        lengths: vec![rows],
-        prefix_len: 0,
-        injection: Injection::None,
-        weights: Default::default(),
-        read_rows: None,
-    };
-    let (input, output, tables) = (RowSource::Inline, RowTarget::Reply, TableSource::Inline);
-    ForwardRequest { layout, tables, stash: None, input, output, reply_dtype: WireDtype::F32, deadline_ms: 10_000 }
-}
-
-fn values(rows: usize) -> Tensor {
-    Tensor::from_f32(WireDtype::F32, &[rows, HIDDEN], &vec![0.1; rows * HIDDEN])
+    assail().await.map(drop)
 }
 
 /// Hosts of the scenario in which records name somebody who is no node.
@@ -280,9 +152,8 @@ fn records_do_not_lead_everybody_to_somebody_who_is_no_node() -> anyhow::Result<
     }
     liars.iter().chain([&server]).try_for_each(|node| node.event("ready").map(drop))?;
     // The client reaches the honest server, whoever else it tries.
-    let client = |name: &str| training(internet.host(2), &goldens, &bootstrap.address, &directory.path().join(name));
-    let (losses, _) = run(client("run")?)?;
-    assert_eq!(losses.len().to_string(), STEPS);
+    let (losses, _) = Bystander::new(internet.host(2), &goldens, &bootstrap.address)?.trains(STEPS)?;
+    assert_eq!(losses.len(), STEPS);
     let count = knocks(victim)?;
     let seconds = started.elapsed().as_secs();
     eprintln!("strangers: {} addresses of the victim in records: {count} connections in {seconds} s", LIARS.len() * 16);

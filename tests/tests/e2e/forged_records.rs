@@ -1,80 +1,12 @@
 //! Records that a stranger puts into the hash table in the name of others.
 
-use std::time::Duration;
-
-use futures::StreamExt;
-use libp2p::kad::{self, Quorum, Record, RecordKey, store::MemoryStore};
-use libp2p::swarm::SwarmEvent;
-use libp2p::{StreamProtocol, Swarm, SwarmBuilder, noise, tcp, yamux};
-use petals_e2e::{Goldens, LocalSwarm};
+use petals_e2e::{Forger, Goldens, LocalSwarm};
 use petals_node::ExecutorConfig;
-use petals_protocol::{ServerInfo, ServerState, encode};
-use petals_swarm::{DirectoryEntry, Identity, Multiaddr, PeerId, fuzzing};
+use petals_protocol::{ServerInfo, ServerState};
+use petals_swarm::{DirectoryEntry, Identity, fuzzing};
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A member of the hash table that is not this project's program.
-struct Forger {
-    swarm: Swarm<kad::Behaviour<MemoryStore>>,
-    members: Vec<PeerId>,
-}
-
-impl Forger {
-    fn new(members: &[(PeerId, Multiaddr)]) -> anyhow::Result<Self> {
-        let mut swarm = SwarmBuilder::with_new_identity()
-            .with_tokio()
-            .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)?
-            .with_behaviour(|key| {
-                let peer = key.public().to_peer_id();
-                let config = kad::Config::new(StreamProtocol::new("/petals-rs/kad/1"));
-                kad::Behaviour::with_config(peer, MemoryStore::new(peer), config)
-            })?
-            .build();
-        for (peer, address) in members {
-            swarm.behaviour_mut().add_address(peer, address.clone());
-        }
-        Ok(Self { swarm, members: members.iter().map(|(peer, _)| *peer).collect() })
-    }
-
-    /// Runs until a query has ended; what it found.
-    async fn finish(&mut self, query: kad::QueryId) -> anyhow::Result<Vec<Vec<u8>>> {
-        let mut found = Vec::new();
-        let run = async {
-            loop {
-                let event = self.swarm.select_next_some().await;
-                let SwarmEvent::Behaviour(kad::Event::OutboundQueryProgressed { id, result, step, .. }) = event else {
-                    continue;
-                };
-                if let kad::QueryResult::GetRecord(Ok(kad::GetRecordOk::FoundRecord(record))) = result {
-                    found.push(record.record.value);
-                }
-                if id == query && step.last {
-                    return;
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, run).await?;
-        Ok(found)
-    }
-
-    /// Asks every member to keep this.
-    async fn put(&mut self, key: &str, value: Vec<u8>) -> anyhow::Result<()> {
-        let members = self.members.clone();
-        let record = Record::new(key.as_bytes().to_vec(), value);
-        let query = self.swarm.behaviour_mut().put_record_to(record, members.into_iter(), Quorum::All);
-        self.finish(query).await.map(drop)
-    }
-
-    async fn get(&mut self, key: &str) -> anyhow::Result<Vec<Vec<u8>>> {
-        let query = self.swarm.behaviour_mut().get_record(RecordKey::new(&key));
-        self.finish(query).await
-    }
-}
-
-fn payload(info: &ServerInfo) -> Vec<u8> {
-    // As in docs/protocol.md: info, addresses, ttl_ms.
-    encode(&(info.to_json(), vec!["/ip4/127.0.0.1/tcp/9".to_owned()], 120_000u32))
-}
+/// What records name: a port where nobody is.
+const NOWHERE: &str = "/ip4/127.0.0.1/tcp/9";
 
 async fn entries(swarm: &LocalSwarm) -> anyhow::Result<Vec<DirectoryEntry>> {
     let mut entries = swarm.client.lookup(&swarm.model, swarm.blocks).await?;
@@ -90,10 +22,11 @@ async fn forged_replayed_and_garbled_records_change_nothing() -> anyhow::Result<
     let members: Vec<_> = servers().map(|node| (node.local_peer(), node.listen_addresses().remove(0))).collect();
     let mut forger = Forger::new(&members)?;
     let (victim, identity) = (members[0].0, Identity::generate());
-    let key = |peer: &PeerId| format!("/petals-rs/server/{}/{peer}", swarm.model);
+    let key = |peer| Forger::server_key(&swarm.model, &peer);
+    let payload = |info: &ServerInfo| Forger::payload(info, NOWHERE);
 
     // What the victim said first; then it says something else.
-    let old = forger.get(&key(&victim)).await?.pop().ok_or_else(|| anyhow::anyhow!("no record of the victim"))?;
+    let old = forger.get(&key(victim)).await?.pop().ok_or_else(|| anyhow::anyhow!("no record of the victim"))?;
     swarm.announce_speed(77.0).await?;
     let expected = entries(&swarm).await?;
     assert_eq!(expected.len(), 3);
@@ -113,7 +46,7 @@ async fn forged_replayed_and_garbled_records_change_nothing() -> anyhow::Result<
         *byte = b'4';
     }
     let own = identity.peer_id();
-    let attempts: Vec<(&str, PeerId, Vec<u8>)> = vec![
+    let attempts: Vec<(&str, petals_swarm::PeerId, Vec<u8>)> = vec![
         ("replayed", victim, old),
         ("signed by somebody else", victim, by_forger.clone()),
         ("tampered with", victim, tampered),
@@ -125,14 +58,14 @@ async fn forged_replayed_and_garbled_records_change_nothing() -> anyhow::Result<
         ("of another model", own, fuzzing::sign_record(&identity, &payload(&other))),
     ];
     for (what, peer, value) in attempts {
-        forger.put(&key(&peer), value.clone()).await?;
+        forger.put(&key(peer), value.clone()).await?;
         let found = entries(&swarm).await?;
         assert_eq!(found, expected, "a record that is {what}");
-        let passed_on = forger.get(&key(&peer)).await?;
+        let passed_on = forger.get(&key(peer)).await?;
         assert!(!passed_on.contains(&value), "a record that is {what} is passed on");
     }
     // What is right is kept, even by a stranger: the others were refused for what they are.
-    forger.put(&key(&own), by_forger.clone()).await?;
-    assert!(forger.get(&key(&own)).await?.contains(&by_forger));
+    forger.put(&key(own), by_forger.clone()).await?;
+    assert!(forger.get(&key(own)).await?.contains(&by_forger));
     Ok(())
 }
