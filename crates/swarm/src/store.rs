@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
@@ -58,6 +58,19 @@ struct Kept {
     span: Span,
     /// The model that is served, and its number of blocks; nothing of a server that has left.
     serves: Option<(ModelId, u32)>,
+    /// The block behind the one that was vouched for last: servers name their blocks in order, and a key says of which block it is only to who hashes that block's name.
+    next: AtomicU32,
+}
+
+impl Kept {
+    /// Whether a block of the span has this key.
+    fn covers(&self, model: &ModelId, key: &RecordKey) -> bool {
+        let next = self.next.load(Ordering::Relaxed).clamp(self.span.start(), self.span.end());
+        let mut blocks = (next..self.span.end()).chain(self.span.start()..next);
+        let found = blocks.find(|block| block_key(model, *block) == *key);
+        found.into_iter().for_each(|block| self.next.store(block + 1, Ordering::Relaxed));
+        found.is_some()
+    }
 }
 
 /// What one peer occupies.
@@ -131,7 +144,8 @@ impl DirectoryStore {
         }
         let blocks = model_blocks.unwrap_or(span.end()).min(MAX_BLOCKS);
         let serves = (state != ServerState::Offline).then_some((model, blocks));
-        let kept = Kept { origin, peer: signed.peer, written_ms, span, serves, record };
+        let next = AtomicU32::new(span.start());
+        let kept = Kept { origin, peer: signed.peer, written_ms, span, serves, next, record };
         self.records.insert(kept.record.key.clone(), kept);
         Ok(())
     }
@@ -171,10 +185,7 @@ impl DirectoryStore {
         let records = self.holdings.get(&entry.provider).into_iter().flat_map(|held| &held.records);
         let mut live =
             records.filter_map(|key| self.records.get(key)).filter(|kept| !kept.record.is_expired(Instant::now()));
-        live.any(|kept| {
-            let of_model = |model: &ModelId| kept.span.blocks().any(|block| block_key(model, block) == entry.key);
-            kept.serves.as_ref().is_some_and(|(model, _)| of_model(model))
-        })
+        live.any(|kept| kept.serves.as_ref().is_some_and(|(model, _)| kept.covers(model, &entry.key)))
     }
 
     /// Lets an entry of whoever has most give way, if there is no room.

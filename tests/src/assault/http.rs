@@ -40,9 +40,8 @@ async fn one(assault: Assault, address: &str, done: &AtomicU64) -> anyhow::Resul
     let mut answer = [0; 1024];
     loop {
         stream.write_all(b" ").await?;
-        match tokio::time::timeout(PAUSE, stream.read(&mut answer)).await {
-            Ok(Ok(0) | Err(_)) => return Ok(()),
-            Ok(Ok(_)) | Err(_) => {}
+        if let Ok(Ok(0) | Err(_)) = tokio::time::timeout(PAUSE, stream.read(&mut answer)).await {
+            return Ok(());
         }
     }
 }

@@ -209,14 +209,32 @@ impl PeerTable {
         });
     }
 
-    /// A pass through a chain of servers took `waited`. What none of them accounts for is charged to each: which one it was shows when another one
-    /// takes its place.
+    /// A pass through a chain of servers took `waited`. What none of them accounts for is charged to those of which least is known, in equal parts; which one it was
+    /// shows when others take their places. What earlier charges explain says nothing new: else whoever was in a chain with someone late would be taken for as late, and with enough of
+    /// those nobody would be left who is not.
     pub(crate) fn chained(&self, hops: &[(PeerId, Measurement)], waited: Duration) {
         let ends = [hops.first(), hops.last()].into_iter().flatten();
         let ways: f64 = ends.map(|(peer, _)| self.of(*peer, |record| record.round_trip(false)) / 2.0).sum();
         let of_hop = |(_, hop): &(PeerId, Measurement)| (hop.computed + hop.queued + hop.handed).as_secs_f64();
         let extra = unaccounted(waited.as_secs_f64(), ways + hops.iter().map(of_hop).sum::<f64>());
-        hops.iter().for_each(|(peer, _)| self.with(*peer, |record| record.unaccounted.add(extra)));
+        let charges: Vec<(PeerId, Option<f64>)> =
+            hops.iter().map(|(peer, _)| (*peer, self.of(*peer, |record| record.unaccounted.least()))).collect();
+        if extra == 0.0 {
+            return charges.iter().for_each(|(peer, _)| self.with(*peer, |record| record.unaccounted.add(0.0)));
+        }
+        let unexplained = extra - charges.iter().filter_map(|(_, charge)| *charge).sum::<f64>();
+        if unexplained <= 0.0 {
+            return;
+        }
+        // Of whom nothing is known, else who was late before, else all of them: whoever was on time may have begun to be late.
+        let doubts: [fn(Option<f64>) -> bool; 3] =
+            [|charge| charge.is_none(), |charge| charge.is_some_and(|charge| charge > 0.0), |_| true];
+        let doubted = doubts.iter().find(|doubt| charges.iter().any(|(_, charge)| doubt(*charge)));
+        let blamed = || charges.iter().filter(|(_, charge)| doubted.is_some_and(|doubt| doubt(*charge)));
+        let each = unexplained / blamed().count().max(1) as f64;
+        for (peer, charge) in blamed() {
+            self.with(*peer, |record| record.unaccounted.add(charge.unwrap_or_default() + each));
+        }
     }
 
     /// Bans the peer, twice as long at each failure in a row, and returns for how long. Failures during a ban do not count:
