@@ -83,6 +83,12 @@ impl<const N: usize> Recent<N> {
         self.0.push_back(value);
     }
 
+    /// Forgets what was before, of which the least would count.
+    fn replace(&mut self, value: f64) {
+        self.0.clear();
+        self.add(value);
+    }
+
     fn least(&self) -> Option<f64> {
         self.0.iter().copied().min_by(f64::total_cmp)
     }
@@ -210,8 +216,8 @@ impl PeerTable {
     }
 
     /// A pass through a chain of servers took `waited`. What none of them accounts for is charged to those of which least is known, in equal parts; which one it was
-    /// shows when others take their places. What earlier charges explain says nothing new: else whoever was in a chain with someone late would be taken for as late, and with enough of
-    /// those nobody would be left who is not.
+    /// shows when others take their places. What earlier charges explain is charged to nobody again: else whoever was in a chain with someone late would be taken for as late, and with
+    /// enough of those nobody would be left who is not.
     pub(crate) fn chained(&self, hops: &[(PeerId, Measurement)], waited: Duration) {
         let ends = [hops.first(), hops.last()].into_iter().flatten();
         let ways: f64 = ends.map(|(peer, _)| self.of(*peer, |record| record.round_trip(false)) / 2.0).sum();
@@ -222,9 +228,14 @@ impl PeerTable {
         if extra == 0.0 {
             return charges.iter().for_each(|(peer, _)| self.with(*peer, |record| record.unaccounted.add(0.0)));
         }
-        let unexplained = extra - charges.iter().filter_map(|(_, charge)| *charge).sum::<f64>();
+        let explained: f64 = charges.iter().filter_map(|(_, charge)| *charge).sum();
+        let unexplained = extra - explained;
         if unexplained <= 0.0 {
-            return;
+            // They were charged too much between them.
+            let late = charges.iter().filter_map(|(peer, charge)| Some((peer, charge.filter(|charge| *charge > 0.0)?)));
+            return late.for_each(|(peer, charge)| {
+                self.with(*peer, |record| record.unaccounted.replace(charge * extra / explained));
+            });
         }
         // Of whom nothing is known, else who was late before, else all of them: whoever was on time may have begun to be late.
         let doubts: [fn(Option<f64>) -> bool; 3] =
@@ -233,7 +244,11 @@ impl PeerTable {
         let blamed = || charges.iter().filter(|(_, charge)| doubted.is_some_and(|doubt| doubt(*charge)));
         let each = unexplained / blamed().count().max(1) as f64;
         for (peer, charge) in blamed() {
-            self.with(*peer, |record| record.unaccounted.add(charge.unwrap_or_default() + each));
+            self.with(*peer, |record| match charge {
+                // A share is no measurement, of which the least would be right: a better one takes its place.
+                Some(charge) if *charge > 0.0 => record.unaccounted.replace(charge + each),
+                _ => record.unaccounted.add(each),
+            });
         }
     }
 

@@ -24,6 +24,8 @@ const ROWS: usize = 16;
 const OF_LANE: usize = 128;
 /// Words of a row that a unit loads at a time, at most.
 const AHEAD: usize = 8;
+/// The same of an expert that was chosen: with more of them CUDA's compiler keeps some registers in memory, in some orders of shared memory.
+const AHEAD_CHOSEN: usize = 4;
 /// Sums that are added at a time where planes cannot.
 const SUMS: usize = 8;
 
@@ -97,7 +99,7 @@ fn start<R: Runtime>(
         format,
         rows,
         taken: if rows <= 2 { 2 } else { 4 },
-        ahead: (OF_LANE / (format.of_word() * rows)).clamp(1, AHEAD),
+        ahead: (OF_LANE / (format.of_word() * rows)).clamp(1, if slots.is_some() { AHEAD_CHOSEN } else { AHEAD }),
         gate: match given.inside {
             Inside::Plain => None,
             Inside::Gated(activation) => Some(activation),

@@ -9,12 +9,14 @@
 use std::env;
 
 use petals_model::{BlockStack, ClientModel, Device, Dtype, ForwardPass, Keep, LossRules, OutputGrads, Stash};
-use petals_protocol::{Injection, Module, Modules, PassLayout, Span, WeightChange};
+use petals_protocol::{Injection, PassLayout, Span, WeightChange};
 
 use golden::{Golden, families};
+use tables::Tables;
 
 mod gguf;
 mod golden;
+mod tables;
 
 const MODES: [&str; 3] = ["ptune", "add", "replace"];
 /// Block ranges of one, two and three servers.
@@ -31,65 +33,6 @@ fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
 struct Swarm {
     client: ClientModel,
     stacks: Vec<BlockStack>,
-}
-
-/// A mode's tables: what enters as prefix and as tables of all blocks.
-struct Tables {
-    injection: Injection,
-    weights: WeightChange,
-    m: usize,
-    prefix: Option<Vec<f32>>,
-    /// Of each block, back to back.
-    tables: Option<Vec<f32>>,
-}
-
-impl Tables {
-    fn read(golden: &Golden, mode: &str) -> Self {
-        let (m, p) = (golden.bytes_of("P").0[0], golden.tensor("P"));
-        let (injection, prefix, tables) = match mode {
-            "ptune" => (Injection::None, Some(p), None),
-            "add" => (Injection::Add, Some(p), Some(golden.tensor("Q_add"))),
-            _ => (Injection::Replace, None, Some([p, golden.tensor("Q_replace")].concat())),
-        };
-        Self { injection, weights: WeightChange::None, m, prefix, tables }
-    }
-
-    /// The tables of all blocks as they go to servers: what replaces the first prefix enters as embeddings do.
-    fn entered(&self, client: &ClientModel) -> Option<Vec<f32>> {
-        let mut tables = self.tables.clone()?;
-        if self.injection == Injection::Replace && self.weights == WeightChange::None {
-            let rows = self.m * client.config().hidden_size;
-            let first = client.enter(tables[..rows].to_vec());
-            tables[..rows].copy_from_slice(&first);
-        }
-        Some(tables)
-    }
-
-    /// The recorded tables of a kind of adapter; see `make_adapters.py`.
-    fn of_kind(adapters: &Golden, kind: &str) -> Self {
-        let number = |name: &str| adapters.scalars[name].as_u64().unwrap() as u32;
-        let injection = match kind {
-            _ if kind.starts_with("prefix") => Injection::KeysValues,
-            _ if kind.starts_with("replace") => Injection::Replace,
-            _ => Injection::None,
-        };
-        let modules = |key: &str, default: Modules| match adapters.scalars[key].as_array() {
-            None => default,
-            Some(names) => {
-                names.iter().map(|name| format!("{}_proj", name.as_str().unwrap()).parse().unwrap()).collect()
-            }
-        };
-        let weights = match kind {
-            _ if kind.ends_with("lora") => {
-                let modules = modules("modules", Module::ALL.into_iter().collect());
-                WeightChange::LowRank { rank: number("rank"), modules }
-            }
-            _ if kind.ends_with("ia3") => WeightChange::Scales { modules: modules("scaled", Modules::SCALED) },
-            _ => WeightChange::None,
-        };
-        let m = if injection == Injection::None { 0 } else { number("rows") as usize };
-        Self { injection, weights, m, prefix: None, tables: Some(adapters.tensor(&format!("tables.{kind}"))) }
-    }
 }
 
 struct Run {

@@ -156,7 +156,7 @@ fn what_nobody_of_a_chain_accounts_for_is_charged_until_one_of_them_is_replaced(
 #[test]
 fn with_many_who_are_late_whoever_is_on_time_is_found_soon() {
     let (table, late) = (PeerTable::default(), Duration::from_millis(900));
-    let spans: [Vec<PeerId>; 2] = std::array::from_fn(|_| (0..8).map(|_| PeerId::random()).collect());
+    let spans: [Vec<PeerId>; 2] = std::array::from_fn(|_| (0..7).map(|_| PeerId::random()).collect());
     let is_honest = |peer: &PeerId| spans.iter().any(|span| span[6..].contains(peer));
     // The late ones say that they are faster, and everybody's queue is what they are charged.
     let cost = |peer: &PeerId| {

@@ -4,9 +4,7 @@
 //! Rows are gathered per expert, so that only the products of chosen experts are computed. Who is chosen has no gradient; the weights do: with
 //! `p` the softmax of the router's scores and `g` the gradients of the weights, `ds = p ∘ (g - sum(p ∘ g))` over whatever the softmax is over.
 
-use super::chosen::ChosenInside;
 use super::mlp::Mlp;
-use super::network::InsideStash;
 use crate::config::{ExpertWeights, ExpertsDesign};
 use crate::engine::Engine;
 
@@ -68,16 +66,13 @@ impl<E: Engine> ExpertsStash<E> {
 }
 
 impl<E: Engine> Experts<E> {
-    /// Chooses experts for the normed rows `x`, and computes those up to the activation; on the device, if it can do that and nothing is kept for a backward.
-    pub(super) fn inside(&self, engine: &E, x: &E::Rows, keep: bool) -> InsideStash<E> {
-        let scores = engine.project(&self.router, x, 0);
-        if let Some(chosen) = (!keep).then(|| ChosenInside::new(engine, self, &scores, x)).flatten() {
-            return InsideStash::Chosen(chosen);
-        }
-        InsideStash::Experts(self.inside_by_host(engine, x, scores))
+    /// The router's scores of the normed rows `x`.
+    pub(super) fn scores(&self, engine: &E, x: &E::Rows) -> E::Rows {
+        engine.project(&self.router, x, 0)
     }
 
-    fn inside_by_host(&self, engine: &E, x: &E::Rows, scores: E::Rows) -> ExpertsStash<E> {
+    /// Chooses experts for the normed rows `x` by their scores, and computes those up to the activation.
+    pub(super) fn inside(&self, engine: &E, x: &E::Rows, scores: E::Rows) -> ExpertsStash<E> {
         let rows = engine.height(x);
         let scores = values(engine, scores, rows * self.design.count);
         let (chosen, of_all) = choose(self.design, &scores);

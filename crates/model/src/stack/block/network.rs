@@ -43,7 +43,14 @@ impl<E: Engine> Network<E> {
                 InsideStash::Activated(mlp.activated(engine, normed))
             }
             Self::Dense(mlp) => InsideStash::Dense(mlp.adapted_inside(engine, normed, given)),
-            Self::Experts(experts) => experts.inside(engine, normed, keep),
+            Self::Experts(experts) => {
+                let scores = experts.scores(engine, normed);
+                let chosen = if keep { None } else { ChosenInside::new(engine, experts, &scores, normed) };
+                match chosen {
+                    Some(chosen) => InsideStash::Chosen(chosen),
+                    None => InsideStash::Experts(experts.inside(engine, normed, scores)),
+                }
+            }
         }
     }
 
