@@ -1,7 +1,7 @@
 //! Up to a thousand servers that place themselves, in simulated time: how well, how often they move, and whether they come to
 //! rest.
 //!
-//! usage: cargo run --release --workspace --example placement_sim -- [SEED]
+//! usage: cargo run --release --example placement_sim -- [SEED]
 
 use petals_node::placement::{Claim, Coverage};
 

@@ -1,6 +1,6 @@
 //! One small server and many clients that ask for more than it can do.
 //!
-//! usage: cargo run --release --workspace --example load -- [CLIENTS] [SECONDS] [LEECHES]
+//! usage: cargo run --release --example load -- [CLIENTS] [SECONDS] [LEECHES]
 //!
 //! Clients differ in how much they ask for, a quarter of them is greedy. Leeches, at an address of their own, claim memory, wait, reserve and hand over for nobody. Prints what each kind got, what the busiest got
 //! beside the least, and the server's memory over time. `petals-node` must have been built.

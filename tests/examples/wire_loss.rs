@@ -1,6 +1,6 @@
 //! What narrow wires and narrow weights do to the loss.
 //!
-//! usage: cargo run --release --workspace --example wire_loss -- [STEPS] [DEVICE]
+//! usage: cargo run --release --example wire_loss -- [STEPS] [DEVICE]
 //!
 //! Tunes the demo model through two servers (real processes over loopback) in each wire dtype, from the same start and in
 //! the same order, and prints the losses beside those of f32. Then the same with blocks and head in every dtype of weights, from a

@@ -1,7 +1,7 @@
 //! Benchmarks that need a swarm of a certain kind: this starts one of real `petals-node` processes on this machine, and
 //! times it with `petals-tune bench`.
 //!
-//! usage: cargo run --release --workspace --example bench -- WHAT
+//! usage: cargo run --release --example bench -- WHAT
 //!
 //!   local [tiny|medium|small|DIR]...            hops, forward and every kind of training step through two servers
 //!   wan [--key VALUES]...                       training over slow links: see `scripts/bench-wan`

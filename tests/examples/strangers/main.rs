@@ -1,6 +1,6 @@
 //! Somebody honest beside attackers, attack by attack.
 //!
-//! usage: cargo run --release --workspace --example strangers -- [ROUNDS] [ATTACK...]
+//! usage: cargo run --release --example strangers -- [ROUNDS] [ATTACK...]
 //!
 //! Two chains of two servers of a tiny model each, a client and attackers, every one a host of its own in network namespaces. In each round the client trains
 //! and generates on the chain that nobody attacks, then on the one that is attacked. Attackers run at the lowest priority: they are on the same machine,
