@@ -37,6 +37,19 @@ pub struct Weight {
 }
 
 impl Weight {
+    /// Memory for one, of whatever was there before, without a table.
+    pub fn empty<R: Runtime>(gpu: &Gpu<R>, format: Format, [inputs, outputs]: [usize; 2]) -> Self {
+        Self {
+            format,
+            inputs,
+            outputs,
+            words: gpu.empty(outputs * format.words_of_row(inputs)),
+            scales: format.is_scaled().then(|| gpu.empty(outputs * format.scale_words_of_row(inputs))),
+            steps: (format == Format::Offset).then(|| gpu.empty(2 * outputs)),
+            table: None,
+        }
+    }
+
     /// Bytes that it occupies.
     pub fn bytes(&self) -> u64 {
         let others = [&self.scales, &self.steps, &self.table];

@@ -109,15 +109,8 @@ fn mixtures(sources: &mut Sources) -> Result<(), Box<dyn Error>> {
 
 /// Memory for a weight.
 fn weight(gpu: &Gpu<Printer>, format: Format, inputs: usize, outputs: usize) -> Weight {
-    Weight {
-        format,
-        inputs,
-        outputs,
-        words: gpu.empty(outputs * format.words_of_row(inputs)),
-        scales: format.is_scaled().then(|| gpu.empty(outputs * format.scale_words_of_row(inputs))),
-        steps: (format == Format::Offset).then(|| gpu.empty(2 * outputs)),
-        table: (format == Format::Table).then(|| gpu.empty(16)),
-    }
+    let table = (format == Format::Table).then(|| gpu.empty(16));
+    Weight { table, ..Weight::empty(gpu, format, [inputs, outputs]) }
 }
 
 /// Where results go.

@@ -133,19 +133,12 @@ impl Linear {
 /// Memory for a weight.
 fn reserved<R: Runtime>(
     gpu: &kernels::Gpu<R>,
-    [inputs, outputs]: [usize; 2],
+    shape: [usize; 2],
     (format, bits): (kernels::Format, Option<Bits>),
 ) -> Weight {
-    Weight {
-        format,
-        inputs,
-        outputs,
-        words: gpu.empty(outputs * format.words_of_row(inputs)),
-        scales: format.is_scaled().then(|| gpu.empty(outputs * format.scale_words_of_row(inputs))),
-        steps: (format == kernels::Format::Offset).then(|| gpu.empty(2 * outputs)),
-        table: (format == kernels::Format::Table)
-            .then(|| gpu.upload(&bits.map(|bits| bits.table().map(f32::from)).unwrap_or_default())),
-    }
+    let table = (format == kernels::Format::Table)
+        .then(|| gpu.upload(&bits.map(|bits| bits.table().map(f32::from)).unwrap_or_default()));
+    Weight { table, ..Weight::empty(gpu, format, shape) }
 }
 
 /// Packs `columns` into some rows of a weight.

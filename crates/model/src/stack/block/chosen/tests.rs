@@ -11,7 +11,6 @@ use crate::stack::tables::Given;
 /// Width of rows.
 const D: usize = 40;
 
-/// Values, of which a few are the same for all experts.
 fn linear<E: Engine>(engine: &E, seed: u64, shape: [usize; 2], dtype: Dtype, bias: bool) -> E::Linear {
     several(engine, seed, shape, (dtype, bias), 1).pop().expect("one was asked for")
 }
