@@ -6,23 +6,24 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `executor.rs` | the thread, and the handle that submits to it |
+//! | `executor.rs` | the handle that submits to the thread |
+//! | `worker`, `background` | the thread, and others for what takes long |
 //! | `pass` | what is submitted, and what comes of it |
 //! | `queue`, `crowd`, `batch` | what runs next, and what runs together |
-//! | `compute`, `steps`, `pauses` | a pass of training, a step of sessions, and steps between the blocks of a pass |
+//! | `compute`, `steps` | a pass of training, a step of sessions |
+//! | `beside`, `pauses` | what is computed while a long pass is, on processors at any moment, on other devices between two blocks |
 //! | `alone` | moments in which nothing is computed for others |
 //! | `stash`, `sessions`, `memory`, `prefixes` | what they leave behind for the next one |
 //! | `work`, `told` | how much it was, and what is told of it |
 //!
 //! Apart from streams because nothing here is asynchronous or knows of frames: what arrives was checked and has its memory.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use petals_model::{BlockStack, Pause, Stash};
+use petals_model::{BlockStack, Stash};
 use petals_protocol::{Refusal, SessionId, Span, StashId};
 use petals_swarm::Party;
 use tokio::sync::oneshot;
@@ -32,7 +33,9 @@ use crate::machine::rooms::Rooms;
 use crate::machine::speed::Speed;
 
 mod alone;
+mod background;
 mod batch;
+mod beside;
 mod compute;
 mod crowd;
 mod memory;
@@ -45,10 +48,10 @@ mod stash;
 mod steps;
 mod told;
 mod work;
+mod worker;
 
-use compute::Compute;
+use beside::Long;
 pub(crate) use pass::{Done, Inputs, Output, Pass, Tables, Work};
-use pauses::Pauses;
 use prefixes::Prefixes;
 use queue::FairQueue;
 use sessions::SessionStore;
@@ -56,6 +59,7 @@ pub use stash::StashPolicy;
 use stash::StashStore;
 pub use work::WorkCount;
 use work::{Share, WorkDone};
+use worker::Worker;
 
 /// Part of the memory for sessions that keeps prefixes which several of them begin with.
 const PREFIX_PART: u64 = 8;
@@ -111,6 +115,8 @@ struct State {
     queue: FairQueue<Party, (Pass, Reply)>,
     /// The span of the pass that is being computed.
     running: Option<Span>,
+    /// A long pass in the background, beside which others can be computed.
+    long: Option<Long>,
     stopping: bool,
     /// How many want that nothing is computed for others.
     for_nobody: usize,
@@ -124,9 +130,10 @@ struct Shared {
     wake: Condvar,
     stashes: Mutex<StashStore<Stash>>,
     sessions: Mutex<SessionStore>,
+    prefixes: Mutex<Prefixes>,
     speed: Arc<Speed>,
     work: WorkDone,
-    rooms: Rooms,
+    config: ExecutorConfig,
     /// Mean time of recent passes in microseconds, for the hint in `Busy`.
     mean_us: AtomicU64,
 }
@@ -148,20 +155,20 @@ impl Executor {
         let queue = FairQueue::new(config.queue, config.queue_per_peer);
         let stacks = vec![Arc::new(blocks)];
         let shared = Arc::new(Shared {
-            state: Mutex::new(State { queue, running: None, stopping: false, for_nobody: 0, stacks }),
+            state: Mutex::new(State { queue, running: None, long: None, stopping: false, for_nobody: 0, stacks }),
             wake: Condvar::new(),
             speed,
             work: WorkDone::default(),
-            rooms: config.rooms.clone(),
             stashes: Mutex::new(StashStore::new(config.stash_bytes, config.stash_lifetime, Stash::reduce)),
             sessions: Mutex::new(SessionStore::new(
                 config.kv_bytes - config.kv_bytes / PREFIX_PART,
                 config.session_lifetime,
             )),
+            prefixes: Mutex::new(Prefixes::new(config.kv_bytes / PREFIX_PART, config.share_prefixes)),
+            config,
             mean_us: AtomicU64::new(0),
         });
-        let prefixes = Prefixes::new(config.kv_bytes / PREFIX_PART, config.share_prefixes);
-        let worker = Worker { config, prefixes, crowd: crowd::Crowd::new(), shared: shared.clone() };
+        let worker = Worker::new(shared.clone());
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -246,7 +253,8 @@ impl ExecutorHandle {
     /// Whether a pass or a stash needs more than the blocks of `span`.
     pub(crate) fn needs_more_than(&self, span: Span) -> bool {
         let state = lock(&self.0.state);
-        let running = state.running.is_some_and(|running| !span.covers(running));
+        let mut running = state.running.into_iter().chain(state.long.map(|long| long.span));
+        let running = running.any(|running| !span.covers(running));
         let waiting = || state.queue.iter().any(|(pass, _)| !span.covers(pass.layout.span));
         running || waiting() || lock(&self.0.stashes).any(|layout| !span.covers(layout.span))
     }
@@ -280,108 +288,12 @@ impl ExecutorHandle {
     }
 }
 
-struct Worker {
-    config: ExecutorConfig,
-    prefixes: Prefixes,
-    /// Of steps.
-    crowd: crowd::Crowd<batch::Comer>,
-    shared: Arc<Shared>,
-}
-
-impl Worker {
-    fn run(mut self) {
-        while let Some((pass, reply, blocks)) = self.next() {
-            // A client that went away or gave up is not worth the computation.
-            if reply.is_closed() || Instant::now() > pass.deadline {
-                continue;
-            }
-            if matches!(pass.work, Work::Step { .. }) {
-                self.run_steps((pass, reply), blocks);
-                continue;
-            }
-            let started = Instant::now();
-            let queued = started.saturating_duration_since(pass.arrived);
-            let (left, work) = (left_stash(&pass), work_of_forward(&pass));
-            // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
-            // and must cost this request only.
-            let (shared, rooms) = (self.shared.clone(), self.config.rooms.clone());
-            let (pass_bytes, policy) = (self.config.pass_bytes, self.config.stash_policy);
-            let pauses = Mutex::new(Pauses::new(&mut self));
-            let pause = || lock(&pauses).pause();
-            let compute = Compute { blocks, rooms, pass_bytes, policy, pause: &pause };
-            let run = || compute.run(pass, &shared.stashes);
-            let output = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
-                tracing::error!("a pass panicked");
-                Err(Refusal::Internal { what: "the computation failed".into() })
-            });
-            let paused = lock(&pauses).spent;
-            // What others' tokens took is not this pass's, which waited meanwhile.
-            let (computed, queued) = (started.elapsed().saturating_sub(paused), queued + paused);
-            self.record(computed);
-            if let Some((rows, blocks)) = work.filter(|_| output.is_ok()) {
-                self.shared.speed.ran(rows, blocks, computed);
-            }
-            let unwanted =
-                reply.send(output.map(|(output, passes)| Done { output, passes, queued, computed })).is_err();
-            if let Some(stash) = left.filter(|_| unwanted) {
-                // The request was given up meanwhile, and its stash forgotten before it was there.
-                lock(&self.shared.stashes).forget(stash);
-            }
-        }
-    }
-
-    fn compute<'a>(&self, blocks: Arc<BlockStack>, pause: Pause<'a>) -> Compute<'a> {
-        let ExecutorConfig { pass_bytes, stash_policy: policy, .. } = self.config;
-        Compute { blocks, rooms: self.config.rooms.clone(), pass_bytes, policy, pause }
-    }
-
-    /// The next pass, and the blocks to run it on.
-    fn next(&self) -> Option<(Pass, Reply, Arc<BlockStack>)> {
-        let mut state = lock(&self.shared.state);
-        state.running = None;
-        loop {
-            if state.stopping {
-                while let Some((_, reply)) = state.queue.pop() {
-                    let _ = reply.send(Err(Refusal::Draining));
-                }
-                return None;
-            }
-            if let Some((pass, reply)) = state.queue.pop() {
-                let asked = pass.layout.span;
-                if let Some(blocks) = state.stacks.iter().find(|blocks| blocks.span().covers(asked)) {
-                    let blocks = blocks.clone();
-                    state.running = Some(asked);
-                    return Some((pass, reply, blocks));
-                }
-                // The node moved while the pass waited.
-                let _ = reply.send(Err(match state.stacks.first() {
-                    Some(blocks) => Refusal::WrongSpan { asked, served: blocks.span() },
-                    None => Refusal::Draining,
-                }));
-                continue;
-            }
-            state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
+impl Shared {
+    /// A pass took so long.
     fn record(&self, computed: Duration) {
-        self.shared.work.computed(computed);
+        self.work.computed(computed);
         let new = computed.as_micros() as u64;
-        let old = self.shared.mean_us.load(Ordering::Relaxed);
-        self.shared.mean_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);
-    }
-}
-
-/// Rows and blocks of a forward.
-fn work_of_forward(pass: &Pass) -> Option<(usize, usize)> {
-    let layout = &pass.layout;
-    matches!(pass.work, Work::Forward { .. }).then(|| (layout.tokens() + layout.prefix_rows(), layout.span.len()))
-}
-
-/// What a forward leaves behind.
-fn left_stash(pass: &Pass) -> Option<(u64, StashId)> {
-    match pass.work {
-        Work::Forward { stash: Some(stash), .. } => Some((pass.stream, stash)),
-        _ => None,
+        let old = self.mean_us.load(Ordering::Relaxed);
+        self.mean_us.store(if old == 0 { new } else { (7 * old + new) / 8 }, Ordering::Relaxed);
     }
 }

@@ -2,15 +2,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use petals_model::BlockStack;
 use petals_protocol::{BlockPasses, Refusal, Span, StashLevel};
 
+use super::beside::{self, MOST_ROWS, is_tokens};
+use super::compute::Compute;
 use super::pass::{Done, Output, Pass, Work};
 use super::sessions::SessionKey;
 use super::steps::{self, Step, Stepped};
-use super::{Reply, State, Worker};
+use super::worker::{Worker, is_unwanted};
+use super::{Reply, Shared, State};
 use crate::lock::lock;
 
 /// Rows of a batch. More would keep those that come meanwhile waiting for longer than they gain.
@@ -31,7 +34,7 @@ fn rows_of(pass: &Pass) -> usize {
 }
 
 impl Worker {
-    pub(super) fn came(&mut self, pass: &Pass) {
+    fn came(&mut self, pass: &Pass) {
         if let Some(who) = comer(pass) {
             self.crowd.came(who, pass.arrived);
         }
@@ -42,9 +45,12 @@ impl Worker {
         let span = first.0.layout.span;
         let mut rows = rows_of(&first.0);
         let mut batch = vec![first];
+        // Whoever can be computed while others go on is not computed with them.
+        let (rate, stack) = (self.shared.speed.forward_rate(), blocks.clone());
+        let is_long = |pass: &Pass| beside::on_processors(&stack) && beside::is_long(pass, &stack, rate);
         let mut fits = |(pass, _): &(Pass, Reply)| {
             let more = matches!(pass.work, Work::Step { .. }) && pass.layout.span == span;
-            let fits = more && rows + rows_of(pass) <= MAX_ROWS;
+            let fits = more && rows + rows_of(pass) <= MAX_ROWS && !is_long(pass);
             rows += if fits { rows_of(pass) } else { 0 };
             fits
         };
@@ -65,52 +71,76 @@ impl Worker {
         self.compute_steps(batch, blocks, span, began);
     }
 
-    /// Runs steps of one span that have been taken out of the queue, and answers them.
-    pub(super) fn compute_steps(
-        &mut self,
-        batch: Vec<(Pass, Reply)>,
-        blocks: Arc<BlockStack>,
-        span: Span,
-        began: Instant,
-    ) {
-        let started = Instant::now();
-        let rows: usize = batch.iter().map(|(pass, _)| rows_of(pass)).sum();
-        let (mut steps, mut waiting) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
-        for (pass, reply) in batch {
-            let queued = started.saturating_duration_since(pass.arrived);
-            let Pass { party, stream, layout, work, deadline, .. } = pass;
-            let Work::Step { inputs, session, starts, order, open } = work else { continue };
-            if reply.is_closed() || started > deadline {
-                continue;
-            }
-            waiting.push((reply, queued, (stream, session)));
-            steps.push(Step { key: (stream, session), party, layout, inputs, starts, order, open });
-        }
-        let compute = self.compute(blocks, &|| ());
-        let run = || steps::run(&compute, &self.shared.sessions, &mut self.prefixes, steps);
-        let results = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
-            tracing::error!("a step panicked");
-            waiting.iter().for_each(|(.., key)| lock(&self.shared.sessions).abandon(*key));
-            Vec::new()
+    /// Runs tokens and those of others that could go with them, beside a long pass. Nobody is waited for.
+    pub(super) fn run_tokens(&mut self, first: (Pass, Reply), blocks: Arc<BlockStack>) {
+        let (span, mut rows) = (first.0.layout.span, first.0.layout.tokens());
+        let mut batch = vec![first];
+        let others = lock(&self.shared.state).queue.pop_those(&mut |(pass, _)| {
+            let tokens = pass.layout.tokens();
+            let fits = is_tokens(pass) && pass.layout.span == span && rows + tokens <= MOST_ROWS;
+            rows += if fits { tokens } else { 0 };
+            fits
         });
-        let computed = started.elapsed();
-        self.record(computed);
+        batch.extend(others);
+        batch.iter().for_each(|(pass, _)| self.came(pass));
+        self.compute_steps(batch, blocks, span, Instant::now());
+    }
+
+    /// Runs steps of one span that have been taken out of the queue, and answers them.
+    fn compute_steps(&mut self, batch: Vec<(Pass, Reply)>, blocks: Arc<BlockStack>, span: Span, began: Instant) {
+        let (started, rows) = (Instant::now(), batch.iter().map(|(pass, _)| rows_of(pass)).sum::<usize>());
+        let compute = Compute::new(blocks, &self.shared.config, &|| ());
+        let (answered, computed) = answer_steps(&self.shared, &compute, batch, || Duration::ZERO);
         let more = lock(&self.shared.state).queue.len();
-        tracing::debug!(steps = waiting.len(), rows, more, ?computed, waited = ?started - began, "steps computed");
-        self.crowd.computed(waiting.len(), more, computed);
-        let passes = BlockPasses { forward: span.len() as u32, backward: 0 };
-        let mut results = results.into_iter();
-        for (reply, queued, key) in waiting {
-            self.crowd.answered((key, span));
-            let failed = || Err(Refusal::Internal { what: "the computation failed".into() });
-            let done = results.next().unwrap_or_else(failed).map(|Stepped { text, prefix }| {
-                let output = Output::Forward { text, prefix, stash: StashLevel::None, keys_values: None };
-                Done { output, passes, queued, computed }
-            });
-            if reply.send(done).is_err() {
-                // The request was given up meanwhile. A client that goes on opens the session again.
-                lock(&self.shared.sessions).end(key);
-            }
+        tracing::debug!(steps = answered.len(), rows, more, ?computed, waited = ?started - began, "steps computed");
+        self.crowd.computed(answered.len(), more, computed);
+        answered.into_iter().for_each(|key| self.crowd.answered((key, span)));
+    }
+}
+
+/// Computes steps of one span together and answers them. Whose they were, and how long it took but for what `others` say that was theirs.
+pub(super) fn answer_steps(
+    shared: &Shared,
+    compute: &Compute<'_>,
+    batch: Vec<(Pass, Reply)>,
+    others: impl Fn() -> Duration,
+) -> (Vec<SessionKey>, Duration) {
+    let started = Instant::now();
+    let (mut steps, mut waiting, mut blocks) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()), 0);
+    for (pass, reply) in batch {
+        if is_unwanted(&pass, &reply) {
+            continue;
+        }
+        let queued = started.saturating_duration_since(pass.arrived);
+        let Pass { party, stream, layout, work, .. } = pass;
+        let Work::Step { inputs, session, starts, order, open } = work else { continue };
+        blocks = layout.span.len();
+        waiting.push((reply, queued, (stream, session)));
+        steps.push(Step { key: (stream, session), party, layout, inputs, starts, order, open });
+    }
+    let run = || steps::run(compute, &shared.sessions, &shared.prefixes, steps);
+    let results = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        tracing::error!("a step panicked");
+        waiting.iter().for_each(|(.., key)| lock(&shared.sessions).abandon(*key));
+        Vec::new()
+    });
+    let others = others();
+    let computed = started.elapsed().saturating_sub(others);
+    shared.record(computed);
+    let passes = BlockPasses { forward: blocks as u32, backward: 0 };
+    let (mut results, mut answered) = (results.into_iter(), Vec::with_capacity(waiting.len()));
+    for (reply, queued, key) in waiting {
+        let queued = queued + others;
+        let failed = || Err(Refusal::Internal { what: "the computation failed".into() });
+        let done = results.next().unwrap_or_else(failed).map(|Stepped { text, prefix }| {
+            let output = Output::Forward { text, prefix, stash: StashLevel::None, keys_values: None };
+            Done { output, passes, queued, computed }
+        });
+        answered.push(key);
+        if reply.send(done).is_err() {
+            // The request was given up meanwhile. A client that goes on opens the session again.
+            lock(&shared.sessions).end(key);
         }
     }
+    (answered, computed)
 }

@@ -8,6 +8,7 @@ use petals_model::{
 };
 use petals_protocol::{BlockPasses, PassLayout, Refusal, Span, StashId, StashLevel};
 
+use super::ExecutorConfig;
 use super::pass::{Inputs, Output, Pass, Work};
 use super::stash::{Size, Sizes, StashPolicy, StashStore};
 use crate::lock::lock;
@@ -25,7 +26,20 @@ pub(crate) struct Compute<'a> {
     pub(crate) pause: Pause<'a>,
 }
 
-impl Compute<'_> {
+impl<'a> Compute<'a> {
+    /// On `blocks`, within what `config` allows; between two blocks there is a `pause`.
+    pub(crate) fn new(blocks: Arc<BlockStack>, config: &ExecutorConfig, pause: Pause<'a>) -> Self {
+        let ExecutorConfig { pass_bytes, stash_policy: policy, .. } = *config;
+        Self { blocks, rooms: config.rooms.clone(), pass_bytes, policy, pause }
+    }
+
+    /// Bytes that a training pass takes at its best.
+    pub(crate) fn wanted(&self, pass: &Pass) -> u64 {
+        let repeats = matches!(pass.work, Work::Backward { stash: None, .. });
+        let again = if repeats { self.stash_bytes(&pass.layout) } else { 0 };
+        self.activation_bytes(&pass.layout).saturating_add(again)
+    }
+
     /// Runs a pass whose request was checked. Memory is weighed before anything is allocated.
     pub(crate) fn run(&self, pass: Pass, stashes: &Mutex<StashStore<Stash>>) -> Result<(Output, BlockPasses), Refusal> {
         let Pass { stream, layout, work, rounded, .. } = pass;

@@ -145,30 +145,71 @@ impl<K: Owner, T> FairQueue<K, T> {
     /// Takes all that fits of the items that are next in their lanes, those first for whom least was done; they count as the lanes' shares like others.
     pub(crate) fn pop_those(&mut self, fits: &mut impl FnMut(&T) -> bool) -> Vec<T> {
         let mut taken = Vec::new();
-        let waiting = |(at, place): (&K::Place, &Place<K, T>)| {
-            let lanes = place.lanes.iter().filter(|(_, lane)| lane.len() > 0);
-            lanes.map(|(key, _)| (*at, *key)).collect::<Vec<_>>()
-        };
-        let mut candidates: Vec<(K::Place, K)> = self.places.iter().flat_map(waiting).collect();
-        while let Some((number, (at, key))) = candidates.iter().copied().enumerate().min_by_key(|(_, (at, key))| {
-            let place = self.places.get(at);
-            let lane = place.and_then(|place| place.lanes.get(key));
-            (place.map(|place| (place.done, place.turn)), lane.map(|lane| (lane.done, lane.turn)))
-        }) {
-            let place = self.places.get_mut(&at);
-            let lane = place.and_then(|place| Some((place.lanes.get_mut(&key)?, &mut place.len, &mut place.done)));
-            let Some((lane, len, done)) = lane.filter(|(lane, ..)| lane.front().is_some_and(&mut *fits)) else {
+        let mut candidates = self.waiting();
+        while let Some((number, owner)) =
+            candidates.iter().copied().enumerate().min_by_key(|(_, owner)| self.had(*owner))
+        {
+            if self.front(owner).is_some_and(&mut *fits)
+                && let Some(item) = self.take(owner)
+            {
+                taken.push(item);
+            } else {
                 candidates.swap_remove(number);
-                continue;
-            };
-            let Some((cost, item)) = lane.pop() else { continue };
-            lane.done = lane.done.saturating_add(cost);
-            *done = done.saturating_add(cost);
-            *len -= 1;
-            self.len -= 1;
-            taken.push(item);
+            }
         }
         taken
+    }
+
+    /// Takes that item which fits of those that are next in their lanes, of whom least was done for. What fits may depend on whether less was done for its owner than
+    /// for `other`: at another address for all together, at the same one for its lane.
+    pub(crate) fn pop_beside(&mut self, other: K, fits: &mut impl FnMut(&T, bool) -> bool) -> Option<T> {
+        let mut candidates = self.waiting();
+        candidates.sort_by_key(|owner| self.had(*owner));
+        let chosen = candidates.into_iter().find(|owner| {
+            let less = self.had_less(*owner, other);
+            self.front(*owner).is_some_and(|item| fits(item, less))
+        })?;
+        self.take(chosen)
+    }
+
+    /// Owners of lanes in which something waits.
+    fn waiting(&self) -> Vec<K> {
+        let lanes = self.places.values().flat_map(|place| &place.lanes);
+        lanes.filter(|(_, lane)| lane.len() > 0).map(|(key, _)| *key).collect()
+    }
+
+    /// What was done for the place of `owner` and for its lane, to order them by.
+    fn had(&self, owner: K) -> Option<[(u64, u64); 2]> {
+        let place = self.places.get(&owner.place())?;
+        let lane = place.lanes.get(&owner)?;
+        Some([(place.done, place.turn), (lane.done, lane.turn)])
+    }
+
+    /// Whether less was done for `one` than for `other`. Whoever is not known has had as much as those that were served last.
+    fn had_less(&self, one: K, other: K) -> bool {
+        let (places, at) = (&self.places, one.place());
+        let Some(place) = places.get(&at) else { return false };
+        if at != other.place() {
+            return place.done < places.get(&other.place()).map_or(self.level, |other| other.done);
+        }
+        let of_other = place.lanes.get(&other).map_or(place.level, |other| other.done);
+        place.lanes.get(&one).is_some_and(|lane| lane.done < of_other)
+    }
+
+    fn front(&self, owner: K) -> Option<&T> {
+        self.places.get(&owner.place())?.lanes.get(&owner)?.front()
+    }
+
+    /// Takes the next item of a lane, out of turn.
+    fn take(&mut self, owner: K) -> Option<T> {
+        let place = self.places.get_mut(&owner.place())?;
+        let lane = place.lanes.get_mut(&owner)?;
+        let (cost, item) = lane.pop()?;
+        lane.done = lane.done.saturating_add(cost);
+        place.done = place.done.saturating_add(cost);
+        place.len -= 1;
+        self.len -= 1;
+        Some(item)
     }
 
     /// Takes the next item of the lane for which least was done, at the place for which least was done.

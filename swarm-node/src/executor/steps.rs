@@ -62,7 +62,7 @@ struct Opened {
 pub(crate) fn run(
     compute: &Compute<'_>,
     store: &Mutex<SessionStore>,
-    prefixes: &mut Prefixes,
+    prefixes: &Mutex<Prefixes>,
     steps: Vec<Step>,
 ) -> Vec<Result<Stepped, Refusal>> {
     let mut results: Vec<Option<Result<Stepped, Refusal>>> = steps.iter().map(|_| None).collect();
@@ -120,7 +120,7 @@ pub(crate) fn run(
 fn run_batch(
     compute: &Compute,
     store: &Mutex<SessionStore>,
-    prefixes: &mut Prefixes,
+    prefixes: &Mutex<Prefixes>,
     mut ready: Vec<Ready>,
 ) -> Vec<(usize, Result<Stepped, Refusal>)> {
     let blocks = &compute.blocks;
@@ -164,7 +164,7 @@ fn failed() -> Refusal {
 fn prepare(
     compute: &Compute,
     store: &Mutex<SessionStore>,
-    prefixes: &mut Prefixes,
+    prefixes: &Mutex<Prefixes>,
     number: usize,
     step: Step,
 ) -> Result<Ready, Refusal> {
@@ -181,6 +181,8 @@ fn prepare(
         let mut session = lock(store).admit(key, party, layout.span, limits, memory)?;
         let values = tables.as_ref().map(Tables::values);
         let longest = limits.max_positions as usize;
+        // For as long as a prefix is computed: two who open with the same one compute it once.
+        let prefixes = &mut *lock(prefixes);
         let is_long = blocks.config().is_long(longest);
         let content = PrefixKey::new(&layout, prefix.as_deref(), values, is_long);
         let text_key = prefixes.key(content, party.peer, key.1);
@@ -334,7 +336,7 @@ fn step(blocks: &BlockStack, ready: &mut [Ready]) -> Result<Vec<Vec<f32>>, Optio
 fn finish(
     compute: &Compute,
     store: &Mutex<SessionStore>,
-    prefixes: &mut Prefixes,
+    prefixes: &Mutex<Prefixes>,
     ready: Ready,
     computed: Vec<f32>,
 ) -> Stepped {
@@ -349,7 +351,7 @@ fn finish(
 
 impl Opened {
     /// The outputs of all rows that are read, those that were known included. What was computed is kept for others.
-    fn outputs(self, compute: &Compute, prefixes: &mut Prefixes, session: &Session, computed: Vec<f32>) -> Vec<f32> {
+    fn outputs(self, compute: &Compute, prefixes: &Mutex<Prefixes>, session: &Session, computed: Vec<f32>) -> Vec<f32> {
         let Self { key, text, read, rows, behind } = self;
         let hidden = compute.blocks.config().hidden_size;
         let page_bytes = compute.page_bytes(session.span);
@@ -370,7 +372,7 @@ impl Opened {
         };
         if let [cache] = session.sequences.as_slice() {
             let behind = read.is_none().then_some(all.as_slice());
-            prefixes.keep_opening(key, &text, (cache, session.prefix_rows), behind, page_bytes);
+            lock(prefixes).keep_opening(key, &text, (cache, session.prefix_rows), behind, page_bytes);
         }
         all
     }

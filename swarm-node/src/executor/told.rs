@@ -49,7 +49,7 @@ impl ExecutorHandle {
     /// Passes waiting or running.
     pub(crate) fn depth(&self) -> usize {
         let state = lock(&self.0.state);
-        state.queue.len() + usize::from(state.running.is_some())
+        state.queue.len() + usize::from(state.running.is_some()) + usize::from(state.long.is_some())
     }
 
     /// Bytes of stash held.
@@ -59,7 +59,8 @@ impl ExecutorHandle {
 
     /// Tokens of sessions over all blocks for which there is room, and what sessions have taken, in bytes.
     pub(crate) fn session_room(&self) -> (u64, u64) {
-        let of_page = |blocks: Arc<BlockStack>| self.0.rooms.kept(&blocks, |place| place.kv_page_bytes(blocks.span()));
+        let of_page =
+            |blocks: Arc<BlockStack>| self.0.config.rooms.kept(&blocks, |place| place.kv_page_bytes(blocks.span()));
         let page = self.blocks().map_or(0, of_page);
         let sessions = lock(&self.0.sessions);
         (sessions.tokens_left(page), sessions.bytes())

@@ -54,6 +54,12 @@ impl Mean {
     }
 }
 
+impl State {
+    fn forward_rate(&self) -> f64 {
+        self.forward.rate().unwrap_or(self.measured.forward)
+    }
+}
+
 impl Speed {
     pub(crate) fn new(measured: Rates) -> Self {
         let (forward, decode) = (Mean::default(), Mean::default());
@@ -100,10 +106,12 @@ impl Speed {
         if let Some(fixed) = state.fixed {
             return fixed;
         }
-        Rates {
-            forward: state.forward.rate().unwrap_or(state.measured.forward),
-            decode: state.decode.rate().unwrap_or(state.measured.decode),
-        }
+        Rates { forward: state.forward_rate(), decode: state.decode.rate().unwrap_or(state.measured.decode) }
+    }
+
+    /// Rows times blocks per second of forwards, whatever others are told.
+    pub(crate) fn forward_rate(&self) -> f64 {
+        lock(&self.0).forward_rate()
     }
 
     /// Bytes per second that the link was seen to carry, if anything was.

@@ -159,3 +159,28 @@ fn who_had_least_goes_along_first() {
     assert_eq!((count('a'), count('b'), count('c')), (2, 2, 2), "{batch:?}");
     assert_eq!(queue.len(), 62);
 }
+
+#[test]
+fn who_had_less_goes_beside_whoever_is_being_served() {
+    let mut queue = FairQueue::new(100, 100);
+    for (owner, cost) in [((1, 1), 100), ((1, 1), 1), ((1, 2), 2), ((2, 1), 3), ((2, 2), 300)] {
+        assert!(queue.push(owner, cost, cost, false).is_ok());
+    }
+    assert_eq!(queue.pop(), Some(100), "of the first");
+    let beside = |queue: &mut FairQueue<(u8, u8), u64>| queue.pop_beside((1, 1), &mut |_, less| less);
+    let order: Vec<u64> = std::iter::from_fn(|| beside(&mut queue)).collect();
+    assert_eq!(
+        order,
+        [3, 300, 2],
+        "the other address until it had more, then the other peer of the same one; itself never"
+    );
+    let mut told = Vec::new();
+    assert_eq!(
+        queue.pop_beside((1, 1), &mut |item, less| {
+            told.push((*item, less));
+            false
+        }),
+        None
+    );
+    assert_eq!((told, queue.len()), (vec![(1, false)], 1));
+}

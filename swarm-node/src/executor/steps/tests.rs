@@ -18,7 +18,7 @@ fn someone() -> Party {
 struct Server {
     compute: Compute<'static>,
     store: Mutex<SessionStore>,
-    prefixes: Prefixes,
+    prefixes: Mutex<Prefixes>,
     /// Who opens sessions.
     party: Party,
     next: u64,
@@ -32,7 +32,13 @@ impl Server {
         let blocks = Arc::new(fixture::stack());
         let (rooms, policy) = (Rooms::default(), StashPolicy::Auto);
         let compute = Compute { blocks, rooms, pass_bytes: 1 << 30, policy, pause: &|| () };
-        Self { compute, store: Mutex::new(store), prefixes: Prefixes::new(budget, false), party: someone(), next: 0 }
+        Self {
+            compute,
+            store: Mutex::new(store),
+            prefixes: Mutex::new(Prefixes::new(budget, false)),
+            party: someone(),
+            next: 0,
+        }
     }
 
     fn hidden(&self) -> usize {
@@ -78,7 +84,7 @@ impl Server {
     }
 
     fn step(&mut self, step: Step) -> Stepped {
-        let results = run(&self.compute, &self.store, &mut self.prefixes, vec![step]);
+        let results = run(&self.compute, &self.store, &self.prefixes, vec![step]);
         results.into_iter().next().unwrap().unwrap()
     }
 }
@@ -124,8 +130,8 @@ fn texts_that_begin_like_others_give_what_they_would_alone() {
                 assert_close(&format!("{what}, after {start}"), &got, &expected);
             }
         }
-        assert_eq!(fresh.prefixes.len(), 0);
-        assert!(shared.prefixes.len() > 2, "the adapter's rows and two pages at least");
+        assert_eq!(lock(&fresh.prefixes).len(), 0);
+        assert!(lock(&shared.prefixes).len() > 2, "the adapter's rows and two pages at least");
     }
 }
 
@@ -147,15 +153,15 @@ fn a_known_beginning_is_not_computed_again() {
         read_rows: None,
     };
     let key = PrefixKey::new(&layout(3, injection), None, Some(&tables), false);
-    let key = server.prefixes.key(key, server.party.peer, SessionId(0));
+    let key = lock(&server.prefixes).key(key, server.party.peer, SessionId(0));
     let bare = PrefixKey::new(&layout(0, Injection::None), None, None, false);
-    let mut known = |text: &[f32], read| server.prefixes.opening(key, text, d, read).map(|found| found.rows);
+    let known = |text: &[f32], read| lock(&server.prefixes).opening(key, text, d, read).map(|found| found.rows);
     assert_eq!(known(&text, 0), Some(128));
     assert_eq!(known(&text[..128 * d], 0), Some(64), "one row at least is left");
     assert_eq!(known(&text[d..], 0), None);
     let other = [&text[..100 * d], &values(9, 60 * d)].concat();
     assert_eq!(known(&other, 0), Some(64));
-    assert_eq!(server.prefixes.opening(bare, &text, d, 0).map(|o| o.rows), None);
+    assert_eq!(lock(&server.prefixes).opening(bare, &text, d, 0).map(|o| o.rows), None);
 }
 
 #[test]
@@ -172,14 +178,14 @@ fn what_one_peer_began_with_is_not_there_for_another() {
         (true, false, [1, 0], false),
     ] {
         let mut server = Server::new(1 << 30);
-        server.prefixes = Prefixes::new(1 << 30, shared);
+        server.prefixes = Mutex::new(Prefixes::new(1 << 30, shared));
         let text = values(7, 150 * server.hidden());
         let mut new_bytes = [0, 0];
         for (new, salt) in new_bytes.iter_mut().zip(salts) {
             server.next = salted(salt).0 + server.next % 100;
-            let before = server.prefixes.meter().bytes();
+            let before = lock(&server.prefixes).meter().bytes();
             server.open(Injection::Replace, &text, None);
-            *new = server.prefixes.meter().bytes() - before;
+            *new = lock(&server.prefixes).meter().bytes() - before;
             if other {
                 server.party = someone();
             }
@@ -195,12 +201,12 @@ fn a_small_budget_keeps_the_newest() {
     let d = server.hidden();
     let blocks = server.compute.blocks.clone();
     let page = blocks.kv_page_bytes(blocks.span());
-    server.prefixes = Prefixes::new(3 * (page + 4 * (PAGE_TOKENS * d) as u64), false);
+    server.prefixes = Mutex::new(Prefixes::new(3 * (page + 4 * (PAGE_TOKENS * d) as u64), false));
     for seed in 0..10 {
         server.open(Injection::Replace, &values(seed, 140 * d), None);
     }
-    assert!(server.prefixes.bytes() <= 3 * (page + 4 * (PAGE_TOKENS * d) as u64));
-    assert!((1..=4).contains(&server.prefixes.len()), "{}", server.prefixes.len());
+    assert!(lock(&server.prefixes).bytes() <= 3 * (page + 4 * (PAGE_TOKENS * d) as u64));
+    assert!((1..=4).contains(&lock(&server.prefixes).len()), "{}", lock(&server.prefixes).len());
 }
 
 #[test]
@@ -224,7 +230,7 @@ fn an_opening_that_is_refused_for_memory_leaves_no_session() {
     let inputs = Inputs { text: values(1, 200 * d), prefix: None, tables: None };
     let open = Some(SessionOpen { max_sequences: 1, max_positions: 400 });
     let step = Step { key, party: someone(), layout: asked, inputs, starts: vec![0], order: None, open };
-    let refused = run(&server.compute, &server.store, &mut server.prefixes, vec![step]).remove(0);
+    let refused = run(&server.compute, &server.store, &server.prefixes, vec![step]).remove(0);
     assert!(matches!(refused, Err(Refusal::TooLarge { .. })), "{refused:?}");
     let store = lock(&server.store);
     assert_eq!((store.len(), store.bytes()), (0, 0));

@@ -1,0 +1,103 @@
+//! What is computed while a long pass is, so that nobody waits for all of it.
+//!
+//! Tokens, whoever's they are, and passes that are much smaller than the long one, of whoever had less. Both in turn with it: no more of the time is
+//! theirs than the long pass has for itself.
+
+use std::sync::Arc;
+
+use petals_model::BlockStack;
+use petals_protocol::Span;
+use petals_swarm::Party;
+
+use super::compute::Compute;
+use super::pass::{Pass, Work};
+use super::sessions::SessionKey;
+use super::{Reply, State, work};
+
+/// A pass that goes beside a long one is smaller by this factor at least.
+const SMALLER: u64 = 4;
+/// Part of the memory for a pass that such a one may take, on top of that of the long pass.
+const MEMORY_PART: u64 = 8;
+/// Rows of a step that goes beside a long pass, and of all that go together. Their memory comes on top as well, so they are few.
+const MOST_ROWS_OF_ONE: usize = 16;
+pub(super) const MOST_ROWS: usize = 64;
+/// Rows from which the time of a pass is that of computing, which can be told in advance.
+const LEAST_ROWS: usize = 32;
+/// What is expected to take longer than this many seconds is long.
+const LONG: f64 = 2e-3;
+
+/// A pass, where it is answered, and the blocks to run it on.
+pub(super) type Taken = (Pass, Reply, Arc<BlockStack>);
+
+/// A long pass that is under way, as far as others have to know of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Long {
+    pub(super) party: Party,
+    pub(super) span: Span,
+    cost: u64,
+    /// Whose step it is. The session's next one has to wait.
+    session: Option<SessionKey>,
+}
+
+impl Long {
+    pub(super) fn new(pass: &Pass, blocks: &BlockStack) -> Self {
+        let session = match pass.work {
+            Work::Step { session, .. } => Some((pass.stream, session)),
+            _ => None,
+        };
+        let cost = work::cost(pass, blocks.config().hidden_size);
+        Self { party: pass.party, span: pass.layout.span, cost, session }
+    }
+}
+
+/// Whether a pass takes so long that others should not wait for all of it, at so many rows times blocks a second.
+pub(super) fn is_long(pass: &Pass, blocks: &BlockStack, rate: f64) -> bool {
+    let rows = pass.layout.tokens() + pass.layout.prefix_rows();
+    rows >= LEAST_ROWS && work::cost(pass, blocks.config().hidden_size) as f64 > LONG * rate
+}
+
+/// Whether all blocks are computed by the processors.
+pub(super) fn on_processors(blocks: &BlockStack) -> bool {
+    blocks.places().all(|place| !place.device().is_gpu())
+}
+
+/// Whether a step is that of tokens: it goes on with a session, by a few rows.
+pub(super) fn is_tokens(pass: &Pass) -> bool {
+    matches!(pass.work, Work::Step { open: None, .. }) && pass.layout.tokens() <= MOST_ROWS_OF_ONE
+}
+
+/// Takes what goes beside `long` next. `compute` is for estimates of memory; without it there is room for tokens alone.
+pub(super) fn pop(
+    state: &mut State,
+    long: &Long,
+    compute: Option<impl Fn(Arc<BlockStack>) -> Compute<'static>>,
+) -> Option<Taken> {
+    if state.queue.len() == 0 || state.stopping {
+        return None;
+    }
+    let State { queue, stacks, .. } = state;
+    let of = |pass: &Pass| stacks.iter().find(|blocks| blocks.span().covers(pass.layout.span)).cloned();
+    let mut chosen = None;
+    let (pass, reply) = queue.pop_beside(long.party, &mut |(pass, _), less| {
+        let Some(blocks) = of(pass) else { return false };
+        let fits = match pass.work {
+            Work::Step { session, .. } => is_tokens(pass) && long.session != Some((pass.stream, session)),
+            Work::KeysValues { .. } => false,
+            Work::Forward { .. } | Work::Backward { .. } => {
+                let cost = work::cost(pass, blocks.config().hidden_size);
+                let small = less && cost.saturating_mul(SMALLER) <= long.cost;
+                small
+                    && compute.as_ref().is_some_and(|compute| {
+                        let compute = compute(blocks.clone());
+                        compute.wanted(pass) <= compute.pass_bytes / MEMORY_PART
+                    })
+            }
+        };
+        chosen = Some(blocks).filter(|_| fits);
+        fits
+    })?;
+    Some((pass, reply, chosen?))
+}
+
+#[cfg(test)]
+mod tests;

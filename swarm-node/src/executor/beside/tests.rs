@@ -1,0 +1,140 @@
+use std::time::{Duration, Instant};
+
+use petals_model::Device;
+use petals_protocol::{Injection, PassLayout, Refusal, SessionId, SessionOpen};
+use petals_swarm::PeerId;
+use tokio::sync::oneshot;
+
+use crate::executor::pass::{Done, Inputs, Output};
+use crate::executor::{Executor, ExecutorConfig, ExecutorHandle};
+use crate::fixture;
+use crate::lock::lock;
+use crate::machine::measure::Rates;
+use crate::machine::speed::Speed;
+
+use super::*;
+
+type Answer = oneshot::Receiver<Result<Done, Refusal>>;
+
+struct Client {
+    handle: ExecutorHandle,
+    party: Party,
+    /// Its number, too.
+    stream: u64,
+    hidden: usize,
+}
+
+impl Client {
+    fn of(executor: &Executor, stream: u64) -> Self {
+        let (handle, party) = (executor.handle(), Party::unplaced(PeerId::random()));
+        handle.open_stream(stream, party);
+        let hidden = handle.blocks().unwrap().config().hidden_size;
+        Self { handle, party, stream, hidden }
+    }
+
+    fn submit(&self, lengths: Vec<u32>, work: impl FnOnce(Inputs) -> Work) -> Answer {
+        let rows: u32 = lengths.iter().sum();
+        let layout = PassLayout {
+            span: Span::new(0, 4).unwrap(),
+            lengths,
+            prefix_len: 0,
+            injection: Injection::None,
+            weights: Default::default(),
+            read_rows: Some(vec![rows - 1]),
+        };
+        let text = vec![0.1; rows as usize * self.hidden];
+        let work = work(Inputs { text, prefix: None, tables: None });
+        let (arrived, deadline) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+        let Self { party, stream, .. } = *self;
+        self.handle.submit(Pass { party, stream, layout, work, rounded: false, arrived, deadline }).unwrap()
+    }
+
+    fn step(&self, start: u32, rows: u32) -> Answer {
+        let open = (start == 0).then_some(SessionOpen { max_sequences: 1, max_positions: 400 });
+        let session = SessionId(1);
+        self.submit(vec![rows], |inputs| Work::Step { inputs, session, starts: vec![start], order: None, open })
+    }
+
+    /// Of so many texts of 100 tokens.
+    fn forward(&self, texts: usize) -> Answer {
+        self.submit(vec![100; texts], |inputs| Work::Forward { inputs, stash: None })
+    }
+
+    /// A pass that takes a while, as soon as it is being computed.
+    fn begins(&self) -> Answer {
+        let pass = self.forward(1000);
+        while lock(&self.handle.0.state).queue.len() > 0 {
+            std::thread::yield_now();
+        }
+        pass
+    }
+}
+
+fn executor(device: &Device) -> Executor {
+    // Everything is expected to take long.
+    let speed = Arc::new(Speed::new(Rates { forward: 1.0, decode: 1.0 }));
+    Executor::start(fixture::stack_on(device), ExecutorConfig::default(), speed).unwrap()
+}
+
+fn rows(done: Done) -> Vec<f32> {
+    let Output::Forward { text, .. } = done.output else { panic!("forwards have forwards' outputs") };
+    text
+}
+
+fn answered(answer: Answer) -> Done {
+    answer.blocking_recv().unwrap().unwrap()
+}
+
+fn tokens_and_small_passes_go_beside_a_long_one(device: &Device) {
+    let executor = executor(device);
+    let [chatting, training, other] = [1, 2, 3].map(|stream| Client::of(&executor, stream));
+    answered(chatting.step(0, 1));
+    let (small, alone) = (rows(answered(other.forward(1))), answered(training.begins()));
+    let mut long = training.begins();
+    let token = answered(chatting.step(1, 1));
+    assert!(long.try_recv().is_err(), "the token came first");
+    assert!(token.queued < alone.computed, "{:?} of {:?}", token.queued, alone.computed);
+    let beside = answered(other.forward(1));
+    assert!(long.try_recv().is_err(), "the small pass came first");
+    assert_eq!(rows(beside), small);
+    let long = answered(long);
+    assert!(long.queued >= token.computed, "it waited for the others");
+    assert_eq!(rows(long), rows(alone), "the pass does not notice");
+}
+
+#[test]
+fn nobody_waits_for_all_of_a_long_pass_on_processors() {
+    tokens_and_small_passes_go_beside_a_long_one(&Device::cpu());
+}
+
+#[test]
+fn who_had_as_much_and_what_is_not_small_waits() {
+    let executor = executor(&Device::cpu());
+    let [training, other] = [1, 2].map(|stream| Client::of(&executor, stream));
+    let mut long = training.begins();
+    let own = training.forward(1);
+    let large = other.forward(500);
+    let own = std::thread::spawn(move || (answered(own), Instant::now()));
+    let large = std::thread::spawn(move || (answered(large), Instant::now()));
+    let (_, first) = (long.try_recv().is_err(), (answered(long), Instant::now()).1);
+    assert!(first <= own.join().unwrap().1 && first <= large.join().unwrap().1);
+}
+
+#[test]
+fn a_session_goes_on_behind_its_own_long_step() {
+    let executor = executor(&Device::cpu());
+    let client = Client::of(&executor, 1);
+    let (text, token) = (client.step(0, 200), client.step(200, 1));
+    answered(text);
+    answered(token);
+}
+
+#[test]
+fn a_node_that_stops_lets_the_long_pass_finish() {
+    let executor = executor(&Device::cpu());
+    let client = Client::of(&executor, 1);
+    let (long, behind) = (client.begins(), client.forward(1));
+    drop(executor);
+    assert!(matches!(behind.blocking_recv().unwrap(), Err(Refusal::Draining)));
+    answered(long);
+}

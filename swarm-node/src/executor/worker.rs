@@ -1,0 +1,235 @@
+//! The thread that computes, and what it computes next.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use petals_model::BlockStack;
+use petals_protocol::{Refusal, StashId};
+
+use super::background::Background;
+use super::batch::{Comer, answer_steps};
+use super::beside::{self, Long, Taken};
+use super::compute::Compute;
+use super::crowd::Crowd;
+use super::pass::{Done, Pass, Work};
+use super::pauses::Pauses;
+use super::{Reply, Shared, State};
+use crate::lock::lock;
+
+pub(super) struct Worker {
+    /// Of steps.
+    pub(super) crowd: Crowd<Comer>,
+    background: Background,
+    /// Microseconds that others computed beside the pass in the background.
+    beside: Arc<AtomicU64>,
+    /// When something may go beside it again.
+    turn: Instant,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What comes next.
+enum Next {
+    Usual(Taken),
+    /// It goes beside a long pass.
+    Beside(Taken),
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let (background, beside) = (Background::default(), Arc::default());
+        Self { crowd: Crowd::new(), background, beside, turn: Instant::now(), shared }
+    }
+
+    pub(super) fn run(mut self) {
+        while let Some(next) = self.next() {
+            match next {
+                Next::Beside(taken) => {
+                    let began = Instant::now();
+                    self.background.give_way();
+                    self.run_beside(taken);
+                    let took = began.elapsed();
+                    self.beside.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+                    self.turn = Instant::now() + took;
+                }
+                Next::Usual((pass, reply, blocks)) => {
+                    if is_unwanted(&pass, &reply) {
+                        continue;
+                    }
+                    if self.goes_to_background(&pass, &blocks) {
+                        self.begin_long((pass, reply, blocks));
+                    } else {
+                        self.run_here((pass, reply, blocks));
+                    }
+                }
+            }
+        }
+    }
+
+    fn run_here(&mut self, (pass, reply, blocks): Taken) {
+        if matches!(pass.work, Work::Step { .. }) {
+            self.run_steps((pass, reply), blocks);
+        } else {
+            self.run_pass((pass, reply, blocks), false);
+        }
+    }
+
+    /// What [`beside::pop`] has chosen.
+    pub(super) fn run_beside(&mut self, (pass, reply, blocks): Taken) {
+        if is_unwanted(&pass, &reply) {
+            return;
+        }
+        if matches!(pass.work, Work::Step { .. }) {
+            self.run_tokens((pass, reply), blocks);
+        } else {
+            self.run_pass((pass, reply, blocks), true);
+        }
+    }
+
+    fn run_pass(&mut self, (pass, reply, blocks): Taken, beside: bool) {
+        let (shared, long) = (self.shared.clone(), Long::new(&pass, &blocks));
+        let pauses = Mutex::new(Pauses::new(self, long, beside));
+        let pause = || lock(&pauses).pause();
+        let compute = Compute::new(blocks, &shared.config, &pause);
+        run_pass(&shared, &compute, (pass, reply), || lock(&pauses).spent);
+    }
+
+    /// Makes what memory is estimated by.
+    pub(super) fn estimates(&self) -> impl Fn(Arc<BlockStack>) -> Compute<'static> + use<> {
+        let shared = self.shared.clone();
+        move |blocks| Compute::new(blocks, &shared.config, &|| ())
+    }
+
+    /// Whether others can go on while a pass is computed.
+    pub(super) fn goes_to_background(&self, pass: &Pass, blocks: &BlockStack) -> bool {
+        beside::on_processors(blocks) && beside::is_long(pass, blocks, self.shared.speed.forward_rate())
+    }
+
+    fn begin_long(&mut self, (pass, reply, blocks): Taken) {
+        let long = Long::new(&pass, &blocks);
+        self.beside = Arc::default();
+        let (shared, beside, ended) = (self.shared.clone(), self.beside.clone(), Ended(self.shared.clone()));
+        let others = move || Duration::from_micros(beside.load(Ordering::Relaxed));
+        let job = move || {
+            // The last thing, whatever happens.
+            let _ended = ended;
+            let compute = Compute::new(blocks, &shared.config, &|| ());
+            if matches!(pass.work, Work::Step { .. }) {
+                answer_steps(&shared, &compute, vec![(pass, reply)], others);
+            } else {
+                run_pass(&shared, &compute, (pass, reply), others);
+            }
+        };
+        {
+            let mut state = lock(&self.shared.state);
+            (state.running, state.long) = (None, Some(long));
+        }
+        self.turn = Instant::now();
+        if let Err(job) = self.background.begin(job) {
+            job();
+        }
+    }
+
+    /// The next pass, and the blocks to run it on.
+    fn next(&self) -> Option<Next> {
+        let mut state = lock(&self.shared.state);
+        state.running = None;
+        loop {
+            if state.stopping {
+                while let Some((_, reply)) = state.queue.pop() {
+                    let _ = reply.send(Err(Refusal::Draining));
+                }
+                if state.long.is_none() {
+                    return None;
+                }
+            } else if let Some(long) = state.long {
+                let left = self.turn.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    if let Some(taken) = beside::pop(&mut state, &long, Some(self.estimates())) {
+                        state.running = Some(taken.0.layout.span);
+                        return Some(Next::Beside(taken));
+                    }
+                } else if state.queue.len() > 0 {
+                    let waited = self.shared.wake.wait_timeout(state, left);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
+                }
+            } else if let Some(taken) = pop(&mut state) {
+                state.running = Some(taken.0.layout.span);
+                return Some(Next::Usual(taken));
+            }
+            state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// The next pass that can be computed; those that cannot are refused.
+fn pop(state: &mut State) -> Option<Taken> {
+    while let Some((pass, reply)) = state.queue.pop() {
+        let asked = pass.layout.span;
+        if let Some(blocks) = state.stacks.iter().find(|blocks| blocks.span().covers(asked)) {
+            return Some((pass, reply, blocks.clone()));
+        }
+        // The node moved while the pass waited.
+        let _ = reply.send(Err(match state.stacks.first() {
+            Some(blocks) => Refusal::WrongSpan { asked, served: blocks.span() },
+            None => Refusal::Draining,
+        }));
+    }
+    None
+}
+
+/// A client that went away or gave up is not worth the computation.
+pub(super) fn is_unwanted(pass: &Pass, reply: &Reply) -> bool {
+    reply.is_closed() || Instant::now() > pass.deadline
+}
+
+/// Says that the pass in the background has ended, when dropped.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        lock(&self.0.state).long = None;
+        self.0.wake.notify_all();
+    }
+}
+
+/// Computes a pass that is no step, and answers it. `others` says for how long others computed meanwhile.
+fn run_pass(shared: &Shared, compute: &Compute<'_>, (pass, reply): (Pass, Reply), others: impl Fn() -> Duration) {
+    let started = Instant::now();
+    let queued = started.saturating_duration_since(pass.arrived);
+    let (left, work) = (left_stash(&pass), work_of_forward(&pass));
+    // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
+    // and must cost this request only.
+    let output = catch_unwind(AssertUnwindSafe(|| compute.run(pass, &shared.stashes))).unwrap_or_else(|_| {
+        tracing::error!("a pass panicked");
+        Err(Refusal::Internal { what: "the computation failed".into() })
+    });
+    // What others took is not this pass's, which waited meanwhile.
+    let others = others();
+    let (computed, queued) = (started.elapsed().saturating_sub(others), queued + others);
+    shared.record(computed);
+    if let Some((rows, blocks)) = work.filter(|_| output.is_ok()) {
+        shared.speed.ran(rows, blocks, computed);
+    }
+    let unwanted = reply.send(output.map(|(output, passes)| Done { output, passes, queued, computed })).is_err();
+    if let Some(stash) = left.filter(|_| unwanted) {
+        // The request was given up meanwhile, and its stash forgotten before it was there.
+        lock(&shared.stashes).forget(stash);
+    }
+}
+
+/// Rows and blocks of a forward.
+fn work_of_forward(pass: &Pass) -> Option<(usize, usize)> {
+    let layout = &pass.layout;
+    matches!(pass.work, Work::Forward { .. }).then(|| (layout.tokens() + layout.prefix_rows(), layout.span.len()))
+}
+
+/// What a forward leaves behind.
+fn left_stash(pass: &Pass) -> Option<(u64, StashId)> {
+    match pass.work {
+        Work::Forward { stash: Some(stash), .. } => Some((pass.stream, stash)),
+        _ => None,
+    }
+}
