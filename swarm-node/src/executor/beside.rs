@@ -1,7 +1,7 @@
 //! What is computed while a long pass is, so that nobody waits for all of it.
 //!
-//! Tokens, whoever's they are, and passes that are much smaller than the long one, of whoever had less. Both in turn with it: no more of the time is
-//! theirs than the long pass has for itself.
+//! Tokens, whoever's they are, and passes that are much smaller than the long one, of whoever had less of the node. Tokens in turn with it: no more of the time is
+//! theirs than the long pass has for itself, since what they take is that of reading weights, of which shares do not tell. Of small passes they do.
 
 use std::sync::Arc;
 
@@ -66,10 +66,11 @@ pub(super) fn is_tokens(pass: &Pass) -> bool {
     matches!(pass.work, Work::Step { open: None, .. }) && pass.layout.tokens() <= MOST_ROWS_OF_ONE
 }
 
-/// Takes what goes beside `long` next. `compute` is for estimates of memory; without it there is room for tokens alone.
+/// Takes what goes beside `long` next: `tokens` if it is their turn, and small passes if there is a `compute` to estimate their memory with.
 pub(super) fn pop(
     state: &mut State,
     long: &Long,
+    tokens: bool,
     compute: Option<impl Fn(Arc<BlockStack>) -> Compute<'static>>,
 ) -> Option<Taken> {
     if state.queue.len() == 0 || state.stopping {
@@ -81,7 +82,7 @@ pub(super) fn pop(
     let (pass, reply) = queue.pop_beside(long.party, &mut |(pass, _), less| {
         let Some(blocks) = of(pass) else { return false };
         let fits = match pass.work {
-            Work::Step { session, .. } => is_tokens(pass) && long.session != Some((pass.stream, session)),
+            Work::Step { session, .. } => tokens && is_tokens(pass) && long.session != Some((pass.stream, session)),
             Work::KeysValues { .. } => false,
             Work::Forward { .. } | Work::Backward { .. } => {
                 let cost = work::cost(pass, blocks.config().hidden_size);

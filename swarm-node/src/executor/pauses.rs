@@ -34,7 +34,7 @@ impl<'a> Pauses<'a> {
             return;
         }
         let estimates = (!self.tokens_only).then(|| self.worker.estimates());
-        let taken = beside::pop(&mut lock(&self.worker.shared.state), &self.pass, estimates);
+        let taken = beside::pop(&mut lock(&self.worker.shared.state), &self.pass, true, estimates);
         let Some(taken) = taken else { return };
         self.worker.run_beside(taken);
         let took = began.elapsed();

@@ -24,7 +24,7 @@ pub(super) struct Worker {
     background: Background,
     /// Microseconds that others computed beside the pass in the background.
     beside: Arc<AtomicU64>,
-    /// When something may go beside it again.
+    /// When it is the turn of tokens.
     turn: Instant,
     pub(super) shared: Arc<Shared>,
 }
@@ -46,12 +46,14 @@ impl Worker {
         while let Some(next) = self.next() {
             match next {
                 Next::Beside(taken) => {
-                    let began = Instant::now();
-                    self.background.give_way();
+                    let (began, tokens) = (Instant::now(), matches!(taken.0.work, Work::Step { .. }));
+                    self.background.is_contended();
                     self.run_beside(taken);
                     let took = began.elapsed();
                     self.beside.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
-                    self.turn = Instant::now() + took;
+                    if tokens {
+                        self.turn = Instant::now() + took;
+                    }
                 }
                 Next::Usual((pass, reply, blocks)) => {
                     if is_unwanted(&pass, &reply) {
@@ -145,12 +147,11 @@ impl Worker {
                 }
             } else if let Some(long) = state.long {
                 let left = self.turn.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    if let Some(taken) = beside::pop(&mut state, &long, Some(self.estimates())) {
-                        state.running = Some(taken.0.layout.span);
-                        return Some(Next::Beside(taken));
-                    }
-                } else if state.queue.len() > 0 {
+                if let Some(taken) = beside::pop(&mut state, &long, left.is_zero(), Some(self.estimates())) {
+                    state.running = Some(taken.0.layout.span);
+                    return Some(Next::Beside(taken));
+                }
+                if !left.is_zero() && state.queue.len() > 0 {
                     let waited = self.shared.wake.wait_timeout(state, left);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
                     continue;
