@@ -10,7 +10,7 @@
 //! | `worker`, `background` | the thread, and others for what takes long |
 //! | `pass` | what is submitted, and what comes of it |
 //! | `queue`, `crowd`, `batch` | what runs next, and what runs together |
-//! | `compute`, `steps` | a pass of training, a step of sessions |
+//! | `compute`, `steps`, `answer` | a pass of training, a step of sessions, and whoever asked for them |
 //! | `beside`, `pauses` | what is computed while a long pass is, on processors at any moment, on other devices between two blocks |
 //! | `alone` | moments in which nothing is computed for others |
 //! | `stash`, `sessions`, `memory`, `prefixes` | what they leave behind for the next one |
@@ -33,6 +33,7 @@ use crate::machine::rooms::Rooms;
 use crate::machine::speed::Speed;
 
 mod alone;
+mod answer;
 mod background;
 mod batch;
 mod beside;

@@ -10,13 +10,15 @@
 //! processor, from the same copy. Programs need to have been built for the device (`--features petals-node/vulkan`).
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use petals_e2e::ProcessSwarm;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 /// Steps whose losses are averaged for the comparison: single ones jump with their batch.
 const LAST: usize = 10;
+/// Longest start of a server.
+const READY: Duration = Duration::from_secs(600);
 
 /// Dtypes on the wire, the reference first.
 const WIRES: [&str; 4] = ["f32", "bf16", "f16", "int8"];
@@ -83,8 +85,10 @@ fn train_all(
 ) -> anyhow::Result<()> {
     for ((task, file, training), losses) in TASKS.iter().zip(of_tasks) {
         let started = Instant::now();
-        losses.push((name.to_owned(), train(swarm, data.join(file), &[*training, arguments].concat(), steps)?));
-        eprintln!("{name}: {task}, {steps} steps in {:.0} s", started.elapsed().as_secs_f64());
+        let of_run = train(swarm, data.join(file), &[*training, arguments].concat(), steps)?;
+        let (seconds, end) = (started.elapsed().as_secs_f64(), end(&of_run));
+        eprintln!("{name}: {task}, {steps} steps in {seconds:.0} s, mean loss of the last {LAST} {end:.5}");
+        losses.push((name.to_owned(), of_run));
     }
     Ok(())
 }
@@ -120,7 +124,8 @@ fn swarm(model: &Path, device: &str, dtype: &str) -> anyhow::Result<ProcessSwarm
         swarm.servers.push(server);
     }
     for server in &mut swarm.servers {
-        server.ready = server.event("ready")?;
+        // A device compiles its kernels first.
+        server.ready = server.event_within("ready", READY)?;
     }
     Ok(swarm)
 }
@@ -139,6 +144,12 @@ fn train(swarm: &ProcessSwarm, data: PathBuf, training: &[&str], steps: usize) -
     Ok(losses)
 }
 
+/// The loss at the end of a run.
+fn end(losses: &[f64]) -> f64 {
+    let last = &losses[losses.len().saturating_sub(LAST)..];
+    last.iter().sum::<f64>() / last.len().max(1) as f64
+}
+
 fn print_tables(what: &str, of_tasks: &[Losses]) {
     for ((task, ..), runs) in TASKS.iter().zip(of_tasks) {
         print_table(what, task, runs);
@@ -152,10 +163,6 @@ fn print_table(what: &str, task: &str, runs: &[(String, Vec<f64>)]) {
     println!("\n### {task}\n");
     println!("| {what} | {} | mean of the last {LAST} | beside f32 | largest of any step |", names.join(" | "));
     println!("|---|{}---:|---:|---:|", "---:|".repeat(marks.len()));
-    let end = |losses: &[f64]| {
-        let last = &losses[losses.len().saturating_sub(LAST)..];
-        last.iter().sum::<f64>() / last.len().max(1) as f64
-    };
     let Some((_, reference)) = runs.first() else { return };
     for (name, losses) in runs {
         let at: Vec<String> = marks.iter().map(|&step| format!("{:.4}", losses[step - 1])).collect();

@@ -206,7 +206,15 @@ impl Node {
     /// # Errors
     /// If it does not come in time.
     pub fn event(&self, name: &str) -> anyhow::Result<Value> {
-        next_event(&self.lines, name, PATIENCE)
+        self.event_within(name, PATIENCE)
+    }
+
+    /// As [`Self::event`], of something that may take so long.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn event_within(&self, name: &str, time: Duration) -> anyhow::Result<Value> {
+        next_event(&self.lines, name, time)
     }
 
     /// As [`Self::event`], with all that came before it.

@@ -40,9 +40,14 @@ impl Counts {
         self.uploaded.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// The host waits for everything so far.
+    pub(crate) fn waited(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Every copy to the host waits for what led to it.
     pub(crate) fn downloaded(&self, bytes: usize) {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.waited();
         self.downloaded.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 

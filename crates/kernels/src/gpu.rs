@@ -281,6 +281,15 @@ impl<R: Runtime> Gpu<R> {
         words.ok_or_else(|| GpuFailure("less was read than was asked for".to_owned()))
     }
 
+    /// Waits until everything that it was asked for is done.
+    ///
+    /// # Errors
+    /// If something of it failed.
+    pub fn finish(&self) -> Result<(), GpuFailure> {
+        self.counts.waited();
+        cubecl::future::block_on(self.client.sync()).map_err(|e| GpuFailure(e.to_string()))
+    }
+
     /// Watches for passes to come.
     pub(crate) fn idle_watches(&self) -> MutexGuard<'_, Vec<Watch>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)

@@ -23,6 +23,7 @@ use shapes::{Area, AttentionSizes, Geometry, Grown, Heads};
 #[cfg(feature = "burn")]
 pub(crate) mod burn;
 mod cache;
+mod failure;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(crate) mod gpu;
 pub(crate) mod host;
@@ -34,6 +35,7 @@ pub(crate) mod shapes;
 mod watch;
 
 pub(crate) use cache::{Cache, NewRows, write};
+pub use failure::DeviceFailure;
 pub use meter::KvMeter;
 pub(crate) use mixture::Chosen;
 #[cfg(feature = "cuda")]
@@ -42,19 +44,6 @@ pub(crate) use on_engine::Cuda;
 pub(crate) use on_engine::Vulkan;
 pub(crate) use on_engine::{Listed, OnEngine, PerEngine, map_engine, on_engine};
 pub(crate) use watch::{are_small, is_finite};
-
-/// The device failed to compute or to hand over a result.
-#[derive(Debug, thiserror::Error)]
-#[error("the device failed: {0}")]
-pub struct DeviceFailure(pub(crate) String);
-
-impl DeviceFailure {
-    /// Whether it had no memory left. Drivers and runtimes have different words for that, and no code that survives.
-    pub fn is_out_of_memory(&self) -> bool {
-        let words = self.0.to_ascii_lowercase().replace(['_', ' '], "");
-        ["outofmemory", "buffertoobig", "toolarge", "notenoughmemory"].iter().any(|said| words.contains(said))
-    }
-}
 
 /// The operations of a block on one kind of device. `R` rows, `A` of them active; matrices are `[rows, width]`.
 pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
@@ -81,6 +70,11 @@ pub(crate) trait Engine: fmt::Debug + Clone + Send + Sync + 'static {
 
     /// Runs a whole pass where its parts are best started from.
     fn install<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R;
+
+    /// Waits until what was asked for is done, where that is done later.
+    fn finish(&self) -> Result<(), DeviceFailure> {
+        Ok(())
+    }
 
     // Weights.
 
@@ -379,19 +373,4 @@ pub(crate) struct Fetched {
     pub(crate) matrices: Vec<Vec<f32>>,
     /// The first place that was remembered.
     pub(crate) not_finite: Option<u32>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::DeviceFailure;
-
-    #[test]
-    fn words_for_no_memory_are_known() {
-        for said in
-            ["CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\"", "OutOfMemory", "BufferTooBig(17)", "Not enough memory left"]
-        {
-            assert!(DeviceFailure(said.to_owned()).is_out_of_memory(), "{said}");
-        }
-        assert!(!DeviceFailure("an illegal memory access was encountered".to_owned()).is_out_of_memory());
-    }
 }

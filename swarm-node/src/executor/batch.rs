@@ -1,33 +1,20 @@
 //! Steps of sessions that wait for the same blocks, as one batch.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use petals_model::BlockStack;
-use petals_protocol::{BlockPasses, Refusal, Span, StashLevel};
+use petals_protocol::Span;
 
+use super::answer::answer_steps;
 use super::beside::{self, MOST_ROWS, is_tokens};
 use super::compute::Compute;
-use super::pass::{Done, Output, Pass, Work};
-use super::sessions::SessionKey;
-use super::steps::{self, Step, Stepped};
-use super::worker::{Worker, is_unwanted};
-use super::{Reply, Shared, State};
+use super::pass::{Comer, Pass, Work};
+use super::{Reply, State, Worker};
 use crate::lock::lock;
 
 /// Rows of a batch. More would keep those that come meanwhile waiting for longer than they gain.
 const MAX_ROWS: usize = 1024;
-
-/// Whose step a pass is, and of which blocks.
-pub(super) type Comer = (SessionKey, Span);
-
-fn comer(pass: &Pass) -> Option<Comer> {
-    match pass.work {
-        Work::Step { session, .. } => Some(((pass.stream, session), pass.layout.span)),
-        _ => None,
-    }
-}
 
 fn rows_of(pass: &Pass) -> usize {
     pass.layout.tokens() + pass.layout.prefix_rows()
@@ -35,7 +22,7 @@ fn rows_of(pass: &Pass) -> usize {
 
 impl Worker {
     fn came(&mut self, pass: &Pass) {
-        if let Some(who) = comer(pass) {
+        if let Some(who) = pass.comer() {
             self.crowd.came(who, pass.arrived);
         }
     }
@@ -58,9 +45,9 @@ impl Worker {
         batch.iter().for_each(|(pass, _)| self.came(pass));
         let mut state = lock(&self.shared.state);
         // Other work is not kept waiting for those who are not here.
-        let alike = |pass: &Pass| comer(pass).is_some_and(|(_, other)| other == span);
+        let alike = |pass: &Pass| pass.comer().is_some_and(|(_, other)| other == span);
         if state.queue.iter().all(|(pass, _)| alike(pass)) {
-            let here = |state: &State, who: &Comer| state.queue.iter().any(|(pass, _)| comer(pass) == Some(*who));
+            let here = |state: &State, who: &Comer| state.queue.iter().any(|(pass, _)| pass.comer() == Some(*who));
             state = self.crowd.meet(state, &self.shared.wake, |(_, other)| *other == span, here);
         }
         state = self.crowd.gather(state, &self.shared.wake, |state| state.queue.len());
@@ -96,51 +83,4 @@ impl Worker {
         self.crowd.computed(answered.len(), more, computed);
         answered.into_iter().for_each(|key| self.crowd.answered((key, span)));
     }
-}
-
-/// Computes steps of one span together and answers them. Whose they were, and how long it took but for what `others` say that was theirs.
-pub(super) fn answer_steps(
-    shared: &Shared,
-    compute: &Compute<'_>,
-    batch: Vec<(Pass, Reply)>,
-    others: impl Fn() -> Duration,
-) -> (Vec<SessionKey>, Duration) {
-    let started = Instant::now();
-    let (mut steps, mut waiting, mut blocks) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()), 0);
-    for (pass, reply) in batch {
-        if is_unwanted(&pass, &reply) {
-            continue;
-        }
-        let queued = started.saturating_duration_since(pass.arrived);
-        let Pass { party, stream, layout, work, .. } = pass;
-        let Work::Step { inputs, session, starts, order, open } = work else { continue };
-        blocks = layout.span.len();
-        waiting.push((reply, queued, (stream, session)));
-        steps.push(Step { key: (stream, session), party, layout, inputs, starts, order, open });
-    }
-    let run = || steps::run(compute, &shared.sessions, &shared.prefixes, steps);
-    let results = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
-        tracing::error!("a step panicked");
-        waiting.iter().for_each(|(.., key)| lock(&shared.sessions).abandon(*key));
-        Vec::new()
-    });
-    let others = others();
-    let computed = started.elapsed().saturating_sub(others);
-    shared.record(computed);
-    let passes = BlockPasses { forward: blocks as u32, backward: 0 };
-    let (mut results, mut answered) = (results.into_iter(), Vec::with_capacity(waiting.len()));
-    for (reply, queued, key) in waiting {
-        let queued = queued + others;
-        let failed = || Err(Refusal::Internal { what: "the computation failed".into() });
-        let done = results.next().unwrap_or_else(failed).map(|Stepped { text, prefix }| {
-            let output = Output::Forward { text, prefix, stash: StashLevel::None, keys_values: None };
-            Done { output, passes, queued, computed }
-        });
-        answered.push(key);
-        if reply.send(done).is_err() {
-            // The request was given up meanwhile. A client that goes on opens the session again.
-            lock(&shared.sessions).end(key);
-        }
-    }
-    (answered, computed)
 }

@@ -4,6 +4,7 @@
 //! theirs than the long pass has for itself, since what they take is that of reading weights, of which shares do not tell. Of small passes they do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use petals_model::BlockStack;
 use petals_protocol::Span;
@@ -54,6 +55,13 @@ impl Long {
 pub(super) fn is_long(pass: &Pass, blocks: &BlockStack, rate: f64) -> bool {
     let rows = pass.layout.tokens() + pass.layout.prefix_rows();
     rows >= LEAST_ROWS && work::cost(pass, blocks.config().hidden_size) as f64 > LONG * rate
+}
+
+/// How many blocks of a pass are expected to take so long, at so many rows times blocks a second; one at least.
+pub(super) fn blocks_within(time: Duration, pass: &Pass, blocks: &BlockStack, rate: f64) -> usize {
+    let of_block = work::cost(pass, blocks.config().hidden_size) as f64 / pass.layout.span.len() as f64;
+    // What cannot be told is a zero.
+    ((time.as_secs_f64() * rate / of_block) as usize).max(1)
 }
 
 /// Whether all blocks are computed by the processors.

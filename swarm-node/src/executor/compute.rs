@@ -24,13 +24,15 @@ pub(crate) struct Compute<'a> {
     pub(crate) policy: StashPolicy,
     /// What is done between blocks.
     pub(crate) pause: Pause<'a>,
+    /// Blocks that a device may have before it at a time.
+    pub(crate) ahead: usize,
 }
 
 impl<'a> Compute<'a> {
     /// On `blocks`, within what `config` allows; between two blocks there is a `pause`.
     pub(crate) fn new(blocks: Arc<BlockStack>, config: &ExecutorConfig, pause: Pause<'a>) -> Self {
         let ExecutorConfig { pass_bytes, stash_policy: policy, .. } = *config;
-        Self { blocks, rooms: config.rooms.clone(), pass_bytes, policy, pause }
+        Self { blocks, rooms: config.rooms.clone(), pass_bytes, policy, pause, ahead: usize::MAX }
     }
 
     /// Bytes that a training pass takes at its best.
@@ -156,7 +158,7 @@ impl<'a> Compute<'a> {
     }
 
     fn manner(&self, rounded: bool) -> Manner<'_> {
-        Manner { pause: self.pause, rounded }
+        Manner { pause: self.pause, ahead: self.ahead, rounded }
     }
 
     /// What stashes of such a pass take. Inputs alone are no choice if their backward would not fit into a pass.

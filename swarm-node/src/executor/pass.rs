@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use petals_model::{InputGrads, OutputGrads};
-use petals_protocol::{BlockPasses, PassLayout, SessionId, SessionOpen, StashId, StashLevel};
+use petals_protocol::{BlockPasses, PassLayout, SessionId, SessionOpen, Span, StashId, StashLevel};
 use petals_swarm::Party;
 
+use super::Reply;
+use super::sessions::SessionKey;
 use crate::machine::budget::Reserved;
 
 /// Tables of a span's blocks, `[span, block_values]`. Cheap to clone.
@@ -56,6 +58,9 @@ pub(crate) enum Work {
     },
 }
 
+/// A session that steps, and the blocks that it steps through.
+pub(super) type Comer = (SessionKey, Span);
+
 /// A pass with everything that decides where and when it runs.
 #[derive(Debug)]
 pub(crate) struct Pass {
@@ -67,6 +72,21 @@ pub(crate) struct Pass {
     pub(crate) rounded: bool,
     pub(crate) arrived: Instant,
     pub(crate) deadline: Instant,
+}
+
+impl Pass {
+    /// Whose step it is.
+    pub(super) fn comer(&self) -> Option<Comer> {
+        match self.work {
+            Work::Step { session, .. } => Some(((self.stream, session), self.layout.span)),
+            _ => None,
+        }
+    }
+
+    /// A client that went away or gave up is not worth the computation.
+    pub(super) fn is_unwanted(&self, reply: &Reply) -> bool {
+        reply.is_closed() || Instant::now() > self.deadline
+    }
 }
 
 /// What came out of a pass, and how long it took.

@@ -1,21 +1,19 @@
 //! The thread that computes, and what it computes next.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use petals_model::BlockStack;
-use petals_protocol::{Refusal, StashId};
+use petals_protocol::Refusal;
 
+use super::answer::{answer_pass, answer_steps};
 use super::background::Background;
-use super::batch::{Comer, answer_steps};
 use super::beside::{self, Long, Taken};
 use super::compute::Compute;
 use super::crowd::Crowd;
-use super::pass::{Done, Pass, Work};
-use super::pauses::Pauses;
-use super::{Reply, Shared, State};
+use super::pass::{Comer, Pass, Work};
+use super::{Shared, State};
 use crate::lock::lock;
 
 pub(super) struct Worker {
@@ -46,7 +44,7 @@ impl Worker {
         while let Some(next) = self.next() {
             match next {
                 Next::Beside(taken) => {
-                    let (began, tokens) = (Instant::now(), matches!(taken.0.work, Work::Step { .. }));
+                    let (began, tokens) = (Instant::now(), taken.0.comer().is_some());
                     self.background.is_contended();
                     self.run_beside(taken);
                     let took = began.elapsed();
@@ -56,7 +54,7 @@ impl Worker {
                     }
                 }
                 Next::Usual((pass, reply, blocks)) => {
-                    if is_unwanted(&pass, &reply) {
+                    if pass.is_unwanted(&reply) {
                         continue;
                     }
                     if self.goes_to_background(&pass, &blocks) {
@@ -79,7 +77,7 @@ impl Worker {
 
     /// What [`beside::pop`] has chosen.
     pub(super) fn run_beside(&mut self, (pass, reply, blocks): Taken) {
-        if is_unwanted(&pass, &reply) {
+        if pass.is_unwanted(&reply) {
             return;
         }
         if matches!(pass.work, Work::Step { .. }) {
@@ -87,14 +85,6 @@ impl Worker {
         } else {
             self.run_pass((pass, reply, blocks), true);
         }
-    }
-
-    fn run_pass(&mut self, (pass, reply, blocks): Taken, beside: bool) {
-        let (shared, long) = (self.shared.clone(), Long::new(&pass, &blocks));
-        let pauses = Mutex::new(Pauses::new(self, long, beside));
-        let pause = || lock(&pauses).pause();
-        let compute = Compute::new(blocks, &shared.config, &pause);
-        run_pass(&shared, &compute, (pass, reply), || lock(&pauses).spent);
     }
 
     /// Makes what memory is estimated by.
@@ -120,7 +110,7 @@ impl Worker {
             if matches!(pass.work, Work::Step { .. }) {
                 answer_steps(&shared, &compute, vec![(pass, reply)], others);
             } else {
-                run_pass(&shared, &compute, (pass, reply), others);
+                answer_pass(&shared, &compute, (pass, reply), others);
             }
         };
         {
@@ -181,11 +171,6 @@ fn pop(state: &mut State) -> Option<Taken> {
     None
 }
 
-/// A client that went away or gave up is not worth the computation.
-pub(super) fn is_unwanted(pass: &Pass, reply: &Reply) -> bool {
-    reply.is_closed() || Instant::now() > pass.deadline
-}
-
 /// Says that the pass in the background has ended, when dropped.
 struct Ended(Arc<Shared>);
 
@@ -193,44 +178,5 @@ impl Drop for Ended {
     fn drop(&mut self) {
         lock(&self.0.state).long = None;
         self.0.wake.notify_all();
-    }
-}
-
-/// Computes a pass that is no step, and answers it. `others` says for how long others computed meanwhile.
-fn run_pass(shared: &Shared, compute: &Compute<'_>, (pass, reply): (Pass, Reply), others: impl Fn() -> Duration) {
-    let started = Instant::now();
-    let queued = started.saturating_duration_since(pass.arrived);
-    let (left, work) = (left_stash(&pass), work_of_forward(&pass));
-    // Everything from the peer was checked before; what still panics is a bug of ours or of a device library,
-    // and must cost this request only.
-    let output = catch_unwind(AssertUnwindSafe(|| compute.run(pass, &shared.stashes))).unwrap_or_else(|_| {
-        tracing::error!("a pass panicked");
-        Err(Refusal::Internal { what: "the computation failed".into() })
-    });
-    // What others took is not this pass's, which waited meanwhile.
-    let others = others();
-    let (computed, queued) = (started.elapsed().saturating_sub(others), queued + others);
-    shared.record(computed);
-    if let Some((rows, blocks)) = work.filter(|_| output.is_ok()) {
-        shared.speed.ran(rows, blocks, computed);
-    }
-    let unwanted = reply.send(output.map(|(output, passes)| Done { output, passes, queued, computed })).is_err();
-    if let Some(stash) = left.filter(|_| unwanted) {
-        // The request was given up meanwhile, and its stash forgotten before it was there.
-        lock(&shared.stashes).forget(stash);
-    }
-}
-
-/// Rows and blocks of a forward.
-fn work_of_forward(pass: &Pass) -> Option<(usize, usize)> {
-    let layout = &pass.layout;
-    matches!(pass.work, Work::Forward { .. }).then(|| (layout.tokens() + layout.prefix_rows(), layout.span.len()))
-}
-
-/// What a forward leaves behind.
-fn left_stash(pass: &Pass) -> Option<(u64, StashId)> {
-    match pass.work {
-        Work::Forward { stash: Some(stash), .. } => Some((pass.stream, stash)),
-        _ => None,
     }
 }

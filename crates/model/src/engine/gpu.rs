@@ -67,6 +67,10 @@ impl<R: Runtime> Engine for Gpu<R> {
         pass()
     }
 
+    fn finish(&self) -> Result<(), DeviceFailure> {
+        self.answer(self.gpu.finish())
+    }
+
     fn load_linear(
         &self,
         shape: [usize; 2],

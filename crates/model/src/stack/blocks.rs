@@ -84,9 +84,7 @@ impl<E: Engine> Blocks<E> {
         let mut x = engine.upload(join(prefix, text), d);
         let (watch, mut kept, mut of_prefix) = (engine.watch(), Vec::new(), Vec::new());
         for (number, block) in self.of(layout.span).iter().enumerate() {
-            if number > 0 {
-                (manner.pause)();
-            }
+            self.pause_behind(number, manner)?;
             let mut own = tables.get_mut(number);
             if let Some(prompts) = own.as_mut().and_then(|own| own.prompts.take()) {
                 x = self.inject(layout, x, &prompts);
@@ -120,6 +118,17 @@ impl<E: Engine> Blocks<E> {
         let kept = (keep != Keep::Nothing).then_some(Kept { plan, blocks: kept, tables });
         let keys_values = keys_values.then(|| matrices.collect::<Vec<_>>().concat());
         Ok((ForwardOutput { text, prefix, stash: None, keys_values }, kept))
+    }
+
+    /// When so many blocks of a pass have been asked for, and others are to come.
+    fn pause_behind(&self, blocks: usize, manner: Manner<'_>) -> Result<(), PassError> {
+        if blocks > 0 {
+            if blocks.is_multiple_of(manner.ahead.max(1)) {
+                self.engine.finish()?;
+            }
+            (manner.pause)();
+        }
+        Ok(())
     }
 
     /// A block's tables over all rows of `x`.
@@ -157,9 +166,7 @@ impl<E: Engine> Blocks<E> {
         let mut of_tables = Vec::new();
         let mut dy = Some(engine.upload(join(grads.prefix, grads.text), d));
         for (number, block) in self.of(layout.span).iter().enumerate().rev() {
-            if number + 1 < layout.span.len() {
-                (manner.pause)();
-            }
+            self.pause_behind(layout.span.len() - 1 - number, manner)?;
             let kept: KeptBlock<E> = kept.pop().ok_or(PassError::ForeignStash)?;
             let needed = match (number > 0 || text_grad, m) {
                 (true, _) => Needed::All,

@@ -16,13 +16,16 @@ pub type Pause<'a> = &'a (dyn Fn() + Sync);
 pub struct Manner<'a> {
     /// What is done between blocks: it may run others' rows through them.
     pub pause: Pause<'a>,
+    /// Blocks that a device may have before it at a time, at least one: what is asked for later comes behind them. More of them wait until those are
+    /// done, and for the pause.
+    pub ahead: usize,
     /// Whether results will be rounded to bf16 anyway: they may then leave a device in half as many bytes.
     pub rounded: bool,
 }
 
 impl Manner<'_> {
     /// Without pauses, with results as they are.
-    pub const PLAIN: Self = Self { pause: &|| (), rounded: false };
+    pub const PLAIN: Self = Self { pause: &|| (), ahead: usize::MAX, rounded: false };
 
     /// The same for a part of a pass, whose results are those of the pass, or go on as they are.
     pub(super) fn of(self, last: bool) -> Self {
@@ -32,7 +35,7 @@ impl Manner<'_> {
 
 impl fmt::Debug for Manner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Manner").field("rounded", &self.rounded).finish_non_exhaustive()
+        f.debug_struct("Manner").field("ahead", &self.ahead).field("rounded", &self.rounded).finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,4 @@
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use petals_model::Device;
 use petals_protocol::{Injection, PassLayout, Refusal, SessionId, SessionOpen};
@@ -33,16 +33,9 @@ impl Client {
     }
 
     fn submit(&self, lengths: Vec<u32>, work: impl FnOnce(Inputs) -> Work) -> Answer {
-        let rows: u32 = lengths.iter().sum();
-        let layout = PassLayout {
-            span: Span::new(0, 4).unwrap(),
-            lengths,
-            prefix_len: 0,
-            injection: Injection::None,
-            weights: Default::default(),
-            read_rows: Some(vec![rows - 1]),
-        };
-        let text = vec![0.1; rows as usize * self.hidden];
+        let layout = layout(lengths);
+        let rows = layout.tokens();
+        let text = vec![0.1; rows * self.hidden];
         let work = work(Inputs { text, prefix: None, tables: None });
         let (arrived, deadline) = (Instant::now(), Instant::now() + Duration::from_secs(60));
         let Self { party, stream, .. } = *self;
@@ -68,6 +61,12 @@ impl Client {
         }
         pass
     }
+}
+
+fn layout(lengths: Vec<u32>) -> PassLayout {
+    let read_rows = Some(vec![lengths.iter().sum::<u32>() - 1]);
+    let (span, injection) = (Span::new(0, 4).unwrap(), Injection::None);
+    PassLayout { span, lengths, prefix_len: 0, injection, weights: Default::default(), read_rows }
 }
 
 fn executor(device: &Device) -> Executor {
@@ -105,6 +104,27 @@ fn tokens_and_small_passes_go_beside_a_long_one(device: &Device) {
 #[test]
 fn nobody_waits_for_all_of_a_long_pass_on_processors() {
     tokens_and_small_passes_go_beside_a_long_one(&Device::cpu());
+}
+
+/// Where what is asked for waits behind what was asked for before.
+#[cfg(feature = "vulkan")]
+#[test]
+fn nobody_waits_for_all_of_a_long_pass_on_a_gpu() {
+    tokens_and_small_passes_go_beside_a_long_one(&"vulkan".parse().expect("a Vulkan device, which may be software"));
+}
+
+#[test]
+fn a_device_has_as_many_blocks_before_it_as_it_computes_in_time() {
+    let (blocks, second) = (fixture::stack(), Duration::from_secs(1));
+    let within = |rate| {
+        let layout = layout(vec![10]);
+        let inputs = Inputs { text: Vec::new(), prefix: None, tables: None };
+        let (party, arrived) = (Party::unplaced(PeerId::random()), Instant::now());
+        let work = Work::Forward { inputs, stash: None };
+        let pass = Pass { party, stream: 1, layout, work, rounded: false, arrived, deadline: arrived };
+        blocks_within(second, &pass, &blocks, rate)
+    };
+    assert_eq!([100.0, 35.0, 10.0, 1.0, 0.0, f64::NAN].map(within), [10, 3, 1, 1, 1, 1]);
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Server {
         let mut store = StashStore::new(stash_bytes, Duration::from_secs(60), Stash::reduce);
         store.open_stream(STREAM, Party::unplaced(PeerId::random()));
         let (blocks, rooms) = (Arc::new(fixture::stack()), Rooms::default());
-        let compute = Compute { blocks, rooms, pass_bytes, policy, pause: &|| () };
+        let compute = Compute { blocks, rooms, pass_bytes, policy, pause: &|| (), ahead: usize::MAX };
         Self { compute, stashes: Mutex::new(store) }
     }
 

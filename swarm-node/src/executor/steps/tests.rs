@@ -31,7 +31,7 @@ impl Server {
         store.open_stream(STREAM);
         let blocks = Arc::new(fixture::stack());
         let (rooms, policy) = (Rooms::default(), StashPolicy::Auto);
-        let compute = Compute { blocks, rooms, pass_bytes: 1 << 30, policy, pause: &|| () };
+        let compute = Compute { blocks, rooms, pass_bytes: 1 << 30, policy, pause: &|| (), ahead: usize::MAX };
         Self {
             compute,
             store: Mutex::new(store),

@@ -38,7 +38,7 @@ impl<R: Runtime> Gpu<R> {
         Ok(Fetched { matrices, not_finite })
     }
 
-    fn answer<T>(&self, answer: Result<T, kernels::GpuFailure>) -> Result<T, DeviceFailure> {
+    pub(super) fn answer<T>(&self, answer: Result<T, kernels::GpuFailure>) -> Result<T, DeviceFailure> {
         if answer.is_err() {
             // What pools hold for other sizes may be what the next pass lacks.
             self.gpu.clean_up();
