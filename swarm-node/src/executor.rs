@@ -28,6 +28,7 @@ use petals_swarm::Party;
 use tokio::sync::oneshot;
 
 use crate::lock::lock;
+use crate::machine::kept::{Kept, QUIET};
 use crate::machine::rooms::Rooms;
 use crate::machine::speed::Speed;
 
@@ -161,7 +162,8 @@ impl Executor {
             mean_us: AtomicU64::new(0),
         });
         let prefixes = Prefixes::new(config.kv_bytes / PREFIX_PART, config.share_prefixes);
-        let worker = Worker { config, prefixes, crowd: crowd::Crowd::new(), shared: shared.clone() };
+        let (crowd, kept) = (crowd::Crowd::new(), Kept::default());
+        let worker = Worker { config, prefixes, crowd, kept, shared: shared.clone() };
         let thread = std::thread::Builder::new().name("petals-blocks".into()).spawn(move || worker.run())?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -285,6 +287,7 @@ struct Worker {
     prefixes: Prefixes,
     /// Of steps.
     crowd: crowd::Crowd<batch::Comer>,
+    kept: Kept,
     shared: Arc<Shared>,
 }
 
@@ -336,7 +339,7 @@ impl Worker {
     }
 
     /// The next pass, and the blocks to run it on.
-    fn next(&self) -> Option<(Pass, Reply, Arc<BlockStack>)> {
+    fn next(&mut self) -> Option<(Pass, Reply, Arc<BlockStack>)> {
         let mut state = lock(&self.shared.state);
         state.running = None;
         loop {
@@ -360,7 +363,14 @@ impl Worker {
                 }));
                 continue;
             }
-            state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.shared.wake.wait_timeout(state, QUIET);
+            let (woken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if waited.timed_out() && state.queue.len() == 0 && state.for_nobody == 0 {
+                drop(state);
+                self.kept.give_back(Instant::now());
+                state = lock(&self.shared.state);
+            }
         }
     }
 
