@@ -193,3 +193,6 @@ impl<H: ConnectionHandler> fmt::Debug for Handler<H> {
         f.debug_struct("Handler").field("place", &self.place).field("waiting", &waiting).field("owed", &owed).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;
