@@ -10,39 +10,54 @@ use super::memory::resident;
 
 /// Nothing was computed for so long when memory is given back: whoever computes step after step has no such pauses, and finds memory where it left it.
 pub(crate) const QUIET: Duration = Duration::from_secs(2);
-/// Time between two attempts. One takes some milliseconds for each hundred megabytes.
+/// Time between two attempts, which take some milliseconds for each hundred megabytes; twice as long after each that was in vain, up to the longest.
 const PAUSE: Duration = Duration::from_secs(10);
-/// What a node must have taken since the last attempt for another to be worth it.
+const LONGEST_PAUSE: Duration = Duration::from_secs(320);
+/// What a node must have beyond the least that it ever had for an attempt to be worth it.
 const WORTH: u64 = 16 << 20;
+/// What an attempt gives back that was not in vain.
+const GAIN: u64 = 1 << 20;
 
-/// When memory was given back, and what was left.
+/// When memory was given back, and what was left. In bytes of resident memory.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    /// Resident memory in bytes after the last attempt, or the least that was seen since.
+    last: Option<Attempt>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    at: Instant,
+    /// What was left.
+    left: u64,
+    /// The least that was ever left.
     least: u64,
-    not_before: Option<Instant>,
+    /// Time until the next attempt.
+    pause: Duration,
 }
 
 impl Kept {
     /// Gives back what the allocator keeps, if it may be much. To be called when nothing is computed: what is given back costs page faults when it is
     /// taken again.
     pub(crate) fn give_back(&mut self, now: Instant) {
-        let Some(before) = resident() else { return };
-        if !self.is_due(before, now) {
-            return;
-        }
+        let Some(before) = resident().filter(|resident| self.is_due(*resident, now)) else { return };
         trim();
-        self.least = resident().unwrap_or(before);
-        tracing::debug!(before, after = self.least, took = ?now.elapsed(), "gave back memory that nothing needs");
+        let left = resident().unwrap_or(before);
+        tracing::debug!(before, left, took = ?now.elapsed(), "gave back memory that nothing needs");
+        self.attempted(before, left, now);
     }
 
     fn is_due(&mut self, resident: u64, now: Instant) -> bool {
-        self.least = self.least.min(resident);
-        if resident < self.least + WORTH || self.not_before.is_some_and(|before| now < before) {
-            return false;
+        let Some(last) = &mut self.last else { return true };
+        if resident >= last.left + WORTH {
+            last.pause = PAUSE;
         }
-        self.not_before = Some(now + PAUSE);
-        true
+        resident >= last.least + WORTH && now >= last.at + last.pause
+    }
+
+    fn attempted(&mut self, before: u64, left: u64, now: Instant) {
+        let (least, pause) = self.last.as_ref().map_or((left, PAUSE), |last| (last.least.min(left), last.pause));
+        let pause = if before >= left + GAIN { PAUSE } else { (2 * pause).min(LONGEST_PAUSE) };
+        self.last = Some(Attempt { at: now, left, least, pause });
     }
 }
 
@@ -79,15 +94,21 @@ mod tests {
 
     #[test]
     fn memory_is_given_back_when_there_is_much_and_not_too_often() {
-        let (mut kept, now) = (Kept::default(), Instant::now());
-        assert!(kept.is_due(100 << 20, now), "what was left when it started");
-        kept.least = 90 << 20;
-        assert!(!kept.is_due(200 << 20, now + PAUSE / 2), "too early");
-        assert!(!kept.is_due(100 << 20, now + PAUSE), "not worth it");
-        assert!(kept.is_due(106 << 20, now + PAUSE));
-        kept.least = 200 << 20;
-        assert!(!kept.is_due(80 << 20, now + 3 * PAUSE), "it gave back by itself");
-        assert!(kept.is_due(96 << 20, now + 3 * PAUSE), "more than the least");
+        let (mut kept, start) = (Kept::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(kept.is_due(100 << 20, start), "what was left when it started");
+        kept.attempted(100 << 20, 90 << 20, start);
+        assert!(!kept.is_due(200 << 20, after(5)), "too early");
+        assert!(!kept.is_due(105 << 20, after(10)), "not worth it");
+        assert!(kept.is_due(106 << 20, after(10)));
+        // Others need it: then it is tried less and less often, until there is more of it.
+        kept.attempted(106 << 20, 106 << 20, after(10));
+        assert!(!kept.is_due(106 << 20, after(25)) && kept.is_due(106 << 20, after(30)));
+        kept.attempted(106 << 20, 106 << 20, after(30));
+        assert!(!kept.is_due(106 << 20, after(65)) && kept.is_due(106 << 20, after(70)));
+        assert!(kept.is_due(122 << 20, after(40)));
+        kept.attempted(122 << 20, 80 << 20, after(40));
+        assert!(!kept.is_due(95 << 20, after(60)) && kept.is_due(96 << 20, after(60)), "more than the least");
     }
 
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -226,7 +226,8 @@ async fn requests_that_wait_end_with_their_connection() {
     for number in 0..MAX_IN_FLIGHT {
         let input = RowSource::Relay(RelayToken([number as u8; 16]));
         let waits = ForwardRequest { input, deadline_ms: 600_000, ..forward_request(forward_layout(1)) };
-        let write = client.writer.write(1 + u64::from(number), &Request::Forward(waits), &[]);
+        let waits = Request::Forward(waits);
+        let write = client.writer.write(1 + u64::from(number), &waits, &[]);
         timeout(PATIENCE, write).await.unwrap().unwrap();
     }
     let is_served = |client: &Client| Arc::strong_count(&client.service) > 1;
