@@ -5,6 +5,7 @@
 //! | `measure` | how fast the blocks are, measured once and kept on disk |
 //! | `speed` | the same, learnt from what is served; and what the link carries |
 //! | `memory` | free memory, and what for |
+//! | `kept` | memory that was freed and is not given back yet |
 //! | `rooms` | what a budget has on each of several devices |
 //! | `division` | which blocks go to which device |
 //! | `budget` | a share of the requests' memory for each peer |
@@ -14,6 +15,7 @@
 
 pub(crate) mod budget;
 pub(crate) mod division;
+pub(crate) mod kept;
 pub(crate) mod measure;
 pub(crate) mod memory;
 pub(crate) mod rooms;

@@ -241,8 +241,10 @@ async fn accept(mut incoming: Incoming, service: Arc<StreamService>, streams: Ta
             }
             inbound = incoming.next() => inbound,
         };
-        let Some(IncomingStream { party, stream }) = inbound else { return };
-        streams.spawn(service.clone().serve(party, stream, cancel.clone()));
+        let Some(inbound) = inbound else { return };
+        let gone = inbound.connection_ends();
+        let IncomingStream { party, stream } = inbound;
+        streams.spawn(service.clone().serve(party, stream, gone, cancel.clone()));
     }
 }
 

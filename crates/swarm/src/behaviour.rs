@@ -7,6 +7,7 @@ use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{PeerId, StreamProtocol, autonat, connection_limits, dcutr, identify, kad, ping, relay, upnp};
 
+use crate::asked::Asked;
 use crate::carried::Carried;
 use crate::config::{RelayLimits, SwarmConfig, SwarmMode};
 use crate::guard;
@@ -39,7 +40,7 @@ const REPLICATION: NonZeroUsize = const { NonZeroUsize::new(12).expect("not zero
 pub(crate) struct Behaviour {
     limits: connection_limits::Behaviour,
     guard: guard::Behaviour,
-    pub(crate) kad: kad::Behaviour<DirectoryStore>,
+    pub(crate) kad: Asked<kad::Behaviour<DirectoryStore>>,
     pub(crate) identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub(crate) streams: streams::Behaviour,
@@ -85,7 +86,7 @@ impl Behaviour {
         Self {
             limits: connection_limits::Behaviour::new(limits),
             guard: guard::Behaviour::new(),
-            kad: kademlia(local, config.mode),
+            kad: Asked::new(kademlia(local, config.mode)),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
             streams,

@@ -8,6 +8,7 @@
 //! that verify; see `record.rs` for the format and `store.rs` for what is refused.
 
 mod addresses;
+mod asked;
 mod behaviour;
 mod carried;
 mod clock;

@@ -190,6 +190,13 @@ pub struct IncomingStream {
     pub stream: PeerStream,
 }
 
+impl IncomingStream {
+    /// Waits for the end of the connection, which whoever does not read meanwhile learns in no other way.
+    pub fn connection_ends(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.stream.link.closed.clone().cancelled_owned()
+    }
+}
+
 /// The streams that others open to this node. Take them promptly: what does not fit in the queue is refused.
 #[derive(Debug)]
 pub struct Incoming {

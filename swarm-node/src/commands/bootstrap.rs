@@ -7,6 +7,7 @@ use super::state::Keeper;
 use super::watch;
 use crate::args::BootstrapArgs;
 use crate::error::NodeError;
+use crate::machine::kept::keep_giving_back;
 
 pub(crate) async fn run(args: BootstrapArgs) -> Result<(), NodeError> {
     let mut signals = StopSignals::install()?;
@@ -22,6 +23,7 @@ pub(crate) async fn run(args: BootstrapArgs) -> Result<(), NodeError> {
             tokio::select! {
                 _ = watch::watch(&handle, None, args.network.json, watch::Periods::default()) => {}
                 never = keeper.run(&handle, || None) => match never {},
+                never = keep_giving_back() => match never {},
             }
         };
         let _ = signals.unless_stopped(running).await;

@@ -15,6 +15,7 @@ use super::crowd::Crowd;
 use super::pass::{Comer, Pass, Work};
 use super::{Shared, State};
 use crate::lock::lock;
+use crate::machine::kept::{Kept, QUIET};
 
 pub(super) struct Worker {
     /// Of steps.
@@ -24,6 +25,7 @@ pub(super) struct Worker {
     beside: Arc<AtomicU64>,
     /// When it is the turn of tokens.
     turn: Instant,
+    kept: Kept,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -37,7 +39,7 @@ enum Next {
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
         let (background, beside) = (Background::default(), Arc::default());
-        Self { crowd: Crowd::new(), background, beside, turn: Instant::now(), shared }
+        Self { crowd: Crowd::new(), background, beside, turn: Instant::now(), kept: Kept::default(), shared }
     }
 
     pub(super) fn run(mut self) {
@@ -124,7 +126,7 @@ impl Worker {
     }
 
     /// The next pass, and the blocks to run it on.
-    fn next(&self) -> Option<Next> {
+    fn next(&mut self) -> Option<Next> {
         let mut state = lock(&self.shared.state);
         state.running = None;
         loop {
@@ -150,7 +152,14 @@ impl Worker {
                 state.running = Some(taken.0.layout.span);
                 return Some(Next::Usual(taken));
             }
-            state = self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let (woken, waited) = self.shared.wake.wait_timeout(state, QUIET).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            let idle = state.queue.len() == 0 && state.long.is_none() && state.for_nobody == 0;
+            if waited.timed_out() && idle {
+                drop(state);
+                self.kept.give_back(Instant::now());
+                state = lock(&self.shared.state);
+            }
         }
     }
 }

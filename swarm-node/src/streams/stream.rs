@@ -39,9 +39,15 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_S: u64 = 100_000;
 
 impl StreamService {
-    /// Serves one stream until it ends, fails, falls silent or `cancel` fires.
-    pub(crate) async fn serve<S>(self: Arc<Self>, party: Party, stream: S, cancel: CancellationToken)
-    where
+    /// Serves one stream until it ends, fails, falls silent, its connection is `gone` or `cancel` fires. While as many requests wait as a stream may
+    /// have, nothing is read of it, and a peer that went away would be found out by none of them.
+    pub(crate) async fn serve<S>(
+        self: Arc<Self>,
+        party: Party,
+        stream: S,
+        gone: impl Future<Output = ()> + Send,
+        cancel: CancellationToken,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let number = self.next_stream.fetch_add(1, Ordering::Relaxed);
@@ -69,6 +75,7 @@ impl StreamService {
         let ended = tokio::select! {
             biased;
             () = cancel.cancelled() => Ok(()),
+            () = gone => Err(StreamEnd::Gone),
             ended = pump.run() => ended,
         };
         match ended {
@@ -94,6 +101,8 @@ enum StreamEnd {
     NoHello,
     #[error("the reply channel is closed")]
     WriterGone,
+    #[error("the connection is gone")]
+    Gone,
 }
 
 /// A reply on its way out.

@@ -8,7 +8,6 @@ use petals_protocol::{
     Fingerprint, ForwardRequest, Injection, ModelId, PassLayout, RowSource, RowTarget, ServerInfo, ServerState, Span,
     TableSource, WireDtype,
 };
-
 use petals_swarm::PeerId;
 
 use super::*;
@@ -65,6 +64,8 @@ struct Client {
     hidden: usize,
     service: Arc<StreamService>,
     party: Party,
+    /// Ends the connection.
+    gone: CancellationToken,
     _executor: Executor,
 }
 
@@ -86,11 +87,12 @@ impl Client {
         ));
         let (near, far) = pipe();
         let party = Party::unplaced(PeerId::random());
-        tokio::spawn(service.clone().serve(party, far, CancellationToken::new()));
+        let gone = CancellationToken::new();
+        tokio::spawn(service.clone().serve(party, far, gone.clone().cancelled_owned(), CancellationToken::new()));
         let (read, write) = near.split();
         let reader = FrameReader::new(read, FrameKind::Response, FrameLimits::default());
         let writer = FrameWriter::new(write, FrameKind::Request);
-        Self { reader, writer, hidden, service, party, _executor: executor }
+        Self { reader, writer, hidden, service, party, gone, _executor: executor }
     }
 
     async fn hello(&mut self) {
@@ -214,4 +216,28 @@ async fn rows_are_counted_as_they_wait_and_not_as_they_travel() {
     drop(taken);
     timeout(PATIENCE, client.writer.write(1, &Request::Forward(request), &[text])).await.unwrap().unwrap();
     assert!(matches!(client.response().await.unwrap(), Response::Forward(_)));
+}
+
+#[tokio::test]
+async fn requests_that_wait_end_with_their_connection() {
+    let mut client = Client::connect(1 << 20, ExecutorConfig::default());
+    client.hello().await;
+    // As many as a stream may have, so that it is not read any more.
+    for number in 0..MAX_IN_FLIGHT {
+        let input = RowSource::Relay(RelayToken([number as u8; 16]));
+        let waits = ForwardRequest { input, deadline_ms: 600_000, ..forward_request(forward_layout(1)) };
+        let waits = Request::Forward(waits);
+        let write = client.writer.write(1 + u64::from(number), &waits, &[]);
+        timeout(PATIENCE, write).await.unwrap().unwrap();
+    }
+    let is_served = |client: &Client| Arc::strong_count(&client.service) > 1;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(is_served(&client), "they wait");
+    client.gone.cancel();
+    let ends = async {
+        while is_served(&client) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, ends).await.expect("nothing waits for who is gone");
 }
