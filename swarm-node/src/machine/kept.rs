@@ -3,6 +3,9 @@
 //! That is what makes passes fast, and stays after the last of them: glibc gives back what is at the end of its heaps, and one small allocation behind
 //! a hundred megabytes keeps those. So whatever made a node take memory once, for example somebody who asked for all of it, would seem to hold it for
 //! ever.
+//!
+//! One thing stays: what is free at the very end of the heaps of other threads than the first, which glibc cuts off only where it is more than its threshold,
+//! 64 MiB since `petals_model::engine::host` has it keep memory for passes. It is what the next passes take first.
 
 use std::time::{Duration, Instant};
 
