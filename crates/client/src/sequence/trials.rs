@@ -13,11 +13,10 @@ use petals_protocol::{Injection, PassLayout, Span, WeightChange, WireDtype};
 use petals_swarm::PeerId;
 use rand::Rng;
 use rand::seq::SliceRandom;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::error::chain;
-use super::{RelayMode, RemoteSequence, SwarmEvent};
+use super::{RelayMode, RemoteSequence};
 use crate::lock::lock;
 use crate::planner::{Choices, Exclusion, Hop, Planner};
 use crate::servers::exchange::{Ends, Flow, HopInput};
@@ -59,6 +58,10 @@ struct State {
     /// The view's version when choices were last looked at with nothing to wait for, and when that was.
     settled: Option<(u64, Instant)>,
     under_way: HashMap<PeerId, Hop>,
+    /// When a plan last waited in vain.
+    gave_up: Option<Instant>,
+    /// When choices were first looked at.
+    began: Option<Instant>,
     /// When each was last tried.
     tried: HashMap<PeerId, Instant>,
 }
@@ -67,7 +70,6 @@ struct State {
 struct Trial {
     view: Arc<SwarmView>,
     shared: Arc<Shared>,
-    events: Option<mpsc::Sender<SwarmEvent>>,
     hop: Hop,
     last: bool,
     hidden: usize,
@@ -83,7 +85,7 @@ impl RemoteSequence {
             return;
         }
         let (started, mut waited) = (Instant::now(), false);
-        let mut until = started + LONGEST_WAIT;
+        let mut until = started + self.trials.patience();
         loop {
             let news = self.trials.shared.news.notified();
             let version = self.view.version();
@@ -97,7 +99,7 @@ impl RemoteSequence {
                 waited = false;
             }
             if (!blocks && !others) || Instant::now() >= until {
-                self.trials.settle(version);
+                self.trials.settle(version, blocks);
                 return;
             }
             waited |= blocks;
@@ -116,11 +118,15 @@ impl RemoteSequence {
         let mut wanted = choices.unknown.clone();
         wanted.shuffle(&mut rand::rng());
         wanted.extend(&choices.late);
+        // Whom an earlier run found to be late is left alone for as long: opening a dozen streams would cost a short run more than it could gain.
+        let began = *state.began.get_or_insert(now);
+        let late: HashSet<PeerId> = choices.late.iter().map(|hop| hop.peer).collect();
         let mut at_block: HashMap<u32, usize> = HashMap::new();
         state.under_way.values().for_each(|hop| *at_block.entry(hop.span.start()).or_default() += 1);
         for hop in wanted {
             let here = at_block.entry(hop.span.start()).or_default();
-            let lately = state.tried.get(&hop.peer).is_some_and(|at| now.duration_since(*at) < AGAIN);
+            let last = state.tried.get(&hop.peer).copied().or(late.contains(&hop.peer).then_some(began));
+            let lately = last.is_some_and(|at| now.duration_since(at) < AGAIN);
             if state.under_way.len() >= MOST
                 || *here >= self.config.trials
                 || lately
@@ -134,7 +140,6 @@ impl RemoteSequence {
             let trial = Trial {
                 view: self.view.clone(),
                 shared: self.trials.shared.clone(),
-                events: self.events.clone(),
                 hop,
                 last: hop.span.end() == self.blocks.end(),
                 hidden: self.hidden,
@@ -154,8 +159,19 @@ impl Trials {
         settled.is_some_and(|(at, when)| at == version && when.elapsed() < MAX_AGE)
     }
 
-    fn settle(&self, version: u64) {
-        lock(&self.shared.state).settled = Some((version, Instant::now()));
+    fn settle(&self, version: u64, in_vain: bool) {
+        let (mut state, now) = (lock(&self.shared.state), Instant::now());
+        state.settled = Some((version, now));
+        if in_vain {
+            state.gave_up.get_or_insert(now);
+        }
+    }
+
+    /// How long a plan waits for somebody who is on time: not again while the same ones may still be silent.
+    fn patience(&self) -> Duration {
+        let mut state = lock(&self.shared.state);
+        state.gave_up = state.gave_up.filter(|at| at.elapsed() < PATIENCE);
+        if state.gave_up.is_some() { Duration::ZERO } else { LONGEST_WAIT }
     }
 
     /// Whether a block waits for somebody who is on time and may still come, and whether any trial is under way that matters.
@@ -181,12 +197,10 @@ impl Trial {
             }
             // Nothing is held against who has no room or takes no such request.
             Ok(Err(HopError::Refused(_) | HopError::OldServer { .. } | HopError::Weights(_))) => {}
+            // No work depended on it, so nobody is told of a failure.
             Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "a server that was tried out failed");
                 self.view.failed(peer);
-                if let Some(events) = &self.events {
-                    let event = SwarmEvent::HopFailed { peer, span: self.hop.span, reason: chain(&error) };
-                    let _ = events.try_send(event);
-                }
             }
         }
         tracing::debug!(%peer, punctuality = ?self.view.peers().punctuality(peer), "tried a server out");

@@ -113,8 +113,9 @@ mod tests {
         let queue = || table.estimate(peer, &info(), PASS, 0).queue_seconds.value;
         assert_eq!(table.punctuality(peer), Punctuality::Unknown);
         // Whether it says that it took no time, or that it took much more than it announced.
+        let announced = ServerInfo { decode_tokens_per_s: Some(100.0), ..info() };
         for computed in [0, 900] {
-            table.tried(peer, measured(910, computed, 0), &info());
+            table.tried(peer, measured(910, computed, 0), &announced);
             assert_eq!(table.punctuality(peer), Punctuality::Late);
             assert!(queue() > 0.5, "{}", queue());
         }
