@@ -32,14 +32,22 @@ impl<'a> Bystander<'a> {
         Ok(Self { host, peers: peers.to_owned(), model, first_tables, out: tempfile::tempdir()?, runs: Cell::new(0) })
     }
 
+    /// A command that finds what earlier ones remembered, as a user's do.
+    fn tune(&self, command: &str) -> anyhow::Result<Tune> {
+        let cache = self.out.path().join("cache");
+        let cache = cache.to_str().context("a path that is not UTF-8")?;
+        let tune = Tune::on(self.host, &[command, "--peers", &self.peers])?.env("XDG_CACHE_HOME", cache);
+        Ok(tune.path("--model", &self.model))
+    }
+
     /// The command of a training run that always takes the same steps.
     ///
     /// # Errors
     /// If the program is missing.
     pub fn training(&self, steps: usize) -> anyhow::Result<Tune> {
         self.runs.set(self.runs.get() + 1);
-        let tune = Tune::on(self.host, &["train", "--peers", &self.peers])?.path("--model", &self.model);
-        Ok(tune
+        Ok(self
+            .tune("train")?
             .args(&["--mode", "deep_ptune", "--injection", "replace", "--prefix-len", "5", "--task", "causal-lm"])
             .args(&["--batch-size", "32", "--accumulation", "4", "--lr", "0.003", "--no-shuffle"])
             .args(&["--max-length", "64", "--micro-batch-tokens", "400", "--in-flight", "3"])
@@ -68,8 +76,8 @@ impl<'a> Bystander<'a> {
     /// # Errors
     /// If it fails.
     pub fn generates(&self, tokens: usize) -> anyhow::Result<(Value, Duration)> {
-        let tune = Tune::on(self.host, &["generate", "--peers", &self.peers])?.path("--model", &self.model);
-        let tune = tune.args(&["--prompt", "the", "--no-lookup", "--max-new-tokens", &tokens.to_string()]);
+        let tune =
+            self.tune("generate")?.args(&["--prompt", "the", "--no-lookup", "--max-new-tokens", &tokens.to_string()]);
         let events = tune.events()?;
         let last = events.last().context("no text")?;
         let elapsed = last["elapsed_s"].as_f64().context("no time")?;

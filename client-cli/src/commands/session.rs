@@ -90,6 +90,7 @@ pub(super) async fn connect_noting(
         routes: args.route.routes,
         hedge_after: args.route.hedge_after,
         verify: args.route.verify,
+        ..SequenceConfig::default()
     };
     let (sender, receiver) = mpsc::channel(EVENTS);
     tokio::spawn(report(receiver, Reporter { output, log, waits: Waits::default() }));

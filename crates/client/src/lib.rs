@@ -48,7 +48,8 @@ pub use petals_swarm::{
     BlockCount, Invitation, Listed, ModelStatus, PeerId, SwarmHandle, SwarmStatus, parse_peers, swarm_status,
 };
 pub use planner::{
-    Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Route, RouteRules, WeightedRoute,
+    Candidate, Excluded, Exclusion, Hop, HopCost, MissingBlocks, PinError, Planner, Punctuality, Route, RouteRules,
+    WeightedRoute,
 };
 pub use sequence::{
     ExplainedRoute, ExplainedServer, Explanation, HopTiming, PassGradients, PassInput, RelayMode, RemoteSequence,

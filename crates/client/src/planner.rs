@@ -9,11 +9,14 @@ use std::collections::{HashMap, HashSet};
 use petals_protocol::Span;
 use petals_swarm::PeerId;
 
+mod choices;
 mod fastest;
 mod missing;
 mod parallel;
 mod rules;
 
+pub(crate) use choices::Choices;
+pub use choices::Punctuality;
 pub use missing::{Excluded, MissingBlocks};
 pub use parallel::WeightedRoute;
 pub use rules::{Exclusion, PinError, RouteRules};
@@ -39,6 +42,8 @@ pub struct Candidate {
     pub next: HashMap<PeerId, f64>,
     /// It failed not long ago: used only for blocks that nobody else may run.
     pub banned: bool,
+    /// Whether it was as quick as it says.
+    pub punctuality: Punctuality,
     /// Not to be used for this, whatever else is there.
     pub excluded: Option<Exclusion>,
 }
@@ -56,6 +61,7 @@ impl Candidate {
             transfer_seconds: 0.0,
             next: HashMap::new(),
             banned: false,
+            punctuality: Punctuality::Unknown,
             excluded: None,
         }
     }
@@ -191,7 +197,8 @@ impl<'a> Planner<'a> {
         blocks.all(|block| self.exclusion(candidate, block).is_some()).then_some(first)
     }
 
-    /// Who may run which block. Whoever is banned counts only where nobody else is left, and so do those in `avoided`.
+    /// Who may run which block. Whoever is banned counts only where nobody else is left, and so do those in `avoided`. Who only says that it is quick
+    /// does not count where somebody was on time.
     fn allowed(&self, blocks: Span, avoided: &HashSet<PeerId>) -> Result<Allowed, MissingBlocks> {
         let usable: Vec<(usize, Span)> = self
             .candidates
@@ -203,6 +210,7 @@ impl<'a> Planner<'a> {
             .filter_map(|(number, candidate)| Some((number, candidate.span.intersect(blocks)?)))
             .collect();
         let mut allowed: Allowed = vec![Vec::new(); blocks.len()];
+        let on_time = self.on_time(&usable, blocks);
         // Who is there whatever happened, and how good the best of them is.
         let mut best = vec![u8::MAX; blocks.len()];
         for &(number, span) in &usable {
@@ -210,7 +218,9 @@ impl<'a> Planner<'a> {
             let rank = 2 * u8::from(candidate.banned) + u8::from(avoided.contains(&candidate.peer));
             for block in span.blocks() {
                 let at = (block - blocks.start()) as usize;
-                if rank > best[at] || self.rules.block_exclusion(candidate.peer, block, self.model).is_some() {
+                let unknown = on_time[at] && candidate.punctuality == Punctuality::Unknown;
+                if unknown || rank > best[at] || self.rules.block_exclusion(candidate.peer, block, self.model).is_some()
+                {
                     continue;
                 }
                 if rank < best[at] {

@@ -40,6 +40,7 @@ mod relays;
 mod routes;
 mod sizes;
 mod trace;
+mod trials;
 mod verify;
 
 pub use copies::ServedWeights;
@@ -53,6 +54,7 @@ pub(crate) use routes::Purpose;
 use routes::Routes;
 use sizes::Sizes;
 pub use trace::{HopTiming, Trace};
+use trials::Trials;
 pub use verify::Verification;
 use verify::Verifier;
 
@@ -82,6 +84,8 @@ pub struct SequenceConfig {
     /// Shortest time after which a silent server is raced by another one that holds its blocks; one that is usually slow gets
     /// more. Default 1 s.
     pub hedge_after: Duration,
+    /// Servers of which nothing is known that are tried out at a time for a block that several hold; 0 for none. Default 8.
+    pub trials: usize,
     /// Part of the spans, 0 to 1, that another server computes again. With any, every hop goes through this client, whatever
     /// [`Self::relay`] says: servers cannot tell what is checked. Default 0.
     pub verify: f64,
@@ -101,6 +105,7 @@ impl Default for SequenceConfig {
             rules: RouteRules::default(),
             routes: 4,
             hedge_after: Duration::from_secs(1),
+            trials: 8,
             verify: 0.0,
         }
     }
@@ -150,6 +155,7 @@ pub struct RemoteSequence {
     relays: Relays,
     routes: Routes,
     hedges: Hedges,
+    trials: Trials,
     verifier: Verifier,
     sizes: Sizes,
     next_name: AtomicU64,
@@ -182,6 +188,7 @@ impl RemoteSequence {
             relays: Relays::default(),
             routes: Routes::default(),
             hedges: Hedges::default(),
+            trials: Trials::default(),
             verifier: Verifier::default(),
             sizes: Sizes::default(),
             next_name: AtomicU64::new(1),

@@ -13,7 +13,7 @@ use petals_swarm::PeerId;
 
 use super::{RelayMode, RemoteSequence, SwarmEvent};
 use crate::lock::lock;
-use crate::planner::{Exclusion, Hop, Planner};
+use crate::planner::{Exclusion, Hop, Planner, Punctuality};
 use crate::servers::hop::HopError;
 use crate::servers::peers::PassSize;
 
@@ -193,9 +193,14 @@ impl RemoteSequence {
         let candidates = self.candidates(pass, RelayMode::Star, tried, Exclusion::Without);
         let planner = Planner::new(&candidates, &self.config.rules, self.blocks);
         let others = candidates.iter().filter(|candidate| !candidate.banned);
-        let others = others.map(|candidate| Hop { peer: candidate.peer, span: hop.span });
-        let timed = others.filter_map(|hop| Some((planner.seconds(&[hop])?, hop)));
-        timed.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, hop)| hop)
+        // Who was on time rather than who only says that it is quick.
+        let others = others.map(|candidate| {
+            let unknown = candidate.punctuality == Punctuality::Unknown;
+            (unknown, Hop { peer: candidate.peer, span: hop.span })
+        });
+        let timed = others.filter_map(|(unknown, hop)| Some((unknown, planner.seconds(&[hop])?, hop)));
+        let best = timed.min_by(|(a, soon, _), (b, sooner, _)| a.cmp(b).then(soon.total_cmp(sooner)));
+        best.map(|(.., hop)| hop)
     }
 
     /// Whether others hold a hop's blocks and are not banned.

@@ -30,10 +30,13 @@ impl RemoteSequence {
     ) -> Result<Vec<Hop>, SequenceError> {
         loop {
             let mut missing = match self.view.ready().await {
-                Ok(()) => match self.plan_now(span, pass, way, retry) {
-                    Ok(hops) => return Ok(hops),
-                    Err(missing) => missing,
-                },
+                Ok(()) => {
+                    self.try_out(span, pass).await;
+                    match self.plan_now(span, pass, way, retry) {
+                        Ok(hops) => return Ok(hops),
+                        Err(missing) => missing,
+                    }
+                }
                 // Nobody to ask is as good as nobody there, and may pass just as well.
                 Err(error) if retry.is_over(Instant::now()) => return Err(error.into()),
                 Err(_) => MissingBlocks::all(span),

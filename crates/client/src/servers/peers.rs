@@ -10,6 +10,7 @@ use super::reputation::{Charge, Entry, Reputation, unix_s};
 use crate::lock::lock;
 
 mod estimate;
+mod punctuality;
 
 pub(crate) use estimate::PassSize;
 pub use estimate::{CostEstimate, Figure, Source};
@@ -65,6 +66,10 @@ struct PeerRecord {
     queues: Recent<32>,
     /// Seconds that were waited and that nobody accounts for.
     unaccounted: Recent<8>,
+    /// The same of when it was tried out; passes count for more.
+    tried: Option<f64>,
+    /// What earlier runs found of it.
+    remembered: Option<f64>,
     pings: Recent<8>,
     /// Seconds that were waited for an answer, and the rows it was about.
     waits: VecDeque<(usize, f64)>,
@@ -151,13 +156,17 @@ impl PeerTable {
     /// With what earlier runs found out, as far as it still counts.
     pub(crate) fn remembering(reputation: Option<Reputation>) -> Self {
         let (now, now_s) = (Instant::now(), unix_s());
-        let table = Self { reputation, ..Self::default() };
+        let table = Self { records: Mutex::default(), reputation };
         for entry in table.reputation.iter().flat_map(|reputation| reputation.load(now_s)) {
             table.with(entry.peer, |record| match entry.charge {
                 Charge::Untrue => record.untrue = true,
                 Charge::Suspended { until_s, times } => {
                     let left = Duration::from_secs(until_s.saturating_sub(now_s)).min(LONGEST_SUSPENSION);
                     record.suspended = Some((now + left, times));
+                }
+                Charge::Late { .. } | Charge::OnTime => {
+                    record.tried = punctuality::left_of(entry.charge, now_s.saturating_sub(entry.at_s));
+                    record.remembered = record.tried;
                 }
             });
         }
@@ -172,7 +181,7 @@ impl PeerTable {
     fn remember(&self, peer: PeerId, charge: impl FnOnce(u64) -> Charge) {
         if let Some(reputation) = &self.reputation {
             let at_s = unix_s();
-            reputation.add(Entry { peer, charge: charge(at_s), at_s }, at_s);
+            reputation.add(&[Entry { peer, charge: charge(at_s), at_s }], at_s);
         }
     }
 

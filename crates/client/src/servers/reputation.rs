@@ -1,4 +1,5 @@
-//! What a client remembers of servers from one run to the next: who gave wrong results, so that a liar is not met anew each time.
+//! What a client remembers of servers from one run to the next: who gave wrong results, so that a liar is not met anew each time, and for some hours who was late and who was on
+//! time.
 //!
 //! It is a short text, a line for each server, which people can read, change and delete. Ids are free, so it keeps no liar from coming back under
 //! another one; but that one has to earn its place again, and those that stay are known.
@@ -20,6 +21,8 @@ const MOST: usize = 1024;
 const LONGEST_LINE: usize = 160;
 /// A server that was found out so long ago is given another chance: it may be in other hands, or mended.
 const MEMORY: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How quick somebody was says something for so long.
+const MEMORY_OF_TIMES: Duration = Duration::from_secs(12 * 3600);
 
 /// What is held against a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,28 @@ pub(crate) enum Charge {
     Untrue,
     /// Strangers outvoted it: it is passed over until then, in seconds of Unix time, and how often that was so.
     Suspended { until_s: u64, times: u32 },
+    /// It took so many milliseconds more than it accounted for.
+    Late { ms: u64 },
+    /// Nothing: it was on time.
+    OnTime,
+}
+
+impl Charge {
+    /// The heavier one outlasts the others.
+    fn weight(self) -> u8 {
+        match self {
+            Self::Untrue => 2,
+            Self::Suspended { .. } => 1,
+            Self::Late { .. } | Self::OnTime => 0,
+        }
+    }
+
+    fn memory(self) -> Duration {
+        match self {
+            Self::Untrue | Self::Suspended { .. } => MEMORY,
+            Self::Late { .. } | Self::OnTime => MEMORY_OF_TIMES,
+        }
+    }
 }
 
 /// A server with a past.
@@ -67,12 +92,14 @@ impl Reputation {
         bounded(entries, now_s)
     }
 
-    /// Remembers one more, beside what other clients of this user have written meanwhile.
-    pub(crate) fn add(&self, entry: Entry, now_s: u64) {
+    /// Remembers more, beside what other clients of this user have written meanwhile.
+    pub(crate) fn add(&self, new: &[Entry], now_s: u64) {
         let mut entries = self.load(now_s);
-        match entries.iter_mut().find(|known| known.peer == entry.peer) {
-            Some(known) => *known = worse(*known, entry),
-            None => entries.push(entry),
+        for &entry in new {
+            match entries.iter_mut().find(|known| known.peer == entry.peer) {
+                Some(known) => *known = worse(*known, entry),
+                None => entries.push(entry),
+            }
         }
         let lines: String = bounded(entries, now_s).iter().map(line).collect();
         if let Err(error) = write_atomically(&self.0, format!("{HEADER}\n{lines}").as_bytes()) {
@@ -133,6 +160,14 @@ fn entry(line: &str) -> Option<Entry> {
             let charge = Charge::Suspended { until_s: until.parse().ok()?, times: times.parse().ok()? };
             Some(Entry { peer: peer.parse().ok()?, charge, at_s: at.parse().ok()? })
         }
+        ["late", at, ms, peer] => Some(Entry {
+            peer: peer.parse().ok()?,
+            charge: Charge::Late { ms: ms.parse().ok()? },
+            at_s: at.parse().ok()?,
+        }),
+        ["on-time", at, peer] => {
+            Some(Entry { peer: peer.parse().ok()?, charge: Charge::OnTime, at_s: at.parse().ok()? })
+        }
         _ => None,
     }
 }
@@ -142,19 +177,21 @@ fn line(entry: &Entry) -> String {
     match charge {
         Charge::Untrue => format!("untrue {at_s} {peer}\n"),
         Charge::Suspended { until_s, times } => format!("suspended {at_s} {until_s} {times} {peer}\n"),
+        Charge::Late { ms } => format!("late {at_s} {ms} {peer}\n"),
+        Charge::OnTime => format!("on-time {at_s} {peer}\n"),
     }
 }
 
 /// Of what is known and what is new the heavier one, and the later one of two alike.
 fn worse(known: Entry, new: Entry) -> Entry {
-    let weight = |entry: &Entry| (entry.charge == Charge::Untrue, entry.at_s);
+    let weight = |entry: &Entry| (entry.charge.weight(), entry.at_s);
     if weight(&new) >= weight(&known) { new } else { known }
 }
 
 /// Those that still count, the latest ones.
 fn bounded(mut entries: Vec<Entry>, now_s: u64) -> Vec<Entry> {
-    entries.retain(|entry| now_s.saturating_sub(entry.at_s) <= MEMORY.as_secs());
-    entries.sort_by_key(|entry| std::cmp::Reverse((entry.charge == Charge::Untrue, entry.at_s)));
+    entries.retain(|entry| now_s.saturating_sub(entry.at_s) <= entry.charge.memory().as_secs());
+    entries.sort_by_key(|entry| std::cmp::Reverse((entry.charge.weight(), entry.at_s)));
     entries.truncate(MOST);
     entries
 }
@@ -180,12 +217,12 @@ mod tests {
         let reputation = Reputation::new(folder.path().join("deep/reputation"));
         assert!(reputation.load(NOW).is_empty());
         let (liar, accused) = (untrue(NOW), suspended(NOW + 1));
-        reputation.add(liar, NOW);
-        Reputation::new(folder.path().join("deep/reputation")).add(accused, NOW + 1);
+        reputation.add(&[liar], NOW);
+        Reputation::new(folder.path().join("deep/reputation")).add(&[accused], NOW + 1);
         assert_eq!(reputation.load(NOW + 1), [liar, accused]);
         // What strangers say takes nothing from what is certain.
-        reputation.add(Entry { peer: liar.peer, ..suspended(NOW + 2) }, NOW + 2);
-        reputation.add(Entry { peer: accused.peer, ..untrue(NOW + 3) }, NOW + 3);
+        reputation.add(&[Entry { peer: liar.peer, ..suspended(NOW + 2) }], NOW + 2);
+        reputation.add(&[Entry { peer: accused.peer, ..untrue(NOW + 3) }], NOW + 3);
         let charges: Vec<Charge> = reputation.load(NOW + 3).iter().map(|entry| entry.charge).collect();
         assert_eq!(charges, [Charge::Untrue; 2]);
         assert!(reputation.load(NOW + 4 + MEMORY.as_secs()).is_empty());
@@ -199,7 +236,7 @@ mod tests {
         let lines: String = (0..2 * MOST as u64).map(|n| line(&suspended(NOW + n))).collect();
         fs::write(&path, format!("{HEADER}\n{}{lines}", line(&old))).unwrap();
         let reputation = Reputation::new(path.clone());
-        reputation.add(untrue(NOW), NOW);
+        reputation.add(&[untrue(NOW)], NOW);
         let kept = reputation.load(NOW);
         assert_eq!((kept.len(), kept[1]), (MOST, old));
         assert!(fs::metadata(path).unwrap().len() < (MOST * LONGEST_LINE) as u64);
@@ -220,11 +257,24 @@ mod tests {
             assert_eq!(reputation.load(NOW).len(), left, "{damaged:?}");
             assert!(!path.exists() && fs::read_to_string(&aside).unwrap() == damaged, "{damaged:?}");
             // And the next one is written as if nothing had been.
-            reputation.add(liar, NOW);
+            reputation.add(&[liar], NOW);
             assert_eq!(reputation.load(NOW), [liar]);
             assert!(path.exists());
         }
         // A place that cannot be written costs a warning.
-        Reputation::new(path.join("below a file")).add(liar, NOW);
+        Reputation::new(path.join("below a file")).add(&[liar], NOW);
+    }
+    #[test]
+    fn times_are_remembered_for_hours_and_take_nothing_from_what_is_worse() {
+        let folder = tempfile::tempdir().unwrap();
+        let reputation = Reputation::new(folder.path().join("reputation"));
+        let of = |charge, at_s| Entry { peer: PeerId::random(), charge, at_s };
+        let (liar, late, quick) = (untrue(NOW), of(Charge::Late { ms: 900 }, NOW), of(Charge::OnTime, NOW));
+        reputation.add(&[liar, late, quick], NOW);
+        // The last word counts, but for who gave wrong results.
+        let news = [liar, late].map(|entry| Entry { charge: Charge::OnTime, at_s: NOW + 1, ..entry });
+        reputation.add(&news, NOW + 1);
+        assert_eq!(reputation.load(NOW + 1), [liar, news[1], quick]);
+        assert_eq!(reputation.load(NOW + 2 + MEMORY_OF_TIMES.as_secs()), [liar]);
     }
 }

@@ -108,7 +108,8 @@ impl SwarmView {
         self.version.load(Ordering::Relaxed)
     }
 
-    fn changed(&self) {
+    /// Something did.
+    pub(crate) fn changed(&self) {
         self.version.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -152,6 +153,7 @@ impl SwarmView {
                 transfer_seconds: cost.transfer_seconds(pass.bytes),
                 next: if direct { next.collect() } else { HashMap::new() },
                 banned: self.peers.ban(peer, Instant::now()).is_some(),
+                punctuality: self.peers.punctuality(peer),
                 excluded: self.excluded(peer, info).or(server.weights).or_else(|| without(peer)),
             };
             considered.push(Considered { candidate, cost });

@@ -133,7 +133,7 @@ impl PeerRecord {
             queue_seconds = Figure { value, source: Source::Announced };
         }
         // What was waited is paid for, whoever says that it took no time.
-        if let Some(extra) = self.unaccounted.least().filter(|extra| *extra > 0.0) {
+        if let Some(extra) = self.charge().filter(|extra| *extra > 0.0) {
             queue_seconds = Figure { value: queue_seconds.value + extra, source: Source::Measured };
         }
         CostEstimate {

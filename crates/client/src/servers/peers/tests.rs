@@ -1,7 +1,7 @@
 use super::*;
 use petals_protocol::{Fingerprint, ModelId, ServerInfo, ServerState, Span};
 
-fn info() -> ServerInfo {
+pub(super) fn info() -> ServerInfo {
     let model = ModelId::new("m", Fingerprint([0; 8])).unwrap();
     ServerInfo::new(model, Span::new(0, 4).unwrap(), ServerState::Online)
 }
@@ -12,7 +12,7 @@ fn measured(rows: usize, elapsed: u64, computed: u64, queued: u64) -> Measuremen
     Measurement { rows, blocks: 4, bytes: 1, elapsed, computed, queued, handed: Duration::ZERO }
 }
 
-const PASS: PassSize = PassSize { rows: 10, bytes: 1000 };
+pub(super) const PASS: PassSize = PassSize { rows: 10, bytes: 1000 };
 
 fn close(figure: Figure, value: f64, source: Source) -> bool {
     (figure.value - value).abs() < 1e-9 * value.max(1.0) && figure.source == source
