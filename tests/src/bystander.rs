@@ -79,8 +79,9 @@ impl<'a> Bystander<'a> {
         let tune =
             self.tune("generate")?.args(&["--prompt", "the", "--no-lookup", "--max-new-tokens", &tokens.to_string()]);
         let events = tune.events()?;
-        let last = events.last().context("no text")?;
-        let elapsed = last["elapsed_s"].as_f64().context("no time")?;
-        Ok((last["token_ids"].clone(), Duration::from_secs_f64(elapsed)))
+        // What is told of servers may come behind it.
+        let text = events.iter().rev().find_map(|event| Some((event, event["elapsed_s"].as_f64()?)));
+        let (text, elapsed) = text.with_context(|| format!("no text: {events:?}"))?;
+        Ok((text["token_ids"].clone(), Duration::from_secs_f64(elapsed)))
     }
 }

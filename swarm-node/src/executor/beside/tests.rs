@@ -3,7 +3,7 @@ use std::time::Instant;
 use petals_model::Device;
 use petals_protocol::{Injection, PassLayout, Refusal, SessionId, SessionOpen};
 use petals_swarm::PeerId;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use crate::executor::pass::{Done, Inputs, Output};
 use crate::executor::{Executor, ExecutorConfig, ExecutorHandle};
@@ -53,9 +53,9 @@ impl Client {
         self.submit(vec![100; texts], |inputs| Work::Forward { inputs, stash: None })
     }
 
-    /// A pass that takes a while, as soon as it is being computed.
-    fn begins(&self) -> Answer {
-        let pass = self.forward(1000);
+    /// A pass of so many texts, as soon as it is being computed.
+    fn begins(&self, texts: usize) -> Answer {
+        let pass = self.forward(texts);
         while lock(&self.handle.0.state).queue.len() > 0 {
             std::thread::yield_now();
         }
@@ -84,17 +84,18 @@ fn answered(answer: Answer) -> Done {
     answer.blocking_recv().unwrap().unwrap()
 }
 
-fn tokens_and_small_passes_go_beside_a_long_one(device: &Device) {
+/// With so many texts in the long one.
+fn tokens_and_small_passes_go_beside_a_long_one(device: &Device, texts: usize) {
     let executor = executor(device);
     let [chatting, training, other] = [1, 2, 3].map(|stream| Client::of(&executor, stream));
     answered(chatting.step(0, 1));
-    let (small, alone) = (rows(answered(other.forward(1))), answered(training.begins()));
-    let mut long = training.begins();
+    let (small, alone) = (rows(answered(other.forward(1))), answered(training.begins(texts)));
+    let mut long = training.begins(texts);
     let token = answered(chatting.step(1, 1));
-    assert!(long.try_recv().is_err(), "the token came first");
+    assert_eq!(long.try_recv().err(), Some(TryRecvError::Empty), "the token came first");
     assert!(token.queued < alone.computed, "{:?} of {:?}", token.queued, alone.computed);
     let beside = answered(other.forward(1));
-    assert!(long.try_recv().is_err(), "the small pass came first");
+    assert_eq!(long.try_recv().err(), Some(TryRecvError::Empty), "the small pass came first");
     assert_eq!(rows(beside), small);
     let long = answered(long);
     assert!(long.queued >= token.computed, "it waited for the others");
@@ -103,14 +104,17 @@ fn tokens_and_small_passes_go_beside_a_long_one(device: &Device) {
 
 #[test]
 fn nobody_waits_for_all_of_a_long_pass_on_processors() {
-    tokens_and_small_passes_go_beside_a_long_one(&Device::cpu());
+    tokens_and_small_passes_go_beside_a_long_one(&Device::cpu(), 1000);
 }
 
 /// Where what is asked for waits behind what was asked for before.
 #[cfg(feature = "vulkan")]
 #[test]
 fn nobody_waits_for_all_of_a_long_pass_on_a_gpu() {
-    tokens_and_small_passes_go_beside_a_long_one(&"vulkan".parse().expect("a Vulkan device, which may be software"));
+    tokens_and_small_passes_go_beside_a_long_one(
+        &"vulkan".parse().expect("a Vulkan device, which may be software"),
+        100,
+    );
 }
 
 #[test]
@@ -131,7 +135,7 @@ fn a_device_has_as_many_blocks_before_it_as_it_computes_in_time() {
 fn who_had_as_much_and_what_is_not_small_waits() {
     let executor = executor(&Device::cpu());
     let [training, other] = [1, 2].map(|stream| Client::of(&executor, stream));
-    let mut long = training.begins();
+    let mut long = training.begins(1000);
     let own = training.forward(1);
     let large = other.forward(500);
     let own = std::thread::spawn(move || (answered(own), Instant::now()));
@@ -153,7 +157,7 @@ fn a_session_goes_on_behind_its_own_long_step() {
 fn a_node_that_stops_lets_the_long_pass_finish() {
     let executor = executor(&Device::cpu());
     let client = Client::of(&executor, 1);
-    let (long, behind) = (client.begins(), client.forward(1));
+    let (long, behind) = (client.begins(1000), client.forward(1));
     drop(executor);
     assert!(matches!(behind.blocking_recv().unwrap(), Err(Refusal::Draining)));
     answered(long);
