@@ -12,6 +12,9 @@ use super::steps::{self, Step, Stepped};
 use super::{Reply, Shared};
 use crate::lock::lock;
 
+/// Speed is learned from passes beside which others took a smaller part of the time.
+const OTHERS_PART: u32 = 10;
+
 /// Computes a pass that is no step, and answers it. `others` says for how long others computed meanwhile.
 pub(super) fn answer_pass(
     shared: &Shared,
@@ -32,7 +35,9 @@ pub(super) fn answer_pass(
     let others = others();
     let (computed, queued) = (started.elapsed().saturating_sub(others), queued + others);
     shared.record(computed);
-    if let Some((rows, blocks)) = work.filter(|_| output.is_ok()) {
+    // Where others computed as well, on several processors, nobody can tell what it took by itself.
+    let alone = others * OTHERS_PART < computed;
+    if let Some((rows, blocks)) = work.filter(|_| alone && output.is_ok()) {
         shared.speed.ran(rows, blocks, computed);
     }
     let unwanted = reply.send(output.map(|(output, passes)| Done { output, passes, queued, computed })).is_err();

@@ -90,7 +90,7 @@ mod tests {
 
     /// The name of the thread on which a job runs, and whether it gives way.
     fn ran(background: &mut Background) -> (String, bool) {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = mpsc::sync_channel(1);
         let job = move || {
             let name = std::thread::current().name().unwrap_or_default().to_owned();
             let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);

@@ -7,7 +7,7 @@ use petals_model::BlockStack;
 use petals_protocol::Span;
 
 use super::answer::answer_steps;
-use super::beside::{self, MOST_ROWS, is_tokens};
+use super::beside::{self, MOST_ROWS, is_tokens, rows_of};
 use super::compute::Compute;
 use super::pass::{Comer, Pass, Work};
 use super::{Reply, State, Worker};
@@ -15,10 +15,6 @@ use crate::lock::lock;
 
 /// Rows of a batch. More would keep those that come meanwhile waiting for longer than they gain.
 const MAX_ROWS: usize = 1024;
-
-fn rows_of(pass: &Pass) -> usize {
-    pass.layout.tokens() + pass.layout.prefix_rows()
-}
 
 impl Worker {
     fn came(&mut self, pass: &Pass) {
@@ -62,12 +58,17 @@ impl Worker {
     pub(super) fn run_tokens(&mut self, first: (Pass, Reply), blocks: Arc<BlockStack>) {
         let (span, mut rows) = (first.0.layout.span, first.0.layout.tokens());
         let mut batch = vec![first];
-        let others = lock(&self.shared.state).queue.pop_those(&mut |(pass, _)| {
-            let tokens = pass.layout.tokens();
-            let fits = is_tokens(pass) && pass.layout.span == span && rows + tokens <= MOST_ROWS;
-            rows += if fits { tokens } else { 0 };
-            fits
-        });
+        let others = {
+            let mut state = lock(&self.shared.state);
+            let State { queue, long, .. } = &mut *state;
+            queue.pop_those(&mut |(pass, _)| {
+                let tokens = pass.layout.tokens();
+                let fits = is_tokens(pass) && pass.layout.span == span && rows + tokens <= MOST_ROWS;
+                let fits = fits && !beside::has_begun(long.as_ref(), pass);
+                rows += if fits { tokens } else { 0 };
+                fits
+            })
+        };
         batch.extend(others);
         batch.iter().for_each(|(pass, _)| self.came(pass));
         self.compute_steps(batch, blocks, span, Instant::now());

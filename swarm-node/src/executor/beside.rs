@@ -1,7 +1,7 @@
 //! What is computed while a long pass is, so that nobody waits for all of it.
 //!
-//! Tokens, whoever's they are, and passes that are much smaller than the long one, of whoever had less of the node. Tokens in turn with it: no more of the time is
-//! theirs than the long pass has for itself, since what they take is that of reading weights, of which shares do not tell. Of small passes they do.
+//! Tokens, whoever's they are, and passes that are much smaller than the long one, of whoever had less of the node. Tokens and passes of few rows in turn with it: no
+//! more of the time is theirs than the long pass has for itself, since what they take is that of reading weights, of which shares do not tell. Of larger ones they do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,12 +49,16 @@ impl Long {
         let cost = work::cost(pass, blocks.config().hidden_size);
         Self { party: pass.party, span: pass.layout.span, cost, session }
     }
+
+    /// Whether it is a step of the same session.
+    fn is_of(&self, pass: &Pass) -> bool {
+        matches!(pass.work, Work::Step { session, .. } if self.session == Some((pass.stream, session)))
+    }
 }
 
 /// Whether a pass takes so long that others should not wait for all of it, at so many rows times blocks a second.
 pub(super) fn is_long(pass: &Pass, blocks: &BlockStack, rate: f64) -> bool {
-    let rows = pass.layout.tokens() + pass.layout.prefix_rows();
-    rows >= LEAST_ROWS && work::cost(pass, blocks.config().hidden_size) as f64 > LONG * rate
+    rows_of(pass) >= LEAST_ROWS && work::cost(pass, blocks.config().hidden_size) as f64 > LONG * rate
 }
 
 /// How many blocks of a pass are expected to take so long, at so many rows times blocks a second; one at least.
@@ -69,28 +73,45 @@ pub(super) fn on_processors(blocks: &BlockStack) -> bool {
     blocks.places().all(|place| !place.device().is_gpu())
 }
 
+/// Whether a pass takes the time of reading weights, whatever its rows.
+pub(super) fn takes_turns(pass: &Pass) -> bool {
+    pass.comer().is_some() || rows_of(pass) < LEAST_ROWS
+}
+
+/// Rows that enter a pass.
+pub(super) fn rows_of(pass: &Pass) -> usize {
+    pass.layout.tokens() + pass.layout.prefix_rows()
+}
+
+/// Whether a pass belongs to a session of which a long step is being computed.
+pub(super) fn has_begun(long: Option<&Long>, pass: &Pass) -> bool {
+    long.is_some_and(|long| long.is_of(pass))
+}
+
 /// Whether a step is that of tokens: it goes on with a session, by a few rows.
 pub(super) fn is_tokens(pass: &Pass) -> bool {
     matches!(pass.work, Work::Step { open: None, .. }) && pass.layout.tokens() <= MOST_ROWS_OF_ONE
 }
 
-/// Takes what goes beside `long` next: `tokens` if it is their turn, and small passes if there is a `compute` to estimate their memory with.
+/// Takes what goes beside `long` next: what takes turns if it is its `turn`, and small passes if there is a `compute` to estimate their memory with.
 pub(super) fn pop(
     state: &mut State,
     long: &Long,
-    tokens: bool,
+    turn: bool,
     compute: Option<impl Fn(Arc<BlockStack>) -> Compute<'static>>,
 ) -> Option<Taken> {
     if state.queue.len() == 0 || state.stopping {
         return None;
     }
-    let State { queue, stacks, .. } = state;
+    let State { queue, stacks, long: in_background, .. } = state;
+    // Beside a small pass, too, that goes beside another one.
+    let has_begun = |pass: &Pass| has_begun(Some(long), pass) || has_begun(in_background.as_ref(), pass);
     let of = |pass: &Pass| stacks.iter().find(|blocks| blocks.span().covers(pass.layout.span)).cloned();
     let mut chosen = None;
     let (pass, reply) = queue.pop_beside(long.party, &mut |(pass, _), less| {
-        let Some(blocks) = of(pass) else { return false };
+        let Some(blocks) = of(pass).filter(|_| turn || !takes_turns(pass)) else { return false };
         let fits = match pass.work {
-            Work::Step { session, .. } => tokens && is_tokens(pass) && long.session != Some((pass.stream, session)),
+            Work::Step { .. } => is_tokens(pass) && !has_begun(pass),
             Work::KeysValues { .. } => false,
             Work::Forward { .. } | Work::Backward { .. } => {
                 let cost = work::cost(pass, blocks.config().hidden_size);

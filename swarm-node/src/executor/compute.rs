@@ -37,8 +37,12 @@ impl<'a> Compute<'a> {
 
     /// Bytes that a training pass takes at its best.
     pub(crate) fn wanted(&self, pass: &Pass) -> u64 {
-        let repeats = matches!(pass.work, Work::Backward { stash: None, .. });
-        let again = if repeats { self.stash_bytes(&pass.layout) } else { 0 };
+        let again = match pass.work {
+            Work::Backward { stash: None, .. } => self.stash_bytes(&pass.layout),
+            // What is kept may be what enters each block alone.
+            Work::Backward { .. } => self.block_stash_bytes(&pass.layout),
+            _ => 0,
+        };
         self.activation_bytes(&pass.layout).saturating_add(again)
     }
 
@@ -78,7 +82,10 @@ impl<'a> Compute<'a> {
         let (keep, size) = match level {
             StashLevel::None => (Keep::Nothing, Size { bytes: 0, reduced: None }),
             StashLevel::Inputs => (Keep::Inputs, Size { bytes: sizes.inputs.unwrap_or_default(), reduced: None }),
-            StashLevel::Full => (Keep::Everything, Size { bytes: sizes.full, reduced: sizes.inputs }),
+            StashLevel::Full => {
+                let reduced = sizes.inputs.filter(|_| self.policy == StashPolicy::Auto);
+                (Keep::Everything, Size { bytes: sizes.full, reduced })
+            }
         };
         let ForwardOutput { text, prefix, stash, .. } = self.run_forward(&layout, inputs, keep, rounded)?;
         let passes = passes_of_forward(&layout);

@@ -32,7 +32,7 @@ pub(super) struct Pauses<'a> {
     tokens_only: bool,
     /// When the next pause may be.
     next: Instant,
-    /// And when it is the turn of tokens.
+    /// And when it is the turn of tokens and the like.
     turn: Instant,
     /// Time of all of them.
     pub(super) spent: Duration,
@@ -54,12 +54,12 @@ impl<'a> Pauses<'a> {
         let estimates = (!self.tokens_only).then(|| self.worker.estimates());
         let taken = beside::pop(&mut lock(&self.worker.shared.state), &self.pass, began >= self.turn, estimates);
         let Some(taken) = taken else { return };
-        let tokens = taken.0.comer().is_some();
+        let in_turn = beside::takes_turns(&taken.0);
         self.worker.run_beside(taken);
         let (took, now) = (began.elapsed(), Instant::now());
         self.spent += took;
         self.next = now + QUANTUM;
-        if tokens {
+        if in_turn {
             self.turn = now + took.max(QUANTUM);
         }
     }

@@ -171,12 +171,17 @@ impl<S> StashStore<S> {
     }
 
     /// Keeps `value` until it is taken, dropped or expired. Call [`Self::make_room`] before computing it. `false`, and
-    /// nothing is kept, if the stream ended while it was computed: nobody would ever take it.
+    /// nothing is kept, if the stream ended while it was computed: nobody would ever take it. The same if passes beside it took the room, as far as
+    /// that is not beyond their shares.
     pub(crate) fn insert(&mut self, key: StashKey, layout: PassLayout, value: S, size: Size, now: Instant) -> bool {
         self.remove(key);
+        let Some(party) = self.open.get(&key.0).map(|open| open.party) else { return false };
+        if !self.has_room(size.bytes) && !self.reclaim(party, size.bytes, size.reduced.is_some()) {
+            return false;
+        }
         let Some(open) = self.open.get_mut(&key.0) else { return false };
         open.stashes.insert(key.1);
-        let (party, number) = (open.party, self.next);
+        let number = self.next;
         self.next += 1;
         self.order.insert(number, key);
         self.add(key, Kept { party, layout, value, size, number, since: now });

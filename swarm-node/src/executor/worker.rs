@@ -23,7 +23,7 @@ pub(super) struct Worker {
     background: Background,
     /// Microseconds that others computed beside the pass in the background.
     beside: Arc<AtomicU64>,
-    /// When it is the turn of tokens.
+    /// When it is the turn of tokens and the like.
     turn: Instant,
     kept: Kept,
     pub(super) shared: Arc<Shared>,
@@ -46,12 +46,12 @@ impl Worker {
         while let Some(next) = self.next() {
             match next {
                 Next::Beside(taken) => {
-                    let (began, tokens) = (Instant::now(), taken.0.comer().is_some());
+                    let (began, in_turn) = (Instant::now(), beside::takes_turns(&taken.0));
                     self.background.is_contended();
                     self.run_beside(taken);
                     let took = began.elapsed();
                     self.beside.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
-                    if tokens {
+                    if in_turn {
                         self.turn = Instant::now() + took;
                     }
                 }
@@ -134,9 +134,8 @@ impl Worker {
                 while let Some((_, reply)) = state.queue.pop() {
                     let _ = reply.send(Err(Refusal::Draining));
                 }
-                if state.long.is_none() {
-                    return None;
-                }
+                // What is under way in the background ends first.
+                state.long?;
             } else if let Some(long) = state.long {
                 let left = self.turn.saturating_duration_since(Instant::now());
                 if let Some(taken) = beside::pop(&mut state, &long, left.is_zero(), Some(self.estimates())) {

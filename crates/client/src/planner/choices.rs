@@ -1,13 +1,17 @@
 //! Where there is somebody to choose, and of whom nobody knows yet whether they keep what they announce.
 
 use petals_protocol::Span;
+use petals_swarm::PeerId;
 
 use super::{Candidate, Hop, Planner};
+
+/// Where a request waits for others for so many seconds, whoever only says that it is quick is worth a try.
+const CROWDED: f64 = 0.5;
 
 /// Whether a server was as quick as it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Punctuality {
-    /// Nobody asked it yet. It is not used for blocks of somebody who was on time.
+    /// Nobody asked it yet. It is not used for blocks of somebody who was on time and has room.
     #[default]
     Unknown,
     /// It was.
@@ -23,8 +27,8 @@ pub(crate) struct Choices {
     pub(crate) unknown: Vec<Hop>,
     /// Who was late, likewise.
     pub(crate) late: Vec<Hop>,
-    /// Blocks for which there is a choice, and nobody who was on time.
-    pub(crate) unsettled: Vec<u32>,
+    /// Those of the unknown who hold blocks for which there is nobody who was on time.
+    pub(crate) settling: Vec<PeerId>,
 }
 
 impl Planner<'_> {
@@ -56,20 +60,20 @@ impl Planner<'_> {
             }
             found
         };
-        let unsettled = blocks.blocks().zip(&holders).filter(|(_, (count, on_time))| *count > 1 && !on_time);
-        Choices {
-            unknown: first_of(Punctuality::Unknown),
-            late: first_of(Punctuality::Late),
-            unsettled: unsettled.map(|(block, _)| block).collect(),
-        }
+        let unsettled = |block: u32| contested(block) && !holders[(block - blocks.start()) as usize].1;
+        let of_unsettled = hops.iter().filter(|(_, is, block)| *is == Punctuality::Unknown && unsettled(*block));
+        let mut settling: Vec<PeerId> = of_unsettled.map(|(peer, ..)| *peer).collect();
+        settling.dedup();
+        Choices { unknown: first_of(Punctuality::Unknown), late: first_of(Punctuality::Late), settling }
     }
 
-    /// Of each block, whether somebody may run it who was on time and has not failed since.
+    /// Of each block, whether somebody may run it who was on time, has not failed since, and has room.
     pub(super) fn on_time(&self, usable: &[(usize, Span)], blocks: Span) -> Vec<bool> {
         let mut on_time = vec![false; blocks.len()];
         for &(number, span) in usable {
             let candidate = &self.candidates[number];
-            if candidate.banned || candidate.punctuality != Punctuality::OnTime {
+            let has_room = candidate.queue_seconds < CROWDED;
+            if candidate.banned || candidate.punctuality != Punctuality::OnTime || !has_room {
                 continue;
             }
             let may =
@@ -82,8 +86,6 @@ impl Planner<'_> {
 
 #[cfg(test)]
 mod tests {
-    use petals_swarm::PeerId;
-
     use super::*;
     use crate::planner::RouteRules;
 
@@ -105,10 +107,16 @@ mod tests {
         let choices = Planner::new(&all, &rules, span(0, 4)).choices(span(0, 4));
         let hop = |candidate: &Candidate| Hop { peer: candidate.peer, span: span(2, 3) };
         assert_eq!(choices.unknown, pair.each_ref().map(hop));
-        assert_eq!((choices.unsettled, choices.late), (vec![2, 3], vec![]));
+        assert_eq!((choices.settling, choices.late), (vec![pair[0].peer, pair[1].peer], vec![]));
         let known = [alone.clone(), candidate(2, 4, OnTime), candidate(2, 4, Late)];
         let choices = Planner::new(&known, &rules, span(0, 4)).choices(span(0, 4));
-        assert_eq!((choices.unknown.len(), choices.late, choices.unsettled.len()), (0, vec![hop(&known[2])], 0));
+        assert_eq!((choices.unknown.len(), choices.late, choices.settling.len()), (0, vec![hop(&known[2])], 0));
+        // Nobody waits for who can only add to a choice.
+        let more = [known[1].clone(), candidate(1, 4, Unknown), candidate(0, 2, Unknown)];
+        let choices = Planner::new(&more, &rules, span(0, 4)).choices(span(0, 4));
+        assert_eq!((choices.unknown.len(), choices.settling), (2, vec![more[1].peer, more[2].peer]));
+        let choices = Planner::new(&more, &rules, span(0, 4)).choices(span(2, 4));
+        assert_eq!((choices.unknown.len(), choices.settling), (1, vec![]));
         let banned = [alone, Candidate { banned: true, ..pair[0].clone() }, pair[1].clone()];
         assert_eq!(Planner::new(&banned, &rules, span(0, 4)).choices(span(0, 4)), Choices::default());
     }
@@ -127,8 +135,10 @@ mod tests {
         // Where nobody was on time, who was late has no advantage.
         let late = Candidate { queue_seconds: 0.9, ..candidate(0, 4, Late) };
         assert_eq!(route(&[late, claims.clone()])[0].peer, claims.peer);
-        // And whoever failed is no better than somebody unknown.
-        let banned = Candidate { banned: true, ..slow };
+        // And whoever failed or has no room is no better than somebody unknown.
+        let banned = Candidate { banned: true, ..slow.clone() };
         assert_eq!(route(&[banned, claims.clone()])[0].peer, claims.peer);
+        let busy = Candidate { queue_seconds: CROWDED, ..slow };
+        assert_eq!(route(&[busy, claims.clone()])[0].peer, claims.peer);
     }
 }

@@ -30,7 +30,7 @@ pub struct WeightedRoute {
 
 impl Planner<'_> {
     /// At most `most` routes on which a stream of micro-batches, `depth` of them under way on each, is done soonest. The
-    /// one with the largest share comes first. They have servers in common only where a block has no other holder left.
+    /// one with the largest share comes first. They have servers in common only where nobody else is left who may run a block, or who was on time.
     ///
     /// # Errors
     /// [`MissingBlocks`] if nobody may run some block.

@@ -195,10 +195,10 @@ impl RemoteSequence {
         let others = candidates.iter().filter(|candidate| !candidate.banned);
         // Who was on time rather than who only says that it is quick.
         let others = others.map(|candidate| {
-            let unknown = candidate.punctuality == Punctuality::Unknown;
-            (unknown, Hop { peer: candidate.peer, span: hop.span })
+            let doubtful = candidate.punctuality != Punctuality::OnTime;
+            (doubtful, Hop { peer: candidate.peer, span: hop.span })
         });
-        let timed = others.filter_map(|(unknown, hop)| Some((unknown, planner.seconds(&[hop])?, hop)));
+        let timed = others.filter_map(|(doubtful, hop)| Some((doubtful, planner.seconds(&[hop])?, hop)));
         let best = timed.min_by(|(a, soon, _), (b, sooner, _)| a.cmp(b).then(soon.total_cmp(sooner)));
         best.map(|(.., hop)| hop)
     }

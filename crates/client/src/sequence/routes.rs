@@ -9,7 +9,7 @@ use petals_swarm::PeerId;
 
 use super::{RelayMode, RemoteSequence, SwarmEvent};
 use crate::lock::lock;
-use crate::planner::{Candidate, Exclusion, Hop, MissingBlocks, Planner, Route, WeightedRoute};
+use crate::planner::{Candidate, Exclusion, Hop, MissingBlocks, Planner, Punctuality, Route, WeightedRoute};
 use crate::servers::peers::PassSize;
 
 /// Estimates change with every answer; routes are not planned anew for them more often than this.
@@ -81,6 +81,10 @@ impl RemoteSequence {
         why: Exclusion,
     ) -> Vec<Candidate> {
         let mut candidates = self.view.candidates(pass, relay == RelayMode::Chain, without, why);
+        if self.config.trials == 0 {
+            // Who was asked first would be the only choice for good.
+            candidates.iter_mut().for_each(|candidate| candidate.punctuality = Punctuality::Unknown);
+        }
         if relay == RelayMode::Chain && self.relays.any_avoided() {
             for candidate in &mut candidates {
                 candidate.next.retain(|peer, _| self.relays.may(candidate.peer, *peer));

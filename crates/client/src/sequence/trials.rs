@@ -62,7 +62,7 @@ struct State {
     gave_up: Option<Instant>,
     /// When choices were first looked at.
     began: Option<Instant>,
-    /// When each was last tried.
+    /// When each was last tried, not long ago.
     tried: HashMap<PeerId, Instant>,
 }
 
@@ -115,6 +115,7 @@ impl RemoteSequence {
     /// As many as may be at a time for each block, in any order: what they announce is what is not believed.
     fn begin_trials(&self, choices: &Choices) {
         let (mut state, now) = (lock(&self.trials.shared.state), Instant::now());
+        state.tried.retain(|_, at| now.duration_since(*at) < AGAIN);
         let mut wanted = choices.unknown.clone();
         wanted.shuffle(&mut rand::rng());
         wanted.extend(&choices.late);
@@ -177,8 +178,8 @@ impl Trials {
     /// Whether a block waits for somebody who is on time and may still come, and whether any trial is under way that matters.
     fn awaited(&self, choices: &Choices) -> (bool, bool) {
         let under_way = &lock(&self.shared.state).under_way;
-        let others = choices.unknown.iter().any(|hop| under_way.contains_key(&hop.peer));
-        (others && !choices.unsettled.is_empty(), others)
+        let blocks = choices.settling.iter().any(|peer| under_way.contains_key(peer));
+        (blocks, blocks || choices.unknown.iter().any(|hop| under_way.contains_key(&hop.peer)))
     }
 }
 

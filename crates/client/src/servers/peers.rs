@@ -35,8 +35,9 @@ const SUSPICION: Duration = Duration::from_secs(10);
 const NEW_WEIGHT: f64 = 0.2;
 /// Requests that carried more say how fast a link is; of others what nobody accounts for is charged.
 const LINK_BYTES: usize = 64 * 1024;
-/// Seconds that may pass without anybody accounting for them, beside half of what is accounted for: threads and networks have other things to do.
+/// Seconds that may pass without anybody accounting for them, beside what is accounted for times an allowance: threads and networks have other things to do.
 const UNACCOUNTED: f64 = 0.01;
+const ALLOWANCE: f64 = 1.5;
 /// What passing rows on may take a server before the rest is its own, besides its bytes at a quarter of a home's link.
 const HANDOVER: Duration = Duration::from_millis(100);
 /// Bytes per second of a handover that nobody is charged for.
@@ -67,7 +68,7 @@ struct PeerRecord {
     /// Seconds that were waited and that nobody accounts for.
     unaccounted: Recent<8>,
     /// The same of when it was tried out; passes count for more.
-    tried: Option<f64>,
+    tried: Option<punctuality::Tried>,
     /// What earlier runs found of it.
     remembered: Option<f64>,
     pings: Recent<8>,
@@ -145,7 +146,7 @@ pub(crate) fn believed_handover(claimed: Duration, bytes: usize) -> Duration {
 
 /// What a pass took longer than anybody accounts for, beyond what happens to honest servers.
 fn unaccounted(waited: f64, accounted: f64) -> f64 {
-    (waited - 1.5 * accounted - UNACCOUNTED).max(0.0)
+    (waited - ALLOWANCE * accounted - UNACCOUNTED).max(0.0)
 }
 
 fn mix(old: Option<f64>, new: f64) -> f64 {
@@ -165,8 +166,8 @@ impl PeerTable {
                     record.suspended = Some((now + left, times));
                 }
                 Charge::Late { .. } | Charge::OnTime => {
-                    record.tried = punctuality::left_of(entry.charge, now_s.saturating_sub(entry.at_s));
-                    record.remembered = record.tried;
+                    record.remembered = punctuality::left_of(entry.charge, now_s.saturating_sub(entry.at_s));
+                    record.tried = record.remembered.map(punctuality::Tried::Charge);
                 }
             });
         }

@@ -6,6 +6,7 @@ use petals_swarm::PeerId;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use crate::executor::pass::{Done, Inputs, Output};
+use crate::executor::queue::FairQueue;
 use crate::executor::{Executor, ExecutorConfig, ExecutorHandle};
 use crate::fixture;
 use crate::lock::lock;
@@ -129,6 +130,33 @@ fn a_device_has_as_many_blocks_before_it_as_it_computes_in_time() {
         blocks_within(second, &pass, &blocks, rate)
     };
     assert_eq!([100.0, 35.0, 10.0, 1.0, 0.0, f64::NAN].map(within), [10, 3, 1, 1, 1, 1]);
+}
+
+#[test]
+fn passes_of_few_rows_take_turns_with_the_long_one() {
+    let stack = Arc::new(fixture::stack());
+    let (training, other) = (Party::unplaced(PeerId::random()), Party::unplaced(PeerId::random()));
+    let (arrived, deadline) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+    let pass = |party, rows| {
+        let inputs = Inputs { text: Vec::new(), prefix: None, tables: None };
+        let work = Work::Forward { inputs, stash: None };
+        let pass = Pass { party, stream: 1, layout: layout(vec![rows]), work, rounded: false, arrived, deadline };
+        (pass, oneshot::channel().0)
+    };
+    let taken = |rows, turn| {
+        let queue = FairQueue::new(4, 4);
+        let stacks = vec![stack.clone()];
+        let mut state = State { queue, running: None, long: None, stopping: false, for_nobody: 0, stacks };
+        assert!(state.queue.push(training, pass(training, 4096), 4096, false).is_ok());
+        let long = Long::new(&state.queue.pop().unwrap().0, &stack);
+        assert!(state.queue.push(other, pass(other, rows), 1, false).is_ok());
+        let estimates = |blocks| Compute::new(blocks, Box::leak(Box::default()), &|| ());
+        pop(&mut state, &long, turn, Some(estimates)).is_some()
+    };
+    assert_eq!(
+        [(31, false), (31, true), (32, false), (1024, false), (3000, true)].map(|(rows, turn)| taken(rows, turn)),
+        [false, true, true, true, false]
+    );
 }
 
 #[test]

@@ -56,6 +56,22 @@ fn take(store: &mut StashStore<String>, id: u64) -> Option<String> {
 }
 
 #[test]
+fn room_that_passes_beside_it_took_is_not_taken_twice() {
+    let (mut store, now) = (store(20), Instant::now());
+    let insert =
+        |store: &mut StashStore<String>, stream| store.insert(key(stream, 1), layout(1), "S".into(), FULL, now);
+    // Both are computed at a time, and others leave something meanwhile.
+    for stream in [1, 3] {
+        assert_eq!(store.make_room(stream, StashPolicy::Auto, SIZES, now), StashLevel::Full);
+    }
+    assert_eq!(leave_on(&mut store, 3, 2, now), StashLevel::Full);
+    assert_eq!(leave_on(&mut store, 3, 3, now), StashLevel::Full);
+    assert!(insert(&mut store, 1), "it has its share");
+    assert!(!insert(&mut store, 3), "and that is beyond it");
+    assert!(store.bytes() <= store.budget());
+}
+
+#[test]
 fn a_stash_is_used_once_and_only_under_its_layout() {
     let now = Instant::now();
     let mut store = store(100);

@@ -4,7 +4,8 @@ use petals_protocol::ServerInfo;
 use petals_swarm::PeerId;
 
 use super::super::reputation::{Charge, Entry, unix_s};
-use super::{Measurement, PeerRecord, PeerTable, UNACCOUNTED, unaccounted};
+use super::estimate::usual_round_trip;
+use super::{ALLOWANCE, Measurement, PeerRecord, PeerTable, UNACCOUNTED, unaccounted};
 use crate::lock::lock;
 use crate::planner::Punctuality;
 
@@ -12,6 +13,8 @@ use crate::planner::Punctuality;
 const LATE: f64 = 0.05;
 /// A block may take so many times as long as announced before somebody who is tried out is charged for it.
 const SLOWER: f64 = 4.0;
+/// Seconds of a round trip that a single ping is believed: around the world, and not behind somebody who is busy.
+const FARTHEST: f64 = 0.4;
 /// In which time half of a charge of earlier runs is forgotten: machines and links change.
 const HALF_LIFE_S: f64 = 3600.0;
 
@@ -28,10 +31,27 @@ pub(super) fn left_of(charge: Charge, age_s: u64) -> Option<f64> {
     }
 }
 
+/// What is known of a server before passes say more.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Tried {
+    /// It costs so many seconds beyond what it accounts for.
+    Charge(f64),
+    /// Its answer took so many seconds beyond what it accounts for, the way included. How long that is shows when pings were there and back.
+    Waited { beyond: f64, usual_round_trip: f64 },
+}
+
 impl PeerRecord {
     /// Seconds that it costs beyond what it accounts for, as far as anything is known of that.
     pub(super) fn charge(&self) -> Option<f64> {
-        self.unaccounted.least().or(self.tried)
+        let of_trial = |tried| match tried {
+            Tried::Charge(charge) => charge,
+            Tried::Waited { beyond, usual_round_trip } => {
+                let farthest = if self.pings.0.len() > 1 { f64::INFINITY } else { FARTHEST };
+                let round_trip = self.pings.least().map_or(usual_round_trip, |ping| ping.min(farthest));
+                unaccounted(beyond, round_trip)
+            }
+        };
+        self.unaccounted.least().or(self.tried.map(of_trial))
     }
 
     /// What the next run should know: who was late, and who was on time where that had to be found out.
@@ -70,14 +90,14 @@ impl PeerTable {
             let most = announced.map_or(f64::INFINITY, |seconds| SLOWER * seconds + UNACCOUNTED);
             let computed = measured.computed.as_secs_f64().min(most);
             record.queues.add(measured.queued.min(measured.elapsed).as_secs_f64());
-            let accounted = computed + measured.queued.as_secs_f64() + record.round_trip(info.relayed);
-            record.tried = Some(unaccounted(measured.elapsed.as_secs_f64(), accounted));
+            let beyond = measured.elapsed.as_secs_f64() - ALLOWANCE * (computed + measured.queued.as_secs_f64());
+            record.tried = Some(Tried::Waited { beyond, usual_round_trip: usual_round_trip(info.relayed) });
         });
     }
 
     /// A server of which nothing was known did not answer a short request for `seconds`.
     pub(crate) fn tried_in_vain(&self, peer: PeerId, seconds: f64) {
-        self.with(peer, |record| record.tried = Some(seconds));
+        self.with(peer, |record| record.tried = Some(Tried::Charge(seconds)));
     }
 }
 
@@ -126,6 +146,27 @@ mod tests {
         assert!(table.punctuality(peer) == Punctuality::Late && queue() > 0.7);
         table.tried(peer, measured(12, 2, 0), &info());
         assert_eq!(table.punctuality(peer), Punctuality::Late, "it is not cleared by being tried out again");
+    }
+
+    #[test]
+    fn who_is_far_away_is_not_late() {
+        let (table, peer) = (PeerTable::default(), PeerId::random());
+        let ping = |ms| table.pinged(peer, Duration::from_millis(ms));
+        // Whatever comes first, the answer or the ping.
+        table.tried(peer, measured(152, 2, 0), &info());
+        assert_eq!(table.punctuality(peer), Punctuality::Late);
+        ping(150);
+        assert_eq!(table.punctuality(peer), Punctuality::OnTime);
+        // A first ping may be late by itself, or held back.
+        table.tried(peer, measured(910, 2, 0), &info());
+        ping(800);
+        assert_eq!(table.punctuality(peer), Punctuality::Late);
+        let (table, other) = (PeerTable::default(), PeerId::random());
+        table.pinged(other, Duration::from_millis(800));
+        table.tried(other, measured(910, 2, 0), &info());
+        assert_eq!(table.punctuality(other), Punctuality::Late);
+        table.pinged(other, Duration::from_millis(700));
+        assert_eq!(table.punctuality(other), Punctuality::OnTime, "it costs that much for every pass");
     }
 
     #[test]
