@@ -1,6 +1,6 @@
-//! The one thread that computes.
+//! The thread that computes.
 //!
-//! Blocks are owned by an operating-system thread of their own: a pass takes milliseconds to seconds and must never hold
+//! Blocks are owned by an operating-system thread of their own, which lends them to others for long passes: a pass takes milliseconds to seconds and must never hold
 //! a worker of the network runtime. Work arrives through a bounded queue that shares it among peers; a full queue is a
 //! [`Refusal::Busy`] with a hint, not a longer wait.
 //!
