@@ -233,6 +233,19 @@ impl Device {
         gpu.ok().filter(Self::is_gpu).unwrap_or_else(Self::cpu)
     }
 
+    /// Whether it does one thing after the other, whoever asks for them. Processors do several at a time.
+    pub fn has_queue(&self) -> bool {
+        match &self.kind {
+            Kind::Host => false,
+            #[cfg(feature = "burn")]
+            Kind::Reference => false,
+            #[cfg(feature = "cuda")]
+            Kind::Cuda(_) => true,
+            #[cfg(feature = "vulkan")]
+            Kind::Vulkan(_) => true,
+        }
+    }
+
     /// Whether it is a GPU: neither the processor nor a software device, which the processor plays.
     pub fn is_gpu(&self) -> bool {
         match &self.kind {

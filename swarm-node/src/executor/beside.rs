@@ -68,9 +68,9 @@ pub(super) fn blocks_within(time: Duration, pass: &Pass, blocks: &BlockStack, ra
     ((time.as_secs_f64() * rate / of_block) as usize).max(1)
 }
 
-/// Whether all blocks are computed by the processors.
+/// Whether all blocks are computed by processors.
 pub(super) fn on_processors(blocks: &BlockStack) -> bool {
-    blocks.places().all(|place| !place.device().is_gpu())
+    blocks.places().all(|place| !place.device().has_queue())
 }
 
 /// Whether a pass takes the time of reading weights, whatever its rows.

@@ -76,13 +76,18 @@ fn executor(device: &Device) -> Executor {
     Executor::start(fixture::stack_on(device), ExecutorConfig::default(), speed).unwrap()
 }
 
-fn rows(done: Done) -> Vec<f32> {
-    let Output::Forward { text, .. } = done.output else { panic!("forwards have forwards' outputs") };
-    text
+fn rows(done: &Done) -> Vec<f32> {
+    let Output::Forward { text, .. } = &done.output else { panic!("forwards have forwards' outputs") };
+    text.clone()
 }
 
 fn answered(answer: Answer) -> Done {
     answer.blocking_recv().unwrap().unwrap()
+}
+
+/// What became of it so far.
+fn state(answer: &mut Answer) -> Result<Result<(), Refusal>, TryRecvError> {
+    answer.try_recv().map(|done| done.map(drop))
 }
 
 /// With so many texts in the long one.
@@ -90,17 +95,19 @@ fn tokens_and_small_passes_go_beside_a_long_one(device: &Device, texts: usize) {
     let executor = executor(device);
     let [chatting, training, other] = [1, 2, 3].map(|stream| Client::of(&executor, stream));
     answered(chatting.step(0, 1));
-    let (small, alone) = (rows(answered(other.forward(1))), answered(training.begins(texts)));
-    let mut long = training.begins(texts);
-    let token = answered(chatting.step(1, 1));
-    assert_eq!(long.try_recv().err(), Some(TryRecvError::Empty), "the token came first");
+    let (small, alone) = (rows(&answered(other.forward(1))), answered(training.begins(texts)));
+    let beside = |short: &dyn Fn() -> Answer| {
+        let mut long = training.begins(texts);
+        let short = answered(short());
+        assert_eq!(state(&mut long), Err(TryRecvError::Empty), "it came first");
+        let long = answered(long);
+        assert!(long.queued >= short.computed, "the long one waited");
+        assert_eq!(rows(&long), rows(&alone), "and does not notice");
+        short
+    };
+    let token = beside(&|| chatting.step(1, 1));
     assert!(token.queued < alone.computed, "{:?} of {:?}", token.queued, alone.computed);
-    let beside = answered(other.forward(1));
-    assert_eq!(long.try_recv().err(), Some(TryRecvError::Empty), "the small pass came first");
-    assert_eq!(rows(beside), small);
-    let long = answered(long);
-    assert!(long.queued >= token.computed, "it waited for the others");
-    assert_eq!(rows(long), rows(alone), "the pass does not notice");
+    assert_eq!(rows(&beside(&|| other.forward(1))), small);
 }
 
 #[test]
