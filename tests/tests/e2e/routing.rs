@@ -63,7 +63,7 @@ async fn micro_batches_on_several_routes_give_the_gradients_of_one() -> anyhow::
     swarm.announce_speed(1000.0).await?;
     let tuning = TunerConfig { micro_batch_tokens: Some(1), in_flight: Some(3), ..TunerConfig::default() };
     let tuner = |routes| -> anyhow::Result<_> {
-        let sequence = Arc::new(swarm.sequence(SequenceConfig { routes, ..SequenceConfig::default() }));
+        let sequence = Arc::new(swarm.sequence(SequenceConfig { routes, trials: 0, ..SequenceConfig::default() }));
         let tables = tables(&goldens, &swarm, "add", "causal-lm")?;
         let optimizer = AdamW::new(tables.shape(), 0.0);
         let tuner = PromptTuner::new(sequence.clone(), swarm.local.clone(), tables, optimizer, tuning.clone());
@@ -110,7 +110,8 @@ async fn a_server_that_falls_silent_is_raced_by_another_one() -> anyhow::Result<
                 let what = format!("{blocks}, {relay:?}, in the backward: {in_backward}");
                 let (events, mut seen) = tokio::sync::mpsc::channel(256);
                 let patient = Duration::from_secs(600);
-                let config = SequenceConfig { relay, request_timeout: patient, ..SequenceConfig::default() };
+                // Tried out, it would not be used at all.
+                let config = SequenceConfig { relay, request_timeout: patient, trials: 0, ..SequenceConfig::default() };
                 let sequence = swarm.sequence(config).with_events(events);
                 silent.misbehave(if in_backward { Misbehaviour::None } else { Misbehaviour::Hang });
                 let started = Instant::now();

@@ -46,8 +46,9 @@ async fn whoever_finds_nobody_is_told_where_it_looked() {
     let file = || Some(MemberFile::new(&path, None));
     let (met, _incoming) = start(SwarmConfig { members: file(), ..client_config(&peers) }).await;
     met.wait_company(CAP).await.unwrap();
-    // By then each has told the other what it is.
-    lookup_until(&met, span(0, 2), <[_]>::is_empty).await;
+    // Once it finds what the other has announced, each has told the other what it is.
+    bootstrap.announce(info(span(0, 2))).await.unwrap();
+    lookup_until(&met, span(0, 2), |found| !found.is_empty()).await;
     let has_none = client(&peers).await;
     has_none.shutdown().await;
     // What was met is written at the latest when a node ends.
